@@ -1,0 +1,58 @@
+"""What a model expects to see: how a clip is sampled, cropped and normalised.
+
+It stands apart from `data` (which follows it) and `models` (whose weights carry it), because
+neither of the two may import the other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from hiera_video.errors import UserError
+
+
+@dataclass(frozen=True)
+class ClipSpec:
+    """Sampling and normalisation of one clip; the defaults are Hiera's on Kinetics (16x4, 224)."""
+
+    num_frames: int = 16
+    """Frames in a clip (T); 1 for an image model."""
+    sampling_rate: int = 4
+    """Distance of neighbouring frames, counted at `target_fps`."""
+    target_fps: float = 30.0
+    """Frame rate at which `sampling_rate` counts; other videos are stretched to it."""
+    crop_size: int = 224
+    """Side of the square crop, pixels."""
+    mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
+    """Per-channel RGB mean of pixels in [0, 1]."""
+    std: tuple[float, float, float] = (0.225, 0.225, 0.225)
+    """Per-channel RGB standard deviation of pixels in [0, 1]."""
+    segments: bool = False
+    """True: one frame from each of `num_frames` equal parts of the video (Something-Something)."""
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "sampling_rate", "crop_size"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise UserError(f"clip {name}={value!r} must be a whole number of at least 1")
+        if not self.target_fps > 0:
+            raise UserError(f"clip target_fps={self.target_fps!r} must be above 0")
+        for name in ("mean", "std"):
+            value = tuple(float(v) for v in getattr(self, name))
+            if len(value) != 3 or (name == "std" and min(value) <= 0):
+                raise UserError(f"clip {name}={value!r} must be three numbers (std above 0)")
+            object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and lists, as a checkpoint stores them."""
+        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, stored: dict[str, Any]) -> ClipSpec:
+        """The inverse of `to_dict`; unknown keys of a newer version are an error, not a guess."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(stored) - known)
+        if unknown:
+            raise UserError(f"unknown clip settings {unknown}; this version knows {sorted(known)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})

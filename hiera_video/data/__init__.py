@@ -1,0 +1,1 @@
+"""Stage 1: video files -> batches of clips. Never imports `models` or `engine`."""
