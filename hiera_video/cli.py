@@ -1,0 +1,94 @@
+"""What every command line shares: exit codes, one-line errors, and `--import`.
+
+Exit codes: 0 done; 1 the run failed; 2 wrong use (argparse's own too); 130 interrupted;
+141 the reader of our output went away (`... | head`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import select
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from hiera_video.errors import RunFailed, UserError
+from hiera_video.registry import import_user_module
+
+DONE, FAILED, WRONG_USE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
+
+
+def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+    """Call `main(argv)` and end the process: failures become one line on stderr and an exit code.
+
+    Anything but the failures named here is a bug of ours and keeps its traceback.
+    """
+    try:
+        code = main(sys.argv[1:]) or DONE
+        sys.stdout.flush()  # here, where a closed pipe can still be answered quietly
+    except UserError as error:
+        code = _complain(error, WRONG_USE)
+    except KeyboardInterrupt:
+        code = _complain("interrupted", INTERRUPTED)
+    except BrokenPipeError as error:
+        code = READER_GONE if _reader_is_gone() else _complain(error, FAILED)
+    except (RunFailed, OSError) as error:
+        code = _complain(error, FAILED)
+    except Exception as error:
+        if not _is_decode_error(error):
+            raise
+        code = _complain(error, FAILED)
+    if code == READER_GONE:
+        # Python flushes stdout once more while it ends and would print a traceback of its own.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)
+
+
+def add_import_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--import MODULE` (repeatable); the module is imported while the line is parsed."""
+    parser.add_argument(
+        "--import",
+        dest="imports",
+        action=_ImportModule,
+        default=[],
+        metavar="MODULE",
+        help="import a module of yours first, so that the models and data sets it registers exist",
+    )
+
+
+class _ImportModule(argparse.Action):
+    """An action and not a `type`: argparse would swallow the message of a failing `type`."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        import_user_module(values)
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
+
+
+def _complain(error: BaseException | str, code: int) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _is_decode_error(error: Exception) -> bool:
+    """Looked up late: importing the decoders costs seconds that `--help` need not pay."""
+    decode = sys.modules.get("hiera_video.data.decode")
+    return decode is not None and isinstance(error, decode.DecodeError)
+
+
+def _reader_is_gone() -> bool:
+    """Whether standard output is a pipe nobody reads; other broken pipes are real failures."""
+    if not hasattr(select, "poll"):
+        return True
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (OSError, ValueError):
+        return True
