@@ -1,0 +1,210 @@
+"""Which frames of a video a model gets to see: numbers in, frame indices out, no file touched.
+
+A *clip* is T = `spec.num_frames` indices. Two ways of choosing them (`ClipSpec.segments`):
+
+* **dense**: the clip spans `num_frames * sampling_rate / target_fps` seconds. At 30 frames a
+  second the usual 16x4 spans 64 frames, of which both ends are taken and the rest truncated to
+  whole frames: 0 4 8 12 16 21 25 29 33 37 42 46 50 54 58 63. That is SlowFast's reading of "16x4";
+  it is not an exact stride of 4. At 60 frames a second the same clip spans 128 frames.
+* **segments** (Something-Something): the whole video is cut into T equal parts and one frame is
+  taken from each, however long the video is.
+
+Decisions that are easy to get wrong:
+
+* A video shorter than the span starts at frame 0 and its last frame is repeated (SlowFast's
+  choice: motion keeps its speed, and the end stands still).
+* With a variable frame rate the *average* rate is used and clips are counted in frames, as in
+  SlowFast; only the windows of a timeline are cut by the frames' real times.
+* The arithmetic is exact. Rates are read as fractions, so that a probe that says 29.9999999 gives
+  the indices of 30, whichever decoder said so.
+* A clip of one frame (an image model) spans that one frame.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hiera_video.clip_spec import ClipSpec
+from hiera_video.errors import UserError
+
+Indices = NDArray[np.int64]
+
+# 30000/1001 and its relatives are exact at this denominator; noise in the seventh digit is not.
+_LARGEST_DENOMINATOR = 1001
+
+# Frame times are sums of container ticks; a microsecond early still counts as on the boundary.
+_TIME_NOISE = 1e-6
+
+
+def span(num_frames: int, sampling_rate: int, fps: float, target_fps: float) -> Fraction:
+    """Source frames that a dense clip stretches over, at least 1; not always a whole number.
+
+    `fps` is the video's average rate. A rate that is not known (0, negative, nan, infinite: a
+    still picture, a file without times) counts as `target_fps`.
+    """
+    if num_frames == 1:
+        return Fraction(1)
+    target = Fraction(target_fps).limit_denominator(_LARGEST_DENOMINATOR)
+    known = math.isfinite(fps) and fps > 0
+    rate = Fraction(fps).limit_denominator(_LARGEST_DENOMINATOR) if known else target
+    return max(Fraction(1), num_frames * sampling_rate * rate / target)
+
+
+def dense_clip(start: int, clip_span: Fraction, num_frames: int, video_frames: int) -> Indices:
+    """`num_frames` indices from `start` to `start + clip_span - 1`, truncated: int64 [T].
+
+    Indices past the end of the video become its last frame.
+    """
+    step = (clip_span - 1) / max(num_frames - 1, 1)
+    chosen = [start + math.floor(step * i) for i in range(num_frames)]
+    return np.minimum(np.asarray(chosen, dtype=np.int64), video_frames - 1)
+
+
+def training_clip(
+    video_frames: int, fps: float, spec: ClipSpec, u: float | Sequence[float]
+) -> Indices:
+    """One clip at the random place that `u` says: int64 [T].
+
+    `u` holds numbers in [0, 1) drawn by the caller: one number for a dense clip (every whole
+    start from the first to the last possible one is equally likely); for segments one number per
+    segment, or one for all of them.
+    """
+    _check_not_empty(video_frames)
+    if spec.segments:
+        return segment_clip(video_frames, spec, u)
+    (u,) = np.atleast_1d(np.asarray(u, dtype=np.float64)).tolist()
+    clip_span = span(spec.num_frames, spec.sampling_rate, fps, spec.target_fps)
+    starts = _last_start(video_frames, clip_span) + 1
+    start = min(int(u * starts), starts - 1)
+    return dense_clip(start, clip_span, spec.num_frames, video_frames)
+
+
+def uniform_views(video_frames: int, fps: float, spec: ClipSpec, num_views: int) -> Indices:
+    """`num_views` clips spread evenly over the video, for testing: int64 [K, T].
+
+    Dense clips start at the first possible frame, at the last possible one, and evenly between
+    them; a single view is the middle one (SlowFast's offset sampling, whose later starts can fall
+    short of the last by rounding; these do not). Segments: see `segment_views`.
+    """
+    _check_not_empty(video_frames)
+    _check_views(num_views)
+    if spec.segments:
+        return segment_views(video_frames, spec, num_views)
+    clip_span = span(spec.num_frames, spec.sampling_rate, fps, spec.target_fps)
+    starts = _spread(_last_start(video_frames, clip_span), num_views)
+    return np.stack([dense_clip(s, clip_span, spec.num_frames, video_frames) for s in starts])
+
+
+def segment_clip(video_frames: int, spec: ClipSpec, u: float | Sequence[float]) -> Indices:
+    """One frame from each of T equal parts, at the random place in its part: int64 [T].
+
+    `u`: numbers in [0, 1), one per segment or one for all. The parts touch: a frame on a boundary
+    belongs to both, as in SlowFast.
+    """
+    _check_not_empty(video_frames)
+    first, last = _segments(video_frames, spec.num_frames)
+    offsets = np.broadcast_to(np.asarray(u, dtype=np.float64), (spec.num_frames,))
+    sizes = last - first + 1
+    return first + np.minimum((offsets * sizes).astype(np.int64), sizes - 1)
+
+
+def segment_views(video_frames: int, spec: ClipSpec, num_views: int) -> Indices:
+    """`num_views` different samples of one frame per segment, for testing: int64 [K, T].
+
+    One view takes the middle of each segment (SlowFast's test frames). K views take the middles
+    of the K equal pieces of each segment, so that a second view shows other frames than the first.
+    """
+    _check_not_empty(video_frames)
+    _check_views(num_views)
+    first, last = _segments(video_frames, spec.num_frames)
+    view = np.arange(num_views, dtype=np.int64)[:, None]
+    return first + (last - first) * (2 * view + 1) // (2 * num_views)
+
+
+@dataclass(frozen=True)
+class WindowClips:
+    """One window of a timeline: its times in seconds and the clips that stand for it."""
+
+    start: float
+    end: float
+    views: Indices
+    """int64 [K, T]; K is 1 where the window is no longer than one clip."""
+
+
+def window_clips(
+    times: NDArray[np.float64],
+    fps: float,
+    spec: ClipSpec,
+    seconds: float,
+    num_views: int = 1,
+) -> Iterator[WindowClips]:
+    """Cut a video into windows of `seconds` and choose the clips of each, in order.
+
+    `times` are the frames' times, [num_frames], in seconds and non-decreasing (`VideoInfo.times`).
+    Windows start at 0, `seconds`, 2 * `seconds`, ...; the last one ends with the video. A window
+    in which no frame begins is left out, so that a jump of hours in a damaged file's clock costs
+    nothing.
+
+    A window longer than a clip gets `num_views` clips spread over it as in `uniform_views`. A
+    shorter one gets a single clip around its middle, which looks a little past its borders: the
+    model sees motion at the speed it was trained on.
+
+    Raises UserError if `seconds` is not above 0.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise UserError(f"a timeline window of {seconds!r} seconds is not possible; give above 0")
+    _check_not_empty(len(times))
+    _check_views(num_views)
+    clip_span = span(spec.num_frames, spec.sampling_rate, fps, spec.target_fps)
+    frame_period = 1 / fps if math.isfinite(fps) and fps > 0 else 1 / spec.target_fps
+    video_end = float(times[-1]) + frame_period
+
+    window_of_frame = np.floor((np.asarray(times) + _TIME_NOISE) / seconds).astype(np.int64)
+    numbers, firsts = np.unique(window_of_frame, return_index=True)
+    borders = [*firsts.tolist(), len(times)]
+    for number, first, stop in zip(numbers.tolist(), borders, borders[1:], strict=False):
+        if spec.segments:
+            views = first + segment_views(stop - first, spec, num_views)
+        elif stop - first > clip_span:
+            starts = _spread(_last_start(stop - first, clip_span), num_views)
+            clips = [dense_clip(first + s, clip_span, spec.num_frames, len(times)) for s in starts]
+            views = np.stack(clips)
+        else:
+            around = math.floor((first + stop - clip_span) / 2)
+            start = min(max(around, 0), _last_start(len(times), clip_span))
+            views = dense_clip(start, clip_span, spec.num_frames, len(times))[None]
+        end = min((number + 1) * seconds, video_end)
+        yield WindowClips(start=number * seconds, end=end, views=views)
+
+
+def _last_start(video_frames: int, clip_span: Fraction) -> int:
+    return max(math.floor(video_frames - clip_span), 0)
+
+
+def _spread(last: int, count: int) -> list[int]:
+    """`count` whole numbers from 0 to `last`, both included; the middle if only one."""
+    if count == 1:
+        return [last // 2]
+    return [last * k // (count - 1) for k in range(count)]
+
+
+def _segments(video_frames: int, num_frames: int) -> tuple[Indices, Indices]:
+    """First and last frame of each of `num_frames` equal parts of a video: two int64 [T]."""
+    borders = [round(Fraction((video_frames - 1) * i, num_frames)) for i in range(num_frames + 1)]
+    return np.asarray(borders[:-1], dtype=np.int64), np.asarray(borders[1:], dtype=np.int64)
+
+
+def _check_not_empty(video_frames: int) -> None:
+    if video_frames < 1:
+        raise ValueError(f"video_frames={video_frames} must be at least 1: nothing to sample from")
+
+
+def _check_views(num_views: int) -> None:
+    if num_views < 1:
+        raise UserError(f"num_views={num_views} (temporal views) must be at least 1")

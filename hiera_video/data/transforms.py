@@ -1,0 +1,113 @@
+"""From decoded frames to what a model takes, without any randomness: resize, crop, normalise.
+
+The test-time half; random augmentation for training is in `augment.py`. Frames are uint8
+[T, 3, H, W] (RGB), and a model's clip is float32 [3, T, S, S].
+
+Resizing is bilinear *with* antialiasing. SlowFast's is without, on Kinetics copies that were
+already reduced to about 256 or 340 pixels, where the two hardly differ; a phone's 1080p or 4K file
+would alias badly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hiera_video.clip_spec import ClipSpec
+from hiera_video.errors import UserError
+
+SPATIAL_CROPS = (1, 3)
+
+# Beyond this ratio of the sides a frame is cut to its crop before it is resized: a 2000x2 strip
+# at 224 lines would be 224,000 pixels wide.
+_LARGEST_ASPECT = 8
+
+
+def resize_short_side(frames: Tensor, size: int) -> Tensor:
+    """Scale uint8 [T, 3, H, W] so that the shorter side is `size`: uint8 [T, 3, H', W'].
+
+    The longer side is truncated to whole pixels, as in SlowFast.
+    """
+    height, width = frames.shape[-2:]
+    if height <= width:
+        return resize(frames, size, width * size // height)
+    return resize(frames, height * size // width, size)
+
+
+def resize(frames: Tensor, height: int, width: int) -> Tensor:
+    """Scale uint8 [T, 3, H, W] to `height` x `width`, bilinear with antialiasing."""
+    if tuple(frames.shape[-2:]) == (height, width):
+        return frames
+    return F.interpolate(frames, size=(height, width), mode="bilinear", antialias=True)
+
+
+def spatial_crops(frames: Tensor, crop_size: int, num_crops: int) -> list[Tensor]:
+    """The test crops of uint8 [T, 3, H, W]: a list of uint8 [T, 3, S, S] with S = `crop_size`.
+
+    3 crops: the shorter side becomes S; left, centre and right (top, centre, bottom of an upright
+    video). 1 crop: the shorter side becomes S * 256 / 224, rounded up, and the centre is cut out.
+    Both are SlowFast's. Raises UserError for another number.
+    """
+    check_num_crops(num_crops)
+    frames = _cut_to_aspect(frames, num_crops) if _is_strip(frames) else [frames]
+    if len(frames) == num_crops == 3:
+        return [resize(part, crop_size, crop_size) for part in frames]
+    short = crop_size if num_crops == 3 else -(-crop_size * 256 // 224)
+    resized = resize_short_side(frames[0], short)
+    spare_y, spare_x = (side - crop_size for side in resized.shape[-2:])
+    centre_y, centre_x = (spare_y + 1) // 2, (spare_x + 1) // 2
+    corners = [(centre_y, centre_x)]
+    if num_crops == 3 and spare_y > spare_x:
+        corners = [(0, centre_x), (centre_y, centre_x), (spare_y, centre_x)]
+    elif num_crops == 3:
+        corners = [(centre_y, 0), (centre_y, centre_x), (centre_y, spare_x)]
+    return [resized[..., y : y + crop_size, x : x + crop_size] for y, x in corners]
+
+
+def normalize(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """uint8 [T, 3, S, S] -> float32 [3, T, S, S]: to [0, 1], minus `mean`, over `std`."""
+    # One multiply-add per pixel: (x / 255 - mean) / std == x * scale + shift.
+    scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32).view(1, 3, 1, 1)
+    shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1)
+    return torch.addcmul(shift, frames.float(), scale).transpose(0, 1).contiguous()
+
+
+def test_clips(frames_per_view: Sequence[Tensor], spec: ClipSpec, num_crops: int) -> Tensor:
+    """All crops of all temporal views: K x uint8 [T, 3, H, W] -> float32 [K * S, 3, T, S, S].
+
+    The crops of one temporal view are neighbours.
+    """
+    return torch.stack(
+        [
+            normalize(crop, spec.mean, spec.std)
+            for frames in frames_per_view
+            for crop in spatial_crops(frames, spec.crop_size, num_crops)
+        ]
+    )
+
+
+test_clips.__test__ = False  # a name pytest would otherwise collect where it is imported
+
+
+def check_num_crops(num_crops: int) -> None:
+    """Raise UserError unless `num_crops` is a number of spatial crops that exists."""
+    if num_crops not in SPATIAL_CROPS:
+        raise UserError(f"{num_crops} spatial crops; allowed are 1 (centre) and 3 (side to side)")
+
+
+def _is_strip(frames: Tensor) -> bool:
+    height, width = frames.shape[-2:]
+    return max(height, width) > _LARGEST_ASPECT * min(height, width)
+
+
+def _cut_to_aspect(frames: Tensor, num_crops: int) -> list[Tensor]:
+    """Squares of a strip at its start, middle and end (3), or its middle alone (1)."""
+    height, width = frames.shape[-2:]
+    side = min(height, width)
+    spare = max(height, width) - side
+    offsets = [0, (spare + 1) // 2, spare] if num_crops == 3 else [(spare + 1) // 2]
+    along = -2 if height > width else -1
+    return [frames.narrow(along, offset, side) for offset in offsets]
