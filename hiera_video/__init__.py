@@ -1,0 +1,32 @@
+"""Hiera for video: models, training, testing and labelling.
+
+from hiera_video import build_model, list_models, Predictor, load_config
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "build_model": "hiera_video.models",
+    "list_models": "hiera_video.models",
+    "load_config": "hiera_video.config",
+    "Predictor": "hiera_video.predict",
+    "MODEL_REGISTRY": "hiera_video.registry",
+    "DATASET_REGISTRY": "hiera_video.registry",
+}
+__all__ = ["__version__", *_HOMES]
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used: `--help` need not wait for torch."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'hiera_video' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,80 @@
+"""Stage 2: clips -> logits or losses. Every model is built by its registered name."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from hiera_video.errors import UserError
+from hiera_video.models import hiera, mae
+from hiera_video.models.hiera import Hiera, HieraEncoder
+from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
+from hiera_video.registry import MODEL_REGISTRY
+
+__all__ = [
+    "Hiera",
+    "HieraEncoder",
+    "MAEOutput",
+    "MaskedAutoencoder",
+    "build_model",
+    "list_models",
+]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Registered model names that match a shell pattern, e.g. `list_models("mae_hiera*")`."""
+    return MODEL_REGISTRY.names(pattern)
+
+
+def build_model(
+    name: str,
+    pretrained: bool | str | Path | None = None,
+    num_classes: int | None = None,
+    **overrides: Any,
+) -> nn.Module:
+    """Build a registered model; with `pretrained`, load its weights too.
+
+    Args:
+        name: a registered name, see `list_models`.
+        pretrained: None or False for fresh weights (nothing is downloaded); True for the
+            published weights of this name; or the name of published weights
+            ("mae_k400_ft_k400"), a checkpoint file or a URL.
+        num_classes: outputs of a classifier; None for the model's own (400 for Kinetics).
+        overrides: arguments of the model, e.g. `input_size=(8, 224, 224)`, `drop_path_rate=0.1`,
+            `decoder_num_heads=8`.
+
+    Raises:
+        UserError: unknown name or argument (near ones are suggested), sizes that do not divide.
+        WeightsError: weights that cannot be had or do not fit.
+    """
+    builder = MODEL_REGISTRY.get(name)
+    if num_classes is not None:
+        overrides["num_classes"] = num_classes
+    try:
+        model = builder(**overrides)
+    except TypeError as error:
+        if "argument" not in str(error):
+            raise
+        raise UserError(f"{name}: {error}; it takes {', '.join(arguments_of(builder))}") from error
+    if pretrained:
+        from hiera_video.models import weights  # heavy (iopath), and only needed here
+
+        weights.load_pretrained(model, name, pretrained, num_classes=num_classes)
+    return model
+
+
+def arguments_of(builder: Any) -> list[str]:
+    """Names of the arguments a builder understands, its model's constructor included."""
+    names = set(inspect.signature(builder).parameters)
+    model = inspect.signature(builder).return_annotation
+    classes = {"Hiera": Hiera, "MaskedAutoencoder": MaskedAutoencoder}
+    for cls in (classes.get(str(model)), HieraEncoder if str(model) in classes else None):
+        if cls is not None:
+            names |= set(inspect.signature(cls.__init__).parameters)
+    return sorted(names - {"self", "args", "kwargs", "overrides"})
+
+
+del hiera, mae  # imported for what they register

@@ -1,0 +1,394 @@
+"""Hiera: a hierarchical vision transformer without the bells and whistles (arXiv 2306.00989).
+
+A stem embeds patches (2x4x4 cubes for video), learned positions are added once, tokens are put
+into unit-major order, and four stages of plain transformer blocks follow. Between stages the
+width doubles and queries are max-pooled 2x2 in space. In the first two stages (and, since the
+kind of attention lags by one block, in the first block of the third) attention stays inside mask
+units; after that it is global. Nothing else: no convolution, no relative positions, no overlap.
+
+Published names, arguments and state-dict keys; sizes from the paper's Table 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hiera_video.errors import UserError
+from hiera_video.models.layers import LAYER_NORM_EPS, Block, Head, PatchEmbed
+from hiera_video.models.tokens import (
+    TokenLayout,
+    count_kept,
+    keep_from_noise,
+    unit_ids,
+)
+from hiera_video.registry import MODEL_REGISTRY
+
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {"embed_dim": 96, "num_heads": 1, "stages": (1, 2, 7, 2)},
+    "small": {"embed_dim": 96, "num_heads": 1, "stages": (1, 2, 11, 2)},
+    "base": {"embed_dim": 96, "num_heads": 1, "stages": (2, 3, 16, 3)},
+    "base_plus": {"embed_dim": 112, "num_heads": 2, "stages": (2, 3, 16, 3)},
+    "large": {"embed_dim": 144, "num_heads": 2, "stages": (2, 6, 36, 4)},
+    "huge": {"embed_dim": 256, "num_heads": 4, "stages": (2, 6, 36, 4)},
+}
+"""The sizes of the paper (Table 2); tiny and small have no published video weights."""
+
+VIDEO: dict[str, Any] = {
+    "input_size": (16, 224, 224),
+    "q_stride": (1, 2, 2),
+    "mask_unit_size": (1, 8, 8),
+    "patch_kernel": (3, 7, 7),
+    "patch_stride": (2, 4, 4),
+    "patch_padding": (1, 3, 3),
+    "sep_pos_embed": True,
+}
+"""What makes the image model a video model: 3-D patches (cubes) and separable positions."""
+
+ABS_WIN_GRID = 7
+"""Side of the global part of absolute-window positions (SAM 2 uses 7 for T, S, L; 14 for B+)."""
+
+
+class HieraEncoder(nn.Module):
+    """Stem, positions and blocks: everything up to, not including, the final norm and the head.
+
+    Args:
+        input_size: pixels along each dimension: (H, W) of an image, (T, H, W) of a clip. T must
+            be a multiple of 2, H and W of 32 (one mask unit, with the default patches).
+        in_chans: input channels.
+        embed_dim, num_heads: width and heads of the first stage; both grow by `dim_mul` and
+            `head_mul` at each stage.
+        stages: blocks of each stage.
+        q_pool: how many of the stage changes pool; 3 to classify, 2 to pretrain.
+        q_stride: pooling stride along each dimension.
+        mask_unit_size: tokens of a mask unit along each dimension.
+        mask_unit_attn: for each stage, whether attention stays inside mask units.
+        patch_kernel, patch_stride, patch_padding: of the stem's convolution.
+        drop_path_rate: stochastic depth of the last block; rises linearly from 0.
+        sep_pos_embed: spatial plus temporal positions instead of one table (3-D inputs).
+        abs_win: positions as a window part, tiled, plus a global part, resized: the form that
+            carries to other sizes (arXiv 2311.05613). Not the published parametrisation.
+        act_checkpoint: recompute the blocks' activations in the backward pass to save memory.
+
+    Raises:
+        UserError: if sizes do not divide or the tuples' lengths do not fit; it says what does.
+    """
+
+    def __init__(
+        self,
+        input_size: Sequence[int] = (224, 224),
+        in_chans: int = 3,
+        embed_dim: int = 96,
+        num_heads: int = 1,
+        stages: Sequence[int] = (2, 3, 16, 3),
+        q_pool: int = 3,
+        q_stride: Sequence[int] = (2, 2),
+        mask_unit_size: Sequence[int] = (8, 8),
+        mask_unit_attn: Sequence[bool] = (True, True, False, False),
+        dim_mul: float = 2.0,
+        head_mul: float = 2.0,
+        patch_kernel: Sequence[int] = (7, 7),
+        patch_stride: Sequence[int] = (4, 4),
+        patch_padding: Sequence[int] = (3, 3),
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        sep_pos_embed: bool = False,
+        abs_win: bool = False,
+        act_checkpoint: bool = False,
+    ) -> None:
+        super().__init__()
+        check_stages(stages, q_pool=q_pool, mask_unit_attn=mask_unit_attn)
+        self.layout = TokenLayout(
+            input_size=input_size,
+            patch_stride=patch_stride,
+            mask_unit_size=mask_unit_size,
+            q_stride=q_stride,
+            num_pools=len(stages) - 1,
+        )
+        self.input_size = tuple(input_size)
+        self.stages, self.q_pool = tuple(stages), q_pool
+        self.sep_pos_embed, self.abs_win = sep_pos_embed, abs_win
+        self.act_checkpoint = act_checkpoint
+
+        self.patch_embed = PatchEmbed(
+            in_chans, embed_dim, kernel=patch_kernel, stride=patch_stride, padding=patch_padding
+        )
+        self._add_positions(embed_dim)
+
+        drop_path = torch.linspace(0, drop_path_rate, sum(stages), device="cpu").tolist()
+        self.blocks = nn.ModuleList()
+        self.stage_dims: list[int] = []
+        dim, heads = embed_dim, num_heads
+        for stage, depth in enumerate(stages):
+            for i in range(depth):
+                first = i == 0 and stage > 0
+                dim_out = int(dim * dim_mul) if first else dim
+                heads = int(heads * head_mul) if first else heads
+                block = Block(
+                    dim,
+                    dim_out,
+                    heads,
+                    mlp_ratio=mlp_ratio,
+                    drop_path=drop_path[len(self.blocks)],
+                    q_pool=self.layout.pool_factor if first and stage <= q_pool else 1,
+                    # the first block of a stage still attends as the stage before it
+                    local=mask_unit_attn[stage - 1 if first else stage],
+                )
+                self.blocks.append(block)
+                dim = dim_out
+            self.stage_dims.append(dim)
+        self.stage_ends = [sum(stages[: i + 1]) - 1 for i in range(len(stages))]
+
+    # ---- facts --------------------------------------------------------------------------
+
+    @property
+    def num_mask_units(self) -> int:
+        """U, the mask units of one clip: 392 for 16x224x224, 49 for 224x224."""
+        return self.layout.num_units
+
+    @property
+    def num_layers(self) -> int:
+        """The largest `layer_id`: depth + 1."""
+        return len(self.blocks) + 1
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter for layer decay: stem, positions 0; block i: i + 1; rest last."""
+        if name.startswith(("patch_embed.", "pos_embed")):
+            return 0
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) + 1
+        return self.num_layers
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone: the position embeddings."""
+        return {name for name, _ in self.named_parameters() if name.startswith("pos_embed")}
+
+    def stage_pools(self, stage: int) -> int:
+        """How many poolings lie before the end of `stage` (0-based)."""
+        return min(stage, self.q_pool)
+
+    # ---- forward ------------------------------------------------------------------------
+
+    def embed(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Pixels [B, C_in, *input_size] -> first-stage tokens [B, k, n, C] of the kept units.
+
+        Raises:
+            UserError: if `clips` has another size than the model, or `keep` is no usable mask.
+        """
+        self._check_clips(clips)
+        if keep is None:
+            return self.patch_embed(clips, self.layout) + self.positions()
+        batch, units = clips.shape[0], self.num_mask_units
+        kept = count_kept(keep, batch=batch, num_units=units)
+        return self.embed_units(clips, keep, unit_ids(keep, kept))
+
+    def embed_units(self, clips: Tensor, keep: Tensor, ids: Tensor) -> Tensor:
+        """`embed` for a mask known to be good, with the flat positions `ids` of its kept units."""
+        tokens = self.patch_embed.visible(clips, self.layout, keep, ids)
+        positions = self.positions()[0].index_select(0, ids % self.num_mask_units)
+        return tokens + positions.view_as(tokens)
+
+    def forward_stages(self, tokens: Tensor) -> list[Tensor]:
+        """First-stage tokens [B, k, n, C] -> tokens at the end of every stage, unit-major."""
+        outputs = []
+        for i, block in enumerate(self.blocks):
+            if self.act_checkpoint and torch.is_grad_enabled():
+                tokens = checkpoint(block, tokens, use_reentrant=False)
+            else:
+                tokens = block(tokens)
+            if i in self.stage_ends:
+                outputs.append(tokens)
+        return outputs
+
+    def forward_features(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Pixels -> tokens of the last stage [B, k, n, C], before any norm."""
+        return self.forward_stages(self.embed(clips, keep))[-1]
+
+    def stage_features(self, clips: Tensor, keep: Tensor | None = None) -> list[Tensor]:
+        """Feature maps of every stage in raster order.
+
+        Args:
+            clips: pixels [B, C_in, *input_size].
+            keep: bool [B, U], True = visible; None for all.
+
+        Returns:
+            One tensor per stage: [B, *grid, C] (time, rows, columns) without a mask; with one,
+            [B, k, *unit, C]: the kept units, each in raster order.
+        """
+        outputs = self.forward_stages(self.embed(clips, keep))
+        arrange = self.layout.to_raster if keep is None else self.layout.to_unit_raster
+        return [arrange(x, self.stage_pools(stage)) for stage, x in enumerate(outputs)]
+
+    def random_keep(
+        self, batch: int, mask_ratio: float, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """A random keep mask bool [B, U] that deletes about `mask_ratio` of the units."""
+        device = self.patch_embed.proj.weight.device if generator is None else generator.device
+        noise = torch.rand(batch, self.num_mask_units, device=device, generator=generator)
+        return keep_from_noise(noise, mask_ratio).to(self.patch_embed.proj.weight.device)
+
+    # ---- positions ----------------------------------------------------------------------
+
+    def positions(self) -> Tensor:
+        """The learned positions in unit-major order, [1, U, n, C]."""
+        grid = self.layout.grid
+        channels = self.patch_embed.proj.out_channels
+        if self.sep_pos_embed:
+            raster = self._plane(self.pos_embed_spatial, grid[1:]).view(1, 1, *grid[1:], channels)
+            raster = raster + self.pos_embed_temporal.view(1, grid[0], 1, 1, channels)
+        else:
+            raster = self._plane(self.pos_embed, grid).view(1, *grid, channels)
+        return self.layout.to_units(raster)
+
+    def _plane(self, embed: Tensor, grid: Sequence[int]) -> Tensor:
+        """One table of positions, [1, N, C]: as stored, or window part + resized global part."""
+        if not self.abs_win:
+            return embed
+        whole = F.interpolate(embed, size=tuple(grid), mode="bicubic", align_corners=False)
+        window = self.pos_embed_window
+        repeats = [g // w for g, w in zip(grid, window.shape[2:], strict=True)]
+        return (whole + window.tile(1, 1, *repeats)).flatten(2).transpose(1, 2)
+
+    def _add_positions(self, channels: int) -> None:
+        grid, dims = self.layout.grid, self.layout.dims
+        if self.sep_pos_embed and dims != 3:
+            raise UserError(f"sep_pos_embed=True needs a (T, H, W) input, not {self.input_size}")
+        if self.abs_win and dims != 2 and not self.sep_pos_embed:
+            raise UserError("abs_win=True needs an image model or a video model with sep_pos_embed")
+        plane = grid[1:] if self.sep_pos_embed else grid
+        tokens = torch.Size(plane).numel()
+        name = "pos_embed_spatial" if self.sep_pos_embed else "pos_embed"
+        if self.abs_win:
+            # never wider than the grid itself: a small input has nothing to resize
+            side = (ABS_WIN_GRID, ABS_WIN_GRID)
+            self.register_parameter(name, positions_parameter(1, channels, *side))
+            window = self.layout.unit[-2:]
+            self.pos_embed_window = positions_parameter(1, channels, *window)
+        else:
+            self.register_parameter(name, positions_parameter(1, tokens, channels))
+        if self.sep_pos_embed:
+            self.pos_embed_temporal = positions_parameter(1, grid[0], channels)
+
+    def _check_clips(self, clips: Tensor) -> None:
+        expected = (self.patch_embed.proj.in_channels, *self.input_size)
+        if clips.dim() != len(expected) + 1 or tuple(clips.shape[1:]) != expected:
+            raise UserError(
+                f"input of shape {tuple(clips.shape)}; this model takes [B, "
+                f"{', '.join(map(str, expected))}] (build it with input_size= for another size)"
+            )
+
+
+class Hiera(HieraEncoder):
+    """Hiera with its classifier: mean over tokens, LayerNorm, dropout, one linear layer.
+
+    Args:
+        num_classes: outputs; 0 for the normed mean feature [B, C] in the place of logits.
+        head_dropout: dropout before the linear layer.
+        head_init_scale: factor on the linear layer's initial weight and bias.
+        kwargs: see `HieraEncoder`.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        num_classes: int = 1000,
+        head_dropout: float = 0.0,
+        head_init_scale: float = 0.001,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if num_classes < 0:
+            raise UserError(f"num_classes={num_classes} must be 0 (features) or more")
+        dim = self.stage_dims[-1]
+        self.num_classes, self.head_init_scale = num_classes, head_init_scale
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.head = Head(dim, num_classes, head_dropout) if num_classes else nn.Identity()
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """The published initialisation of classifiers: truncated normal 0.02, biases 0.02."""
+        self.apply(partial(init_layer, bias=0.02))
+        for name, parameter in self.named_parameters():
+            if name.startswith("pos_embed"):
+                nn.init.trunc_normal_(parameter, std=0.02)
+        self.reset_head()
+
+    def reset_head(self) -> None:
+        """A fresh head, scaled down so that training starts from near-equal scores."""
+        if isinstance(self.head, Head):
+            init_layer(self.head.projection, bias=0.02)
+            with torch.no_grad():
+                self.head.projection.weight.mul_(self.head_init_scale)
+                self.head.projection.bias.mul_(self.head_init_scale)
+
+    def forward_head(self, tokens: Tensor) -> Tensor:
+        """Last-stage tokens [B, k, n, C] -> logits [B, num_classes]."""
+        return self.head(self.norm(tokens.mean(dim=(1, 2))))
+
+    def forward(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
+        """Classify clips.
+
+        Args:
+            clips: normalised pixels [B, C_in, *input_size].
+            keep: bool [B, U], True = visible; None for all. The same number per clip.
+
+        Returns:
+            Logits [B, num_classes], in training and in evaluation alike.
+        """
+        return self.forward_head(self.forward_features(clips, keep))
+
+
+def positions_parameter(*shape: int) -> nn.Parameter:
+    """Positions before initialisation."""
+    return nn.Parameter(torch.zeros(*shape))
+
+
+def init_layer(module: nn.Module, *, bias: float) -> None:
+    """Truncated normal 0.02 for weights, `bias` for the biases of linear layers and norms."""
+    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+    if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
+        nn.init.constant_(module.bias, bias)
+    if isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+
+
+def check_stages(stages: Sequence[int], *, q_pool: int, mask_unit_attn: Sequence[bool]) -> None:
+    """Refuse stage settings that do not fit each other, naming both."""
+    if not stages or any(not isinstance(s, int) or s < 1 for s in stages):
+        raise UserError(f"stages={tuple(stages)!r} must be one positive block count per stage")
+    if len(mask_unit_attn) != len(stages):
+        raise UserError(
+            f"mask_unit_attn={tuple(mask_unit_attn)} must have one entry for each of the "
+            f"{len(stages)} stages"
+        )
+    if not 0 <= q_pool < len(stages):
+        raise UserError(f"q_pool={q_pool} must be 0 to {len(stages) - 1} for {len(stages)} stages")
+
+
+# ---- the registered variants --------------------------------------------------------------
+
+
+def register_variants(size: str) -> None:
+    """Register `hiera_{size}_224` (ImageNet-1K) and `hiera_{size}_16x224` (Kinetics-400)."""
+
+    def image(num_classes: int = 1000, **overrides: Any) -> Hiera:
+        return Hiera(**{**SIZES[size], "num_classes": num_classes, **overrides})
+
+    def video(num_classes: int = 400, **overrides: Any) -> Hiera:
+        return Hiera(**{**SIZES[size], **VIDEO, "num_classes": num_classes, **overrides})
+
+    image.__doc__ = f"Hiera-{size} for 224x224 images; 1000 classes unless said otherwise."
+    video.__doc__ = f"Hiera-{size} for 16-frame 224x224 clips; 400 classes unless said otherwise."
+    MODEL_REGISTRY.register(name=f"hiera_{size}_224")(image)
+    MODEL_REGISTRY.register(name=f"hiera_{size}_16x224")(video)
+
+
+for _size in SIZES:
+    register_variants(_size)

@@ -1,0 +1,162 @@
+"""The parts of Hiera: patch embedding, position embedding, attention, block, head.
+
+Shapes: B batch, U units (k of them where some are deleted), n tokens in a unit, C channels,
+h heads, d channels of a head. Tokens are unit-major [B, U, n, C]; see `tokens.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from pytorchvideo.layers.attention import Mlp
+from pytorchvideo.layers.drop_path import DropPath
+from torch import Tensor, nn
+
+from hiera_video.models.tokens import TokenLayout, max_pool
+
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+LAYER_NORM_EPS = 1e-6
+
+
+class PatchEmbed(nn.Module):
+    """Overlapping patch (cube) embedding by one strided convolution, in 1, 2 or 3 dimensions.
+
+    Dense, it convolves the whole input. With deleted units it convolves each visible unit with
+    a halo of pixels around it, deleted pixels set to zero: the same result as zeroing the input
+    and convolving all of it (paper, section 3.2), at the cost of the visible units alone.
+    """
+
+    def __init__(
+        self,
+        in_chans: int,
+        embed_dim: int,
+        *,
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+    ) -> None:
+        super().__init__()
+        self.stride, self.kernel, self.padding = tuple(stride), tuple(kernel), tuple(padding)
+        self.proj = CONVOLUTIONS[len(kernel)](
+            in_chans, embed_dim, kernel_size=self.kernel, stride=self.stride, padding=self.padding
+        )
+
+    def forward(self, clips: Tensor, layout: TokenLayout) -> Tensor:
+        """Clips [B, C_in, *input_size] -> tokens [B, U, n, C]."""
+        return layout.to_units(self.proj(clips).movedim(1, -1))
+
+    def visible(self, clips: Tensor, layout: TokenLayout, keep: Tensor, ids: Tensor) -> Tensor:
+        """Tokens of the kept units alone, [B, k, n, C]; deleted pixels have no influence."""
+        windows = self._windows(clips * pixel_mask(keep, layout, clips), layout, ids)
+        convolve = CONVOLVE[layout.dims]
+        x = convolve(windows, self.proj.weight, self.proj.bias, stride=self.stride)
+        x = x.movedim(1, -1).unflatten(0, (clips.shape[0], -1))  # [B, k, *unit, C]
+        return layout.from_unit_raster(x)
+
+    def _windows(self, clips: Tensor, layout: TokenLayout, ids: Tensor) -> Tensor:
+        """Pixels that the tokens of each kept unit read: [B * k, C_in, *window]."""
+        # the convolution's own padding, then one window per unit with the overlap on both sides
+        x = F.pad(clips, [p for pad in reversed(self.padding) for p in (pad, pad)])
+        for d in range(layout.dims):
+            step = layout.unit[d] * self.stride[d]
+            x = x.unfold(2 + d, step - self.stride[d] + self.kernel[d], step)
+        grid = range(2, 2 + layout.dims)
+        x = x.permute(0, *grid, 1, *range(2 + layout.dims, 2 + 2 * layout.dims))
+        return x[(ids // layout.num_units, *unravel(ids % layout.num_units, layout.unit_grid))]
+
+
+def unravel(flat: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
+    """Flat raster positions -> one index tensor per dimension of `shape`."""
+    indices = []
+    for size in reversed(shape):
+        indices.append(flat % size)
+        flat = flat // size
+    return tuple(reversed(indices))
+
+
+def pixel_mask(keep: Tensor, layout: TokenLayout, clips: Tensor) -> Tensor:
+    """Keep mask [B, U] -> 1 for visible pixels, 0 for deleted: [B, 1, *input_size]."""
+    mask = keep.view(keep.shape[0], 1, *layout.unit_grid)
+    for d, units in enumerate(layout.unit_grid):
+        mask = mask.repeat_interleave(clips.shape[2 + d] // units, dim=2 + d)
+    return mask.to(clips.dtype)
+
+
+class MaskUnitAttention(nn.Module):
+    """Multi-head attention inside each mask unit (`local`) or over all units, with Q pooling.
+
+    Both run as fused attention on 4-D tensors: local folds (B, U) into the batch and global
+    flattens (U, n), each a view of the same projection (paper, section 3.2, "mask unit attention").
+    """
+
+    def __init__(self, dim: int, dim_out: int, heads: int, *, q_pool: int, local: bool) -> None:
+        super().__init__()
+        self.heads, self.q_pool, self.local = heads, q_pool, local
+        self.qkv = nn.Linear(dim, 3 * dim_out)
+        self.proj = nn.Linear(dim_out, dim_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, U, n, C] -> [B, U, n / q_pool, C_out]."""
+        batch, units, n, _ = x.shape
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, U, n, 3, h, d)
+        q, k, v = qkv.unbind(3)
+        if self.q_pool > 1:
+            q = q.unflatten(2, (self.q_pool, -1)).amax(dim=2)
+        # local: every unit is a sequence of its own; global: one sequence of all units
+        fold = (0, 1) if self.local else (1, 2)
+        q, k, v = (t.flatten(*fold).transpose(1, 2) for t in (q, k, v))  # (B', h, N, d)
+        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return self.proj(x.reshape(batch, units, n // self.q_pool, -1))
+
+
+class Block(nn.Module):
+    """Transformer block; the first of a stage also widens and pools (paper, section 3).
+
+    The skip path of such a block projects and pools the *normed* input, as the published
+    weights expect.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        dim_out: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        drop_path: float = 0.0,
+        q_pool: int = 1,
+        local: bool = False,
+    ) -> None:
+        super().__init__()
+        self.q_pool = q_pool
+        self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.attn = MaskUnitAttention(dim, dim_out, heads, q_pool=q_pool, local=local)
+        self.norm2 = nn.LayerNorm(dim_out, eps=LAYER_NORM_EPS)
+        self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio))
+        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.proj = nn.Linear(dim, dim_out) if dim != dim_out else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, U, n, C] -> [B, U, n / q_pool, C_out]."""
+        normed = self.norm1(x)
+        if self.proj is not None:
+            x = self.proj(normed)
+        if self.q_pool > 1:
+            x = max_pool(x, self.q_pool)
+        x = x + self.drop_path(self.attn(normed))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+class Head(nn.Module):
+    """Dropout and one linear layer; always logits (softmax belongs to whoever reads scores)."""
+
+    def __init__(self, dim: int, num_classes: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout(dropout) if dropout > 0 else nn.Identity()
+        self.projection = nn.Linear(dim, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C] -> logits [B, num_classes]."""
+        return self.projection(self.dropout(x))
