@@ -1,0 +1,1 @@
+"""Stage 3: model + batches -> trained weights and scores."""

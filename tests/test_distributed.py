@@ -1,0 +1,110 @@
+"""Processes under torchrun: real ones, over gloo."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from hiera_video.engine import distributed
+from hiera_video.errors import UserError
+
+
+def torchrun(code, processes, tmp_path, check=True):
+    """Run `code` in several processes; whatever each wrote to `out(...)`, by rank."""
+    script = tmp_path / "script.py"
+    head = """
+        import json, sys, torch
+        from pathlib import Path
+        from hiera_video.engine import distributed
+        world = distributed.init("cpu")
+        def out(thing):
+            Path(f"{sys.argv[1]}/rank{world.rank}.json").write_text(json.dumps(thing))
+    """
+    script.write_text(textwrap.dedent(head) + textwrap.dedent(code))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        + [f"--nproc-per-node={processes}", str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
+    )
+    if check:
+        assert done.returncode == 0, done.stderr
+    files = sorted(tmp_path.glob("rank*.json"))
+    return [json.loads(f.read_text()) for f in files], done
+
+
+def test_alone_everything_is_quiet(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    world = distributed.init("cpu")
+    assert (world.rank, world.size, world.is_main) == (0, 1, True)
+    assert world.sum(torch.ones(2)).tolist() == [1, 1]
+    assert world.gather("a") == ["a"]
+    assert world.from_main(3) == 3
+    assert world.on_main(lambda x: x + 1, 2) == 3
+    model = torch.nn.Linear(1, 1)
+    assert world.parallel(model) is model
+    world.barrier()
+    world.close()
+
+
+def test_three_processes_agree(tmp_path):
+    results, _ = torchrun(
+        """
+        total = world.sum(torch.tensor([1.0, world.rank])).tolist()
+        told = world.from_main({"rank": world.rank})
+        main = world.on_main(lambda: world.rank * 10 + 5)
+        out([world.size, total, world.gather(world.rank), told, main, world.is_main])
+        world.close(); world.close()
+        """,
+        3,
+        tmp_path,
+    )
+    for rank, result in enumerate(results):
+        assert result == [3, [3.0, 3.0], [0, 1, 2], {"rank": 0}, 5, rank == 0]
+
+
+def test_a_failure_on_the_main_process_releases_the_others(tmp_path):
+    results, _ = torchrun(
+        """
+        from hiera_video.errors import UserError
+        def refuse():
+            raise UserError("no such folder")
+        try:
+            world.on_main(refuse)
+        except (UserError, SystemExit) as end:
+            out([type(end).__name__, getattr(end, "code", None)])
+        world.close()
+        """,
+        2,
+        tmp_path,
+    )
+    assert results == [["UserError", None], ["SystemExit", 2]]
+
+
+def test_half_set_variables_and_missing_devices(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(UserError, match=r"RANK, LOCAL_RANK.*torchrun"):
+        distributed.init("cpu")
+    with pytest.raises(UserError, match="auto, cpu"):
+        distributed.pick_device("tpu7")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert distributed.pick_device("cuda", local_rank=1) == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="3 processes on this machine want a GPU each and it has 2"):
+        distributed.pick_device("auto", local_rank=2)
+    for name, value in {"RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match=r"'mpi'.*nccl, gloo"):
+        distributed.init("cpu", "mpi")
+    with pytest.raises(UserError, match="use gloo"):
+        distributed.init("cpu", "nccl")

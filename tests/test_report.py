@@ -1,0 +1,126 @@
+"""What a run writes: the spelling of its lines, its records, its pictures."""
+
+import io
+import json
+import math
+
+import pytest
+import torch
+from matplotlib.image import imread
+
+from hiera_video.engine import report
+from hiera_video.errors import UserError
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_json_stats_is_slowfasts_line():
+    line = report.json_stats({"_type": "train_iter", "lr": 1e-4, "epoch": "1/10", "iter": 3})
+    assert line == 'json_stats: {"_type": "train_iter", "epoch": "1/10", "iter": 3, "lr": 0.00010}'
+
+
+def test_numbers_that_json_cannot_say_stay_readable():
+    line = report.json_stats({"loss": math.nan, "top1_err": math.inf})
+    assert json.loads(line.removeprefix("json_stats: ")) == {"loss": "nan", "top1_err": "inf"}
+
+
+def test_the_log_and_the_records(tmp_path):
+    out = io.StringIO()
+    voice = report.Report(tmp_path, stream=out)
+    voice.say("hello")
+    voice.stats("train_iter", step=1, loss=1 / 3)
+    voice.progress("never in a pipe")
+    voice.close()
+    assert out.getvalue() == "hello\n"
+    log = (tmp_path / "stdout.log").read_text().splitlines()
+    assert log[0] == "hello"
+    assert '"loss": 0.33333' in log[1]
+    assert report.read_metrics(tmp_path) == [{"_type": "train_iter", "step": 1, "loss": 1 / 3}]
+
+
+def test_a_terminal_gets_one_redrawn_line_that_never_wraps(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    out = Terminal()
+    voice = report.Report(None, stream=out)
+    voice.progress("x" * 100)
+    voice.progress("too soon to draw again")
+    voice.say("line")
+    assert out.getvalue() == "\r\x1b[K" + "x" * 19 + "\r\x1b[K" + "line\n"
+
+
+def test_a_resumed_run_forgets_what_it_will_do_again(tmp_path):
+    voice = report.Report(tmp_path, quiet=True)
+    for step in range(1, 6):
+        voice.stats("train_iter", step=step, loss=float(step))
+    voice.close()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"_type": "train_iter", "st')  # killed in the middle of a line
+    report.forget_after(tmp_path, 3)
+    voice = report.Report(tmp_path, quiet=True)
+    voice.stats("train_iter", step=4, loss=4.5)
+    voice.close()
+    assert [(r["step"], r["loss"]) for r in report.read_metrics(tmp_path)] == [
+        (1, 1.0),
+        (2, 2.0),
+        (3, 3.0),
+        (4, 4.5),
+    ]
+
+
+def test_quiet_processes_write_nothing(tmp_path, capsys):
+    voice = report.Report(None, quiet=True)
+    voice.say("x")
+    voice.stats("train_iter", step=1)
+    assert voice.picture("a", torch.zeros(3, 4, 4), 1) is None
+    voice.close()
+    assert capsys.readouterr().out == ""
+
+
+def test_pictures(tmp_path):
+    voice = report.Report(tmp_path, quiet=True)
+    assert report.draw_curves(tmp_path) is None
+    for step in range(4):
+        voice.stats("train_iter", step=step, loss=1.0 / (step + 1), lr=0.1)
+    voice.stats("train_iter", step=4, loss=math.nan, lr=0.1)
+    voice.stats("val_epoch", step=4, top1_acc=50.0, top5_acc=80.0)
+    path = voice.picture("reconstruction", torch.rand(3, 8, 24), 12)
+    voice.close()
+    assert path.name == "reconstruction_0000012.png"
+    report.draw_confusion(torch.tensor([[2, 0], [1, 0]]), ["a", "ünï"], tmp_path / "confusion.png")
+    for picture in (path, report.draw_curves(tmp_path), tmp_path / "confusion.png"):
+        assert imread(picture).std() > 0.01, f"{picture.name} is blank"
+
+
+def test_tensorboard_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        report.Report(tmp_path, quiet=True, tensorboard=True)
+
+
+def test_durations():
+    assert report.duration(0.2) == "0:00:00"
+    assert report.duration(3723) == "1:02:03"
+    assert report.duration(3 * 86400 + 15000) == "3 days, 4:10:00"
+    assert report.duration(math.nan) == "unknown"
+
+
+def test_the_clock_shares_out_time(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
+    clock = report.Clock()
+    for wait, work in [(1.0, 3.0), (0.0, 4.0)]:
+        now[0] += wait
+        clock.data_arrived()
+        now[0] += work
+        clock.step_done(clips=8)
+    assert clock.seconds == 4
+    assert clock.data_seconds == 0.5
+    assert clock.clips_per_second == 2
+    now[0] += 100  # an evaluation
+    clock.restart()
+    now[0] += 4
+    clock.step_done(clips=8)
+    assert clock.seconds == 4
