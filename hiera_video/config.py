@@ -134,23 +134,14 @@ class DataConfig(Section):
     """Folder with the lists (train.csv, val.csv, ...) or with one folder per class."""
     path_prefix: str = setting("")
     """Put before the relative paths of the lists."""
-    format: str = setting(
-        "auto",
-        choices=(
-            "auto",
-            "kinetics_csv",
-            "kinetics_official",
-            "ssv2",
-            "folder",
-            "ucf101",
-            "hmdb51",
-        ),
-    )
-    """How PATH_TO_DATA_DIR is written; auto looks and says what it found."""
-    path_label_separator: str = setting(" ")
-    """Between path and label in a list; split from the right, so paths may contain it."""
-    split: int = setting(1, at_least=1, at_most=3)
-    """Which of the three official splits of UCF101 and HMDB51."""
+    format: str = setting("auto")
+    """How PATH_TO_DATA_DIR is written: the name of a reader (`kinetics_csv`, `folder`, ...); auto
+    looks and says what it found."""
+    path_label_separator: str = setting("")
+    """Between path and label in a list; split from the right, so paths may contain it. Empty looks
+    at the first line."""
+    split: int | None = setting(None, at_least=0)
+    """Which official split (UCF101, HMDB51: 1 to 3), or which fold of labels.csv is held out."""
     class_names: str = setting("")
     """File with the names of the classes; empty takes those that the data carries."""
     val_fraction: float = setting(0.2, above=0, below=1)
@@ -348,7 +339,10 @@ class SolverConfig(Section):
     """TRAIN.BATCH_SIZE (videos) that BASE_LR, WARMUP_START_LR and COSINE_END_LR are for; with
     another batch they scale linearly. 0: taken as they are."""
     lr_policy: str = setting("cosine", choices=("cosine",))
-    """Half a cosine from the end of the warm-up to the end of training."""
+    """Linear warm-up, then half a cosine down to COSINE_END_LR."""
+    cosine_after_warmup: bool = setting(True)
+    """True: the cosine begins where the warm-up ends. False: with the first step, as SlowFast's
+    default has it."""
     cosine_end_lr: float = setting(1e-6, at_least=0)
     """Learning rate at the very end."""
     warmup_epochs: float = setting(0.0, at_least=0)
@@ -898,7 +892,6 @@ _ELSEWHERE = {
     "MODEL.ARCH": "MODEL.MODEL_NAME alone picks the model",
     "AUG.ENABLE": "an empty AUG.AA_TYPE and AUG.RE_PROB 0 switch augmentation off",
     "SOLVER.BASE_LR_SCALE_NUM_SHARDS": "use SOLVER.LR_BATCH, the batch that BASE_LR is for",
-    "SOLVER.COSINE_AFTER_WARMUP": "the cosine always begins after the warm-up here",
     "DATA.TRAIN_JITTER_SCALES": "use DATA.TRAIN_JITTER_SCALES_RELATIVE, shares of the area",
     "DATA.INPUT_CHANNEL_NUM": "clips are RGB",
     "DATA.REVERSE_INPUT_CHANNEL": "clips are always RGB",
@@ -923,10 +916,11 @@ def _unknown(key: str) -> str:
     near = [k for k in known if k.rpartition(".")[2] == leaf]
     near = near or difflib.get_close_matches(key, known, n=3, cutoff=0.7)
     section = key.partition(".")[0]
-    if not near and "." in key and section in _section_keys():
-        near = [k for k in known if k.startswith(f"{section}.")]
     if near:
         return f"unknown config key {key}; did you mean {' or '.join(near)}?"
+    if "." in key and section in _section_keys():
+        inside = ", ".join(k for k in known if k.startswith(f"{section}."))
+        return f"unknown config key {key}; the section has {inside}"
     return (
         f"unknown config key {key}; keys are {', '.join(k for k in known if '.' not in k)} "
         f"and those of the sections {', '.join(sorted(_section_keys()))}"
