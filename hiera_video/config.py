@@ -511,12 +511,15 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     return _assemble([*entries, *_entries_of_overrides(overrides)])
 
 
-def add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--cfg FILE [KEY VALUE ...]`, `--opts KEY VALUE ...` and `--import MODULE`."""
+def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """Add `--cfg FILE [KEY VALUE ...]`, `--opts KEY VALUE ...` and `--import MODULE`.
+
+    `required=False` is for command lines that can do without a file; `args.cfg` may then be None.
+    """
     parser.add_argument(
         "--cfg",
         nargs="+",
-        required=True,
+        required=required,
         action=_Once,
         metavar=("FILE", "KEY VALUE"),
         help="one YAML file, then settings that replace the file's: SOLVER.BASE_LR 1e-4 ...",
