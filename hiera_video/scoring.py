@@ -1,0 +1,118 @@
+"""From the views of one video to one score per class: softmax per view, then the mean.
+
+The other half of what demo and test share (`data/views.py` is the first). Logits are never
+averaged: the published numbers average probabilities, and a single loud view would win otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.errors import UserError
+
+DTYPES = {
+    "fp32": torch.float32,
+    "float32": torch.float32,
+    "fp16": torch.float16,
+    "float16": torch.float16,
+    "bf16": torch.bfloat16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+@torch.inference_mode()
+def view_scores(
+    model: nn.Module,
+    clips: Tensor,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    multi_label: bool = False,
+    on_views: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Scores of one video from all its views: float32 [num_classes], on the CPU.
+
+    Args:
+        model: in eval mode and on `device`; returns logits [B, num_classes].
+        clips: the views, float32 [V, 3, T, H, W]. An image model (`model.input_size` of two
+            numbers) is given [V, 3, H, W]; its T must be 1.
+        batch_size: most views per forward pass.
+        dtype: what the forward pass computes in (autocast); softmax and mean are float32 always.
+        multi_label: every class has its own yes or no: sigmoid in place of softmax.
+        on_views: called after each forward pass with the number of views it took.
+    """
+    if model.training:
+        raise ValueError("view_scores needs model.eval(): dropout would make the scores random")
+    if takes_images(model):
+        clips = clips.squeeze(2)
+    device = torch.device(device)
+    total = None
+    for batch in clips.split(batch_size):
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+            logits = model(batch.to(device, non_blocking=True))
+        logits = logits.float()
+        scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
+        scores = scores.sum(dim=0).cpu()
+        total = scores if total is None else total + scores
+        if on_views is not None:
+            on_views(len(batch))
+    return total / len(clips)
+
+
+def takes_images(model: nn.Module) -> bool:
+    """Whether the model takes single frames [B, 3, H, W] instead of clips [B, 3, T, H, W]."""
+    return len(getattr(model, "input_size", (0, 0, 0))) == 2
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of a name: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
+
+    Raises UserError for another name, or a GPU that is not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    kind, _, number = name.partition(":")
+    if kind != "cuda" or not (number.isdigit() or name == "cuda"):
+        raise UserError(f"device {name!r}; choose auto, cpu, cuda or one GPU by number, cuda:0")
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        reason = "no NVIDIA GPU is visible" if built else "this PyTorch is built without CUDA"
+        raise UserError(f"device {name!r} is not there: {reason}; use --device cpu, or auto")
+    if number and int(number) >= torch.cuda.device_count():
+        raise UserError(f"device {name!r} is not there: GPUs 0 to {torch.cuda.device_count() - 1}")
+    return torch.device(name)
+
+
+def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str | None]:
+    """What to compute in, and a warning where that will be slow.
+
+    "auto" is float32 on a CPU; on a GPU bfloat16 where it has it, else float16.
+    """
+    if name == "auto":
+        if device.type != "cuda":
+            return torch.float32, None
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return (torch.bfloat16 if native else torch.float16), None
+    if name not in DTYPES:
+        raise UserError(f"dtype {name!r}; choose auto, fp32, fp16 or bf16")
+    dtype = DTYPES[name]
+    if device.type == "cpu" and not _native_on_cpu(dtype):
+        return dtype, f"{name} is emulated on this CPU and will be very slow; fp32 is faster"
+    return dtype, None
+
+
+def _native_on_cpu(dtype: torch.dtype) -> bool:
+    probes = {
+        torch.bfloat16: "_is_mkldnn_bf16_supported",
+        torch.float16: "_is_mkldnn_fp16_supported",
+    }
+    if dtype not in probes:
+        return True
+    probe = getattr(torch.ops.mkldnn, probes[dtype], None)
+    return bool(probe()) if probe is not None else False
