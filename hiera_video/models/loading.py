@@ -1,0 +1,335 @@
+"""Fitting a checkpoint to a model, or refusing it: every check comes before the first copy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.models.pos_embed import fit_positions
+from hiera_video.models.published import PublishedWeights
+from hiera_video.models.weights_file import Checkpoint, WeightsError, first_few
+
+HEAD_KEYS = ("head.projection.weight", "head.projection.bias")
+PATCH_KERNEL = "patch_embed.proj.weight"
+
+
+@dataclass
+class LoadReport:
+    """What became of a checkpoint; `print(report)` says it in a few lines."""
+
+    source: str
+    """Name of the published weights, or the file."""
+    loaded: list[str]
+    """Keys of the model that got their values from the checkpoint."""
+    missing: list[str] = field(default_factory=list)
+    """Keys of the model that keep the values it was built with."""
+    unexpected: list[str] = field(default_factory=list)
+    """Keys of the checkpoint that were not used."""
+    reshaped: list[str] = field(default_factory=list)
+    """"key: shape there, shape here" of what was skipped for its shape (strict=False only)."""
+    resized: list[str] = field(default_factory=list)
+    """Position embeddings that were resized or converted."""
+    notes: list[str] = field(default_factory=list)
+    """One sentence for each thing that was done to fit the checkpoint to the model."""
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.missing)
+        lines = [f"loaded {len(self.loaded)} of {total} tensors from {self.source}", *self.notes]
+        return "\n  ".join(lines)
+
+
+def load_weights(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    strict: bool = True,
+    into_autoencoder: bool = False,
+    inflate: bool = True,
+) -> LoadReport:
+    """Copy a checkpoint into a model, fitting head, dimensions and positions where they differ.
+
+    Everything is checked before the first value is copied: after an error the model is as it was.
+    The licence of public weights is printed on stderr.
+
+    Args:
+        model: a classifier or an autoencoder, on any device but meta.
+        checkpoint: what `read_checkpoint` or `resolve` gave.
+        strict: True: a key that is missing, left over or of another shape is an error. False: it
+            is skipped and reported.
+        into_autoencoder: allow a classifier's weights in an autoencoder, whose decoder then starts
+            from scratch.
+        inflate: allow an image model's weights in a video model.
+
+    Returns:
+        What was loaded, what was not, and a note on every adaptation.
+
+    Raises:
+        WeightsError: the checkpoint does not fit; it lists the keys and shapes that do not.
+    """
+    model = _unwrapped(model)
+    fit = Fit(model, checkpoint)
+    _fit_kind(fit, allowed=into_autoencoder)
+    _fit_dimensions(fit, allowed=inflate)
+    fit_positions(fit)
+    new_head = _fit_head(fit)
+    report = _compare(fit, strict=strict)
+    values = {key: _like(fit, key) for key in report.loaded}
+    _note_values(fit, values)
+    if new_head and hasattr(model, "reset_head"):
+        model.reset_head()
+    # the model's own values for the rest make the set complete, so that PyTorch checks it as well
+    model.load_state_dict({**fit.wanted, **values}, strict=True)
+    if checkpoint.published is not None:
+        _say_licence(checkpoint.published)
+    return report
+
+
+class Fit:
+    """A checkpoint on its way into a model: steps edit `tensors` and say so in `notes`."""
+
+    def __init__(self, model: nn.Module, checkpoint: Checkpoint) -> None:
+        self.checkpoint = checkpoint
+        self.tensors = dict(checkpoint.state_dict)
+        self.wanted = model.state_dict()
+        if any(tensor.is_meta for tensor in self.wanted.values()):
+            raise WeightsError(
+                "the model is on the meta device, which holds no values; "
+                "build it on the CPU or a GPU before loading weights"
+            )
+        encoder = getattr(model, "encoder", model)
+        self.layout = getattr(encoder, "layout", None)
+        self.q_pool = getattr(encoder, "q_pool", 0)
+        self.patch_stride = encoder.patch_embed.proj.stride if self.layout else None
+        self.fresh: set[str] = set()
+        self.left_out: list[str] = []
+        self.resized: list[str] = []
+        self.notes: list[str] = []
+
+    @property
+    def for_autoencoder(self) -> bool:
+        return "mask_token" in self.wanted
+
+    def leave_out(self, keys: Iterable[str]) -> None:
+        """Take keys out of the checkpoint on purpose."""
+        for key in keys:
+            if self.tensors.pop(key, None) is not None:
+                self.left_out.append(key)
+
+    def start_fresh(self, keys: Iterable[str]) -> None:
+        """Let keys of the model keep the values it was built with, on purpose."""
+        self.fresh.update(key for key in keys if key in self.wanted)
+
+    def fails(self, problem: str) -> WeightsError:
+        return WeightsError(f"{self.checkpoint.label} does not fit the model: {problem}")
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        if isinstance(getattr(model, "_orig_mod", None), nn.Module):
+            model = model._orig_mod
+        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        else:
+            return model
+
+
+def _is_decoders(key: str) -> bool:
+    """Whether an autoencoder's key belongs to what classifying has no use for.
+
+    `encoder_norm` is among them: it was fitted to the sum of several stages' features, not to what
+    the classifier's `norm` sees, and the authors do not carry it over either.
+    """
+    parts = ("decoder_", "mask_token", "encoder_norm.", "multi_scale_fusion_heads.")
+    return key.startswith(parts)
+
+
+def _is_classifiers(key: str) -> bool:
+    return key.startswith(("norm.", "head."))
+
+
+def _fit_kind(fit: Fit, *, allowed: bool) -> None:
+    """Autoencoder into classifier, and the other way round where it was asked for."""
+    if fit.checkpoint.is_autoencoder and not fit.for_autoencoder:
+        fit.leave_out([key for key in fit.tensors if _is_decoders(key)])
+        fit.start_fresh(key for key in fit.wanted if _is_classifiers(key))
+        fit.notes.append(
+            f"encoder taken out of an autoencoder: {len(fit.left_out)} tensors of its decoder, "
+            "fusion heads and encoder_norm are left out; norm and head keep their initial values"
+        )
+    elif fit.for_autoencoder and not fit.checkpoint.is_autoencoder:
+        if not allowed:
+            raise fit.fails(
+                "it is a classifier's and the model is an autoencoder, whose decoder would start "
+                "from scratch. Name an autoencoder's weights, or ask for the encoder alone "
+                "(into_autoencoder=True)"
+            )
+        fit.leave_out([key for key in fit.tensors if _is_classifiers(key)])
+        fit.start_fresh(key for key in fit.wanted if _is_decoders(key))
+        fit.notes.append(
+            "encoder taken out of a classifier: its norm and head are left out; the autoencoder's "
+            "decoder, fusion heads and encoder_norm keep their initial values"
+        )
+
+
+def _fit_dimensions(fit: Fit, *, allowed: bool) -> None:
+    """Image weights into a video model: a still clip gives the image's features.
+
+    The 2-D patch kernel is repeated over the T' frames of the 3-D one and divided by T', so that
+    frames that are all alike give the activations that the image gave.
+    """
+    kernel, wanted = fit.tensors.get(PATCH_KERNEL), fit.wanted.get(PATCH_KERNEL)
+    if kernel is None or wanted is None or kernel.dim() == wanted.dim():
+        return
+    if kernel.dim() == 5:
+        raise fit.fails("it is a video model's and the model is an image model")
+    if (kernel.dim(), wanted.dim()) != (4, 5):
+        return  # the comparison of shapes says it
+    if not allowed:
+        raise fit.fails("it is an image model's and the model is a video model (inflate=False)")
+    frames = wanted.shape[2]
+    fit.tensors[PATCH_KERNEL] = (kernel / frames).unsqueeze(2).repeat(1, 1, frames, 1, 1)
+    done = [f"patch kernel repeated over {frames} frames and divided by {frames}"]
+    if fit.for_autoencoder and fit.checkpoint.is_autoencoder:
+        # decoder_pred's rows are (channel, row, column) for images but (row, column, channel) for
+        # video: of equal shape, so they would load and predict nonsense
+        fit.leave_out([key for key in fit.tensors if _is_decoders(key)])
+        fit.start_fresh(key for key in fit.wanted if _is_decoders(key))
+        done.append("decoder, fusion heads and encoder_norm keep their initial values")
+    space = fit.tensors.get("pos_embed")
+    if space is not None and "pos_embed_spatial" in fit.wanted:
+        fit.tensors["pos_embed_spatial"] = fit.tensors.pop("pos_embed")
+        fit.tensors["pos_embed_temporal"] = torch.zeros_like(
+            fit.wanted["pos_embed_temporal"], device="cpu"
+        )
+        done.append("pos_embed becomes pos_embed_spatial, pos_embed_temporal starts at zero")
+    elif space is not None and space.dim() == 3 and fit.layout is not None:
+        fit.tensors["pos_embed"] = space.repeat(1, fit.layout.grid[0], 1)
+        done.append("pos_embed repeated for every time step")
+    fit.notes.append("image weights inflated for video: " + "; ".join(done))
+
+
+def _fit_head(fit: Fit) -> bool:
+    """Replace the head where the number of classes differs; True if the model's is a new one."""
+    there, here = fit.tensors.get(HEAD_KEYS[0]), fit.wanted.get(HEAD_KEYS[0])
+    if there is None or there.dim() != 2:
+        return False
+    if here is None:
+        if not any(_is_classifiers(key) for key in fit.wanted):
+            return False
+        fit.leave_out(HEAD_KEYS)
+        fit.notes.append(f"head left out ({there.shape[0]} classes): the model has none")
+        return False
+    if there.shape[0] == here.shape[0] or there.shape[1:] != here.shape[1:]:
+        return False
+    fit.leave_out(HEAD_KEYS)
+    fit.start_fresh(HEAD_KEYS)
+    fit.notes.append(
+        f"head replaced: {there.shape[0]} -> {here.shape[0]} classes, randomly initialised"
+    )
+    return True
+
+
+def _compare(fit: Fit, *, strict: bool) -> LoadReport:
+    """Hold what is left of the checkpoint against the model; WeightsError on any difference."""
+    unexpected = sorted(set(fit.tensors) - set(fit.wanted))
+    missing = sorted(set(fit.wanted) - set(fit.tensors) - fit.fresh)
+    shared = [key for key in fit.wanted if key in fit.tensors]
+    other = [key for key in shared if fit.tensors[key].shape != fit.wanted[key].shape]
+    reshaped = [
+        f"{key}: {_shape(fit.tensors[key])} there, {_shape(fit.wanted[key])} here" for key in other
+    ]
+    loaded = [key for key in shared if key not in set(other)]
+    described = [
+        _listed("missing from the checkpoint", missing),
+        _listed("not in the model", unexpected),
+        _listed("of another shape", reshaped),
+    ]
+    differences = "\n".join(part for part in described if part)
+    if not loaded:
+        raise fit.fails(f"not one tensor matches{_whose(fit)}\n{differences}")
+    if differences and strict:
+        raise fit.fails(
+            f"{len(loaded)} of {len(fit.wanted)} tensors match{_whose(fit)}\n{differences}"
+        )
+    if differences:
+        fit.notes.append(f"loaded without strictness; skipped:\n{differences}")
+    return LoadReport(
+        source=fit.checkpoint.label,
+        loaded=loaded,
+        missing=sorted({*missing, *fit.fresh, *other}),
+        unexpected=sorted({*unexpected, *fit.left_out}),
+        reshaped=reshaped,
+        resized=fit.resized,
+        notes=fit.notes,
+    )
+
+
+def _note_values(fit: Fit, values: dict[str, Tensor]) -> None:
+    """Notes on numbers that were stored in another precision, or are no numbers."""
+    stored = {
+        str(fit.tensors[key].dtype).removeprefix("torch.")
+        for key, value in values.items()
+        if fit.tensors[key].dtype != value.dtype
+    }
+    if stored:
+        fit.notes.append(f"stored as {', '.join(sorted(stored))}, converted to the model's type")
+    broken = [key for key, value in values.items() if not torch.isfinite(value).all()]
+    if broken:
+        fit.notes.append("NaN or infinite values (did training diverge?) in " + first_few(broken))
+
+
+def _whose(fit: Fit) -> str:
+    name = fit.checkpoint.model_name
+    return f" (the checkpoint is of {name})" if name else ""
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "a number"
+
+
+def _listed(title: str, entries: list[str], count: int = 10) -> str:
+    """A count, a title and the first entries, one a line; empty for none."""
+    if not entries:
+        return ""
+    more = [f"... and {len(entries) - count} more"] if len(entries) > count else []
+    return "\n    ".join([f"  {len(entries)} {title}:", *entries[:count], *more])
+
+
+def _like(fit: Fit, key: str) -> Tensor:
+    """A tensor of the checkpoint as the model stores it: dense, and of its type."""
+    tensor, wanted = fit.tensors[key], fit.wanted[key]
+    try:
+        if tensor.is_meta or (tensor.is_complex() and not wanted.is_complex()):
+            raise fit.fails(f"{key} holds no plain numbers ({tensor.dtype} on {tensor.device})")
+        if tensor.is_quantized:
+            tensor = tensor.dequantize()
+        if tensor.layout != torch.strided:
+            tensor = tensor.to_dense()
+        return tensor.to(wanted.dtype)
+    except (RuntimeError, NotImplementedError) as error:
+        raise fit.fails(f"{key} ({tensor.dtype}) cannot be converted: {error}") from None
+
+
+def say(line: str) -> None:
+    """One line on stderr, from the first process of a distributed run alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
+
+
+_licences_said: set[str] = set()
+
+
+def _say_licence(row: PublishedWeights) -> None:
+    """The licence of public weights, once a process."""
+    if str(row) not in _licences_said:
+        _licences_said.add(str(row))
+        say(
+            f"{row}: these weights are licensed {row.licence} (not for commercial use); "
+            f"trained on {row.trained_on}"
+        )

@@ -1,0 +1,327 @@
+"""Files of weights: reading them without trusting them, writing them whole or not at all.
+
+A checkpoint is a pickle, and a pickle is a program. Every file goes through PyTorch's restricted
+loader (`weights_only=True`), which knows tensors, numbers, strings and containers and nothing else;
+whatever it refuses is refused here too, in a sentence. `.safetensors` files hold no program; they
+are read if the `safetensors` package is installed.
+
+Layouts understood, by their first matching key: ours and SlowFast's and Hiera's `model_state`,
+timm's `state_dict`, torchvision's, MAE's and VideoMAE's `model`, DeepSpeed's `module`,
+`model_state_dict`, or a bare state dict. Prefixes that wrappers leave in the keys (`module.` of
+DistributedDataParallel, `_orig_mod.` of torch.compile, `model.` of Lightning) are taken off.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import struct
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.clip_spec import ClipSpec
+from hiera_video.errors import UserError
+
+if TYPE_CHECKING:
+    from hiera_video.models.published import PublishedWeights
+
+STATE_KEYS = ("model_state", "state_dict", "model_state_dict", "model", "module")
+FILE_ENDINGS = (".pth", ".pyth", ".pt", ".safetensors")
+HEAD_WEIGHT = "head.projection.weight"
+
+
+class WeightsError(UserError):
+    """Weights that cannot be found, fetched, read or fitted to the model; nothing was changed."""
+
+
+@dataclass
+class Checkpoint:
+    """What a weights file holds, with the facts that travel with it."""
+
+    state_dict: dict[str, Tensor]
+    """Published key -> tensor on the CPU, wrappers' prefixes taken off."""
+    path: str
+    """The file it came from."""
+    model_name: str | None = None
+    """Registered name of the model it fits, if the file or the table of addresses says so."""
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Arguments that model was built with, besides its name's own."""
+    classes: list[str] | None = None
+    """Class names in the order of the head's outputs, if the file carries them."""
+    spec: ClipSpec | None = None
+    """How its clips were sampled and normalised, if known."""
+    epoch: int | None = None
+    """Epochs finished, if the file says so."""
+    published: PublishedWeights | None = None
+    """The row of the table of public checkpoints, if it is one."""
+
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether these are the weights of a masked autoencoder, decoder and all."""
+        return "mask_token" in self.state_dict
+
+    @property
+    def num_classes(self) -> int | None:
+        """Outputs of its head; None where it has no head."""
+        head = self.state_dict.get(HEAD_WEIGHT)
+        return None if head is None else head.shape[0]
+
+    @property
+    def label(self) -> str:
+        """How messages name it: the table's name for published weights, else the path."""
+        return str(self.published) if self.published else self.path
+
+
+# ---- reading ------------------------------------------------------------------------------------
+
+
+def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """Read a weights file; nothing in it is run.
+
+    Raises:
+        WeightsError: the file is missing, empty, cut short, no checkpoint, or would run code; or it
+            holds no tensors. The message says which, and what to do.
+    """
+    path = os.fspath(path)
+    content = load_untrusted(path)
+    state = clean_keys(_find_state_dict(content, path), path)
+    facts = content if isinstance(content, Mapping) else {}
+    return Checkpoint(state_dict=state, path=path, **_facts(facts, path))
+
+
+def load_untrusted(path: str | os.PathLike) -> Any:
+    """What `torch.save` or safetensors put into a file, tensors on the CPU; no code is run.
+
+    Raises:
+        WeightsError: as `read_checkpoint`, but for what the content means.
+    """
+    path = os.fspath(path)
+    kind = check_file(path)
+    if kind == "safetensors":
+        return _load_safetensors(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about protocols and formats; the errors say it better
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # any bytes at all may come in, and each trips something else
+        raise WeightsError(f"{path}: {_load_failure(error)}") from None
+
+
+def check_file(path: str) -> str:
+    """Tell "torch" from "safetensors" by a file's first bytes; WeightsError if it is neither."""
+    try:
+        status = os.stat(path)
+        start = b""
+        if stat.S_ISREG(status.st_mode):
+            with open(path, "rb") as file:
+                start = file.read(512)
+    except FileNotFoundError:
+        raise WeightsError(f"no such weights file: {path}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise WeightsError(f"cannot read the weights file {path!r}: {_reason(error)}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise WeightsError(f"{path} is a folder, not a weights file{_weights_inside(path)}")
+    if not stat.S_ISREG(status.st_mode):
+        raise WeightsError(f"{path} is not a regular file; give a .pth, .pyth or .safetensors")
+    problem = not_a_checkpoint(start, status.st_size)
+    if problem:
+        raise WeightsError(f"{path}: {problem}")
+    return "safetensors" if _is_safetensors(start, status.st_size) else "torch"
+
+
+def not_a_checkpoint(start: bytes, size: int) -> str | None:
+    """Why a file of `size` bytes that starts like this cannot be a checkpoint; None if it may."""
+    if size == 0:
+        return "the file is empty; fetch or copy it again"
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "this is a Git LFS pointer, a few lines of text that stand for the weights; "
+            "run `git lfs pull` in its repository, or copy the real file"
+        )
+    if re.match(rb"\s*(<!|<html|<\?xml)", start.removeprefix(b"\xef\xbb\xbf"), re.IGNORECASE):
+        return "this is a web page, not weights: a download was answered by a page; fetch it again"
+    if start.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x80")) or _is_safetensors(start, size):
+        return None
+    shown = ascii(start[:24].decode("latin-1"))[1:-1]
+    return (
+        f'this is not a checkpoint (it starts with "{shown}"); '
+        "expected a file written by torch.save or safetensors"
+    )
+
+
+def _is_safetensors(start: bytes, size: int) -> bool:
+    """Safetensors: the length of a JSON header in 8 bytes, then the header."""
+    if len(start) < 10 or start[8:9] != b"{":
+        return False
+    return struct.unpack("<Q", start[:8])[0] <= size - 8
+
+
+def _load_safetensors(path: str) -> dict[str, Tensor]:
+    try:
+        from safetensors.torch import load_file  # optional: `pip install safetensors`
+    except ImportError:
+        raise WeightsError(
+            f"{path} is a safetensors file and the safetensors package is not installed; "
+            "run `pip install safetensors`, or save the state dict with torch.save"
+        ) from None
+    try:
+        return load_file(path, device="cpu")
+    except Exception as error:  # its own exception type is not the only one it raises
+        raise WeightsError(
+            f"{path}: the safetensors file is cut short or damaged ({_reason(error)}); "
+            "fetch or copy it again"
+        ) from None
+
+
+def _load_failure(error: Exception) -> str:
+    """A sentence for what `torch.load` made of the file; its own text runs to a page."""
+    text = str(error)
+    advice = (
+        "only tensors, numbers, strings, lists and dicts are accepted. If you trust where the file "
+        "comes from, re-save its weights alone where it was made: "
+        'torch.save({"model_state": model.state_dict()}, "weights.pth")'
+    )
+    named = re.search(r"GLOBAL (\S+)", text)
+    if named:
+        return f"refused, loading it would run code from outside ({named.group(1)}); {advice}"
+    if "TorchScript" in text:
+        return f"refused, it is a TorchScript program, not a checkpoint; {advice}"
+    if "zip archive" in text or "PytorchStreamReader" in text:
+        return "the file is cut short or damaged; fetch or copy it again"
+    if isinstance(error, MemoryError):
+        return "the file claims more memory than there is; it is damaged, or this machine too small"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"cannot be read: {_reason(error)}"
+    if "Weights only load failed" in text:
+        return f"refused, it is a Python pickle that is more than weights, or damaged; {advice}"
+    return f"the file is damaged or no checkpoint ({_reason(error)}); fetch or copy it again"
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error's text, short enough for a message."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+    return first if len(first) <= 160 else first[:157] + "..."
+
+
+def _weights_inside(folder: str) -> str:
+    """ "; it holds a.pth, b.pth" for a folder that does, else nothing."""
+    found = sorted(path.name for path in Path(folder).iterdir() if path.suffix in FILE_ENDINGS)
+    if not found:
+        return ""
+    return f"; it holds {', '.join(found[-3:])}: name one"
+
+
+def _find_state_dict(content: Any, path: str) -> dict[str, Tensor]:
+    """The dict of tensors inside what was loaded; WeightsError where there is none."""
+    if not isinstance(content, Mapping):
+        raise WeightsError(
+            f"{path} holds a {type(content).__name__}, not a dict of tensors; "
+            f"expected a state dict, alone or under one of {', '.join(STATE_KEYS)}"
+        )
+    for key in STATE_KEYS:
+        inner = content.get(key)
+        if isinstance(inner, Mapping) and any(isinstance(v, Tensor) for v in inner.values()):
+            strays = sorted(str(k) for k, v in inner.items() if not isinstance(v, Tensor))
+            if strays:
+                raise WeightsError(
+                    f"{path}: {key!r} holds entries that are no tensors: {first_few(strays)}"
+                )
+            return dict(inner)
+    # bare: what is not a tensor beside the tensors is a note of its writer's (an epoch, a name)
+    tensors = {key: v for key, v in content.items() if isinstance(v, Tensor)}
+    if not tensors:
+        keys = first_few([str(key) for key in content]) if content else "nothing"
+        raise WeightsError(
+            f"{path} holds no weights (its keys: {keys}); "
+            f"expected a state dict, alone or under one of {', '.join(STATE_KEYS)}"
+        )
+    return tensors
+
+
+def clean_keys(state: Mapping[Any, Tensor], path: str = "the state dict") -> dict[str, Tensor]:
+    """Take off the prefixes that wrappers leave in the keys of a state dict.
+
+    Raises:
+        WeightsError: a key is no string, or two become one.
+    """
+    if not all(isinstance(key, str) for key in state):
+        raise WeightsError(f"{path}: the state dict has keys that are no strings")
+    # torch.compile wraps any submodule, so its mark may stand in mid-key
+    names = {key: key.replace("_orig_mod.", "") for key in state}
+    for prefix in ("module.", "model.", "module."):  # DDP around Lightning, or either alone
+        if names and all(name.startswith(prefix) for name in names.values()):
+            names = {key: name.removeprefix(prefix) for key, name in names.items()}
+    cleaned = {names[key]: tensor for key, tensor in state.items()}
+    if len(cleaned) != len(state):
+        raise WeightsError(f"{path}: two entries have the same name once wrappers' marks are off")
+    return cleaned
+
+
+def _facts(content: Mapping, path: str) -> dict[str, Any]:
+    """Model, classes, clip settings and epoch, from a file of this package's trainer."""
+    facts: dict[str, Any] = {}
+    epoch = content.get("epoch")
+    if isinstance(epoch, int):
+        facts["epoch"] = epoch
+    if not str(content.get("format", "")).startswith("hiera_video/"):
+        return facts
+    try:
+        model = content.get("model") or {}
+        facts["model_name"] = model.get("name")
+        facts["model_kwargs"] = dict(model.get("kwargs") or {})
+        classes, spec = content.get("classes"), content.get("spec")
+        facts["classes"] = [str(name) for name in classes] if classes else None
+        facts["spec"] = ClipSpec.from_dict(dict(spec)) if spec else None
+    except (AttributeError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: its notes on model, classes or clips cannot be read ({_reason(error)}); "
+            "it was written by another version, or changed by hand"
+        ) from None
+    return facts
+
+
+def first_few(names: list[str], count: int = 10) -> str:
+    """The first few names of a list, and how many more there are."""
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
+
+
+# ---- writing ------------------------------------------------------------------------------------
+
+
+def save_published(model: nn.Module, path: str | os.PathLike) -> Path:
+    """Write a model's weights in the layout of the public checkpoints: {"model_state": {...}}.
+
+    Keys are the published ones whatever wraps the model (DistributedDataParallel, torch.compile).
+    The file appears whole or not at all, and replaces one that is there.
+
+    Returns:
+        The path written.
+
+    Raises:
+        WeightsError: the file cannot be written.
+    """
+    # clones: a view would drag the whole storage it looks into along
+    state = {key: t.detach().cpu().clone() for key, t in clean_keys(model.state_dict()).items()}
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(unfinished, "wb") as file:
+            torch.save({"model_state": state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(unfinished, path)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise WeightsError(f"cannot write the weights to {path}: {_reason(error)}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path

@@ -1,0 +1,353 @@
+"""Fetching weights: once, whole, with a deadline, and explained where it fails."""
+
+import http.server
+import os
+import random
+import re
+import socket
+import socketserver
+import threading
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from small_models import truncated, untouched, video, zip_bytes
+
+from hiera_video.models import download, loading
+from hiera_video.models.weights import (
+    PUBLISHED,
+    WeightsError,
+    cached_path,
+    fetch,
+    load_pretrained,
+    resolve,
+)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    """An empty cache, and no proxy between a test and its own server."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr(loading, "_licences_said", set())
+    return tmp_path / "torch_home" / "hiera_video"
+
+
+class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
+    """A local server whose answers a test sets: path -> function of the request's handler."""
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.answers = {}
+        self.asked = []
+
+    def address(self, path):
+        return f"http://127.0.0.1:{self.server_address[1]}{path}"
+
+    def handle_error(self, request, client_address):
+        pass  # clients of these tests hang up on purpose
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.server.asked.append(self.path)
+        self.server.answers[self.path](self)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server():
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def answer(body, *, code=200, length=None, **headers):
+    """An answer with this body, announcing `length` bytes (its own unless said otherwise)."""
+
+    def send(handler):
+        handler.send_response(code)
+        handler.send_header("Content-Length", str(len(body) if length is None else length))
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+
+    return send
+
+
+def then_silence(body, length):
+    """The start of an answer, then nothing, for as long as the client stays."""
+
+    def send(handler):
+        answer(body, length=length)(handler)
+        handler.wfile.flush()
+        handler.connection.settimeout(30)
+        handler.connection.recv(1)  # returns when the client hangs up
+
+    return send
+
+
+def assert_explains(error, url):
+    """Address, where to put the file, and the two other ways, in one message."""
+    text = str(error)
+    assert text.startswith(f"cannot fetch {url}: ")
+    assert str(cached_path(url)) in text
+    assert "--weights FILE" in text
+    assert "TORCH_HOME" in text
+
+
+def assert_cache_is_clean(folder):
+    left = [path.name for path in folder.iterdir()] if folder.exists() else []
+    assert [name for name in left if not name.endswith(".lock")] == []
+
+
+def test_a_file_is_fetched_once_and_then_needs_no_network(server, own_cache, capsys):
+    server.answers["/w/x.pth"] = answer(zip_bytes())
+    url = server.address("/w/x.pth")
+    path = fetch(url)
+    assert path == str(cached_path(url))
+    assert os.path.dirname(path) == str(own_cache)
+    assert Path(path).read_bytes() == zip_bytes()
+    assert url in capsys.readouterr().err  # said, as stderr is no terminal here
+    server.answers.clear()
+    assert fetch(url) == path
+    assert server.asked == ["/w/x.pth"]
+    checkpoint, row = resolve(url)
+    assert torch.equal(checkpoint.state_dict["b"], torch.ones(2, dtype=torch.int64))
+    assert row is None
+
+
+def test_large_files_arrive_whole(server):
+    body = b"PK\x03\x04" + random.Random(0).randbytes(3_000_001)
+    server.answers["/x.pth"] = answer(body)
+    assert Path(fetch(server.address("/x.pth"))).read_bytes() == body
+
+
+def test_redirects_are_followed(server):
+    server.answers["/x.pth"] = answer(b"", code=302, Location="/y.pth")
+    server.answers["/y.pth"] = answer(zip_bytes())
+    assert Path(fetch(server.address("/x.pth"))).read_bytes() == zip_bytes()
+
+
+@pytest.mark.parametrize("place", ["file:///etc/passwd", "ftp://127.0.0.1/x.pth"])
+def test_redirects_out_of_the_web_are_not_followed(place, server, own_cache):
+    server.answers["/x.pth"] = answer(b"", code=302, Location=place)
+    url = server.address("/x.pth")
+    with pytest.raises(WeightsError) as caught:
+        fetch(url)
+    assert_explains(caught.value, url)
+    assert_cache_is_clean(own_cache)
+
+
+def test_redirects_never_leave_https():
+    request = urllib.request.Request("https://host/x.pth")
+    with pytest.raises(download._Refused, match=r"from https to http://host/x\.pth"):
+        download._Redirects().redirect_request(request, None, 302, "", {}, "http://host/x.pth")
+
+
+@pytest.mark.parametrize(
+    ("send", "expected"),
+    [
+        (answer(b"gone", code=404), "answered 404"),
+        (answer(b"", code=503), "answered 503"),
+        (answer(b""), "empty"),
+        (answer(b"<html>login</html>"), "web page"),
+        (answer(zip_bytes(), Content_Type="text/html; charset=utf-8"), "web page"),
+        (answer(b"version https://git-lfs.github.com/spec/v1\n"), "LFS"),
+        (answer(b"hello, I am text"), "not a checkpoint"),
+        (answer(zip_bytes()[:900], length=5000), "broke after 900 of 5,000 bytes"),
+        (answer(zip_bytes()[:100], length=5000), "broke after 100 of 5,000|IncompleteRead"),
+        (answer(b"", length=5000), "empty|broke|IncompleteRead"),
+    ],
+)
+def test_what_is_not_the_file_never_gets_into_the_cache(send, expected, server, own_cache):
+    server.answers["/x.pth"] = send
+    url = server.address("/x.pth")
+    with pytest.raises(WeightsError, match=expected) as caught:
+        fetch(url)
+    assert_explains(caught.value, url)
+    assert_cache_is_clean(own_cache)
+
+
+def test_the_longest_wait_for_an_answer_is_within_fifteen_seconds():
+    assert download.ANSWER_SECONDS <= 13
+
+
+def test_a_server_that_accepts_and_never_answers_is_given_up(monkeypatch, own_cache):
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 0.3)
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"http://127.0.0.1:{mute.getsockname()[1]}/x.pth"
+        with pytest.raises(WeightsError, match=r"no answer within 0\.3 seconds") as caught:
+            fetch(url)
+    assert_explains(caught.value, url)
+    assert_cache_is_clean(own_cache)
+
+
+def test_a_server_that_sends_headers_and_no_body_is_given_up(server, monkeypatch, own_cache):
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 0.3)
+    server.answers["/x.pth"] = then_silence(b"", 5000)
+    with pytest.raises(WeightsError, match="no answer within"):
+        fetch(server.address("/x.pth"))
+    assert_cache_is_clean(own_cache)
+
+
+def test_a_download_that_stalls_is_given_up(server, monkeypatch, own_cache):
+    monkeypatch.setattr(download, "STALL_SECONDS", 0.3)
+    server.answers["/x.pth"] = then_silence(zip_bytes()[:800], 5000)
+    with pytest.raises(WeightsError, match=r"nothing came for .* after 800 bytes"):
+        fetch(server.address("/x.pth"))
+    assert_cache_is_clean(own_cache)
+
+
+def test_a_refused_port_is_explained():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    url = f"http://127.0.0.1:{port}/x.pth"
+    with pytest.raises(WeightsError, match="refused") as caught:
+        fetch(url)
+    assert_explains(caught.value, url)
+
+
+def test_a_name_server_that_never_answers_is_given_up(monkeypatch):
+    """The look-up of a name heeds no timeout; the error must come while it still hangs."""
+    released = threading.Event()
+
+    def black_hole(*_args, **_kwargs):
+        released.wait(60)
+        raise socket.gaierror("too late")
+
+    monkeypatch.setattr(socket, "getaddrinfo", black_hole)
+    monkeypatch.setattr(download, "ANSWER_SECONDS", 0.3)
+    row = PUBLISHED["hiera_base_16x224", "mae_k400_ft_k400"]
+    model = video(400)
+    try:
+        with untouched(model), pytest.raises(WeightsError, match="no answer within") as caught:
+            load_pretrained(model, "hiera_base_16x224", True)
+        assert not released.is_set()
+    finally:
+        released.set()
+    assert_explains(caught.value, row.url)
+
+
+def test_an_unknown_host_is_explained(monkeypatch):
+    def unknown(*_args, **_kwargs):
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", unknown)
+    with pytest.raises(WeightsError, match="Name or service not known") as caught:
+        fetch("https://host.invalid/x.pth")
+    assert_explains(caught.value, "https://host.invalid/x.pth")
+
+
+@pytest.mark.parametrize("url", ["http://", "https:///x.pth", "http://[::1/x", "http://h:x/a.pth"])
+def test_addresses_that_are_none_are_refused(url):
+    with pytest.raises(WeightsError, match="cannot fetch"):
+        fetch(url)
+
+
+def test_an_interrupt_leaves_nothing_half_done(server, monkeypatch, own_cache):
+    server.answers["/x.pth"] = answer(zip_bytes())
+
+    def interrupted(self, received):
+        assert any(path.name.endswith(".part") for path in own_cache.iterdir())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(download._Transfer, "_read_more", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(server.address("/x.pth"))
+    assert_cache_is_clean(own_cache)
+
+
+def test_processes_that_want_the_same_file_write_it_once(server, monkeypatch, own_cache):
+    body, placed = b"PK\x03\x04" + bytes(2_000_000), []
+    arrived = threading.Barrier(4)
+    whole = answer(body)
+
+    def send_together(handler):
+        arrived.wait(30)  # all four find the cache empty
+        whole(handler)
+
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda a, b: (placed.append(b), replace(a, b)))
+    server.answers["/x.pth"] = send_together
+    paths = []
+    workers = [
+        threading.Thread(target=lambda: paths.append(fetch(server.address("/x.pth"))))
+        for _ in range(4)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(paths) == 4
+    assert len(set(paths)) == 1
+    assert len(placed) == 1
+    assert Path(paths[0]).read_bytes() == body
+    left = [path.name for path in own_cache.iterdir() if not path.name.endswith(".lock")]
+    assert left == [os.path.basename(paths[0])]
+
+
+def test_a_cache_that_cannot_be_written_is_explained(server, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
+    server.answers["/x.pth"] = answer(zip_bytes())
+    with pytest.raises(WeightsError, match="TORCH_HOME") as caught:
+        fetch(server.address("/x.pth"))
+    assert_explains(caught.value, server.address("/x.pth"))
+
+
+def test_a_damaged_file_in_the_cache_says_how_to_be_rid_of_it(own_cache):
+    row = PUBLISHED["hiera_base_16x224", "mae_k400"]
+    own_cache.mkdir(parents=True)
+    (own_cache / row.file_name).write_bytes(truncated())
+    with pytest.raises(WeightsError, match=f"damaged.*\n.*{re.escape(row.url)}; delete it"):
+        resolve("mae_k400", "hiera_base_16x224")
+
+
+def test_the_cache_follows_torch_home_then_xdg_then_home(monkeypatch, tmp_path):
+    url = PUBLISHED["hiera_base_16x224", "mae_k400_ft_k400"].url
+    name = "hiera_video/hiera_base_16x224.pth"
+    assert cached_path(url) == tmp_path / "torch_home" / name
+    monkeypatch.delenv("TORCH_HOME")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    assert cached_path(url) == tmp_path / "xdg" / "torch" / name
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cached_path(url) == tmp_path / "home" / ".cache" / "torch" / name
+
+
+def test_files_of_one_name_from_two_addresses_are_two_files(own_cache):
+    one, two = cached_path("https://a.org/x/best.pth"), cached_path("https://b.org/x/best.pth")
+    assert one != two
+    assert {one.parent, two.parent} == {own_cache}
+    assert {one.suffix, two.suffix} == {".pth"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://a.org/..%2f..%2f..%2fetc%2fpasswd",
+        "https://a.org/..",
+        "https://a.org/",
+        "https://a.org",
+        "https://a.org/%00.pth",
+        "https://a.org/" + "x" * 5000,
+        "https://a.org/.pth?a=/../b",
+    ],
+)
+def test_no_address_leads_out_of_the_cache(url, own_cache):
+    path = cached_path(url)
+    assert path.parent == own_cache
+    assert os.path.normpath(path) == str(path)
+    assert len(path.name) < 200
