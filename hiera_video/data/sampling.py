@@ -157,8 +157,7 @@ def window_clips(
 
     Raises UserError if `seconds` is not above 0.
     """
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise UserError(f"a timeline window of {seconds!r} seconds is not possible; give above 0")
+    check_window(seconds)
     _check_not_empty(len(times))
     _check_views(num_views)
     clip_span = span(spec.num_frames, spec.sampling_rate, fps, spec.target_fps)
@@ -181,6 +180,12 @@ def window_clips(
             views = dense_clip(start, clip_span, spec.num_frames, len(times))[None]
         end = min((number + 1) * seconds, video_end)
         yield WindowClips(start=number * seconds, end=end, views=views)
+
+
+def check_window(seconds: float) -> None:
+    """Raise UserError unless a timeline can have windows of `seconds`."""
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise UserError(f"a timeline window of {seconds!r} seconds is not possible; give above 0")
 
 
 def _last_start(video_frames: int, clip_span: Fraction) -> int:

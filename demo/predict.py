@@ -1,0 +1,376 @@
+#!/usr/bin/env python
+"""Label videos: files, folders and globs in; a table, JSON or CSV out.
+
+    python demo/predict.py clip.mp4
+    python demo/predict.py videos/ --json > labels.json
+    python demo/predict.py 'videos/**/*.mp4' --csv labels.csv --top-k 1
+    python demo/predict.py match.mp4 --timeline 5
+    python demo/predict.py clip.mp4 --weights runs/mine/checkpoints/best.pyth
+    python demo/predict.py -- -name-with-a-dash.mp4
+
+Exit codes: 0 every file is labelled; 1 a file could not be labelled (the others are); 2 wrong use;
+130 interrupted (what is done is written).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import json
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a bare checkout too
+
+from hiera_video import __version__
+from hiera_video.cli import DONE, FAILED, INTERRUPTED, run
+from hiera_video.config import Config, add_config_arguments, config_from_args
+from hiera_video.errors import RunFailed, UserError
+
+if TYPE_CHECKING:
+    from hiera_video.predict import Label, Prediction, Predictor, Window
+
+
+def main(argv: Sequence[str]) -> int:
+    """Label the videos that `argv` names; returns the exit code."""
+    args = _parser().parse_args(argv)
+    if args.top_k < 1:
+        raise UserError(f"--top-k {args.top_k}: at least 1")
+    cfg = _config(args)
+
+    # Imported here: torch takes seconds that --help and a mistyped flag need not wait for.
+    from hiera_video.data.sampling import check_window
+    from hiera_video.data.views import parse_views
+    from hiera_video.predict import Predictor, find_videos
+
+    if args.timeline is not None:
+        check_window(args.timeline)
+    views = _views(args, cfg, parse_views)
+    files = find_videos(args.paths)
+    with _outputs(args) as outputs:
+        # Whatever a library prints while loading must not end up in the JSON.
+        with contextlib.redirect_stdout(sys.stderr):
+            predictor = Predictor.load(**_choices(args, cfg), views=views)
+        return _label_all(predictor, files, args, outputs)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="predict.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="video files, folders (searched), globs in quotes")
+    add("--json", action="store_true", help="one JSON list on stdout instead of the table")
+    add("--csv", metavar="FILE", help="also write a CSV file, one row per label")
+    add("--top-k", type=int, default=5, metavar="K", help="labels per video (default: 5)")
+    add(
+        "--timeline",
+        type=float,
+        metavar="SECONDS",
+        help="also label each window of so many seconds",
+    )
+    add("--views", metavar="KxS", help="clips in time x crops in space (default: 5x3)")
+    add("--batch-size", type=int, metavar="N", help="most views per forward pass (default: 4)")
+    add("--device", default=None, metavar="auto|cpu|cuda", help="default: auto")
+    add("--dtype", default="auto", metavar="auto|fp32|fp16|bf16", help="default: auto")
+    add("--decoder", metavar="NAME", help="auto, torchcodec, pyav or decord (default: auto)")
+    add("--model", metavar="NAME", help="a registered model (default: hiera_base_16x224)")
+    add("--weights", metavar="WEIGHTS", help="checkpoint file, address, or published name")
+    add("--labels", metavar="FILE", help="class names, one a line, or the name of a known list")
+    add("--version", action="version", version=f"hiera_video {__version__}")
+    add_config_arguments(parser, required=False)
+    return parser
+
+
+# ---- settings: the command line, else the config file, else the defaults ----
+
+
+def _config(args: argparse.Namespace) -> Config | None:
+    if args.cfg is None:
+        if args.opts:
+            raise UserError("--opts changes a config file; name it with --cfg FILE")
+        return None
+    cfg = config_from_args(args)
+    if cfg.task == "pretrain":
+        raise UserError(f"{args.cfg[0]} is for pretraining (TASK: pretrain), which gives no labels")
+    return cfg
+
+
+def _views(args: argparse.Namespace, cfg: Config | None, parse: Any) -> tuple[int, int]:
+    if args.views is not None:
+        return parse(args.views)
+    return (cfg.test.num_ensemble_views, cfg.test.num_spatial_crops) if cfg else (5, 3)
+
+
+def _choices(args: argparse.Namespace, cfg: Config | None) -> dict[str, Any]:
+    """Keyword arguments of `Predictor.load`, but for the views."""
+    choices = {
+        "model": args.model,
+        "weights": args.weights,
+        "labels": args.labels,
+        "device": args.device,
+        "dtype": args.dtype,
+        "batch_size": args.batch_size,
+        "decoder": args.decoder,
+    }
+    if cfg is not None:
+        from_cfg = {
+            "model": cfg.model.model_name,
+            "weights": cfg.test.checkpoint_file_path or None,
+            "labels": cfg.data.class_names or None,
+            "device": cfg.device,
+            "batch_size": cfg.test.batch_size,
+            "decoder": cfg.data.decoding_backend,
+            "spec": cfg.data.clip_spec(training=False),
+            "model_kwargs": cfg.model_arguments(),
+            "multi_label": cfg.data.multi_label,
+        }
+        choices = {**from_cfg, **{k: v for k, v in choices.items() if v is not None}}
+    return {key: value for key, value in choices.items() if value is not None}
+
+
+# ---- the work ----
+
+
+def _label_all(
+    predictor: Predictor, files: Sequence[str], args: argparse.Namespace, outputs: _Outputs
+) -> int:
+    from hiera_video.data.decode import DecodeError
+
+    failed = 0
+    with _Progress(len(files)) as progress:
+        for number, file in enumerate(files):
+            prediction = predictor.blank(file)
+            try:
+                _label(predictor, prediction, args, outputs, progress.of(number, file))
+            except DecodeError as error:
+                prediction.error = error.reason
+            except RunFailed as error:
+                prediction.error = str(error)
+            except KeyboardInterrupt:
+                prediction.error = "interrupted"
+                outputs.end(prediction)
+                progress.say(f"interrupted after {number} of {len(files)} files")
+                return INTERRUPTED
+            outputs.end(prediction)
+            if prediction.error is not None:
+                failed += 1
+                progress.say(f"error: {_printable(file)}: {prediction.error}")
+    if failed and len(files) > 1:
+        print(f"{failed} of {len(files)} files could not be labelled", file=sys.stderr)
+    return FAILED if failed else DONE
+
+
+def _label(
+    predictor: Predictor,
+    prediction: Prediction,
+    args: argparse.Namespace,
+    outputs: _Outputs,
+    on_progress: Any,
+) -> None:
+    """Fill in `prediction`, window by window, so that an interruption leaves what was done."""
+    file, top_k = prediction.file, args.top_k
+    whole = on_progress if args.timeline is None else None
+    prediction.labels = predictor(file, top_k=top_k, on_progress=whole).labels
+    outputs.labels(prediction)
+    if args.timeline is None:
+        return
+    prediction.timeline = []
+    windows = predictor.timeline(file, args.timeline, top_k=top_k, on_progress=on_progress)
+    for window in windows:
+        prediction.timeline.append(window)
+        outputs.window(prediction, window)
+
+
+# ---- what comes out ----
+
+
+class _Outputs:
+    """Where results go: the table or JSON on stdout, and a CSV file beside either."""
+
+    def __init__(self, *, as_json: bool, csv_file: _CsvFile | None) -> None:
+        self.as_json = as_json
+        self.csv_file = csv_file
+        self.finished: list[Prediction] = []
+        self.headed = ""
+
+    def labels(self, prediction: Prediction) -> None:
+        """The labels of a whole video are known."""
+        if not self.as_json:
+            self._head(prediction)
+            for rank, label in enumerate(prediction.labels, 1):
+                _write(f"  {rank:3d} {_row(label)}")
+        if self.csv_file is not None:
+            self.csv_file.add(prediction.file, prediction.labels)
+
+    def window(self, prediction: Prediction, window: Window) -> None:
+        """One more window of its timeline is known."""
+        if not self.as_json:
+            ranked = ", ".join(f"{_printable(x.label)} {x.score:.1%}" for x in window.labels)
+            _write(f"  {_clock(window.start)} - {_clock(window.end)}  {ranked}")
+        if self.csv_file is not None:
+            self.csv_file.add(prediction.file, window.labels, window.start, window.end)
+
+    def end(self, prediction: Prediction) -> None:
+        """Nothing more will come for this file."""
+        self.finished.append(prediction)
+        if prediction.error is None:
+            return
+        if not self.as_json:
+            self._head(prediction)
+            _write(f"      error: {prediction.error}")
+        if self.csv_file is not None:
+            self.csv_file.add_error(prediction.file, prediction.error)
+
+    def close(self) -> None:
+        """Write what is written at the end."""
+        if self.as_json:
+            text = [prediction.to_dict() for prediction in self.finished]
+            print(json.dumps(text, indent=2, ensure_ascii=False))
+        if self.csv_file is not None:
+            self.csv_file.finish()
+
+    def _head(self, prediction: Prediction) -> None:
+        if self.headed != prediction.file:
+            self.headed = prediction.file
+            _write(_printable(prediction.file))
+
+
+@contextlib.contextmanager
+def _outputs(args: argparse.Namespace) -> Iterator[_Outputs]:
+    """Open the outputs before the work, so that a folder that does not exist costs no hour."""
+    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+        # A label or a name the terminal cannot show is shown escaped; JSON is UTF-8 by definition.
+        encoding = "utf-8" if args.json else sys.stdout.encoding
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+    csv_file = _CsvFile(args.csv) if args.csv is not None else None
+    outputs = _Outputs(as_json=args.json, csv_file=csv_file)
+    try:
+        yield outputs
+        outputs.close()
+    except KeyboardInterrupt:
+        outputs.close()
+        raise
+    finally:
+        if csv_file is not None:
+            csv_file.discard()
+
+
+class _CsvFile:
+    """A CSV file that appears whole: it grows beside its place and takes it at the end."""
+
+    COLUMNS = ("file", "rank", "label", "score", "start", "end", "error")
+
+    def __init__(self, path: str) -> None:
+        # A device or a pipe (/dev/stdout) is written to; a link's target is what is replaced.
+        special = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+        self.target = os.path.realpath(path)
+        self.unfinished = None if special else f"{self.target}.{os.getpid()}.part"
+        try:
+            if os.path.isdir(path):
+                raise IsADirectoryError(None, "it is a folder")
+            if os.path.isfile(path) and not os.access(path, os.W_OK):
+                raise PermissionError(None, "it is write-protected")
+            # File names that are not valid UTF-8 keep their bytes.
+            self.file = open(  # noqa: SIM115 - lives as long as the run
+                path if special else self.unfinished,
+                "w",
+                encoding="utf-8",
+                errors="surrogateescape",
+                newline="",
+            )
+        except OSError as error:
+            raise UserError(f"cannot write --csv {path}: {error.strerror}") from None
+        self.writer = csv.writer(self.file)
+        self.writer.writerow(self.COLUMNS)
+
+    def add(
+        self,
+        file: str,
+        labels: Sequence[Label],
+        start: float | str = "",
+        end: float | str = "",
+    ) -> None:
+        """One row per label; times are empty for the labels of a whole video."""
+        for rank, label in enumerate(labels, 1):
+            self.writer.writerow([file, rank, label.label, label.score, start, end, ""])
+
+    def add_error(self, file: str, error: str) -> None:
+        self.writer.writerow([file, "", "", "", "", "", error])
+
+    def finish(self) -> None:
+        self.file.close()
+        if self.unfinished is not None:
+            os.replace(self.unfinished, self.target)
+            self.unfinished = None
+
+    def discard(self) -> None:
+        """Remove what is unfinished; nothing after `finish`."""
+        self.file.close()
+        if self.unfinished is not None:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(self.unfinished)
+
+
+class _Progress:
+    """A bar on stderr over all files, only where somebody watches it."""
+
+    def __init__(self, num_files: int) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(
+            total=num_files,
+            file=sys.stderr,
+            disable=not sys.stderr.isatty(),
+            delay=1,
+            leave=False,
+            bar_format="{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]",
+        )
+
+    def of(self, number: int, file: str) -> Any:
+        """The `on_progress` of the `number`-th file."""
+        self.bar.set_description_str(_printable(os.path.basename(file))[:40], refresh=False)
+        return lambda share: self.bar.update(number + share - self.bar.n)
+
+    def say(self, line: str) -> None:
+        self.bar.write(line, file=sys.stderr)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+def _write(line: str) -> None:
+    """A line on stdout, without cutting through the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def _row(label: Label) -> str:
+    bar = f"{'#' * round(20 * label.score):20} " if sys.stdout.isatty() else ""
+    return f"{label.score:8.2%}  {bar}{_printable(label.label)}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds * 10), 600)
+    return f"{minutes:3d}:{rest / 10:04.1f}"
+
+
+def _printable(text: str) -> str:
+    """`text` with control characters escaped: a file's name must not steer the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,68 @@
+"""The test views of a video: file -> clips. The one road of the demo and of the test.
+
+K temporal views x S spatial crops are written "5x3". Every frame that any view needs is decoded
+once, in the file's order, and cut to its crops before the next few are decoded: memory is bounded
+by what the model takes, not by the length or the size of the video.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hiera_video.clip_spec import ClipSpec
+from hiera_video.data.decode import VideoReader
+from hiera_video.data.sampling import Indices, uniform_views
+from hiera_video.data.transforms import SPATIAL_CROPS, normalize, spatial_crops
+from hiera_video.errors import UserError
+
+_DECODED_BYTES = 128 << 20
+"""Whole decoded frames held at once: 20 at 1080p."""
+
+_MOST_TEMPORAL_VIEWS = 100
+
+
+def parse_views(text: str) -> tuple[int, int]:
+    """Read "5x3" as (5, 3): temporal views x spatial crops. UserError says what is allowed."""
+    match = re.fullmatch(r"([0-9]{1,9})[xX×]([0-9]{1,9})", text.strip())
+    if match:
+        num_views, num_crops = int(match[1]), int(match[2])
+        if 1 <= num_views <= _MOST_TEMPORAL_VIEWS and num_crops in SPATIAL_CROPS:
+            return num_views, num_crops
+    raise UserError(
+        f"views {text!r}; write TEMPORALxSPATIAL, such as 5x3: 1 to {_MOST_TEMPORAL_VIEWS} clips "
+        "spread over the video x 1 crop (centre) or 3 (side to side)"
+    )
+
+
+def load_test_views(
+    path: str, spec: ClipSpec, num_views: int, num_crops: int, decoder: str = "auto"
+) -> Tensor:
+    """The `num_views` x `num_crops` test clips of a file: float32 [K * S, 3, T, H, W].
+
+    The crops of one temporal view are neighbours. Raises DecodeError for a file that cannot be
+    decoded, UserError for views or a decoder that do not exist.
+    """
+    with VideoReader(path, decoder=decoder) as reader:
+        info = reader.info
+        return read_views(
+            reader, uniform_views(info.num_frames, info.fps, spec, num_views), spec, num_crops
+        )
+
+
+def read_views(reader: VideoReader, views: Indices, spec: ClipSpec, num_crops: int) -> Tensor:
+    """The clips at the frames `views` [K, T] of an open video: float32 [K * S, 3, T, H, W]."""
+    wanted, place = np.unique(views, return_inverse=True)
+    place = torch.from_numpy(place.reshape(views.shape))
+    step = max(1, _DECODED_BYTES // (3 * reader.info.width * reader.info.height))
+    parts = [
+        spatial_crops(reader.read(wanted[i : i + step]), spec.crop_size, num_crops)
+        for i in range(0, len(wanted), step)
+    ]
+    crops = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]  # S x [U, 3, H, W]
+    return torch.stack(
+        [normalize(crop[frames], spec.mean, spec.std) for frames in place for crop in crops]
+    )

@@ -1,0 +1,559 @@
+"""Stage 4: video files -> ranked labels, with times for long ones.
+
+    predictor = Predictor.load("hiera_base_16x224")   # or weights="runs/mine/best.pyth"
+    print(predictor("clip.mp4"))
+    for window in predictor.timeline("long.mp4", seconds=5):
+        print(window.start, window.labels[0])
+
+Decoding, sampling, views and softmax are those of the test (`data/views.py`, `scoring.py`), so the
+labels of a video are what the test counted.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.clip_spec import ClipSpec
+from hiera_video.data.decode import VideoReader
+from hiera_video.data.manifests import VIDEO_SUFFIXES, read_class_names
+from hiera_video.data.sampling import uniform_views, window_clips
+from hiera_video.data.transforms import check_num_crops
+from hiera_video.data.views import read_views
+from hiera_video.errors import RunFailed, UserError
+from hiera_video.labels import load_labels
+from hiera_video.models import build_model
+from hiera_video.models.published import IMAGE_CLIPS, VIDEO_CLIPS
+from hiera_video.models.weights import (
+    PUBLISHED,
+    Checkpoint,
+    PublishedWeights,
+    WeightsError,
+    fetch,
+    load_weights,
+    names_for,
+    read_checkpoint,
+    resolve,
+)
+from hiera_video.registry import MODEL_REGISTRY
+from hiera_video.scoring import choose_device, choose_dtype, takes_images, view_scores
+
+DEFAULT_MODEL = "hiera_base_16x224"
+BUNDLED = Path(__file__).parent / "bundled"
+
+PLAYLIST_SUFFIXES = frozenset((".concat", ".ffconcat", ".m3u", ".m3u8", ".mpd", ".pls", ".sdp"))
+"""Lists of videos: found in folders so that they are refused by name, never opened."""
+
+OnProgress = Callable[[float], None]
+"""Called with the share of a video's work that is done, 0 to 1."""
+
+
+# ---- results ----
+
+
+@dataclass(frozen=True)
+class Label:
+    """One class and its score, a probability in [0, 1]."""
+
+    label: str
+    score: float
+
+    def __str__(self) -> str:
+        return f"{self.score:7.2%}  {self.label}"
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"score": self.score, "label": self.label}
+
+
+@dataclass(frozen=True)
+class Window:
+    """The labels of one stretch of a video; times in seconds from its first frame."""
+
+    start: float
+    end: float
+    labels: tuple[Label, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        labels = [label.to_dict() for label in self.labels]
+        return {"start": self.start, "end": self.end, "labels": labels}
+
+
+@dataclass
+class Prediction:
+    """What is known of one file: its labels in falling order, or why there are none."""
+
+    file: str
+    labels: list[Label] = field(default_factory=list)
+    timeline: list[Window] | None = None
+    """None where no timeline was asked for."""
+    error: str | None = None
+    model: str = ""
+    weights: str = ""
+    views: str = ""
+    """Temporal views x spatial crops, "5x3"."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The object of `--json`: plain lists, strings and numbers."""
+        timeline = None if self.timeline is None else [w.to_dict() for w in self.timeline]
+        return {
+            "file": self.file,
+            "labels": [label.to_dict() for label in self.labels],
+            "timeline": timeline,
+            "error": self.error,
+            "model": self.model,
+            "weights": self.weights,
+            "views": self.views,
+        }
+
+    def __repr__(self) -> str:
+        lines = [f"Prediction({self.file!r}, {self.model}, {self.views} views)"]
+        lines += [f"  {rank:2d} {label}" for rank, label in enumerate(self.labels, 1)]
+        if self.timeline is not None:
+            lines.append(f"  timeline of {len(self.timeline)} windows")
+        if self.error is not None:
+            lines.append(f"  error: {self.error}")
+        return "\n".join(lines)
+
+
+# ---- the predictor ----
+
+
+class Predictor:
+    """A model with all it needs to label a video file: path in, `Prediction` out.
+
+    Args:
+        model: returns logits [B, num_classes]; it is put into eval mode and moved to `device`.
+        spec: how the model's clips are sampled, cropped and normalised.
+        classes: names of the outputs, in their order.
+        views: temporal views x spatial crops; scores are averaged over them.
+        device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
+        dtype: "auto" (float32 on a CPU; bfloat16 or float16 on a GPU), "fp32", "fp16", "bf16".
+        batch_size: most views per forward pass; any value gives the same scores.
+        decoder: "auto" or the name of one, see `data/decode.py`.
+        multi_label: the model was trained with a yes or no per class: sigmoid, not softmax.
+        model_name, weights_name: what results say they come from.
+        warn: called with each line the user should read; stderr by default.
+
+    Raises:
+        UserError: settings that are not possible or do not fit each other.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        spec: ClipSpec,
+        classes: Sequence[str],
+        views: tuple[int, int] = (5, 3),
+        device: str = "auto",
+        dtype: str = "auto",
+        batch_size: int = 4,
+        decoder: str = "auto",
+        multi_label: bool = False,
+        model_name: str = "",
+        weights_name: str = "",
+        warn: Callable[[str], None] | None = None,
+    ) -> None:
+        num_views, num_crops = views
+        if num_views < 1:
+            raise UserError(f"views={views}: at least 1 temporal view")
+        check_num_crops(num_crops)
+        if batch_size < 1:
+            raise UserError(f"batch_size={batch_size} must be at least 1 view per forward pass")
+        _check_fits(model, spec, classes)
+        self.device = choose_device(device)
+        self.dtype, slow = choose_dtype(dtype, self.device)
+        if slow:
+            (warn or _say)(f"warning: {slow}")
+        self.model = model.to(self.device).eval()
+        self.spec = spec
+        self.classes = list(classes)
+        self.views = (num_views, num_crops)
+        self.batch_size = batch_size
+        self.decoder = decoder
+        self.multi_label = multi_label
+        self.model_name = model_name or type(model).__name__
+        self.weights_name = weights_name
+
+    @classmethod
+    def load(
+        cls,
+        model: str | None = None,
+        weights: str | os.PathLike | None = None,
+        labels: str | os.PathLike | None = None,
+        *,
+        spec: ClipSpec | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        warn: Callable[[str], None] | None = None,
+        **settings: Any,
+    ) -> Predictor:
+        """Build a predictor from names and files.
+
+        Args:
+            model: a registered name; None takes the one the weights are for.
+            weights: a checkpoint file, an address or a published name. None: the published
+                Kinetics-400 weights of `model`; if no model is named either and those can be
+                neither found nor fetched, the small model that comes with the package, with a
+                warning. Weights that are named are never replaced by others.
+            labels: file of class names, or the name of a known list; None: from the checkpoint.
+            spec: replaces the sampling and normalisation that come with the weights.
+            model_kwargs: further arguments of the model's builder.
+            warn: called with each line the user should read; stderr by default.
+            settings: `views`, `device`, `dtype`, `batch_size`, `decoder`, `multi_label`.
+
+        Raises:
+            UserError, WeightsError: unknown names, missing or unfit files.
+        """
+        warn = warn or _say
+        device = choose_device(settings.get("device", "auto"))
+        choose_dtype(settings.get("dtype", "auto"), device)  # a typing error before a download
+        names = None if labels is None else _read_labels(labels)
+        if weights is not None:
+            checkpoint, published = resolve(weights, model)
+            weights_name = checkpoint.label
+        else:
+            checkpoint, published, weights_name = _default_weights(model, warn)
+        name = _model_name(model, checkpoint)
+        built = _build(name, checkpoint, published, model_kwargs or {}, warn)
+        return cls(
+            built,
+            spec=spec or checkpoint.spec or _usual_spec(built, checkpoint, warn),
+            classes=_class_names(built, names, labels, checkpoint, published, warn),
+            model_name=name,
+            weights_name=weights_name,
+            warn=warn,
+            **settings,
+        )
+
+    def __call__(
+        self, path: str | os.PathLike, *, top_k: int = 5, on_progress: OnProgress | None = None
+    ) -> Prediction:
+        """Label a whole video, as the test does.
+
+        Raises DecodeError for a file that cannot be decoded, RunFailed if the model cannot be run
+        on it.
+        """
+        path = os.fspath(path)
+        num_views, num_crops = self.views
+        with VideoReader(path, decoder=self.decoder) as reader:
+            info = reader.info
+            views = uniform_views(info.num_frames, info.fps, self.spec, num_views)
+            clips = read_views(reader, views, self.spec, num_crops)
+        done = 0
+
+        def advance(views_done: int) -> None:
+            nonlocal done
+            done += views_done
+            if on_progress is not None:
+                on_progress(done / len(clips))
+
+        return replace(self.blank(path), labels=self._rank(self._scores(clips, advance), top_k))
+
+    def timeline(
+        self,
+        path: str | os.PathLike,
+        seconds: float,
+        *,
+        top_k: int = 5,
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[Window]:
+        """Labels of each window of `seconds` of a video, one by one, in bounded memory.
+
+        See `data.sampling.window_clips` for where windows begin and end and which clips stand for
+        them. Raises as calling the predictor does, after the windows that could be labelled.
+        """
+        path = os.fspath(path)
+        num_views, num_crops = self.views
+        with VideoReader(path, decoder=self.decoder) as reader:
+            info = reader.info
+            for window in window_clips(info.times, info.fps, self.spec, seconds, num_views):
+                clips = read_views(reader, window.views, self.spec, num_crops)
+                labels = tuple(self._rank(self._scores(clips), top_k))
+                yield Window(start=window.start, end=window.end, labels=labels)
+                if on_progress is not None:
+                    on_progress(min(window.end / max(info.duration, window.end), 1.0))
+
+    def blank(self, path: str | os.PathLike, error: str | None = None) -> Prediction:
+        """A `Prediction` for `path` without labels: the start of one, or a file that failed."""
+        num_views, num_crops = self.views
+        return Prediction(
+            file=os.fspath(path),
+            error=error,
+            model=self.model_name,
+            weights=self.weights_name,
+            views=f"{num_views}x{num_crops}",
+        )
+
+    def __repr__(self) -> str:
+        num_views, num_crops = self.views
+        return (
+            f"Predictor({self.model_name}, weights={self.weights_name!r}, "
+            f"classes={len(self.classes)}, views={num_views}x{num_crops}, "
+            f"device={self.device}, dtype={self.dtype})"
+        )
+
+    def _scores(self, clips: Tensor, on_views: Callable[[int], None] | None = None) -> Tensor:
+        try:
+            scores = view_scores(
+                self.model,
+                clips,
+                batch_size=self.batch_size,
+                device=self.device,
+                dtype=self.dtype,
+                multi_label=self.multi_label,
+                on_views=on_views,
+            )
+        except torch.OutOfMemoryError as error:
+            raise RunFailed(
+                f"out of GPU memory with {self.batch_size} views per forward pass; "
+                "try --batch-size 1, or --device cpu"
+            ) from error
+        if not torch.isfinite(scores).all():
+            raise RunFailed(
+                f"the model's scores are not finite in {self.dtype}; try --dtype fp32, "
+                "and if that gives the same, other weights"
+            )
+        return scores
+
+    def _rank(self, scores: Tensor, top_k: int) -> list[Label]:
+        if len(scores) != len(self.classes):
+            raise UserError(
+                f"{len(self.classes)} class names for a model with {len(scores)} outputs"
+            )
+        best = scores.topk(min(top_k, len(scores)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [Label(self.classes[index], score) for index, score in pairs]
+
+
+# ---- finding videos ----
+
+
+def find_videos(paths: Iterable[str]) -> list[str]:
+    """The files that files, folders and globs name, in the order given, each once.
+
+    A file is taken whatever it is called. A folder is searched with its subfolders for names that
+    end like a video or a playlist (in any case, hidden ones aside), in sorted order; a playlist is
+    then refused by the decoder, visibly, instead of being passed over. A glob ("clips/**/*.mp4")
+    takes what a folder would take, and folders that match are searched.
+
+    Raises UserError: no such file, nothing to label in a folder, a glob that matches nothing.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        for file in _videos_of(os.fspath(path)):
+            found.setdefault(os.path.abspath(file), file)
+    return list(found.values())
+
+
+def _videos_of(path: str) -> list[str]:
+    if os.path.isdir(path):
+        return _videos_in(path)
+    if os.path.lexists(path):  # first of all: a name may hold the signs of a glob, "clip [1].mp4"
+        return [path]
+    if not glob.has_magic(path):
+        raise UserError(f"no such file or folder: {path!r}")
+    matches = sorted(glob.glob(path, recursive=True))
+    files = []
+    for match in matches:
+        if os.path.isdir(match):
+            files += _walk(match)
+        elif _is_video_name(match):
+            files.append(match)
+    if not files:
+        found = f"{len(matches)} names, none of them a video's" if matches else "nothing"
+        raise UserError(f"{path!r} matches {found}; {_looked_for()}")
+    return files
+
+
+def _videos_in(folder: str) -> list[str]:
+    files = _walk(folder)
+    if not files:
+        raise UserError(f"no videos in the folder {folder!r} or below it; {_looked_for()}")
+    return files
+
+
+def _walk(folder: str) -> list[str]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot look into the folder {error.filename!r}: {error.strerror}")
+
+    files = []
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [os.path.join(parent, name) for name in sorted(names) if _is_video_name(name)]
+    return files
+
+
+def _is_video_name(path: str) -> bool:
+    name = os.path.basename(path)
+    suffix = os.path.splitext(name)[1].lower()
+    return not name.startswith(".") and suffix in (*VIDEO_SUFFIXES, *PLAYLIST_SUFFIXES)
+
+
+def _looked_for() -> str:
+    return f"looked for names that end in {' '.join(sorted(VIDEO_SUFFIXES))}"
+
+
+# ---- loading ----
+
+
+def _default_weights(
+    model: str | None, warn: Callable[[str], None]
+) -> tuple[Checkpoint, PublishedWeights | None, str]:
+    """The published fine-tuned weights of `model`; without a model and a network, the bundled."""
+    name = model or DEFAULT_MODEL
+    MODEL_REGISTRY.get(name)  # an unknown name is answered with its neighbours
+    trained = [PUBLISHED[name, weights] for weights in names_for(name)]
+    trained = [row for row in trained if row.num_classes is not None]
+    if not trained:
+        raise UserError(f"{name} has no published classifier; name a checkpoint with --weights")
+    try:
+        fetch(trained[0].url)
+    except WeightsError as error:
+        bundled = sorted(BUNDLED.glob("*.pyth")) if model is None else []
+        if not bundled:
+            raise
+        checkpoint = read_checkpoint(bundled[0])
+        warn(_bundled_warning(checkpoint, trained[0], error))
+        return checkpoint, None, f"bundled {bundled[0].stem}"
+    checkpoint, published = resolve(str(trained[0]), name)
+    return checkpoint, published, checkpoint.label
+
+
+def _bundled_warning(checkpoint: Checkpoint, wanted: PublishedWeights, error: Exception) -> str:
+    classes = checkpoint.classes or []
+    lines = [
+        "WARNING: these labels are NOT Kinetics labels.",
+        f"The weights {wanted} could not be had:",
+        *str(error).splitlines(),
+        "In their place the small model that comes with this package is used",
+        f"({checkpoint.model_name}). It knows {len(classes)} classes and no others:",
+        ", ".join(classes),
+        "Name weights with --weights to get other labels.",
+    ]
+    rule = "!" * 79
+    return "\n".join([rule, *(f"!! {line}" for line in lines), rule])
+
+
+def _model_name(model: str | None, checkpoint: Checkpoint) -> str:
+    stored = checkpoint.model_name
+    if model is None and stored is None:
+        raise UserError(
+            f"{checkpoint.label} does not say which model it is for; add --model NAME "
+            "(names: python -c 'import hiera_video; print(hiera_video.list_models())')"
+        )
+    if model is None or stored is None:
+        return model or stored
+    if MODEL_REGISTRY.get(model) is not MODEL_REGISTRY.get(stored):
+        raise UserError(f"{checkpoint.label} is for {stored}, not for {model}; drop --model")
+    return model
+
+
+def _build(
+    name: str,
+    checkpoint: Checkpoint,
+    published: PublishedWeights | None,
+    model_kwargs: dict[str, Any],
+    warn: Callable[[str], None],
+) -> nn.Module:
+    """The model with its weights in it; refused without a trained classifier."""
+    untrained = published is not None and published.num_classes is None
+    if checkpoint.is_autoencoder or untrained:
+        raise WeightsError(
+            f"{checkpoint.label} has no trained classifier (it is the result of pretraining); "
+            "fine-tune it first, or name fine-tuned weights with --weights"
+        )
+    arguments = {**checkpoint.model_kwargs, **model_kwargs}
+    num_classes = checkpoint.num_classes or arguments.pop("num_classes", None)
+    arguments.pop("num_classes", None)
+    model = build_model(name, num_classes=num_classes, **arguments)
+    report = load_weights(model, checkpoint)
+    if report.missing:
+        raise WeightsError(
+            f"{checkpoint.label} has no trained values for {', '.join(report.missing[:4])}; "
+            "labels would be random"
+        )
+    for note in report.notes:
+        warn(f"{checkpoint.label}: {note}")
+    return model
+
+
+def _usual_spec(model: nn.Module, checkpoint: Checkpoint, warn: Callable[[str], None]) -> ClipSpec:
+    """Sampling for weights that do not say theirs: Hiera's own at the model's input size."""
+    size = tuple(getattr(model, "input_size", (16, 224, 224)))
+    if takes_images(model):
+        spec = replace(IMAGE_CLIPS, crop_size=size[-1])
+    else:
+        spec = replace(VIDEO_CLIPS, num_frames=size[0], crop_size=size[-1])
+    warn(
+        f"{checkpoint.label} does not say how its clips are sampled and normalised; taking "
+        f"{spec.num_frames}x{spec.sampling_rate} at {spec.target_fps:g} fps, mean {spec.mean}, "
+        f"std {spec.std}"
+    )
+    return spec
+
+
+def _read_labels(labels: str | os.PathLike) -> list[str]:
+    """Class names from a file, or those of a known data set by its name."""
+    if os.path.exists(labels):
+        return read_class_names(labels)
+    try:
+        return load_labels(os.fspath(labels))
+    except UserError as error:
+        raise UserError(f"--labels {os.fspath(labels)}: no such file, and {error}") from None
+
+
+def _class_names(
+    model: nn.Module,
+    names: list[str] | None,
+    labels: str | os.PathLike | None,
+    checkpoint: Checkpoint,
+    published: PublishedWeights | None,
+    warn: Callable[[str], None],
+) -> list[str]:
+    """Names of the outputs: from --labels, the checkpoint, or the data set it was trained on."""
+    outputs = getattr(model, "num_classes", None)
+    if names is not None:
+        if outputs is not None and len(names) != outputs:
+            raise UserError(
+                f"{os.fspath(labels)} names {len(names)} classes, the model has {outputs}"
+            )
+        return names
+    if checkpoint.classes:
+        return checkpoint.classes
+    if published is not None and published.classes:
+        return load_labels(published.classes)
+    if outputs is None:
+        raise UserError(f"{checkpoint.label} has no class names; give them with --labels FILE")
+    warn(f"warning: {checkpoint.label} has no class names; numbers stand for them (--labels FILE)")
+    return [f"class {index}" for index in range(outputs)]
+
+
+def _check_fits(model: nn.Module, spec: ClipSpec, classes: Sequence[str]) -> None:
+    """Refuse a model, a clip and names that do not go together, before any video is read."""
+    size = tuple(getattr(model, "input_size", ()))
+    clip = (spec.num_frames, spec.crop_size, spec.crop_size)
+    wanted = (1, *size) if takes_images(model) else size
+    if size and wanted != clip:
+        raise UserError(
+            f"the model takes clips of {_by(wanted)} (frames x height x width), "
+            f"the sampling makes {_by(clip)}"
+        )
+    outputs = getattr(model, "num_classes", None)
+    if outputs is not None and len(classes) != outputs:
+        raise UserError(f"{len(classes)} class names for a model with {outputs} outputs")
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr)

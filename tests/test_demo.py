@@ -1,0 +1,389 @@
+"""`demo/predict.py` as users call it: what comes out where, and the exit codes."""
+
+import csv
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from clips import write_clip
+from test_predict import CLASSES, NAME, SPEC, TINY, tiny_model, write_checkpoint
+
+from hiera_video import Predictor, __version__
+from hiera_video.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def demo(repository_path):
+    """The module `demo/predict.py`."""
+    spec = importlib.util.spec_from_file_location("demo_predict", repository_path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def repository_path(repository):
+    return repository / "demo" / "predict.py"
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return str(write_checkpoint(tmp_path_factory.mktemp("demo") / "tiny.pyth"))
+
+
+@pytest.fixture
+def clips(tmp_path, monkeypatch):
+    """The current folder: two clips with awkward names and a file that is none."""
+    write_clip(tmp_path / "-dash ü.mp4", frames=30)
+    write_clip(tmp_path / "b.mp4", frames=60)
+    (tmp_path / "bad.mp4").write_text("not a video")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def call(demo, weights, capsys):
+    """Run the demo with the tiny weights on the CPU: (exit code, stdout, stderr)."""
+
+    def run(*arguments, defaults=("--device", "cpu", "--views", "1x1")):
+        argv = ["--weights", weights, *defaults, *map(str, arguments)]
+        try:
+            code = demo.main(argv)
+        except SystemExit as end:  # argparse
+            code = end.code
+        except UserError as error:  # cli.run makes this exit code 2
+            code = 2
+            print(f"error: {error}", file=sys.stderr)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def rows_of(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# ---- the table ----
+
+
+def test_the_table_ranks_the_labels_of_each_video(call, clips):
+    code, out, err = call("b.mp4", "./-dash ü.mp4", "--top-k", 2)
+    assert code == 0
+    lines = out.splitlines()
+    assert [line for line in lines if not line.startswith(" ")] == ["b.mp4", "./-dash ü.mp4"]
+    assert [line.split()[0] for line in lines if line.startswith(" ")] == ["1", "2", "1", "2"]
+    assert all(line.split()[1].endswith("%") for line in lines if line.startswith(" "))
+    assert {line.split()[2] for line in lines if line.startswith(" ")} <= set(CLASSES)
+    assert "\x1b" not in out + err
+    assert "\r" not in out + err
+
+
+def test_a_bad_file_is_reported_and_the_rest_is_labelled(call, clips):
+    code, out, err = call(".")
+    assert code == 1
+    names = [line for line in out.splitlines() if not line.startswith(" ")]
+    assert names == ["./-dash ü.mp4", "./b.mp4", "./bad.mp4"]
+    assert "      error: " in out
+    assert "error: ./bad.mp4: " in err
+    assert "1 of 3 files" in err
+
+
+def test_names_that_would_steer_the_terminal_are_escaped(call, clips):
+    os.rename("b.mp4", "a\x1b[31m\n.mp4")
+    code, out, _ = call("a\x1b[31m\n.mp4")
+    assert code == 0
+    assert out.splitlines()[0] == r"a\x1b[31m\n.mp4"
+
+
+# ---- JSON ----
+
+
+def test_json_is_one_list_and_nothing_else_on_stdout(call, clips, weights):
+    code, out, err = call(".", "--json", "--top-k", 3)
+    assert code == 1
+    dash, good, bad = json.loads(out)
+    assert list(good) == ["file", "labels", "timeline", "error", "model", "weights", "views"]
+    assert dash["file"] == "./-dash ü.mp4"
+    assert good["file"] == "./b.mp4"
+    assert len(good["labels"]) == 3
+    scores = [label["score"] for label in good["labels"]]
+    assert scores == sorted(scores, reverse=True)
+    assert good["error"] is None
+    assert (good["model"], good["weights"], good["views"]) == (NAME, weights, "1x1")
+    assert bad["labels"] == []
+    assert bad["error"]
+    assert "bad.mp4" in err
+
+
+def test_the_demo_gives_the_predictors_labels(call, clips, weights):
+    _, out, _ = call("b.mp4", "--json", "--top-k", 5, defaults=("--views", "2x3"))
+    predictor = Predictor.load(weights=weights, views=(2, 3))
+    assert json.loads(out) == [predictor("b.mp4", top_k=5).to_dict()]
+
+
+def test_the_default_is_five_views_by_three_crops(call, clips):
+    _, out, _ = call("b.mp4", "--json", defaults=())
+    assert json.loads(out)[0]["views"] == "5x3"
+
+
+# ---- timelines ----
+
+
+def test_a_timeline_follows_the_labels(call, clips):
+    code, out, _ = call("b.mp4", "--timeline", 0.5, "--top-k", 2)
+    assert code == 0
+    windows = [line for line in out.splitlines() if " - " in line]
+    assert [line.split()[0] for line in windows] == ["0:00.0", "0:00.5", "0:01.0", "0:01.5"]
+    assert windows[-1].split()[2] == "0:02.0"
+    assert windows[0].count("%") == 2
+
+
+def test_a_timeline_in_json_and_csv(call, clips):
+    code, out, _ = call("b.mp4", "--timeline", 1, "--json", "--csv", "out.csv", "--top-k", 2)
+    assert code == 0
+    (result,) = json.loads(out)
+    assert [(w["start"], w["end"]) for w in result["timeline"]] == [(0, 1), (1, 2)]
+    assert all(len(w["labels"]) == 2 for w in result["timeline"])
+    assert len(result["labels"]) == 2
+    rows = rows_of("out.csv")
+    assert [(r["start"], r["end"]) for r in rows] == (
+        [("", "")] * 2 + [("0.0", "1.0")] * 2 + [("1.0", "2.0")] * 2
+    )
+
+
+# ---- CSV ----
+
+
+def test_csv_has_a_row_per_label_and_one_per_failure(call, clips):
+    code, out, _ = call(".", "--csv", "out.csv", "--top-k", 2)
+    assert code == 1
+    assert "./b.mp4" in out
+    rows = rows_of("out.csv")
+    assert list(rows[0]) == ["file", "rank", "label", "score", "start", "end", "error"]
+    assert [(r["file"], r["rank"]) for r in rows] == [
+        ("./-dash ü.mp4", "1"), ("./-dash ü.mp4", "2"), ("./b.mp4", "1"), ("./b.mp4", "2"),
+        ("./bad.mp4", ""),
+    ]  # fmt: skip
+    assert rows[-1]["error"]
+    assert float(rows[0]["score"]) >= float(rows[1]["score"])
+    assert sorted(os.listdir()) == sorted(["-dash ü.mp4", "b.mp4", "bad.mp4", "out.csv"])
+
+
+@pytest.mark.parametrize("target", ["no/such/folder/out.csv", "."])
+def test_a_csv_that_cannot_be_written_stops_before_the_work(call, clips, target, monkeypatch):
+    monkeypatch.setattr(Predictor, "load", lambda **_: pytest.fail("the model was loaded"))
+    code, out, err = call("b.mp4", "--csv", target)
+    assert code == 2
+    assert out == ""
+    assert f"cannot write --csv {target}" in err
+
+
+def test_a_failed_start_leaves_the_old_csv_alone(call, clips):
+    (clips / "out.csv").write_text("precious")
+    code, _, _ = call("b.mp4", "--csv", "out.csv", "--decoder", "none")
+    assert code == 2
+    assert (clips / "out.csv").read_text() == "precious"
+    assert not [name for name in os.listdir() if name.endswith(".part")]
+
+
+def test_csv_to_a_link_replaces_what_it_points_to_and_devices_stay(call, clips):
+    (clips / "real.csv").write_text("old")
+    os.symlink("real.csv", "link.csv")
+    assert call("b.mp4", "--csv", "link.csv")[0] == 0
+    assert os.path.islink("link.csv")
+    assert rows_of("real.csv")
+    assert call("b.mp4", "--csv", os.devnull)[0] == 0
+    assert not os.path.isfile(os.devnull)
+
+
+# ---- wrong use ----
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "PATH"),
+        (["missing.mp4"], "no such file"),
+        (["*.mov"], ".mp4"),
+        (["b.mp4", "--views", "5"], "such as 5x3"),
+        (["b.mp4", "--views", "5x2"], "such as 5x3"),
+        (["b.mp4", "--top-k", "0"], "--top-k"),
+        (["b.mp4", "--top-k", "x"], "--top-k"),
+        (["b.mp4", "--batch-size", "0"], "batch_size"),
+        (["b.mp4", "--timeline", "0"], "seconds"),
+        (["b.mp4", "--timeline", "nan"], "seconds"),
+        (["b.mp4", "--device", "tpu"], "auto, cpu, cuda"),
+        (["b.mp4", "--dtype", "int8"], "auto, fp32, fp16 or bf16"),
+        (["b.mp4", "--decoder", "vlc"], "pyav"),
+        (["b.mp4", "--model", "hiera_bas_16x224"], "hiera_base_16x224"),
+        (["b.mp4", "--weights", "missing.pyth"], "missing.pyth"),
+        (["b.mp4", "--labels", "missing.txt"], "missing.txt"),
+        (["b.mp4", "--labels", "ssv2"], "174 classes, the model has 5"),
+        (["b.mp4", "--cfg", "missing.yaml"], "missing.yaml"),
+        (["b.mp4", "--opts", "DATA.NUM_FRAMES", "8"], "--cfg"),
+        (["b.mp4", "--import", "no_such_module"], "no_such_module"),
+        (["b.mp4", "--frobnicate"], "--frobnicate"),
+    ],
+)
+def test_wrong_use_is_exit_code_2_and_says_what_to_do(call, clips, arguments, says):
+    code, out, err = call(*arguments)
+    assert code == 2
+    assert out == ""
+    assert says in err
+
+
+def test_cuda_without_a_gpu_is_wrong_use(call, clips, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, _, err = call("b.mp4", "--device", "cuda")
+    assert code == 2
+    assert "--device cpu" in err
+
+
+def test_an_empty_folder_says_what_was_looked_for(call, tmp_path):
+    code, _, err = call(tmp_path)
+    assert code == 2
+    assert ".webm" in err
+
+
+# ---- a config file ----
+
+
+@pytest.fixture
+def yaml(clips, weights):
+    """A config of the tiny model with sampling of its own."""
+    path = clips / "tiny.yaml"
+    path.write_text(
+        f"""
+MODEL: {{MODEL_NAME: {NAME}, KWARGS: {{embed_dim: 16, num_heads: 1, stages: [1, 1, 1, 1]}}}}
+DATA: {{NUM_FRAMES: 4, SAMPLING_RATE: 8, TRAIN_CROP_SIZE: 64, TEST_CROP_SIZE: 64}}
+TEST: {{NUM_ENSEMBLE_VIEWS: 3, NUM_SPATIAL_CROPS: 1, CHECKPOINT_FILE_PATH: {weights}}}
+"""
+    )
+    return path
+
+
+def test_a_config_brings_model_views_sampling_and_weights(demo, yaml, capsys, monkeypatch):
+    loaded = {}
+    load = Predictor.load
+
+    def recording(**choices):
+        loaded["predictor"] = load(**choices)
+        return loaded["predictor"]
+
+    monkeypatch.setattr(Predictor, "load", recording)
+    assert demo.main(["b.mp4", "--json", "--cfg", str(yaml), "DATA.SAMPLING_RATE", "5"]) == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["views"] == "3x1"
+    assert loaded["predictor"].spec.sampling_rate == 5
+    assert loaded["predictor"].spec.crop_size == SPEC.crop_size
+    # What the command line says comes first.
+    assert demo.main(["b.mp4", "--json", "--views", "2x3", "--cfg", str(yaml)]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["views"] == "2x3"
+
+
+def test_a_config_for_pretraining_gives_no_labels(call, yaml):
+    code, _, err = call("b.mp4", "--cfg", yaml, "TASK", "pretrain")
+    assert code == 2
+    assert "pretrain" in err
+
+
+def test_a_model_of_ones_own_is_imported(demo, clips, capsys):
+    (clips / "my_demo_module.py").write_text(
+        "from hiera_video import build_model\n"
+        "from hiera_video.registry import MODEL_REGISTRY\n"
+        "@MODEL_REGISTRY.register()\n"
+        "def my_demo_net(num_classes=5, **kwargs):\n"
+        f"    return build_model({NAME!r}, num_classes=num_classes, **kwargs)\n"
+    )
+    kwargs = {k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()}
+    write_checkpoint(clips / "my.pyth", stored={"name": "my_demo_net", "kwargs": kwargs})
+    arguments = ["b.mp4", "--views", "1x1", "--json", "--weights", "my.pyth"]
+    assert demo.main([*arguments, "--import", "my_demo_module"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["model"] == "my_demo_net"
+
+
+# ---- as a process ----
+
+
+def process(repository_path, *arguments, **kwargs):
+    return subprocess.Popen(
+        [sys.executable, str(repository_path), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **kwargs,
+    )
+
+
+def test_a_name_with_a_leading_dash_after_two_dashes(repository_path, weights, clips):
+    arguments = ["--weights", weights, "--views", "1x1", "--json", "--", "-dash ü.mp4"]
+    # An ASCII terminal must not change JSON.
+    running = process(repository_path, *arguments, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 0, err
+    assert json.loads(out)[0]["file"] == "-dash ü.mp4"
+
+
+def test_help_and_version_need_no_model(repository_path, tmp_path):
+    version = process(repository_path, "--version", cwd=tmp_path)
+    shown = process(repository_path, "--help", cwd=tmp_path)
+    assert version.communicate(timeout=120)[0] == f"hiera_video {__version__}\n"
+    out, _ = shown.communicate(timeout=120)
+    assert "--timeline SECONDS" in out
+    assert (version.returncode, shown.returncode) == (0, 0)
+
+
+def test_wrong_use_is_one_line_without_a_traceback(repository_path, clips):
+    running = process(repository_path, "missing.mp4")
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 2
+    assert out == ""
+    assert err.startswith("error: no such file")
+    assert "Traceback" not in err
+
+
+def test_ctrl_c_writes_what_is_done(repository_path, weights, clips):
+    write_clip(clips / "long.mp4", frames=1500, size=(32, 32))
+    running = process(
+        repository_path, "b.mp4", "long.mp4", "--weights", weights, "--views", "1x1", "--json",
+        "--csv", "out.csv", "--timeline", "0.04",
+    )  # fmt: skip
+    part = clips / f"out.csv.{running.pid}.part"
+    for _ in range(1200):  # until rows of the long video are on the disk
+        if part.exists() and "long.mp4" in part.read_text():
+            break
+        assert running.poll() is None, running.communicate()[1]
+        time.sleep(0.05)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 130, err
+    assert "Traceback" not in err
+    done, broken_off = json.loads(out)
+    assert done["error"] is None
+    assert done["labels"]
+    assert broken_off["error"] == "interrupted"
+    assert 0 < len(broken_off["timeline"]) < 1250
+    assert {"b.mp4", "long.mp4"} == {row["file"] for row in rows_of("out.csv")}
+
+
+def test_a_reader_that_goes_away_is_no_traceback(repository_path, weights, clips):
+    running = process(repository_path, "b.mp4", "b.mp4", "--weights", weights, "--views", "1x1")
+    running.stdout.close()
+    err = running.stderr.read()
+    running.stderr.close()
+    assert running.wait(timeout=120) == 141
+    assert "Traceback" not in err
+
+
+def test_the_model_of_the_tests_tells_its_classes_apart():
+    # Ranks over five equal scores would prove nothing above.
+    clips = torch.randn(4, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert tiny_model().eval()(clips).softmax(-1).std(dim=-1).min() > 0.01

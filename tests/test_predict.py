@@ -1,0 +1,438 @@
+"""A path in, ranked labels out; and where weights, names and settings come from."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from clips import picture, write_clip
+
+from hiera_video import Predictor, build_model, predict
+from hiera_video.clip_spec import ClipSpec
+from hiera_video.data.decode import DecodeError, VideoReader
+from hiera_video.data.views import load_test_views
+from hiera_video.errors import RunFailed, UserError
+from hiera_video.labels import load_labels
+from hiera_video.models.published import PUBLISHED
+from hiera_video.models.weights import WeightsError
+from hiera_video.predict import Label, Prediction, find_videos
+from hiera_video.scoring import view_scores
+
+NAME = "hiera_base_16x224"
+TINY = {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1), "input_size": (4, 64, 64)}
+SPEC = ClipSpec(num_frames=4, sampling_rate=2, crop_size=64)
+CLASSES = ["apple", "bird", "cat", "dog", "eel"]
+
+
+def tiny_model(num_classes=5, **overrides):
+    torch.manual_seed(0)
+    model = build_model(NAME, num_classes=num_classes, **{**TINY, **overrides})
+    # The published initialisation makes all scores nearly equal; ranks need something to rank.
+    torch.nn.init.normal_(model.head.projection.weight, std=1.0)
+    return model
+
+
+def write_checkpoint(path, model=None, *, stored=None, **facts):
+    """A checkpoint as the trainer writes it, the facts given here in the place of its own."""
+    kwargs = {k: list(v) if isinstance(v, tuple) else v for k, v in TINY.items()}
+    content = {
+        "format": "hiera_video/1",
+        "model_state": (model or tiny_model()).state_dict(),
+        "model": stored or {"name": NAME, "kwargs": kwargs},
+        "classes": CLASSES,
+        "spec": SPEC.to_dict(),
+        "epoch": 1,
+    }
+    torch.save(content | facts, path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """60 frames at 30 fps."""
+    return str(write_clip(tmp_path_factory.mktemp("predict") / "clip.mp4", frames=60))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return write_checkpoint(tmp_path_factory.mktemp("weights") / "tiny.pyth")
+
+
+@pytest.fixture
+def predictor():
+    return Predictor(tiny_model(), spec=SPEC, classes=CLASSES, views=(2, 3), device="cpu")
+
+
+@pytest.fixture
+def warnings():
+    return []
+
+
+# ---- labels ----
+
+
+def test_labels_are_the_scores_of_the_test(predictor, clip):
+    clips = load_test_views(clip, SPEC, 2, 3)
+    scores = view_scores(tiny_model().eval(), clips, batch_size=6)
+    prediction = predictor(clip, top_k=5)
+    assert {x.label: x.score for x in prediction.labels} == pytest.approx(
+        dict(zip(CLASSES, scores.tolist(), strict=True)), abs=1e-6
+    )
+    falling = [x.score for x in prediction.labels]
+    assert falling == sorted(falling, reverse=True)
+    assert sum(falling) == pytest.approx(1, abs=1e-5)
+    assert falling[0] > falling[-1]
+
+
+def test_top_k_takes_the_best_and_no_more_than_there_are(predictor, clip):
+    everything = predictor(clip, top_k=99).labels
+    assert len(everything) == 5
+    assert predictor(clip, top_k=2).labels == everything[:2]
+
+
+def test_the_json_object_has_the_documented_keys(predictor, clip):
+    content = json.loads(json.dumps(predictor(clip, top_k=1).to_dict()))
+    assert list(content) == ["file", "labels", "timeline", "error", "model", "weights", "views"]
+    assert content["file"] == clip
+    assert list(content["labels"][0]) == ["score", "label"]
+    assert content["timeline"] is None
+    assert content["error"] is None
+    assert content["views"] == "2x3"
+
+
+def test_a_prediction_reads_well():
+    shown = repr(Prediction("a.mp4", [Label("dog", 0.93216), Label("cat", 0.05)], views="5x3"))
+    assert shown.splitlines()[0].startswith("Prediction('a.mp4'")
+    assert " 1 " in shown
+    assert "93.22%  dog" in shown
+    assert "error: no video" in repr(Prediction("a.mp4", error="no video"))
+
+
+def test_progress_ends_at_one(predictor, clip):
+    seen = []
+    predictor(clip, on_progress=seen.append)
+    assert seen == sorted(seen)
+    assert seen[-1] == pytest.approx(1)
+    seen.clear()
+    list(predictor.timeline(clip, 0.5, on_progress=seen.append))
+    assert len(seen) == 4
+    assert seen[-1] == pytest.approx(1)
+
+
+def test_an_image_model_is_shown_single_frames(clip):
+    model = build_model("hiera_tiny_224", num_classes=5, embed_dim=16, input_size=(64, 64)).eval()
+    spec = ClipSpec(num_frames=1, sampling_rate=1, crop_size=64)
+    labels = Predictor(model, spec=spec, classes=CLASSES, views=(3, 1))(clip).labels
+    frames = load_test_views(clip, spec, 3, 1)[:, :, 0]
+    expected = model(frames).softmax(-1).mean(0)
+    assert labels[0].score == pytest.approx(expected.max().item(), abs=1e-6)
+
+
+def test_an_undecodable_file_is_an_error_not_a_label(predictor, tmp_path):
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"text")
+    with pytest.raises(DecodeError, match=r"bad\.mp4"):
+        predictor(bad)
+
+
+def test_scores_that_are_not_numbers_are_refused(clip):
+    model = tiny_model()
+    torch.nn.init.constant_(model.head.projection.weight, float("inf"))
+    predictor = Predictor(model, spec=SPEC, classes=CLASSES, views=(1, 1), device="cpu")
+    with pytest.raises(RunFailed, match="not finite"):
+        predictor(clip)
+
+
+@pytest.mark.parametrize("decoder", ["pyav", "torchcodec"])
+def test_the_decoder_asked_for_is_the_one_used(clip, decoder, monkeypatch):
+    used = []
+    opened = VideoReader.__init__
+
+    def recording(self, *args, **kwargs):
+        used.append(kwargs.get("decoder"))
+        opened(self, *args, **kwargs)
+
+    monkeypatch.setattr(VideoReader, "__init__", recording)
+    predictor = Predictor(
+        tiny_model(), spec=SPEC, classes=CLASSES, views=(1, 1), device="cpu", decoder=decoder
+    )
+    predictor(clip)
+    assert used == [decoder]
+
+
+# ---- timelines ----
+
+
+def two_scenes(path):
+    """2 s of black, then 2 s of the coded pictures, at 30 fps."""
+    black = np.zeros((64, 64, 3), np.uint8)
+    frames = [black] * 60 + [picture(i, (64, 64)) for i in range(60)]
+    return str(write_clip(path, frames=frames, size=(64, 64)))
+
+
+def test_a_timeline_labels_what_is_in_each_window(predictor, tmp_path):
+    windows = list(predictor.timeline(two_scenes(tmp_path / "scenes.mp4"), 1.0, top_k=5))
+    assert [w.start for w in windows] == pytest.approx([0, 1, 2, 3])
+    assert [w.end for w in windows] == pytest.approx([1, 2, 3, 4])
+    first, second, third, _ = ({x.label: x.score for x in w.labels} for w in windows)
+    assert first == pytest.approx(second, abs=1e-3)
+    assert max(abs(first[name] - third[name]) for name in CLASSES) > 0.01
+    assert list(windows[0].to_dict()) == ["start", "end", "labels"]
+
+
+def test_a_window_that_is_the_whole_video_has_the_labels_of_the_video(predictor, clip):
+    (window,) = predictor.timeline(clip, 100.0)
+    whole = predictor(clip).labels
+    assert [x.label for x in window.labels] == [x.label for x in whole]
+    assert [x.score for x in window.labels] == pytest.approx([x.score for x in whole], abs=1e-6)
+
+
+def test_a_long_file_is_read_window_by_window(predictor, tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "long.mp4", frames=600, size=(32, 32))
+    read, most = VideoReader.read, 0
+
+    def recording(self, indices, *args, **kwargs):
+        nonlocal most
+        most = max(most, len(indices))
+        return read(self, indices, *args, **kwargs)
+
+    monkeypatch.setattr(VideoReader, "read", recording)
+    windows = predictor.timeline(path, 1.0, top_k=1)
+    first = next(windows)  # the generator has not walked the file
+    assert (first.start, first.end) == (0, 1)
+    assert len(list(windows)) == 19
+    assert most <= 2 * SPEC.num_frames
+
+
+def test_impossible_windows_are_refused(predictor, clip):
+    with pytest.raises(UserError, match="seconds"):
+        list(predictor.timeline(clip, 0))
+
+
+# ---- settings that do not fit ----
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"views": (0, 3)}, "temporal"),
+        ({"views": (5, 2)}, "spatial crops"),
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"device": "tpu"}, "auto, cpu, cuda"),
+        ({"dtype": "fp4"}, "auto, fp32, fp16 or bf16"),
+        ({"classes": CLASSES[:4]}, "4 class names .* 5 outputs"),
+        ({"spec": ClipSpec()}, "4x64x64 .* 16x224x224"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_video(settings, says):
+    with pytest.raises(UserError, match=says):
+        Predictor(tiny_model(), **{"spec": SPEC, "classes": CLASSES, **settings})
+
+
+def test_slow_number_formats_are_warned_of(monkeypatch, warnings):
+    monkeypatch.setattr("hiera_video.scoring._native_on_cpu", lambda dtype: False)
+    Predictor(
+        tiny_model(), spec=SPEC, classes=CLASSES, device="cpu", dtype="bf16", warn=warnings.append
+    )
+    assert len(warnings) == 1
+    assert "very slow" in warnings[0]
+
+
+# ---- loading ----
+
+
+def test_a_checkpoint_brings_all_that_is_needed(checkpoint, clip, warnings):
+    predictor = Predictor.load(weights=checkpoint, views=(2, 3), device="cpu", warn=warnings.append)
+    assert predictor.classes == CLASSES
+    assert predictor.spec == SPEC
+    assert predictor.model_name == NAME
+    assert predictor.weights_name == str(checkpoint)
+    assert warnings == []
+    expected = Predictor(tiny_model(), spec=SPEC, classes=CLASSES, views=(2, 3), device="cpu")
+    assert predictor(clip).labels == expected(clip).labels
+
+
+def test_labels_from_a_file_replace_those_of_the_checkpoint(checkpoint, tmp_path):
+    file = tmp_path / "names.txt"
+    file.write_text("äpfel\nbirnen\nc\nd\ne\n", encoding="utf-8")
+    assert Predictor.load(weights=checkpoint, labels=file).classes[:2] == ["äpfel", "birnen"]
+    file.write_text("one\ntwo\n")
+    with pytest.raises(UserError, match=r"names\.txt names 2 classes, the model has 5"):
+        Predictor.load(weights=checkpoint, labels=file)
+    with pytest.raises(UserError, match="no such file"):
+        Predictor.load(weights=checkpoint, labels=tmp_path / "none.txt")
+
+
+def test_labels_of_a_known_data_set_go_by_its_name(tmp_path):
+    path = write_checkpoint(tmp_path / "ssv2.pyth", tiny_model(num_classes=174), classes=None)
+    assert Predictor.load(weights=path, labels="ssv2").classes == load_labels("ssv2")
+    with pytest.raises(UserError, match="kinetics400 names 400 classes, the model has 174"):
+        Predictor.load(weights=path, labels="kinetics400")
+
+
+def test_a_model_without_names_is_said_to_be_so(tmp_path, warnings):
+    path = write_checkpoint(tmp_path / "nameless.pyth", classes=None)
+    predictor = Predictor.load(weights=path, warn=warnings.append)
+    assert predictor.classes[4] == "class 4"
+    assert len(warnings) == 1
+    assert "--labels" in warnings[0]
+
+
+def test_a_bare_state_dict_needs_a_model_and_says_what_it_assumes(tmp_path, warnings):
+    path = tmp_path / "bare.pth"
+    torch.save({"model_state": tiny_model().state_dict()}, path)
+    with pytest.raises(UserError, match="--model"):
+        Predictor.load(weights=path)
+    predictor = Predictor.load(
+        NAME, weights=path, model_kwargs=TINY, labels=None, warn=warnings.append
+    )
+    assert predictor.spec == ClipSpec(num_frames=4, crop_size=64)
+    assert any("4x4 at 30 fps" in line for line in warnings)
+
+
+def test_another_model_than_the_checkpoints_is_refused(checkpoint):
+    with pytest.raises(UserError, match=r"for hiera_base_16x224, not for hiera_large_16x224"):
+        Predictor.load("hiera_large_16x224", weights=checkpoint)
+    with pytest.raises(UserError, match="did you mean hiera_base_16x224"):
+        Predictor.load("hiera_bas_16x224")
+
+
+def test_sampling_given_replaces_the_checkpoints(checkpoint):
+    spec = ClipSpec(num_frames=4, sampling_rate=8, crop_size=64)
+    assert Predictor.load(weights=checkpoint, spec=spec).spec == spec
+
+
+def test_weights_of_pretraining_give_no_labels(tmp_path):
+    small = {**TINY, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 1}
+    autoencoder = build_model("mae_hiera_base_16x224", **small)
+    path = write_checkpoint(tmp_path / "mae.pyth", autoencoder)
+    with pytest.raises(WeightsError, match="no trained classifier"):
+        Predictor.load(weights=path)
+    # An encoder without its head: nothing is random in silence.
+    state = {k: v for k, v in tiny_model().state_dict().items() if not k.startswith("head.")}
+    path = write_checkpoint(tmp_path / "headless.pyth", model_state=state)
+    with pytest.raises(WeightsError, match=r"head\.projection"):
+        Predictor.load(weights=path)
+
+
+# ---- no weights named ----
+
+
+@pytest.fixture
+def offline(tmp_path, monkeypatch):
+    """No network and an empty cache; the package's own model lies in `bundled/` of tmp_path."""
+
+    def unreachable(url):
+        raise WeightsError(f"cannot fetch {url}: no network")
+
+    monkeypatch.setattr(predict, "fetch", unreachable)
+    monkeypatch.setattr(predict, "BUNDLED", tmp_path / "bundled")
+    (tmp_path / "bundled").mkdir()
+    return tmp_path / "bundled"
+
+
+def test_without_a_network_the_bundled_model_stands_in_loudly(offline, clip, warnings):
+    write_checkpoint(offline / "camera_motion.pyth")
+    predictor = Predictor.load(views=(1, 1), warn=warnings.append)
+    (warning,) = warnings
+    assert "WARNING" in warning
+    assert "apple, bird, cat, dog, eel" in warning
+    assert "no network" in warning
+    assert all(line.startswith("!!") for line in warning.splitlines())
+    assert predictor(clip).weights == "bundled camera_motion"
+
+
+def test_the_bundled_model_stands_in_for_nothing_that_was_named(offline, tmp_path):
+    write_checkpoint(offline / "camera_motion.pyth")
+    with pytest.raises(WeightsError, match="no network"):
+        Predictor.load(NAME)
+    with pytest.raises(WeightsError, match=r"missing\.pyth"):
+        Predictor.load(weights=tmp_path / "missing.pyth")
+    with pytest.raises(WeightsError):
+        Predictor.load(weights="mae_k400_ft_k401")
+
+
+def test_without_a_bundled_model_the_reason_is_the_error(offline):
+    with pytest.raises(WeightsError, match="no network"):
+        Predictor.load()
+
+
+def test_models_without_a_published_classifier_ask_for_weights():
+    with pytest.raises(UserError, match="--weights"):
+        Predictor.load("mae_hiera_base_16x224")
+
+
+def test_cached_published_weights_are_taken(tmp_path, monkeypatch, warnings):
+    # A stand-in of the published layout in the cache: 400 outputs, no facts of its own.
+    row = PUBLISHED[NAME, "mae_k400_ft_k400"]
+    cache = tmp_path / "hiera_video"
+    cache.mkdir()
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    torch.save({"model_state": tiny_model(num_classes=400).state_dict()}, cache / row.file_name)
+    predictor = Predictor.load(model_kwargs=TINY, spec=SPEC, warn=warnings.append)
+    assert predictor.classes == load_labels("kinetics400")
+    assert predictor.weights_name == f"{NAME}.mae_k400_ft_k400"
+    assert "WARNING" not in "".join(warnings)
+
+
+# ---- finding videos ----
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder of empty files: names are what counts here."""
+    names = [
+        "b.MP4", "a.mkv", "notes.txt", "labels.csv", ".hidden.mp4", "-dash.mp4", "list.m3u8",
+        "sub/c ü 视频.webm", "sub/deep/d [1].avi", ".git/e.mp4", "empty/none.txt",
+    ]  # fmt: skip
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_folder_is_searched_in_order(folder):
+    expected = [
+        "-dash.mp4",
+        "a.mkv",
+        "b.MP4",
+        "list.m3u8",
+        "sub/c ü 视频.webm",
+        "sub/deep/d [1].avi",
+    ]
+    assert find_videos([str(folder)]) == [str(folder / name) for name in expected]
+    assert find_videos(["sub"]) == ["sub/c ü 视频.webm", "sub/deep/d [1].avi"]
+
+
+def test_files_are_taken_by_any_name_and_once(folder):
+    assert find_videos(["notes.txt", "-dash.mp4"]) == ["notes.txt", "-dash.mp4"]
+    assert find_videos(["a.mkv", "./a.mkv", str(folder / "a.mkv")]) == ["a.mkv"]
+    assert find_videos(["sub/deep/d [1].avi"]) == ["sub/deep/d [1].avi"]
+
+
+def test_globs_take_what_a_folder_would(folder):
+    assert find_videos(["*"])[:3] == ["-dash.mp4", "a.mkv", "b.MP4"]
+    assert "notes.txt" not in find_videos(["*"])
+    assert find_videos(["**/*.webm"]) == ["sub/c ü 视频.webm"]
+    assert find_videos(["s?b"]) == ["sub/c ü 视频.webm", "sub/deep/d [1].avi"]
+
+
+@pytest.mark.parametrize("path", ["missing.mp4", "empty", "*.mov", "*.txt", "http://x/y.mp4"])
+def test_nothing_to_label_is_wrong_use(folder, path):
+    with pytest.raises(UserError) as error:
+        find_videos(["a.mkv", path])
+    assert path in str(error.value)
+    if path in ("empty", "*.mov", "*.txt"):
+        assert ".mp4" in str(error.value)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look into any folder")
+def test_a_folder_that_may_not_be_read_is_said(folder):
+    (folder / "sub").chmod(0)
+    try:
+        with pytest.raises(UserError, match="sub"):
+            find_videos(["."])
+    finally:
+        (folder / "sub").chmod(0o755)
