@@ -23,7 +23,6 @@ DTYPES = {
 }
 
 
-@torch.inference_mode()
 def view_scores(
     model: nn.Module,
     clips: Tensor,
@@ -36,31 +35,56 @@ def view_scores(
 ) -> Tensor:
     """Scores of one video from all its views: float32 [num_classes], on the CPU.
 
+    `clip_scores` of the views, then their mean; the arguments are its own.
+    """
+    return clip_scores(
+        model,
+        clips,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype,
+        multi_label=multi_label,
+        on_views=on_views,
+    ).mean(dim=0)
+
+
+@torch.inference_mode()
+def clip_scores(
+    model: nn.Module,
+    clips: Tensor,
+    *,
+    batch_size: int,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    multi_label: bool = False,
+    on_views: Callable[[int], None] | None = None,
+) -> Tensor:
+    """Scores of clips, each for itself: float32 [V, num_classes], on the CPU.
+
     Args:
         model: in eval mode and on `device`; returns logits [B, num_classes].
-        clips: the views, float32 [V, 3, T, H, W]. An image model (`model.input_size` of two
-            numbers) is given [V, 3, H, W]; its T must be 1.
-        batch_size: most views per forward pass.
+        clips: float32 [V, 3, T, H, W]. An image model (`model.input_size` of two numbers) is
+            given [V, 3, H, W]; its T must be 1.
+        batch_size: most clips per forward pass.
         dtype: what the forward pass computes in (autocast); softmax and mean are float32 always.
         multi_label: every class has its own yes or no: sigmoid in place of softmax.
-        on_views: called after each forward pass with the number of views it took.
+        on_views: called after each forward pass with the number of clips it took.
     """
     if model.training:
-        raise ValueError("view_scores needs model.eval(): dropout would make the scores random")
+        raise ValueError("scores need model.eval(): dropout would make them random")
     if takes_images(model):
         clips = clips.squeeze(2)
     device = torch.device(device)
-    total = None
+    rows = []
     for batch in clips.split(batch_size):
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits = model(batch.to(device, non_blocking=True))
         logits = logits.float()
         scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
-        scores = scores.sum(dim=0).cpu()
-        total = scores if total is None else total + scores
+        rows.append(scores.cpu())
         if on_views is not None:
             on_views(len(batch))
-    return total / len(clips)
+    return torch.cat(rows)
 
 
 def takes_images(model: nn.Module) -> bool:

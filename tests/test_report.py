@@ -18,8 +18,8 @@ class Terminal(io.StringIO):
 
 
 def test_json_stats_is_slowfasts_line():
-    line = report.json_stats({"_type": "train_iter", "lr": 1e-4, "epoch": "1/10", "iter": 3})
-    assert line == 'json_stats: {"_type": "train_iter", "epoch": "1/10", "iter": 3, "lr": 0.00010}'
+    line = report.json_stats({"_type": "train_iter_", "lr": 1e-4, "epoch": "1/10", "iter": 3})
+    assert line == 'json_stats: {"_type": "train_iter_", "epoch": "1/10", "iter": 3, "lr": 0.00010}'
 
 
 def test_numbers_that_json_cannot_say_stay_readable():
@@ -31,14 +31,14 @@ def test_the_log_and_the_records(tmp_path):
     out = io.StringIO()
     voice = report.Report(tmp_path, stream=out)
     voice.say("hello")
-    voice.stats("train_iter", step=1, loss=1 / 3)
+    voice.stats("train_iter_", step=1, loss=1 / 3)
     voice.progress("never in a pipe")
     voice.close()
     assert out.getvalue() == "hello\n"
     log = (tmp_path / "stdout.log").read_text().splitlines()
     assert log[0] == "hello"
     assert '"loss": 0.33333' in log[1]
-    assert report.read_metrics(tmp_path) == [{"_type": "train_iter", "step": 1, "loss": 1 / 3}]
+    assert report.read_metrics(tmp_path) == [{"_type": "train_iter_", "step": 1, "loss": 1 / 3}]
 
 
 def test_a_terminal_gets_one_redrawn_line_that_never_wraps(monkeypatch):
@@ -54,13 +54,13 @@ def test_a_terminal_gets_one_redrawn_line_that_never_wraps(monkeypatch):
 def test_a_resumed_run_forgets_what_it_will_do_again(tmp_path):
     voice = report.Report(tmp_path, quiet=True)
     for step in range(1, 6):
-        voice.stats("train_iter", step=step, loss=float(step))
+        voice.stats("train_iter_", step=step, loss=float(step))
     voice.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write('{"_type": "train_iter", "st')  # killed in the middle of a line
+        file.write('{"_type": "train_iter_", "st')  # killed in the middle of a line
     report.forget_after(tmp_path, 3)
     voice = report.Report(tmp_path, quiet=True)
-    voice.stats("train_iter", step=4, loss=4.5)
+    voice.stats("train_iter_", step=4, loss=4.5)
     voice.close()
     assert [(r["step"], r["loss"]) for r in report.read_metrics(tmp_path)] == [
         (1, 1.0),
@@ -73,7 +73,7 @@ def test_a_resumed_run_forgets_what_it_will_do_again(tmp_path):
 def test_quiet_processes_write_nothing(tmp_path, capsys):
     voice = report.Report(None, quiet=True)
     voice.say("x")
-    voice.stats("train_iter", step=1)
+    voice.stats("train_iter_", step=1)
     assert voice.picture("a", torch.zeros(3, 4, 4), 1) is None
     voice.close()
     assert capsys.readouterr().out == ""
@@ -83,9 +83,9 @@ def test_pictures(tmp_path):
     voice = report.Report(tmp_path, quiet=True)
     assert report.draw_curves(tmp_path) is None
     for step in range(4):
-        voice.stats("train_iter", step=step, loss=1.0 / (step + 1), lr=0.1)
-    voice.stats("train_iter", step=4, loss=math.nan, lr=0.1)
-    voice.stats("val_epoch", step=4, top1_acc=50.0, top5_acc=80.0)
+        voice.stats("train_iter_", step=step, loss=1.0 / (step + 1), lr=0.1)
+    voice.stats("train_iter_", step=4, loss=math.nan, lr=0.1)
+    voice.stats("val_epoch", step=4, top1_err=50.0, top5_err=20.0)
     path = voice.picture("reconstruction", torch.rand(3, 8, 24), 12)
     voice.close()
     assert path.name == "reconstruction_0000012.png"
@@ -112,8 +112,8 @@ def test_the_clock_shares_out_time(monkeypatch):
     monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
     clock = report.Clock()
     for wait, work in [(1.0, 3.0), (0.0, 4.0)]:
-        now[0] += wait
-        clock.data_arrived()
+        with clock.waiting():
+            now[0] += wait
         now[0] += work
         clock.step_done(clips=8)
     assert clock.seconds == 4

@@ -7,6 +7,7 @@ the same records at full precision and is what the curves are drawn from.
 
 from __future__ import annotations
 
+import contextlib
 import decimal
 import json
 import math
@@ -15,6 +16,7 @@ import shutil
 import sys
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +64,7 @@ class Report:
         record = {"_type": kind, **values}
         self._to_log(json_stats(record))
         if self._metrics is not None:
-            _append(self._metrics, json.dumps(_finite(record), sort_keys=True))
+            _append(self._metrics, json.dumps(finite(record), sort_keys=True))
 
     def scalars(self, step: int, **values: float) -> None:
         """Curves for TensorBoard, where it is on."""
@@ -142,12 +144,12 @@ def json_stats(record: dict[str, Any]) -> str:
     """SlowFast's line: keys sorted, floats with five decimals, numbers and not strings."""
     five = {
         key: decimal.Decimal(f"{value:.5f}") if isinstance(value, float) else value
-        for key, value in _finite(record).items()
+        for key, value in finite(record).items()
     }
     return "json_stats: " + simplejson.dumps(five, sort_keys=True, use_decimal=True)
 
 
-def _finite(record: dict[str, Any]) -> dict[str, Any]:
+def finite(record: dict[str, Any]) -> dict[str, Any]:
     """nan and inf are no JSON: they become the strings "nan", "inf", "-inf"."""
     return {
         key: str(value) if isinstance(value, float) and not math.isfinite(value) else value
@@ -185,21 +187,24 @@ class Clock:
 
     def __init__(self, window: int = 50):
         self._steps: deque[tuple[float, float, int]] = deque(maxlen=window)
-        self._mark = self._data_done = time.perf_counter()
+        self._mark, self._waited = time.perf_counter(), 0.0
 
     def restart(self) -> None:
         """Begin a step now: what came before (evaluation, saving) was not training."""
-        self._mark = self._data_done = time.perf_counter()
+        self._mark, self._waited = time.perf_counter(), 0.0
 
-    def data_arrived(self) -> None:
-        """The batch is here; what follows is computing."""
-        self._data_done = time.perf_counter()
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around waiting for data."""
+        began = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - began
 
     def step_done(self, clips: int) -> None:
         """The step is over and had `clips` clips."""
         now = time.perf_counter()
-        self._steps.append((now - self._mark, self._data_done - self._mark, clips))
-        self._mark = self._data_done = now
+        self._steps.append((now - self._mark, self._waited, clips))
+        self._mark, self._waited = now, 0.0
 
     @property
     def seconds(self) -> float:
@@ -250,12 +255,12 @@ def gibibytes(number: float) -> str:
 def draw_curves(folder: Path) -> Path | None:
     """curves.png from metrics.jsonl: loss, learning rate, validation; None for an empty run."""
     records = read_metrics(folder)
-    train = [r for r in records if r["_type"] == "train_iter"]
+    train = [r for r in records if r["_type"] == "train_iter_"]
     if not train:
         return None
     val = [r for r in records if r["_type"] == "val_epoch"]
     panels = [("loss", train, ("loss",)), ("learning rate", train, ("lr",))]
-    names = [n for n in ("top1_acc", "top5_acc", "map", "loss") if any(n in r for r in val)]
+    names = [n for n in ("top1_err", "top5_err", "map") if any(n in r for r in val)]
     if names:
         panels.append(("validation", val, tuple(names)))
     figure, axes = _figure(len(panels))
