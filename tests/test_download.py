@@ -1,11 +1,13 @@
 """Fetching weights: once, whole, with a deadline, and explained where it fails."""
 
 import http.server
+import io
 import os
 import random
 import re
 import socket
 import socketserver
+import sys
 import threading
 import urllib.request
 from pathlib import Path
@@ -128,6 +130,15 @@ def test_a_file_is_fetched_once_and_then_needs_no_network(server, own_cache, cap
     assert row is None
 
 
+def test_a_terminal_gets_a_progress_bar(server, monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stderr", terminal)
+    server.answers["/x.pth"] = answer(zip_bytes())
+    name = Path(fetch(server.address("/x.pth"))).name
+    assert f"{name}: 100%" in terminal.getvalue()
+
+
 def test_large_files_arrive_whole(server):
     body = b"PK\x03\x04" + random.Random(0).randbytes(3_000_001)
     server.answers["/x.pth"] = answer(body)
@@ -181,7 +192,7 @@ def test_what_is_not_the_file_never_gets_into_the_cache(send, expected, server, 
 
 
 def test_the_longest_wait_for_an_answer_is_within_fifteen_seconds():
-    assert download.ANSWER_SECONDS <= 13
+    assert download.ANSWER_SECONDS <= 10  # the rest is for starting Python and importing
 
 
 def test_a_server_that_accepts_and_never_answers_is_given_up(monkeypatch, own_cache):

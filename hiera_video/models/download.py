@@ -30,8 +30,9 @@ from portalocker.exceptions import LockException
 from hiera_video.models.published import PUBLISHED
 from hiera_video.models.weights_file import WeightsError, not_a_checkpoint
 
-ANSWER_SECONDS = 12.0
-"""Longest wait for a server's first bytes: name look-up, connection and redirects together."""
+ANSWER_SECONDS = 8.0
+"""Longest wait for a server's first bytes: name look-up, connection and redirects together. With a
+slow start of Python before it, a command without network still ends within 15 seconds."""
 STALL_SECONDS = 30.0
 """Longest silence in the middle of a download."""
 CHUNK = 1 << 20
