@@ -1,0 +1,240 @@
+"""Frames by PyAV: the reference, and what a fresh machine has.
+
+One read is a few runs, each from a key frame to the last wanted frame that depends on it. Inside a
+run, frames that nobody wants and no other frame needs are passed over undecoded, and only wanted
+frames are converted to RGB.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from hiera_video.data.decoders.container import (
+    Deadline,
+    DecodeError,
+    FrameIndex,
+    check_size,
+    choose_stream,
+    error_reason,
+    open_container,
+    prepare_decoder,
+)
+from hiera_video.data.decoders.frames import upright
+
+# Where leaving out B-frames one by one is known to leave all others bit for bit as they are.
+_SKIPS_UNREFERENCED = {"h264", "hevc"}
+
+# Converted by copying each colour sample to its four pixels, wherever it is said to lie.
+_REPLICATED = {"yuv420p", "yuvj420p"}
+
+# Passing over this many packets costs less than one seek.
+_SHORT_GAP = 8
+
+
+@dataclass
+class _Run:
+    """Wanted frames decoded in one go from one key frame."""
+
+    key: int
+    """Packet to start at (-1: the start of the file)."""
+    rows: dict[int, int]
+    """Presentation time of each wanted frame -> its row in the output."""
+    last: int
+    """Packet of the wanted frame that is decoded last."""
+
+
+class PyavReader:
+    """Reads frames of one open file. Not safe to share between threads.
+
+    Args:
+        path: as the user gave it.
+        index: the file's frames; all are scaled to the size of the first.
+        opened: (container, stream) from the scan, to save opening twice; owned from here on.
+    """
+
+    def __init__(self, path: str, index: FrameIndex, *, opened=None):
+        from av.video.reformatter import VideoReformatter
+
+        self.path, self.index = path, index
+        self._opened = opened
+        self._convert = VideoReformatter()
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened[0].close()
+            self._opened = None
+
+    def read(self, wanted: np.ndarray, deadline: Deadline) -> torch.Tensor:
+        """uint8 RGB [K, 3, H, W], upright, of ascending, distinct indices [K]."""
+        width, height = self.index.size
+        out = np.empty((len(wanted), height, width, 3), np.uint8)
+        if self.index.sequential:
+            self._read_counting(wanted, out, deadline)
+        else:
+            self._read_runs(wanted, out, deadline)
+        return upright(out, self.index.quarter_turns)
+
+    def _read_runs(self, wanted: np.ndarray, out: np.ndarray, deadline: Deadline) -> None:
+        for run in self._plan(wanted):
+            # A key frame in the middle may turn out to be no clean start (a stream joined from
+            # pieces, a recovery point): what is missing then is decoded from the beginning.
+            if not self._read_run(run, out, deadline) and run.rows:
+                whole = _Run(key=-1, rows=run.rows, last=run.last)
+                if not self._read_run(whole, out, deadline):
+                    raise self._missing(wanted, whole.rows)
+
+    # ---- which packets ----
+
+    def _plan(self, wanted: np.ndarray) -> list[_Run]:
+        index = self.index
+        keys = np.flatnonzero(index.key)
+        runs: list[_Run] = []
+        for row, packet in enumerate(index.shown[wanted]):
+            pts = int(index.pts[packet])
+            before = keys[(keys <= packet) & (index.pts[keys] <= pts)]
+            key = int(before[-1]) if len(before) else -1
+            if runs and key <= runs[-1].last + _SHORT_GAP:
+                runs[-1].rows[pts] = row
+                runs[-1].last = max(runs[-1].last, int(packet))
+            else:
+                runs.append(_Run(key=key, rows={pts: row}, last=int(packet)))
+        return runs
+
+    # ---- decoding ----
+
+    def _read_run(self, run: _Run, out: np.ndarray, deadline: Deadline) -> bool:
+        """Fill the rows of `run`, dropping each from it; False where some frames did not come."""
+        import av
+
+        container, stream = self._seek(run.key, deadline)
+        context = stream.codec_context
+        exact = run.key < 0  # the second try takes no short cuts
+        skips = not exact and context.codec.name in _SKIPS_UNREFERENCED
+        unfed = set(run.rows)
+        started = exact
+        context.skip_frame = "DEFAULT"
+        skipping = False
+        try:
+            for packet in container.demux(stream):
+                deadline.check()
+                if not packet.size:
+                    break
+                if not started:
+                    if not packet.is_keyframe:
+                        continue
+                    if packet.pts is None or packet.pts > self.index.pts[run.key]:
+                        return False  # the seek went too far
+                    started = True
+                if skips and skipping != (packet.pts not in run.rows):
+                    skipping = not skipping
+                    context.skip_frame = "NONREF" if skipping else "DEFAULT"
+                self._keep(context.decode(packet), run, out)
+                unfed.discard(packet.pts)
+                if not unfed:
+                    break
+            if run.rows:
+                self._keep(context.decode(None), run, out)  # what the decoder still holds back
+        except (av.FFmpegError, MemoryError) as error:
+            if exact:
+                raise DecodeError(self.path, f"damaged video ({error_reason(error)})") from None
+            return False
+        return not run.rows
+
+    def _keep(self, frames, run: _Run, out: np.ndarray) -> None:
+        for frame in frames:
+            row = run.rows.get(frame.pts)
+            if row is not None and not frame.is_corrupt:
+                self._write(frame, out[row])
+                del run.rows[frame.pts]
+
+    def _read_counting(self, wanted: np.ndarray, out: np.ndarray, deadline: Deadline) -> None:
+        rows = {int(i): row for row, i in enumerate(wanted)}
+        for i, frame in enumerate(self.frames_from_start(deadline)):
+            row = rows.pop(i, None)
+            if row is not None:
+                self._write(frame, out[row])
+            if not rows:
+                return
+        raise self._missing(wanted, rows)
+
+    def frames_from_start(self, deadline: Deadline):
+        """Every frame of the stream as it comes out of the decoder; DecodeError at damage."""
+        import av
+
+        container, stream = self._seek(-1, deadline)
+        stream.codec_context.skip_frame = "DEFAULT"
+        clean = False
+        try:
+            for packet in container.demux(stream):
+                deadline.check()
+                for frame in stream.codec_context.decode(packet if packet.size else None):
+                    clean = clean or not frame.is_corrupt
+                    if frame.is_corrupt and clean:
+                        raise DecodeError(self.path, "damaged video (a frame lacks data)")
+                    if clean:
+                        yield frame
+        except (av.FFmpegError, MemoryError) as error:
+            raise DecodeError(self.path, f"damaged video ({error_reason(error)})") from None
+
+    def _seek(self, key: int, deadline: Deadline):
+        """The open (container, stream), at or before packet `key`; -1 opens the file anew."""
+        if key < 0 or self._opened is None:
+            self.close()
+            container = open_container(self.path, deadline)
+            stream = choose_stream(self.path, container)
+            prepare_decoder(stream)
+            self._opened = container, stream
+            if key <= 0:
+                return self._opened
+        container, stream = self._opened
+        dts, pts = int(self.index.dts[key]), int(self.index.pts[key])
+        container.seek(min(dts, pts) if dts > np.iinfo(np.int64).min else pts, stream=stream)
+        return self._opened
+
+    # ---- pixels ----
+
+    def _write(self, frame, row: np.ndarray) -> None:
+        """Convert one frame into its row [H, W, 3], scaled where its size differs."""
+        check_size(self.path, frame.width, frame.height)
+        width, height = self.index.size
+        rgb = self._convert.reformat(
+            _without_chroma_position(frame),
+            width=width,
+            height=height,
+            format="rgb24",
+            interpolation="BICUBIC",  # of the colour planes; the same as torchcodec's
+            threads=1,
+        )
+        plane = rgb.planes[0]
+        lines = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+        row[:] = lines[:, : width * 3].reshape(height, width, 3)
+
+    def _missing(self, wanted: np.ndarray, rows: dict[int, int]) -> DecodeError:
+        first = int(wanted[min(rows.values())])
+        return DecodeError(self.path, f"damaged video (frame {first} cannot be decoded)")
+
+
+def _without_chroma_position(frame):
+    """The frame, stripped of the note where between the pixels its colour samples lie.
+
+    Only FFmpeg 7 and later use the note, and only when they filter the colour planes; the older
+    FFmpeg under torchcodec or decord does not, and would come out up to 20 levels apart on edges
+    of colour.
+    """
+    import av
+
+    if frame.format.name in _REPLICATED and not (frame.width | frame.height) & 1:
+        return frame
+    if not any(component.is_chroma for component in frame.format.components):
+        return frame
+    plain = av.VideoFrame(frame.width, frame.height, frame.format.name)
+    for source, target in zip(frame.planes, plain.planes, strict=True):
+        lines = np.frombuffer(source, np.uint8).reshape(source.height, source.line_size)
+        into = np.frombuffer(target, np.uint8).reshape(target.height, target.line_size)
+        common = min(source.line_size, target.line_size)
+        into[:, :common] = lines[:, :common]
+    plain.colorspace, plain.color_range = frame.colorspace, frame.color_range
+    return plain
