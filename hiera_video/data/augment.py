@@ -1,0 +1,218 @@
+"""Random transforms of training clips: crop, flip, RandAugment, erase.
+
+A clip goes in as uint8 [T, 3, H, W] and comes out as float32 [3, T, S, S]. Every random choice is
+made once per clip, so that all its frames move alike, and from the generator that the caller gives:
+the same generator, the same clip.
+
+    transform = TrainTransform(spec, area=(0.08, 1.0), rand_augment="rand-m7-mstd0.5-inc1")
+    clip = transform(frames, torch.Generator().manual_seed(1))
+
+The order is timm's: crop, flip, RandAugment, normalise, erase. SlowFast runs RandAugment on the
+whole picture before it crops, which is the same distribution except that what a shift or rotation
+leaves empty depends on the crop; after the crop it touches a third of the pixels.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Generator, Tensor
+
+from hiera_video.clip_spec import ClipSpec
+from hiera_video.data.randomness import uniform
+from hiera_video.data.transforms import normalize, resize
+from hiera_video.errors import UserError
+
+if TYPE_CHECKING:
+    from hiera_video.data.rand_augment import RandAugment
+
+# ---- the whole transform ------------------------------------------------------------------------
+
+
+class Crop(NamedTuple):
+    """A box of the source picture, pixels, and whether it is mirrored."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    flip: bool
+
+    def cut(self, frames: Tensor, size: int) -> Tensor:
+        """uint8 [T, 3, H, W] -> uint8 [T, 3, size, size]."""
+        box = frames[..., self.top : self.top + self.height, self.left : self.left + self.width]
+        box = resize(box, size, size)
+        return box.flip(-1) if self.flip else box
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """What happens to a training clip between decoding and the model.
+
+    Raises UserError when made with a range that is empty or an unknown `rand_augment`.
+    """
+
+    spec: ClipSpec
+    area: tuple[float, float] = (0.08, 1.0)
+    """Share of the picture that the crop covers; pretraining uses (0.5, 1.0)."""
+    aspect: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width / height of the crop before it is resized to a square."""
+    flip: float = 0.5
+    """Probability of mirroring left and right."""
+    rand_augment: str = ""
+    """timm's spelling, e.g. "rand-m7-mstd0.5-inc1"; empty is none. See
+    `rand_augment.py`."""
+    erase_prob: float = 0.0
+    """Probability of random erasing."""
+    erase_mode: str = "pixel"
+    """"pixel": noise in every pixel of every frame; "const": zero, the mean colour."""
+    erase_count: int = 1
+    """Most boxes erased in a clip."""
+
+    def __post_init__(self) -> None:
+        for name in ("area", "aspect"):
+            least, most = getattr(self, name)
+            if not 0 < least <= most:
+                raise UserError(f"{name}=({least}, {most}) must be (least, most), both above 0")
+        if self.area[1] > 1:
+            raise UserError(f"area={self.area} must end at 1, the whole picture, or below")
+        for name in ("flip", "erase_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}={getattr(self, name)} must be between 0 and 1")
+        if self.erase_mode not in ("pixel", "const"):
+            raise UserError(f"erase_mode={self.erase_mode!r} must be 'pixel' or 'const'")
+        self._policy()
+
+    def draw_crop(self, height: int, width: int, generator: Generator) -> Crop:
+        """The box of a clip whose frames are `height` x `width`."""
+        box = random_box(height, width, self.area, self.aspect, generator)
+        return Crop(*box, flip=uniform(generator, 1)[0] < self.flip)
+
+    def finish(self, frames: Tensor, generator: Generator) -> Tensor:
+        """Cropped uint8 [T, 3, S, S] -> augmented, normalised float32 [3, T, S, S]."""
+        frames = _planar(frames)
+        if policy := self._policy():
+            frames = policy(frames, generator)
+        clip = normalize(frames, self.spec.mean, self.spec.std)
+        if self.erase_prob:
+            random_erase(
+                clip,
+                generator,
+                prob=self.erase_prob,
+                mode=self.erase_mode,
+                most=self.erase_count,
+            )
+        return clip
+
+    def _policy(self) -> RandAugment | None:
+        if not self.rand_augment:
+            return None
+        # Imported here: it brings torchvision and PyTorchVideo, which nothing else here needs.
+        from hiera_video.data.rand_augment import parse_rand_augment
+
+        return parse_rand_augment(self.rand_augment)
+
+    def __call__(self, frames: Tensor, generator: Generator) -> Tensor:
+        """uint8 [T, 3, H, W] -> float32 [3, T, S, S]."""
+        crop = self.draw_crop(*frames.shape[-2:], generator)
+        return self.finish(crop.cut(frames, self.spec.crop_size), generator)
+
+
+def _planar(frames: Tensor) -> Tensor:
+    """The same [T, 3, S, S], each colour plane of all frames in one piece: the layout of a clip.
+
+    Decoded and resized frames have their colours interleaved; sorting them out as bytes is cheaper
+    than as floats.
+    """
+    return frames.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+# ---- crop and erase -----------------------------------------------------------------------------
+
+_TRIES = 10
+
+
+def random_box(
+    height: int,
+    width: int,
+    area: tuple[float, float],
+    aspect: tuple[float, float],
+    generator: Generator,
+) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of a random crop, as Inception and torchvision draw it.
+
+    The share of the picture is uniform in `area`, the logarithm of width / height uniform in
+    `aspect`. Where ten tries do not fit: the largest centred box of an allowed aspect.
+    """
+    low, high = math.log(aspect[0]), math.log(aspect[1])
+    for _ in range(_TRIES):
+        share, ratio, y, x = uniform(generator, 4)
+        pixels = height * width * (area[0] + share * (area[1] - area[0]))
+        ratio = math.exp(low + ratio * (high - low))
+        box_width = round(math.sqrt(pixels * ratio))
+        box_height = round(math.sqrt(pixels / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(y * (height - box_height + 1))
+            left = int(x * (width - box_width + 1))
+            return top, left, box_height, box_width
+    box_width = min(width, max(1, round(height * aspect[1])))
+    box_height = min(height, max(1, round(width / aspect[0])))
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+ERASED_AREA = (0.02, 1 / 3)
+ERASED_ASPECT = (0.3, 10 / 3)
+
+
+def random_erase(
+    clip: Tensor, generator: Generator, *, prob: float, mode: str = "pixel", most: int = 1
+) -> Tensor:
+    """With probability `prob` erase 1 to `most` boxes of a normalised clip [3, T, S, S], in place.
+
+    The box is the same in every frame; "pixel" fills it with standard normal noise of its own in
+    every pixel and frame, "const" with zero. Areas and aspects are timm's (2 % to a third, 0.3 to
+    3.3), where a box that would stick out is drawn again. Unlike SlowFast, all frames are erased
+    whatever the count.
+    """
+    chance, how_many = uniform(generator, 2)
+    if chance >= prob:
+        return clip
+    count = 1 + int(how_many * most)
+    for _ in range(count):
+        box = random_box(*clip.shape[-2:], ERASED_AREA, ERASED_ASPECT, generator)
+        top, left, height, width = box
+        region = clip[:, :, top : top + height, left : left + width]
+        if mode == "pixel":
+            # Contiguous noise, then one copy: normal_ on a strided view is four times as slow.
+            region.copy_(torch.randn(region.shape, generator=generator))
+        else:
+            region.zero_()
+    return clip
+
+
+# ---- labels that a mirror would make wrong ------------------------------------------------------
+
+_DIRECTION = re.compile(
+    r"(?:counter|anti)?clockwise|c?cw|(?:left|right)(?:wards?|hand(?:ed)?|side|most)?|lefty|righty"
+)
+
+
+def directional_classes(classes: Sequence[str]) -> list[str]:
+    """The class names that speak of left and right or of a sense of rotation."""
+    return [name for name in classes if any(map(_DIRECTION.fullmatch, _words(name)))]
+
+
+def flip_is_safe(classes: Sequence[str]) -> bool:
+    """Whether mirroring a video leaves its label true, as far as the names can tell."""
+    return not directional_classes(classes)
+
+
+def _words(name: str) -> list[str]:
+    """ "TurnLeft_2" -> turn, left, 2."""
+    spaced = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", name)
+    return re.split(r"[^a-z0-9]+", spaced.lower())

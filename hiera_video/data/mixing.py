@@ -1,0 +1,116 @@
+"""MixUp, CutMix and label smoothing: a batch with labels -> a batch with soft targets.
+
+    mixing = Mixing(num_classes=400)                 # the recipe: 0.8, 1.0, 1.0, 0.5, smoothing 0.1
+    batch = mixing(batch, seed=1, step=120)          # labels are now float32 [B, 400]
+
+PyTorchVideo's `MixVideo` is used: it does what the recipe does (timm's batch mode, SlowFast), one
+strength for the whole batch, MixUp or CutMix by a coin, each clip with its mirror image in the
+batch, the label's share corrected for a box that was cut at the border. torchvision's MixUp and
+CutMix pair each clip with its *neighbour*, which under repeated sampling is its own copy.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hiera_video.compat import ensure_pytorchvideo
+from hiera_video.data.datasets import Batch
+from hiera_video.data.randomness import draw_seed, generator_for, global_seed, uniform
+from hiera_video.errors import UserError
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """MixUp or CutMix with smoothed labels; the defaults are Hiera's on Kinetics."""
+
+    num_classes: int
+    mixup_alpha: float = 0.8
+    """Beta(alpha, alpha) of MixUp; 0 is off."""
+    cutmix_alpha: float = 1.0
+    """Beta(alpha, alpha) of CutMix; 0 is off."""
+    prob: float = 1.0
+    """Probability that a batch is mixed at all."""
+    switch_prob: float = 0.5
+    """Probability of CutMix where both are on."""
+    label_smoothing: float = 0.1
+    """Share of a label that is spread over all classes."""
+
+    def __post_init__(self) -> None:
+        for name in ("prob", "switch_prob"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"mixing {name}={getattr(self, name)} must be between 0 and 1")
+        if min(self.mixup_alpha, self.cutmix_alpha) < 0 or not 0 <= self.label_smoothing < 1:
+            raise UserError(
+                f"mixing alphas {self.mixup_alpha} and {self.cutmix_alpha} must be 0 or more, "
+                f"label_smoothing {self.label_smoothing} at least 0 and below 1"
+            )
+
+    def __call__(self, batch: Batch, *, seed: int, step: int, part: int = 0) -> Batch:
+        """The batch with float32 targets [B, K], its clips mixed in pairs and reordered.
+
+        A function of (seed, step, part); `part` tells apart the processes and accumulation parts
+        of one step, and `batch` is left as it was. Clips of the same video are not mixed with each
+        other unless one video fills more than half of the batch; of an odd number of clips, one
+        stays unmixed.
+        """
+        targets = smooth(batch.labels, self.num_classes, self.label_smoothing)
+        chance, switch, lent_seed = self._draw(seed, step, part)
+        off = self.mixup_alpha == self.cutmix_alpha == 0
+        if chance >= self.prob or off or len(batch.labels) < 2:
+            return batch._replace(labels=targets)
+        order = pairing(batch.video_ids).to(batch.clips.device)
+        with global_seed(lent_seed):
+            # Its own row number as the label of each clip gives the mixing matrix, which is then
+            # applied to any kind of target: PyTorchVideo itself mixes single labels only.
+            mix = self._mix(switch, num_classes=len(order))
+            clips, shares = mix(batch.clips[order], torch.arange(len(order)))
+        return batch._replace(
+            clips=clips,
+            labels=shares.to(targets) @ targets[order],
+            video_ids=batch.video_ids[order],
+            views=batch.views[order],
+        )
+
+    def _draw(self, seed: int, step: int, part: int) -> tuple[float, float, int]:
+        generator = generator_for(seed, step, part)
+        chance, switch = uniform(generator, 2)
+        return chance, switch, draw_seed(generator)
+
+    def _mix(self, switch: float, num_classes: int) -> torch.nn.Module:
+        ensure_pytorchvideo()
+        from pytorchvideo.transforms.mix import CutMix, MixUp
+
+        cutmix = self.cutmix_alpha > 0 and (self.mixup_alpha == 0 or switch < self.switch_prob)
+        if cutmix:
+            return CutMix(self.cutmix_alpha, num_classes=num_classes)
+        return MixUp(self.mixup_alpha, num_classes=num_classes)
+
+
+def smooth(labels: Tensor, num_classes: int, amount: float) -> Tensor:
+    """Labels int64 [B] or float [B, K] -> float32 targets [B, K] with `amount` spread evenly.
+
+    One label per clip: the row still sums to 1. Several (zeros and ones): each class moves towards
+    one half, as yes-or-no losses take it.
+    """
+    if labels.ndim == 1:
+        hot = F.one_hot(labels, num_classes).float()
+        return hot * (1 - amount) + amount / num_classes
+    return labels.float() * (1 - amount) + amount / 2
+
+
+def pairing(video_ids: Tensor) -> Tensor:
+    """An order of the clips, int64 [B], in which clip i and clip B - 1 - i are of different videos.
+
+    `[0, 0, 1, 1, 2, 2]` -> videos `0 0 1 2 2 1`. In the order they come, copies of one video are
+    neighbours, and the middle ones would meet when the batch is turned around. Where one video has
+    more than half of the clips, some of its own copies meet all the same.
+    """
+    by_video = torch.argsort(video_ids.cpu(), stable=True)
+    half = len(by_video) // 2
+    # Half a batch apart in sorted order, two clips are of one video only if it fills that half.
+    first, middle, second = by_video.tensor_split([half, len(by_video) - half])
+    return torch.cat([first, middle, second.flip(0)])
