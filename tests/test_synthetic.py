@@ -1,0 +1,422 @@
+"""The embedded camera-motion set: what its labels mean is measured, not read from its code."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from clips import write_clip
+
+from hiera_video.data import synthetic
+from hiera_video.data.decode import probe, read_frames
+from hiera_video.data.synthetic import CLIP_SPEC, LABELS
+from hiera_video.errors import RunFailed, UserError
+
+SMALL = {"num_train": 45, "num_val": 18, "size": 32, "frames": 6}
+
+# ---- an independent eye: least-squares similarity flow between frames ----------------------
+
+
+def blur(picture: np.ndarray, times: int) -> np.ndarray:
+    for _ in range(times):
+        for axis in (0, 1):
+            ends = [np.take(picture, [0], axis), picture, np.take(picture, [-1], axis)]
+            wide = np.concatenate(ends, axis)
+            low, high = (wide[:-2], wide[2:]) if axis == 0 else (wide[:, :-2], wide[:, 2:])
+            picture = (low + 2 * picture + high) / 4
+    return picture
+
+
+def sample(picture: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    x, y = x.clip(0, picture.shape[1] - 1.001), y.clip(0, picture.shape[0] - 1.001)
+    column, row = x.astype(int), y.astype(int)
+    fx, fy = x - column, y - row
+    top = picture[row, column] * (1 - fx) + picture[row, column + 1] * fx
+    bottom = picture[row + 1, column] * (1 - fx) + picture[row + 1, column + 1] * fx
+    return top * (1 - fy) + bottom * fy
+
+
+def flow_between(first: np.ndarray, second: np.ndarray, guess: np.ndarray) -> np.ndarray:
+    """Motion of the content (right, down, growth, clockwise turn), robust to moving minorities."""
+    side = first.shape[0]
+    y, x = np.mgrid[:side, :side].astype(float)
+    u, v = (x - (side - 1) / 2) / side, (y - (side - 1) / 2) / side
+    motion = guess.copy()
+    for softness, rounds in ((6, 8), (1, 6)):
+        a, b = blur(first, softness), blur(second, softness)
+        gy, gx = np.gradient(b)
+        for _ in range(rounds):
+            right, down, growth, turn = motion
+            dx = (right + growth * u - turn * v) * side
+            dy = (down + growth * v + turn * u) * side
+            inside = (x + dx > 0) & (x + dx < side - 1) & (y + dy > 0) & (y + dy < side - 1)
+            error = sample(b, x + dx, y + dy) - a
+            sx, sy = sample(gx, x + dx, y + dy) * side, sample(gy, x + dx, y + dy) * side
+            columns = np.stack([sx, sy, sx * u + sy * v, sy * u - sx * v], -1)[inside]
+            error = error[inside] - np.median(error[inside])
+            weight = 1 / (1 + (error / (1.5 * np.median(np.abs(error)) + 0.5)) ** 2)
+            normal = (columns * weight[:, None]).T @ columns + 1e-3 * np.eye(4)
+            motion = motion - np.linalg.solve(normal, columns.T @ (weight * error))
+    return motion
+
+
+def camera_seen(clip: torch.Tensor) -> str:
+    """The camera motion of uint8 [T, 3, H, W], from what its content does."""
+    grey = torch.nn.functional.avg_pool2d(clip.double().mean(1), 2).numpy()
+    total, step = np.zeros(4), np.zeros(4)
+    for first, second in zip(grey[:-2:2], grey[2::2], strict=False):
+        step = flow_between(first, second, guess=step.clip(-0.15, 0.15))
+        total += step
+    # on the scale of the mean displacement: growth and turn move a square's mean point by 0.383
+    size = total * np.array([1, 1, 0.383, 0.383])
+    axis = int(np.abs(size).argmax())
+    if abs(size[axis]) < 0.02:
+        return "static"
+    content = (
+        ("pan right", "pan left"),  # content to the left: the view to the right
+        ("tilt down", "tilt up"),
+        ("zoom out", "zoom in"),
+        ("roll clockwise", "roll counter-clockwise"),
+    )
+    return content[axis][int(size[axis] > 0)]
+
+
+# ---- what the labels mean -----------------------------------------------------------------
+
+
+def test_labels_are_the_nine_in_their_exact_words():
+    assert LABELS == (
+        "static",
+        "pan left",
+        "pan right",
+        "tilt up",
+        "tilt down",
+        "zoom in",
+        "zoom out",
+        "roll clockwise",
+        "roll counter-clockwise",
+    )
+
+
+def test_the_eye_of_these_tests_knows_its_directions():
+    """A hand-made picture slid, enlarged and turned by index arithmetic alone."""
+    rng = np.random.default_rng(0)
+    scene = blur(rng.uniform(0, 255, (160, 160)), 4) * 6 - 640
+
+    def clip(pose):
+        frames = []
+        for t in range(9):
+            right, down, scale, angle = pose(t)
+            y, x = np.mgrid[:64, :64] - 31.5
+            sx = 80 + right + scale * (np.cos(angle) * x - np.sin(angle) * y)
+            sy = 80 + down + scale * (np.sin(angle) * x + np.cos(angle) * y)
+            frames.append(sample(scene, sx, sy))
+        return torch.from_numpy(np.array(frames))[:, None].repeat(1, 3, 1, 1)
+
+    assert camera_seen(clip(lambda t: (0, 0, 1, 0))) == "static"
+    assert camera_seen(clip(lambda t: (-2 * t, 0, 1, 0))) == "pan left"
+    assert camera_seen(clip(lambda t: (2 * t, 0, 1, 0))) == "pan right"
+    assert camera_seen(clip(lambda t: (0, -2 * t, 1, 0))) == "tilt up"
+    assert camera_seen(clip(lambda t: (0, 2 * t, 1, 0))) == "tilt down"
+    assert camera_seen(clip(lambda t: (0, 0, 1 - 0.03 * t, 0))) == "zoom in"
+    assert camera_seen(clip(lambda t: (0, 0, 1 + 0.03 * t, 0))) == "zoom out"
+    # the view's right-hand end goes down: that is clockwise
+    assert camera_seen(clip(lambda t: (0, 0, 1, 0.03 * t))) == "roll clockwise"
+    assert camera_seen(clip(lambda t: (0, 0, 1, -0.03 * t))) == "roll counter-clockwise"
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_render_moves_as_its_label_says(label):
+    seen = [camera_seen(synthetic.render_clip(label, seed)) for seed in (3, 20, 37, 54, 71)]
+    assert seen.count(label) >= 4, seen
+
+
+def test_files_move_as_their_folders_say(tmp_path):
+    folder = synthetic.make_dataset(tmp_path / "set", num_train=27, num_val=0, seed=1, workers=1)
+    right = []
+    for path in sorted((folder / "train").glob("*/*.mp4")):
+        info = probe(path)
+        assert (info.num_frames, info.width, info.height) == (20, 80, 80)
+        assert info.fps == pytest.approx(10)
+        right.append(camera_seen(read_frames(path, range(20))) == path.parent.name)
+    assert len(right) == 27
+    assert sum(right) >= 22
+
+
+# ---- one frame tells nothing --------------------------------------------------------------
+
+
+def test_all_labels_show_the_same_picture_at_the_pivot():
+    pivots = set()
+    for seed in range(8):
+        pivot = synthetic.camera_path("static", seed).pivot
+        pivots.add(pivot)
+        clips = [synthetic.render_clip(label, seed, size=32).int() for label in LABELS]
+        for label, clip in zip(LABELS, clips, strict=True):
+            assert (clip[pivot] - clips[0][pivot]).abs().max() <= 1, (seed, label)
+            other = (pivot + 10) % 20
+            if label != "static":
+                assert (clip[other] - clips[0][other]).abs().max() > 1, (seed, label)
+    assert len(pivots) > 3
+
+
+def test_opposite_labels_are_mirror_images_about_the_pivot():
+    pairs = {
+        "zoom in": ("zoom out", "log_scale"),
+        "roll clockwise": ("roll counter-clockwise", "angle"),
+    }
+    for label, (opposite, axis) in pairs.items():
+        for seed in range(20):
+            one, other, still = (
+                getattr(synthetic.camera_path(name, seed), axis)
+                for name in (label, opposite, "static")
+            )
+            np.testing.assert_allclose(one + other, 2 * still, atol=1e-12)
+
+
+def features(frame: torch.Tensor) -> np.ndarray:
+    """Sharpness at every scale and direction, brightness, contrast: all a zoom could betray."""
+    grey = frame.double().mean(0).numpy() / 255
+    window = np.hanning(len(grey))
+    spectrum = np.abs(np.fft.fft2((grey - grey.mean()) * window[:, None] * window)) + 1e-3
+    fy, fx = np.fft.fftfreq(len(grey)), np.fft.fftfreq(len(grey))
+    radius, angle = np.hypot(fy[:, None], fx), np.arctan2(fy[:, None], fx) % np.pi
+    rings = [np.log(spectrum[(radius > r) & (radius <= r + 0.07)]).mean() for r in np.r_[0:0.5:8j]]
+    ways = [np.log(spectrum[(angle >= a) & (angle < a + 0.8)]).mean() for a in np.r_[0:2.4:4j]]
+    means = frame.double().mean((1, 2)).numpy() / 255
+    return np.array([*rings, *ways, *means, grey.std(), 1.0])
+
+
+def probe_accuracy(inputs: np.ndarray, answers: np.ndarray) -> float:
+    """Held-out accuracy of a ridge classifier; chance is one ninth."""
+    half = len(inputs) // 2
+    inputs = (inputs - inputs[:half].mean(0)) / (inputs[:half].std(0) + 1e-6)
+    inputs = np.concatenate([inputs, np.ones((len(inputs), 1))], 1)
+    x, y = inputs[:half], np.eye(len(LABELS))[answers[:half]]
+    weights = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ y)
+    return float(((inputs[half:] @ weights).argmax(1) == answers[half:]).mean())
+
+
+def test_a_probe_learns_nothing_from_one_frame_and_something_from_two():
+    answers = np.arange(576) % 9
+    clips = [
+        synthetic.render_clip(LABELS[a], seed, frames=6, size=32, fps=3)
+        for seed, a in enumerate(answers)
+    ]
+    for frame in (0, 5):
+        alone = np.stack([features(clip[frame]) for clip in clips])
+        assert probe_accuracy(alone, answers) < 0.19, frame
+    # the same probe does learn from how well neighbouring frames match when slid by a pixel
+    matches = []
+    for clip in clips:
+        first, second = clip[:-1].double().mean(1), clip[1:].double().mean(1)
+        slides = [(0, 0), (0, 1), (0, -1), (1, 0), (-1, 0)]
+        errors = [(second.roll(s, dims=(1, 2)) - first).abs().mean().item() for s in slides]
+        matches.append(np.array(errors[1:]) / errors[0])
+    assert probe_accuracy(np.stack(matches), answers) > 0.3
+
+
+# ---- determinism --------------------------------------------------------------------------
+
+
+def test_a_clip_is_a_function_of_label_and_seed():
+    clip = synthetic.render_clip("tilt up", 12)
+    assert clip.dtype == torch.uint8
+    assert clip.shape == (20, 3, 80, 80)
+    synthetic.render_clip("zoom in", 400)  # other plates in between
+    assert torch.equal(clip, synthetic.render_clip("tilt up", 12))
+    assert not torch.equal(clip, synthetic.render_clip("tilt up", 13))
+    assert not torch.equal(clip, synthetic.render_clip("tilt down", 12))
+
+
+def test_pictures_differ_and_shapes_cover_from_nothing_to_half():
+    clips = [synthetic.render_clip("static", seed, frames=2, size=32) for seed in range(0, 640, 16)]
+    brightness = np.array([clip.double().mean().item() for clip in clips])
+    assert brightness.std() > 10
+    covers = []
+    for seed in range(60):
+        shapes = synthetic._shapes(seed, np.arange(20) / 10, pivot=4)
+        covers.append(sum(0.6 * shape.size[4] ** 2 for shape in shapes))
+    assert min(covers) == 0
+    assert 0.3 < max(covers) <= synthetic.MAX_COVERAGE + 1e-9
+
+
+def test_unknown_label_names_the_nine():
+    with pytest.raises(UserError, match=r"'pan up'.*static, pan left.*counter-clockwise"):
+        synthetic.render_clip("pan up", 0)
+
+
+# ---- the set on disk ----------------------------------------------------------------------
+
+
+def contents(folder) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*.mp4")}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("synthetic") / "set"
+    reports = []
+    synthetic.make_dataset(
+        folder, **SMALL, workers=2, progress=lambda done, total: reports.append((done, total))
+    )
+    assert reports == [(n, 63) for n in range(1, 64)]
+    return folder
+
+
+def test_set_is_balanced_and_complete(made):
+    for split, each in (("train", 5), ("val", 2)):
+        folders = sorted(p.name for p in (made / split).iterdir())
+        assert folders == sorted(LABELS)
+        assert all(len(list((made / split / name).glob("*.mp4"))) == each for name in LABELS)
+    manifest = json.loads((made / "manifest.json").read_text())
+    assert manifest["labels"] == list(LABELS)
+    assert manifest["num_train"] == 45
+    assert [p.name for p in made.parent.iterdir()] == ["set"]  # nothing half-made beside it
+
+
+def test_train_and_val_share_no_scene():
+    parameters = {"num_train": 5000, "num_val": 5000, "seed": 0}
+    plates = {"train": set(), "val": set()}
+    for name, _, seed in synthetic._videos(parameters):
+        plates[name.split("/")[0]].add(seed // synthetic._CLIPS_PER_PLATE)
+    assert not plates["train"] & plates["val"]
+
+
+def test_number_of_workers_changes_nothing(made, tmp_path):
+    one = synthetic.make_dataset(tmp_path / "one", **SMALL, workers=1)
+    assert contents(one) == contents(made)
+
+
+def test_decoded_file_is_the_render_but_for_compression(made):
+    path = made / "train" / "pan left" / "00000.mp4"
+    rendered = synthetic.render_clip("pan left", 1, frames=6, size=32).double()
+    error = (read_frames(path, range(6)).double() - rendered).abs().mean()
+    assert error < 12
+    other = synthetic.render_clip("pan left", 17, frames=6, size=32).double()
+    assert (other - rendered).abs().mean() > 2 * error
+
+
+def test_complete_set_is_reused(made):
+    before = {p: p.stat().st_mtime_ns for p in made.rglob("*.mp4")}
+    called = []
+    synthetic.make_dataset(made, **SMALL, progress=lambda *a: called.append(a))
+    assert not called
+    assert before == {p: p.stat().st_mtime_ns for p in made.rglob("*.mp4")}
+
+
+def test_interrupted_making_leaves_nothing_and_is_done_anew(tmp_path):
+    def interrupt(done, total):
+        if done == 20:
+            raise KeyboardInterrupt
+
+    for workers in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            synthetic.make_dataset(tmp_path / "set", **SMALL, workers=workers, progress=interrupt)
+        assert not list(tmp_path.iterdir())
+    # killed outright, a run cannot clean up: the next one does, by the dead process's number
+    dead = tmp_path / ".set.making-999999999"
+    (dead / "train").mkdir(parents=True)
+    synthetic.make_dataset(tmp_path / "set", **SMALL, workers=1)
+    assert len(contents(tmp_path / "set")) == 63
+    assert not dead.exists()
+
+
+def test_set_with_missing_files_is_made_anew(tmp_path):
+    parameters = {**SMALL, "num_train": 9, "num_val": 9}
+    folder = synthetic.make_dataset(tmp_path / "set", **parameters, workers=1)
+    whole = contents(folder)
+    (folder / "val" / "static" / "00000.mp4").unlink()
+    synthetic.make_dataset(folder, **parameters, workers=1)
+    assert contents(folder) == whole
+
+
+def test_other_parameters_are_refused_by_name(made):
+    with pytest.raises(UserError, match=r"num_train=45 \(asked: 90\).*delete"):
+        synthetic.make_dataset(made, **{**SMALL, "num_train": 90})
+    assert len(contents(made)) == 63
+
+
+def test_foreign_folder_is_left_alone(tmp_path):
+    (tmp_path / "holiday.mp4").write_bytes(b"mine")
+    with pytest.raises(UserError, match="no camera-motion set"):
+        synthetic.make_dataset(tmp_path, **SMALL)
+    assert (tmp_path / "holiday.mp4").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"size": 33}, "size=33"),
+        ({"num_train": -1}, "num_train=-1"),
+        ({"frames": 1}, "frames=1"),
+        ({"workers": 0}, "workers=0"),
+    ],
+)
+def test_impossible_parameters(tmp_path, wrong, message):
+    with pytest.raises(UserError, match=message):
+        synthetic.make_dataset(tmp_path / "set", **{**SMALL, **wrong})
+    assert not list(tmp_path.iterdir())
+
+
+def test_dead_workers_are_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    with pytest.raises(RunFailed, match="0 of 63"):
+        synthetic.make_dataset(tmp_path / "set", **SMALL, workers=2)
+    assert not list(tmp_path.iterdir())
+
+
+# ---- over footage -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def footage(tmp_path_factory):
+    """A file of one unmoving, detailed scene: 2.4 s at 25 fps, 256 x 192."""
+    import av
+
+    path = tmp_path_factory.mktemp("footage") / "still.mp4"
+    scene = synthetic._plate(7)[0][0, :, :192, :256].mul(255).to(torch.uint8)
+    picture = np.ascontiguousarray(scene.permute(1, 2, 0).numpy())
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25, options={"crf": "18"})
+        stream.width, stream.height, stream.pix_fmt = 256, 192, "yuv420p"
+        for _ in range(60):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_crop_over_footage_moves_as_its_label_says(footage, label):
+    seen = [
+        camera_seen(synthetic.over_real_footage(footage, label, seed, frozen=frozen))
+        for seed, frozen in ((1, False), (2, True), (3, False))
+    ]
+    assert seen.count(label) >= 2, seen
+
+
+def test_frozen_footage_stands_and_moving_footage_moves(tmp_path):
+    path = write_clip(tmp_path / "box.mp4", frames=60, fps=25, size=(128, 96))
+    still = synthetic.over_real_footage(path, "static", 5, frozen=True, size=48).double()
+    moving = synthetic.over_real_footage(path, "static", 5, frozen=False, size=48).double()
+    assert still.shape == moving.shape == (2 * CLIP_SPEC.num_frames, 3, 48, 48)
+    assert (still[0] - still[-1]).abs().mean() < 0.5 * (moving[0] - moving[-1]).abs().mean()
+
+
+def test_footage_shorter_than_a_clip_is_refused(tmp_path):
+    path = write_clip(tmp_path / "short.mp4", frames=10, fps=25, size=(128, 96))
+    with pytest.raises(UserError, match=r"0\.40 s.*needs 1\.60 s"):
+        synthetic.over_real_footage(path, "static", 0, frozen=True)
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_crop_over_real_clips(shared_data, label):
+    clip = shared_data / "clips" / "hiera_dog.mp4"
+    seen = [
+        camera_seen(synthetic.over_real_footage(clip, label, seed, frozen=True))
+        for seed in (11, 12, 13)
+    ]
+    assert seen.count(label) >= 2, seen
