@@ -51,6 +51,10 @@ VIDEO: dict[str, Any] = {
 }
 """What makes the image model a video model: 3-D patches (cubes) and separable positions."""
 
+INIT_STD = 0.02
+"""Of weights and positions. Published as a normal truncated at +-2, which is 100 deviations away:
+the plain normal is the same distribution and several times faster to draw."""
+
 ABS_WIN_GRID = 7
 """Side of the global part of absolute-window positions (SAM 2 uses 7 for T, S, L; 14 for B+)."""
 
@@ -312,11 +316,11 @@ class Hiera(HieraEncoder):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The published initialisation of classifiers: truncated normal 0.02, biases 0.02."""
+        """The published initialisation of classifiers: normal 0.02, linear and norm biases 0.02."""
         self.apply(partial(init_layer, bias=0.02))
         for name, parameter in self.named_parameters():
             if name.startswith("pos_embed"):
-                nn.init.trunc_normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=INIT_STD)
         self.reset_head()
 
     def reset_head(self) -> None:
@@ -350,9 +354,9 @@ def positions_parameter(*shape: int) -> nn.Parameter:
 
 
 def init_layer(module: nn.Module, *, bias: float) -> None:
-    """Truncated normal 0.02 for weights, `bias` for the biases of linear layers and norms."""
+    """Normal 0.02 for weights, `bias` for the biases of linear layers and norms."""
     if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=INIT_STD)
     if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
         nn.init.constant_(module.bias, bias)
     if isinstance(module, nn.LayerNorm):

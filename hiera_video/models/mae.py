@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError
-from hiera_video.models.hiera import SIZES, VIDEO, HieraEncoder, init_layer
+from hiera_video.models.hiera import INIT_STD, SIZES, VIDEO, HieraEncoder, init_layer
 from hiera_video.models.layers import CONVOLUTIONS, LAYER_NORM_EPS, Block
 from hiera_video.models.tokens import (
     count_kept,
@@ -166,7 +166,7 @@ class MaskedAutoencoder(nn.Module):
             nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.flatten(1))
         for name, parameter in self.named_parameters():
             if "pos_embed" in name or name == "mask_token":
-                nn.init.trunc_normal_(parameter, std=0.02)
+                nn.init.normal_(parameter, std=INIT_STD)
 
     # ---- forward ------------------------------------------------------------------------
 
