@@ -217,7 +217,7 @@ class AugConfig(Section):
     """Times each training clip is augmented anew (repeated sampling)."""
     aa_type: str = setting(
         "",
-        pattern=r"(rand(-(m\d+(\.\d+)?|n\d+|mstd\d+(\.\d+)?|inc[01]))*)?",
+        pattern=r"(rand(-((m|mstd|p)\d+(\.\d+)?|n\d+|inc[01]))*)?",
         example="rand-m7-mstd0.5-inc1",
     )
     """RandAugment in timm's spelling, `rand-m7-mstd0.5-inc1`; empty is none."""
@@ -400,9 +400,9 @@ class SyntheticConfig(Section):
     """Training videos."""
     num_val: int = setting(48, at_least=1)
     """Validation videos."""
-    size: int = setting(64, at_least=16)
+    size: int = setting(96, at_least=16)
     """Side of a video, pixels."""
-    frames: int = setting(32, at_least=2)
+    frames: int = setting(24, at_least=2)
     """Frames of a video."""
 
 
@@ -537,7 +537,7 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = Tr
 
 def config_from_args(args: argparse.Namespace) -> Config:
     """The Config of a parsed command line; the modules its IMPORTS name are imported as well."""
-    path, *overrides = args.cfg
+    path, *overrides = args.cfg or [None]
     overrides += args.opts
     second = next((word for word in overrides[::2] if word.endswith((".yaml", ".yml"))), None)
     if second is not None:
