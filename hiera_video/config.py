@@ -143,7 +143,8 @@ class DataConfig(Section):
     split: int | None = setting(None, at_least=0)
     """Which official split (UCF101, HMDB51: 1 to 3), or which fold of labels.csv is held out."""
     class_names: str = setting("")
-    """File with the names of the classes; empty takes those that the data carries."""
+    """File with the names of the classes, or the name of a public list (`kinetics400`); empty takes
+    those that the data carries."""
     val_fraction: float = setting(0.2, above=0, below=1)
     """Share held out for validation where the data comes without splits."""
     group_by: str = setting("")

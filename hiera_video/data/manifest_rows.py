@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from hiera_video.data.listing import DataError, csv_rows, read_json, some, text_lines
+from hiera_video.labels import known_labels, load_labels
 
 UNLABELLED = -1
 
@@ -218,7 +219,7 @@ CLASS_FILES = ("classnames.json", "class_names.json", "classes.txt", "class_name
 
 
 def read_class_names(path: str | Path) -> list[str]:
-    """Names in label order from a file.
+    """Names in label order from a file, or those of a public set by its name ("kinetics400").
 
     JSON `{"name": 0}`, `{"0": "name"}` or `["name"]`; csv with columns id and name; text with one
     name a line, with or without its number before it (`1 ApplyEyeMakeup`).
@@ -227,7 +228,12 @@ def read_class_names(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if not path.is_file():
-        raise DataError(f"no such file of class names: {path} (DATA.CLASS_NAMES)")
+        if str(path) in known_labels():
+            return load_labels(str(path))
+        raise DataError(
+            f"no such file of class names: {path} (DATA.CLASS_NAMES); nor is it one of the known "
+            f"lists {', '.join(known_labels())}"
+        )
     if path.suffix.lower() == ".json":
         content = read_json(path)
         if isinstance(content, list):

@@ -12,10 +12,15 @@ def load_labels(name: str) -> list[str]:
 
     Raises UserError for a set whose names do not ship with the package.
     """
-    folder = resources.files(__name__)
-    known = sorted(
-        entry.name.removesuffix(".txt") for entry in folder.iterdir() if entry.name.endswith(".txt")
-    )
-    if name not in known:
-        raise UserError(f"no class names for {name!r}; there are names for {', '.join(known)}")
-    return (folder / f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    if name not in known_labels():
+        raise UserError(
+            f"no class names for {name!r}; there are names for {', '.join(known_labels())}"
+        )
+    file = resources.files(__name__) / f"{name}.txt"
+    return file.read_text(encoding="utf-8").splitlines()
+
+
+def known_labels() -> list[str]:
+    """The sets whose names ship with the package."""
+    files = (entry.name for entry in resources.files(__name__).iterdir())
+    return sorted(name.removesuffix(".txt") for name in files if name.endswith(".txt"))
