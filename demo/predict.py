@@ -45,8 +45,10 @@ def main(argv: Sequence[str]) -> int:
     # Imported here: torch takes seconds that --help and a mistyped flag need not wait for.
     from hiera_video.data.sampling import check_window
     from hiera_video.data.views import parse_views
-    from hiera_video.predict import Predictor, find_videos
+    from hiera_video.predict import Predictor, find_videos, is_video_name
 
+    if args.csv is not None and is_video_name(args.csv):
+        raise UserError(f"--csv {args.csv} is named like a video; name a .csv file")
     if args.timeline is not None:
         check_window(args.timeline)
     views = _views(args, cfg, parse_views)
@@ -231,11 +233,11 @@ class _Outputs:
 
     def close(self) -> None:
         """Write what is written at the end."""
+        if self.csv_file is not None:
+            self.csv_file.finish()
         if self.as_json:
             text = [prediction.to_dict() for prediction in self.finished]
             print(json.dumps(text, indent=2, ensure_ascii=False))
-        if self.csv_file is not None:
-            self.csv_file.finish()
 
     def _head(self, prediction: Prediction) -> None:
         if self.headed != prediction.file:
@@ -253,11 +255,13 @@ def _outputs(args: argparse.Namespace) -> Iterator[_Outputs]:
     csv_file = _CsvFile(args.csv) if args.csv is not None else None
     outputs = _Outputs(as_json=args.json, csv_file=csv_file)
     try:
-        yield outputs
+        try:
+            yield outputs
+        except BaseException:
+            if outputs.finished:  # whatever ended the run, what is done is written
+                outputs.close()
+            raise
         outputs.close()
-    except KeyboardInterrupt:
-        outputs.close()
-        raise
     finally:
         if csv_file is not None:
             csv_file.discard()

@@ -23,11 +23,11 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.decode import VideoReader
+from hiera_video.data.frame_folder import open_video
 from hiera_video.data.manifests import VIDEO_SUFFIXES, read_class_names
-from hiera_video.data.sampling import uniform_views, window_clips
+from hiera_video.data.sampling import window_clips
 from hiera_video.data.transforms import check_num_crops
-from hiera_video.data.views import read_views
+from hiera_video.data.views import load_test_views, read_views
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.labels import load_labels
 from hiera_video.models import build_model
@@ -241,12 +241,7 @@ class Predictor:
         Raises DecodeError for a file that cannot be decoded, RunFailed if the model cannot be run
         on it.
         """
-        path = os.fspath(path)
-        num_views, num_crops = self.views
-        with VideoReader(path, decoder=self.decoder) as reader:
-            info = reader.info
-            views = uniform_views(info.num_frames, info.fps, self.spec, num_views)
-            clips = read_views(reader, views, self.spec, num_crops)
+        clips = load_test_views(path, self.spec, *self.views, decoder=self.decoder)
         done = 0
 
         def advance(views_done: int) -> None:
@@ -270,9 +265,8 @@ class Predictor:
         See `data.sampling.window_clips` for where windows begin and end and which clips stand for
         them. Raises as calling the predictor does, after the windows that could be labelled.
         """
-        path = os.fspath(path)
         num_views, num_crops = self.views
-        with VideoReader(path, decoder=self.decoder) as reader:
+        with open_video(path, self.decoder) as reader:
             info = reader.info
             for window in window_clips(info.times, info.fps, self.spec, seconds, num_views):
                 clips = read_views(reader, window.views, self.spec, num_crops)
@@ -353,6 +347,13 @@ def find_videos(paths: Iterable[str]) -> list[str]:
     return list(found.values())
 
 
+def is_video_name(path: str) -> bool:
+    """Whether a folder's search takes this name: not hidden, and a video's or playlist's ending."""
+    name = os.path.basename(path)
+    suffix = os.path.splitext(name)[1].lower()
+    return not name.startswith(".") and suffix in (*VIDEO_SUFFIXES, *PLAYLIST_SUFFIXES)
+
+
 def _videos_of(path: str) -> list[str]:
     if os.path.isdir(path):
         return _videos_in(path)
@@ -365,7 +366,7 @@ def _videos_of(path: str) -> list[str]:
     for match in matches:
         if os.path.isdir(match):
             files += _walk(match)
-        elif _is_video_name(match):
+        elif is_video_name(match):
             files.append(match)
     if not files:
         found = f"{len(matches)} names, none of them a video's" if matches else "nothing"
@@ -387,14 +388,8 @@ def _walk(folder: str) -> list[str]:
     files = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [os.path.join(parent, name) for name in sorted(names) if _is_video_name(name)]
+        files += [os.path.join(parent, name) for name in sorted(names) if is_video_name(name)]
     return files
-
-
-def _is_video_name(path: str) -> bool:
-    name = os.path.basename(path)
-    suffix = os.path.splitext(name)[1].lower()
-    return not name.startswith(".") and suffix in (*VIDEO_SUFFIXES, *PLAYLIST_SUFFIXES)
 
 
 def _looked_for() -> str:

@@ -194,6 +194,28 @@ def test_a_failed_start_leaves_the_old_csv_alone(call, clips):
     assert not [name for name in os.listdir() if name.endswith(".part")]
 
 
+def test_csv_never_overwrites_a_video(call, clips):
+    before = (clips / "b.mp4").read_bytes()
+    code, _, err = call("bad.mp4", "--csv", "b.mp4")
+    assert code == 2
+    assert "named like a video" in err
+    assert (clips / "b.mp4").read_bytes() == before
+
+
+def test_a_crash_keeps_the_rows_that_were_done(call, clips, monkeypatch):
+    label = Predictor.__call__
+
+    def crash_on_b(self, path, **kwargs):
+        if path.endswith("b.mp4"):
+            raise ZeroDivisionError
+        return label(self, path, **kwargs)
+
+    monkeypatch.setattr(Predictor, "__call__", crash_on_b)
+    with pytest.raises(ZeroDivisionError):
+        call(".", "--csv", "out.csv", "--top-k", 1)
+    assert [row["file"] for row in rows_of("out.csv")] == ["./-dash ü.mp4"]
+
+
 def test_csv_to_a_link_replaces_what_it_points_to_and_devices_stay(call, clips):
     (clips / "real.csv").write_text("old")
     os.symlink("real.csv", "link.csv")

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 from clips import picture, write_clip
+from PIL import Image
 
 from hiera_video import Predictor, build_model, predict
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.decode import DecodeError, VideoReader
+from hiera_video.data.decode import DecodeError, VideoReader, available_decoders
 from hiera_video.data.views import load_test_views
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.labels import load_labels
@@ -144,14 +145,24 @@ def test_scores_that_are_not_numbers_are_refused(clip):
         predictor(clip)
 
 
+def test_a_folder_of_pictures_is_a_video(predictor, tmp_path):
+    for i in range(12):
+        Image.fromarray(picture(i, (96, 64))).save(tmp_path / f"frame_{i}.png")
+    clips = load_test_views(tmp_path, SPEC, 2, 3)
+    scores = view_scores(tiny_model().eval(), clips, batch_size=6)
+    assert predictor(tmp_path).labels[0].score == pytest.approx(scores.max().item(), abs=1e-6)
+
+
 @pytest.mark.parametrize("decoder", ["pyav", "torchcodec"])
 def test_the_decoder_asked_for_is_the_one_used(clip, decoder, monkeypatch):
+    if available_decoders()[decoder] is not None:
+        pytest.skip(f"{decoder} {available_decoders()[decoder]}")
     used = []
     opened = VideoReader.__init__
 
-    def recording(self, *args, **kwargs):
-        used.append(kwargs.get("decoder"))
-        opened(self, *args, **kwargs)
+    def recording(self, path, decoder="auto", **kwargs):
+        used.append(decoder)
+        opened(self, path, decoder, **kwargs)
 
     monkeypatch.setattr(VideoReader, "__init__", recording)
     predictor = Predictor(

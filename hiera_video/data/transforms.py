@@ -16,7 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import UserError
 
 SPATIAL_CROPS = (1, 3)
@@ -73,23 +72,6 @@ def normalize(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Te
     scale = torch.tensor([1 / (255 * s) for s in std], dtype=torch.float32).view(1, 3, 1, 1)
     shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)]).view(1, 3, 1, 1)
     return torch.addcmul(shift, frames.float(), scale).transpose(0, 1).contiguous()
-
-
-def test_clips(frames_per_view: Sequence[Tensor], spec: ClipSpec, num_crops: int) -> Tensor:
-    """All crops of all temporal views: K x uint8 [T, 3, H, W] -> float32 [K * S, 3, T, S, S].
-
-    The crops of one temporal view are neighbours.
-    """
-    return torch.stack(
-        [
-            normalize(crop, spec.mean, spec.std)
-            for frames in frames_per_view
-            for crop in spatial_crops(frames, spec.crop_size, num_crops)
-        ]
-    )
-
-
-test_clips.__test__ = False  # a name pytest would otherwise collect where it is imported
 
 
 def check_num_crops(num_crops: int) -> None:

@@ -7,6 +7,7 @@ by what the model takes, not by the length or the size of the video.
 
 from __future__ import annotations
 
+import os
 import re
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.decode import VideoReader
+from hiera_video.data.frame_folder import FrameFolder, open_video
 from hiera_video.data.sampling import Indices, uniform_views
 from hiera_video.data.transforms import SPATIAL_CROPS, normalize, spatial_crops
 from hiera_video.errors import UserError
@@ -39,21 +41,26 @@ def parse_views(text: str) -> tuple[int, int]:
 
 
 def load_test_views(
-    path: str, spec: ClipSpec, num_views: int, num_crops: int, decoder: str = "auto"
+    path: str | os.PathLike,
+    spec: ClipSpec,
+    num_views: int,
+    num_crops: int,
+    decoder: str = "auto",
 ) -> Tensor:
-    """The `num_views` x `num_crops` test clips of a file: float32 [K * S, 3, T, H, W].
+    """The `num_views` x `num_crops` test clips of a video: float32 [K * S, 3, T, H, W].
 
-    The crops of one temporal view are neighbours. Raises DecodeError for a file that cannot be
-    decoded, UserError for views or a decoder that do not exist.
+    The crops of one temporal view are neighbours. A folder of pictures is read as a video. Raises
+    DecodeError for what cannot be decoded, UserError for views or a decoder that do not exist.
     """
-    with VideoReader(path, decoder=decoder) as reader:
+    with open_video(path, decoder) as reader:
         info = reader.info
-        return read_views(
-            reader, uniform_views(info.num_frames, info.fps, spec, num_views), spec, num_crops
-        )
+        views = uniform_views(info.num_frames, info.fps, spec, num_views)
+        return read_views(reader, views, spec, num_crops)
 
 
-def read_views(reader: VideoReader, views: Indices, spec: ClipSpec, num_crops: int) -> Tensor:
+def read_views(
+    reader: VideoReader | FrameFolder, views: Indices, spec: ClipSpec, num_crops: int
+) -> Tensor:
     """The clips at the frames `views` [K, T] of an open video: float32 [K * S, 3, T, H, W]."""
     wanted, place = np.unique(views, return_inverse=True)
     place = torch.from_numpy(place.reshape(views.shape))
