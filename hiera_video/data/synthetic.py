@@ -759,9 +759,7 @@ def _write_some(folder: Path, parameters: dict[str, int], part: int, parts: int)
     for name, label, seed in _videos(parameters):
         if (seed // _CLIPS_PER_PLATE) % parts != part:
             continue  # whole plates: drawing one costs as much as ten clips
-        clip = render_clip(label, seed, frames=frames, size=size, fps=fps)
-        rng = _stream(seed, "file")
-        _encode(folder / name, clip, fps=fps, crf=int(rng.integers(16, 34)))
+        write_clip(folder / name, label, seed, frames=frames, size=size, fps=fps)
         yield name
 
 
@@ -773,8 +771,20 @@ def _worker() -> None:
         print(name, flush=True)
 
 
-def _encode(path: Path, clip: torch.Tensor, *, fps: int, crf: int) -> None:
-    """Write uint8 [T, 3, H, W] as H.264; one thread, so that the bytes are the same each time."""
+def write_clip(
+    path: Path, label: str, seed: int, *, frames: int = FRAMES, size: int = SIZE, fps: int = FPS
+) -> None:
+    """Render one clip of the set and write it as a video file, at a quality the seed draws."""
+    clip = render_clip(label, seed, frames=frames, size=size, fps=fps)
+    encode(path, clip, fps=fps, crf=int(_stream(seed, "file").integers(16, 34)))
+
+
+def encode(path: Path, clip: torch.Tensor, *, fps: int, crf: int) -> None:
+    """Write uint8 [T, 3, H, W], H and W even, as H.264 in MP4.
+
+    One thread, so that the bytes are the same each time. `crf` is x264's: 18 looks untouched, 34
+    is plainly compressed.
+    """
     with av.open(str(path), "w") as container:
         options = {"crf": str(crf), "preset": "veryfast", "threads": "1"}
         stream = container.add_stream("libx264", rate=fps, options=options)

@@ -1,0 +1,321 @@
+"""How well a model of the camera-motion set knows camera motion, on pictures it has never seen.
+
+    python tools/camera_motion_test.py
+    python tools/camera_motion_test.py --weights runs/camera/checkpoint.pyth --json out.json
+
+Three sets of videos are written to a temporary folder and read back as any video is:
+
+* synthetic: held-out clips of the set itself, of scenes that no training seed reaches;
+* frozen:    a crop moved over real footage that stands still (one frame, repeated);
+* moving:    the same crops while the footage goes on, with all that moves in it.
+
+The real footage is for this test only: never for training, nor for choosing anything about it.
+Two controls go with every set. `one frame`: a frame of each clip repeated to its full length; what
+is left of the accuracy does not come from motion. `shuffled`: the frames in random order; the axis
+of a motion can still be guessed from an unordered set of frames, its direction cannot, so the
+direction's accuracy among the clips whose axis was found is given beside it (chance is 50 %).
+
+Footage may have camera motion of its own, against which the label is, strictly, wrong. No source
+is left out for it; how far each drifts is measured and printed beside its accuracy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hiera_video import cli
+from hiera_video.data import synthetic
+from hiera_video.data.decode import VideoReader
+from hiera_video.data.synthetic import LABELS
+from hiera_video.data.views import load_test_views
+from hiera_video.errors import UserError
+from hiera_video.predict import BUNDLED, Predictor
+from hiera_video.scoring import clip_scores
+
+FOOTAGE = Path(__file__).resolve().parents[2] / "shared" / "data" / "clips"
+SOURCES = {
+    "hiera_dog.mp4": "a dog leaps; the camera follows it",
+    "mmaction_demo_arm_wrestling.mp4": "hand-held, swings round near the end",
+    "flipping_a_pancake.mkv": "fixed until somebody reaches for the camera at the end",
+    "sam2_04_coffee.mp4": "slow camera, hands and a stream of coffee",
+    "sam2_05_default_juggle.mp4": "a man and a ball before a fixed background",
+    "tc_nasa_13013.mp4": "dark, 180 pixels high, with cuts and cross-fades",
+}
+"""The real pictures among those clips. The others there are the same pictures in other formats,
+test cards, a handful of frames, or (moviepy_no_duration.webm) all but black."""
+
+HELD_OUT_SEED = 1 << 40
+"""First seed of the synthetic clips: far above those of any set that `make_dataset` writes."""
+_FOOTAGE_SEED = 1 << 41
+_FRAMES = 2 * synthetic.CLIP_SPEC.num_frames
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One test clip: where its file is, its label, and what it was made from."""
+
+    path: Path
+    label: str
+    source: str
+
+
+@dataclass
+class Result:
+    """The accuracies of one set of clips, in percent."""
+
+    name: str
+    clips: int
+    top1: float
+    one_frame: float
+    shuffled: float
+    shuffled_direction: float
+    """Of the shuffled clips whose axis was found, those whose direction was, too."""
+    by_source: dict[str, float]
+    by_label: dict[str, float]
+    mistakes: dict[str, int]
+    """ "true -> predicted": how often, most frequent first."""
+
+
+# ---- making the clips -----------------------------------------------------------------------
+
+
+def write_synthetic(folder: Path, count: int) -> list[Clip]:
+    """Held-out clips of the set: full files, of which the test takes the middle."""
+    clips = []
+    for index in range(count):
+        label, seed = LABELS[index % len(LABELS)], HELD_OUT_SEED + index
+        path = folder / f"{index:04d}.mp4"
+        synthetic.write_clip(path, label, seed)
+        clips.append(Clip(path, label, "synthetic"))
+        progress(f"synthetic {index + 1}/{count}")
+    return clips
+
+
+def write_footage(folder: Path, sources: Sequence[Path], repeats: int, frozen: bool) -> list[Clip]:
+    """Every source under every label, `repeats` times, each time another stretch and path."""
+    clips = []
+    for index in range(len(sources) * repeats * len(LABELS)):
+        source = sources[index // (repeats * len(LABELS))]
+        label = LABELS[index % len(LABELS)]
+        path = folder / f"{index:04d}.mp4"
+        # frozen and moving clips share their seeds: same stretch, same path, same crop
+        frames = synthetic.over_real_footage(
+            source, label, _FOOTAGE_SEED + index, frozen=frozen, frames=_FRAMES
+        )
+        synthetic.encode(path, frames, fps=synthetic.FPS, crf=18)
+        clips.append(Clip(path, label, source.name))
+        progress(f"{'frozen' if frozen else 'moving'} {source.name} {index + 1}")
+    return clips
+
+
+# ---- what the footage does by itself ---------------------------------------------------------
+
+
+def own_drift(path: Path) -> float:
+    """How far the background of a video travels in the 1.4 s between a clip's first and last
+    frame: the median over the video, in percent of the picture's shorter side.
+
+    Eight blocks along the border are each followed by phase correlation over steps of 0.2 s; their
+    median is taken for the background.
+    """
+    with VideoReader(path) as video:
+        times = np.asarray(video.info.times)
+        wanted = np.arange(times[0], times[-1], 0.2)
+        grey = video.read(np.searchsorted(times, wanted + 1e-6, side="right") - 1)
+    grey = grey.float().mean(1, keepdim=True)
+    scale = 180 / min(grey.shape[-2:])
+    grey = torch.nn.functional.interpolate(grey, scale_factor=scale, mode="area")[:, 0].numpy()
+    height, width = grey.shape[1] // 3, grey.shape[2] // 3
+    blocks = [(r, c) for r in range(3) for c in range(3) if (r, c) != (1, 1)]
+    steps = [
+        np.median(
+            [_shift(a[_block(b, height, width)], z[_block(b, height, width)]) for b in blocks],
+            axis=0,
+        )
+        for a, z in itertools.pairwise(grey)
+    ]
+    place = np.concatenate([[[0, 0]], np.cumsum(steps, axis=0)])
+    apart = synthetic.CLIP_SPEC.num_frames - 1
+    return float(np.median(np.abs(place[apart:] - place[:-apart]).max(1)) / 180 * 100)
+
+
+def _block(place: tuple[int, int], height: int, width: int) -> tuple[slice, slice]:
+    row, column = place
+    return (
+        slice(row * height, (row + 1) * height),
+        slice(column * width, (column + 1) * width),
+    )
+
+
+def _shift(first: np.ndarray, second: np.ndarray) -> tuple[int, int]:
+    """Pixels (down, right) by which the content of a block moves, by phase correlation."""
+    window = np.hanning(first.shape[0])[:, None] * np.hanning(first.shape[1])
+    a = np.fft.fft2((first - first.mean()) * window)
+    b = np.fft.fft2((second - second.mean()) * window)
+    cross = a.conj() * b
+    peaks = np.fft.ifft2(cross / (np.abs(cross) + 1e-2 * np.abs(cross).mean() + 1e-9)).real
+    down, right = np.unravel_index(peaks.argmax(), peaks.shape)
+    return (
+        (int(down) + first.shape[0] // 2) % first.shape[0] - first.shape[0] // 2,
+        (int(right) + first.shape[1] // 2) % first.shape[1] - first.shape[1] // 2,
+    )
+
+
+# ---- asking the model -------------------------------------------------------------------------
+
+
+def examine(predictor: Predictor, name: str, clips: Sequence[Clip]) -> Result:
+    """Top-1 of a set of clips and of its two controls."""
+    pixels = torch.cat([load_test_views(clip.path, predictor.spec, 1, 1) for clip in clips])
+    truth = np.array([clip.label for clip in clips])
+    generator = torch.Generator().manual_seed(0)
+    frames = pixels.shape[2]
+    order = torch.stack([torch.randperm(frames, generator=generator) for _ in clips])
+    shuffled = torch.stack([clip[:, o] for clip, o in zip(pixels, order, strict=True)])
+    one = torch.stack([c[:, [o[0]] * frames] for c, o in zip(pixels, order.tolist(), strict=True)])
+    answers = {
+        kind: _answers(predictor, batch, f"{name}, {kind}")
+        for kind, batch in (("ordered", pixels), ("shuffled", shuffled), ("one frame", one))
+    }
+    right = {kind: answer == truth for kind, answer in answers.items()}
+    same_axis = np.array(
+        [
+            _axis(a) == _axis(t) and t != "static"
+            for a, t in zip(answers["shuffled"], truth, strict=True)
+        ]
+    )
+    sources = np.array([clip.source for clip in clips])
+    wrong = [f"{t} -> {a}" for t, a in zip(truth, answers["ordered"], strict=True) if t != a]
+    counts = sorted({w: wrong.count(w) for w in wrong}.items(), key=lambda item: -item[1])
+    return Result(
+        name=name,
+        clips=len(clips),
+        top1=_percent(right["ordered"]),
+        one_frame=_percent(right["one frame"]),
+        shuffled=_percent(right["shuffled"]),
+        shuffled_direction=_percent(right["shuffled"][same_axis]),
+        by_source={s: _percent(right["ordered"][sources == s]) for s in dict.fromkeys(sources)},
+        by_label={y: _percent(right["ordered"][truth == y]) for y in LABELS},
+        mistakes=dict(counts),
+    )
+
+
+def _answers(predictor: Predictor, clips: Tensor, what: str) -> np.ndarray:
+    progress(what)
+    scores = clip_scores(
+        predictor.model, clips, batch_size=32, device=predictor.device, dtype=predictor.dtype
+    )
+    return np.array(predictor.classes)[scores.argmax(1).numpy()]
+
+
+def _axis(label: str) -> str:
+    return label.split()[0]
+
+
+def _percent(right: np.ndarray) -> float:
+    return round(100 * float(np.mean(right)), 1) if len(right) else float("nan")
+
+
+# ---- the command line -------------------------------------------------------------------------
+
+
+def progress(line: str) -> None:
+    """One changing line on a terminal; nothing in a log file."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="camera_motion_test.py",
+        description=__doc__,
+        formatter_class=argparse.RawTextHelpFormatter,
+    )
+    parser.add_argument("--weights", help="checkpoint file; default: the one in the package")
+    parser.add_argument("--footage", type=Path, default=FOOTAGE, help="folder of the real clips")
+    parser.add_argument("--synthetic", type=int, default=450, metavar="N", help="synthetic clips")
+    parser.add_argument("--repeats", type=int, default=4, help="clips of each source and label")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--json", type=Path, help="write the results here, too")
+    args = parser.parse_args(argv)
+    if args.synthetic < 0 or args.repeats < 1:
+        raise UserError("--synthetic must be at least 0 and --repeats at least 1")
+    predictor = Predictor.load(weights=args.weights or _bundled(), views=(1, 1), device=args.device)
+    if set(predictor.classes) != set(LABELS):
+        raise UserError(
+            f"{predictor.weights_name}: knows {len(predictor.classes)} classes "
+            f"({', '.join(predictor.classes[:4])}, ...), not the nine camera motions"
+        )
+    sources = [args.footage / name for name in SOURCES if (args.footage / name).is_file()]
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for kind in ("synthetic", "frozen", "moving"):
+            place = Path(folder, kind)
+            place.mkdir()
+            if kind == "synthetic":
+                clips = write_synthetic(place, args.synthetic)
+            else:
+                clips = write_footage(place, sources, args.repeats, frozen=kind == "frozen")
+            if clips:
+                results.append(examine(predictor, kind, clips))
+    progress("")
+    print_report(predictor, results)
+    if not sources:
+        print(f"no real footage: none of {', '.join(SOURCES)} in {args.footage}")
+    drift = {path.name: round(own_drift(path), 1) for path in sources}
+    print_sources(results, drift)
+    if args.json:
+        report = {"weights": predictor.weights_name, "own_drift": drift}
+        report["results"] = [asdict(result) for result in results]
+        args.json.write_text(json.dumps(report, indent=1))
+    return cli.DONE
+
+
+def _bundled() -> Path:
+    found = sorted(BUNDLED.glob("*.pyth"))
+    if not found:
+        raise UserError(f"no weights in {BUNDLED}; name a checkpoint with --weights")
+    return found[0]
+
+
+def print_report(predictor: Predictor, results: Sequence[Result]) -> None:
+    """One line for each set, then what each set confuses."""
+    print(f"{predictor.weights_name}: nine camera motions, chance {100 / len(LABELS):.1f} %")
+    print(
+        f"{'set':<10} {'clips':>6} {'top-1':>7} {'one frame':>10} {'shuffled':>9} {'direction':>10}"
+    )
+    for r in results:
+        print(
+            f"{r.name:<10} {r.clips:>6} {r.top1:>7.1f} {r.one_frame:>10.1f} {r.shuffled:>9.1f} "
+            f"{r.shuffled_direction:>10.1f}"
+        )
+    for r in results:
+        frequent = [f"{pair} ({count})" for pair, count in list(r.mistakes.items())[:5]]
+        print(f"{r.name}: {', '.join(frequent) or 'no mistakes'}")
+
+
+def print_sources(results: Sequence[Result], drift: dict[str, float]) -> None:
+    """Accuracy on each real source, beside what its own camera does."""
+    by_name = {result.name: result for result in results}
+    if not drift:
+        return
+    print(f"{'source':<34} {'frozen':>7} {'moving':>7} {'drift':>6}  what it shows")
+    for name, travelled in drift.items():
+        frozen, moving = (by_name[kind].by_source[name] for kind in ("frozen", "moving"))
+        print(f"{name:<34} {frozen:>7.1f} {moving:>7.1f} {travelled:>6.1f}  {SOURCES[name]}")
+    print("drift: % of the picture that the footage's own background travels within one clip")
+
+
+if __name__ == "__main__":
+    cli.run(main)
