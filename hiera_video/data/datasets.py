@@ -625,6 +625,8 @@ class _WorkerSide(Dataset):
 def _init_worker(worker_id: int) -> None:
     # One core per worker: clips are decoded side by side, not each on all cores.
     torch.set_num_threads(1)
+    # Ctrl-C reaches every process of a terminal; the trainer stops the workers when it has saved.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     get_worker_info().dataset.reading[worker_id, 0] = os.getpid()
 
 

@@ -108,6 +108,14 @@ def build_optimizer(
 
 
 @torch.no_grad()
+def scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
+    """Multiply all gradients by a number that stays on the device."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
+
+
+@torch.no_grad()
 def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
     """Scale gradients to an L2 norm of at most `max_norm` (None: leave them); the norm before."""
     gradients = [p.grad for p in parameters if p.grad is not None]

@@ -85,9 +85,13 @@ class Report:
             self._tensorboard.add_image(name, image, step)
         return path
 
-    def progress(self, text: str) -> None:
-        """Redraw the last line of a terminal, at most a few times a second; nothing in a pipe."""
-        if not self.live or time.monotonic() - self._drawn_at < REDRAW_S:
+    def progress(self, text: str, *, due: bool = False) -> None:
+        """Redraw a terminal's last line, a few times a second; in a pipe, a line when `due`."""
+        if not self.live:
+            if due:
+                self._to_console(text)
+            return
+        if time.monotonic() - self._drawn_at < REDRAW_S:
             return
         width = shutil.get_terminal_size().columns - 1
         self.stream.write("\r\x1b[K" + text[:width])

@@ -22,6 +22,9 @@ from hiera_video.engine.metrics import topk_correct
 from hiera_video.errors import UserError
 from hiera_video.scoring import takes_images
 
+PRECISION = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""TRAIN.MIXED_PRECISION -> number format of the forward pass."""
+
 
 @dataclass(frozen=True)
 class StepSettings:

@@ -1,0 +1,187 @@
+"""A dry run: a few real steps of any config, to know what it needs before it is given a day.
+
+Model, batch, precision, loader and processes are those of the run; nothing is written. Where the
+data is not there, generated clips stand in for it, real files that are really decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiera_video.engine import optim, preflight, report, train
+from hiera_video.engine.distributed import World
+
+STAND_INS = 4
+"""Generated videos; a list names them over and over."""
+
+USUAL_SIZES = {400: 240_000, 600: 390_000, 700: 545_000, 174: 168_913}
+"""Training videos of Kinetics-400/600/700 (about, copies differ) and of Something-Something v2, by
+their number of classes: what a full schedule is worked out for where the data is not there."""
+
+
+def run(cfg: Any, world: World, *, steps: int) -> None:
+    """Do `steps` steps and print peak memory, time per step, clips per second, and how long the
+    whole schedule would take at that speed."""
+    voice = report.Report(None, quiet=not world.is_main)
+    with contextlib.ExitStack() as stack:
+        generated = world.on_main(_is_missing, cfg)
+        if generated:
+            folder = stack.enter_context(_shared_folder(world))
+            world.on_main(_generate, cfg, folder, steps)
+            cfg = _on_generated(cfg, folder)
+            voice.say(f"dry run on generated clips: {generated}")
+        _run(cfg, world, voice, steps=steps, generated=bool(generated))
+
+
+def _run(cfg: Any, world: World, voice: report.Report, *, steps: int, generated: bool) -> None:
+    manifest, _ = world.on_main(train.read_lists, cfg)
+    dataset = train.training_set(cfg, manifest)
+    plan = train.plan_of(cfg, dataset, world)
+    model, _ = train.build(cfg, num_classes=cfg.model.num_classes or manifest.num_classes)
+    model.to(world.device)
+    if cfg.train.linear_probe:
+        train.freeze_backbone(model)
+    if Path(cfg.train.checkpoint_file_path).expanduser().is_file():
+        train.start_from_weights(cfg, world, model, voice.say)
+    elif cfg.train.checkpoint_file_path:
+        voice.say(f"starting weights {cfg.train.checkpoint_file_path}: not fetched, random instead")
+    optimizer = train.build_optimizer(cfg.solver, model, world.device)
+    scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.train.mixed_precision == "fp16")
+    ema = optim.Ema(model, cfg.train.ema_decay) if cfg.train.ema_decay else None
+    forward = train.Forward(
+        cfg, world, model, dataset=dataset, plan=plan, class_counts=manifest.class_counts()
+    )
+    loader = train.training_loader(cfg, dataset, world, start=0, end=steps)
+    for line in train.introduction(cfg, world, model, plan, [*manifest.notes, *loader.notes]):
+        voice.say(line)
+
+    trained = [p for p in model.parameters() if p.requires_grad]
+    train.set_mode(model, linear_probe=cfg.train.linear_probe)
+    batches, clock = iter(loader), report.Clock()
+    seconds: list[float] = []
+    for step in range(steps):
+        began = time.perf_counter()
+        optim.set_lr(optimizer, optim.lr_at(step, **plan.lr_settings()))
+        totals = forward.backward(batches, step, scaler, clock)
+        norm = train.update(
+            optimizer, scaler, trained, world.sum(totals), plan, cfg.solver.clip_grad_l2norm
+        )
+        if ema is not None:
+            ema.update(model, step)
+        loss = (totals[0] / totals[1]).item()  # waits for the device: the step is over
+        clock.step_done(int(totals[1]))
+        seconds.append(time.perf_counter() - began)
+        voice.say(
+            f"step {step + 1}/{steps}: loss {loss:.4f}, grad norm {norm.item():.3g}, "
+            f"{seconds[-1]:.2f} s"
+        )
+    for line in _findings(cfg, world, plan, seconds, clock, generated=generated):
+        voice.say(line)
+
+
+def _findings(
+    cfg: Any,
+    world: World,
+    plan: preflight.Schedule,
+    seconds: list[float],
+    clock: report.Clock,
+    *,
+    generated: bool,
+) -> list[str]:
+    """What the steps cost; the first, which warms up, is left out where there are others."""
+    counted = seconds[1:] or seconds
+    per_step = sum(counted) / len(counted)
+    memory = max(world.gather(report.peak_memory(world.device)))
+    where = "GPU memory" if world.device.type == "cuda" else "memory of the process"
+    lines = [
+        f"peak {where}: {report.gibibytes(memory)}iB",
+        f"time per step: {per_step:.3f} s ({clock.data_seconds / clock.seconds:.0%} waiting for "
+        f"data), {'without the first' if len(seconds) > 1 else 'with the warm-up of the first'}",
+        f"samples per second: {plan.clips_per_step / per_step:.1f} clips, "
+        f"{plan.videos_per_step / per_step:.1f} videos",
+    ]
+    total, videos = plan.total_steps, plan.videos
+    if generated and not cfg.solver.max_steps:
+        videos = USUAL_SIZES.get(cfg.model.num_classes, 0)
+        total = videos // plan.videos_per_step * cfg.solver.max_epoch
+        if not videos:
+            hours = per_step * (100_000 / plan.videos_per_step) * cfg.solver.max_epoch
+            return [
+                *lines,
+                f"full schedule: {cfg.solver.max_epoch} epochs; {report.duration(hours)} for every "
+                "100,000 training videos, validation not counted",
+            ]
+    guess = " (as many as the public set has)" if generated and not cfg.solver.max_steps else ""
+    return [
+        *lines,
+        f"full schedule: {total} steps over {videos} videos{guess} at this speed: "
+        f"{report.duration(per_step * total)}, validation not counted",
+    ]
+
+
+# ---- generated clips ----------------------------------------------------------------------------
+
+
+def _is_missing(cfg: Any) -> str:
+    """Why the data cannot be used, or "" where it is there."""
+    if cfg.train.dataset == "synthetic":
+        return ""
+    path = cfg.data.path_to_data_dir
+    if path and Path(path).expanduser().exists():
+        return ""
+    return (
+        f"DATA.PATH_TO_DATA_DIR {path} does not exist" if path else "DATA.PATH_TO_DATA_DIR is empty"
+    )
+
+
+@contextlib.contextmanager
+def _shared_folder(world: World) -> Iterator[str]:
+    """A temporary folder of the main process that all processes see; gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="hiera_video_dry_") as own:
+        yield world.from_main(own)
+        world.barrier()
+
+
+def _generate(cfg: Any, folder: str, steps: int) -> None:
+    """A few camera-motion videos and lists that name them as often as `steps` steps need."""
+    from hiera_video.data import synthetic
+
+    side = -(-max(cfg.data.train_crop_size, 32) * 8 // 7)
+    span = cfg.data.num_frames * (1 if cfg.data.segments else cfg.data.sampling_rate)
+    videos = synthetic.make_dataset(
+        Path(folder) / "videos",
+        num_train=STAND_INS,
+        num_val=0,
+        size=side + side % 2,
+        frames=max(span, 2),
+        fps=max(1, round(cfg.data.target_fps)),
+        workers=1,
+    )
+    files = sorted(str(path) for path in videos.rglob("*.mp4"))
+    classes = cfg.model.num_classes or STAND_INS
+    lines = [
+        f"{files[i % len(files)]} {i % classes}\n" for i in range(cfg.train.batch_size * steps)
+    ]
+    for split in ("train", "val"):
+        (Path(folder) / f"{split}.csv").write_text("".join(lines), encoding="utf-8")
+
+
+def _on_generated(cfg: Any, folder: str) -> Any:
+    data = dataclasses.replace(
+        cfg.data,
+        path_to_data_dir=folder,
+        path_prefix="",
+        format="kinetics_csv",
+        path_label_separator=" ",
+        class_names="",
+    )
+    model = dataclasses.replace(cfg.model, num_classes=cfg.model.num_classes or STAND_INS)
+    return dataclasses.replace(cfg, data=data, model=model)

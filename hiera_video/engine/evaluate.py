@@ -1,0 +1,405 @@
+"""K temporal views x S spatial crops -> one score per video -> metrics, predictions, confusion.
+
+Every video counts once, under any number of processes. A video that cannot be decoded is counted
+in `n_failed` and never replaced: metrics are over the videos that were scored, and say of how many.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video import __version__
+from hiera_video.data.datasets import Failed, Loader, VideoDataset, build_loader
+from hiera_video.data.manifests import Manifest
+from hiera_video.engine import checkpoint, distributed, metrics, preflight, report, tasks
+from hiera_video.errors import RunFailed, UserError
+from hiera_video.models import build_model
+from hiera_video.models.weights import Checkpoint, load_weights, resolve
+from hiera_video.scoring import clip_scores
+
+# ---- scores -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Scores:
+    """One row per scored video, in the order of the list, and the videos that have none."""
+
+    video_ids: Tensor
+    """int64 [N], ascending."""
+    rows: Tensor
+    """float32 [N, C]: softmax (sigmoid) per view, then the mean."""
+    failed: list[Failed] = field(default_factory=list)
+
+    @property
+    def n_videos(self) -> int:
+        """Videos of the list."""
+        return len(self.video_ids) + len(self.failed)
+
+
+def score_videos(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    world: distributed.World,
+    batch_size: int,
+    precision: torch.dtype = torch.float32,
+    multi_label: bool = False,
+    stopped: Callable[[], bool] = lambda: False,
+    on_video: Callable[[int], None] = lambda count: None,
+) -> Scores | None:
+    """Scores of all videos of a test loader, complete on every process; None if `stopped`.
+
+    model: on `world.device`; set to eval mode here. batch_size: most views per forward pass.
+    """
+    model.eval()
+    ids, rows, failed = [], [], []
+    for batch in loader:
+        if stopped():
+            break
+        failed += batch.failed
+        if len(batch.video_ids):
+            views = clip_scores(
+                model,
+                batch.clips,
+                batch_size=batch_size,
+                device=world.device,
+                dtype=precision,
+                multi_label=multi_label,
+            )
+            # the views of a video are neighbours
+            found, counts = batch.video_ids.unique_consecutive(return_counts=True)
+            ids.append(found)
+            rows += [part.mean(dim=0) for part in views.split(counts.tolist())]
+        on_video(len(batch.failed) + (len(ids[-1]) if len(batch.video_ids) else 0))
+    mine = (
+        torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int64),
+        torch.stack(rows) if rows else None,
+        failed,
+        stopped(),
+    )
+    everyone = world.gather(mine)
+    if any(part[3] for part in everyone):
+        return None
+    return _merged(everyone)
+
+
+def _merged(parts: Sequence[tuple]) -> Scores:
+    failed = sorted(f for part in parts for f in part[2])
+    scored = [(ids, rows) for ids, rows, *_ in parts if rows is not None]
+    if not scored:
+        reasons = "; ".join(f"{f.path}: {f.reason}" for f in failed[:3])
+        raise RunFailed(f"none of the {len(failed)} videos could be read; the first: {reasons}")
+    video_ids = torch.cat([ids for ids, _ in scored])
+    order = video_ids.argsort()
+    video_ids = video_ids[order]
+    if len(video_ids.unique()) != len(video_ids):
+        raise ValueError("a video was scored twice")
+    rows = torch.cat([rows for _, rows in scored])[order]
+    if not torch.isfinite(rows).all():
+        raise RunFailed("the model's scores are not finite: these weights are broken")
+    return Scores(video_ids, rows, failed)
+
+
+# ---- metrics ------------------------------------------------------------------------------------
+
+
+def labels_of(manifest: Manifest, video_ids: Tensor, num_classes: int) -> Tensor:
+    """int64 [N], or float32 [N, C] of zeros and ones where labels are several."""
+    ids = video_ids.tolist()
+    if not manifest.multi_label:
+        return torch.tensor([manifest.label(i) for i in ids], dtype=torch.int64)
+    hot = torch.zeros(len(ids), num_classes)
+    for row, i in zip(hot, ids, strict=True):
+        row[list(manifest.label(i))] = 1
+    return hot
+
+
+def summary(scores: Scores, manifest: Manifest) -> dict[str, float | int]:
+    """`n_videos`, `n_failed` and the metrics, in percent, over the videos that were scored."""
+    counts = {"n_videos": scores.n_videos, "n_failed": len(scores.failed)}
+    labels = labels_of(manifest, scores.video_ids, scores.rows.shape[1])
+    if manifest.multi_label:
+        return {**counts, "map": metrics.mean_average_precision(scores.rows, labels)}
+    confusion = metrics.confusion_matrix(scores.rows.argmax(1), labels, scores.rows.shape[1])
+    return {
+        **counts,
+        "top1_acc": metrics.topk_accuracy(scores.rows, labels, 1),
+        "top5_acc": metrics.topk_accuracy(scores.rows, labels, 5),
+        "mean_class_acc": metrics.mean_class_accuracy(confusion),
+    }
+
+
+# ---- the test -----------------------------------------------------------------------------------
+
+
+def test(cfg: Any, world: distributed.World, stop: Any) -> int:
+    """Test a checkpoint as TEST describes; the exit code: 0, or `stop.exit_code` if interrupted.
+
+    Writes results.json, predictions.csv and, with one label per video, confusion.csv,
+    confusion.png and per_class.csv to OUTPUT_DIR.
+    Raises UserError (nothing to test, a checkpoint of another model, data missing), RunFailed (no
+    video can be read).
+    """
+    began = time.time()
+    folder = Path(cfg.output_dir).expanduser()
+
+    # ---- what is tested, on what ---------------------------------------------------------
+    weights, epoch = world.on_main(_find_checkpoint, cfg, folder)
+    stored, published = resolve_everywhere(world, weights, cfg.model.model_name)
+    num_classes = _outputs_of(stored, weights, cfg.model.num_classes)
+    manifest = world.on_main(
+        preflight.read_split,
+        cfg.data,
+        dataset=cfg.test.dataset,
+        split="test",
+        seed=cfg.rng_seed,
+        synthetic=cfg.synthetic,
+        num_classes=num_classes,
+        classes=stored.classes,
+    )
+    spec = cfg.data.clip_spec(training=False)
+    views, crops = cfg.test.num_ensemble_views, cfg.test.num_spatial_crops
+    dataset = VideoDataset(
+        manifest, spec, num_views=views, num_crops=crops, decoder=cfg.data.decoding_backend
+    )
+    loader = build_loader(
+        dataset,
+        batch_size=max(1, cfg.test.batch_size // (views * crops)),
+        num_workers=cfg.data_loader.num_workers,
+        rank=world.rank,
+        world=world.size,
+        pin_memory=cfg.data_loader.pin_memory,
+    )
+
+    # ---- the model ------------------------------------------------------------------------
+    model = build_model(cfg.model.model_name, num_classes=num_classes, **cfg.model_arguments())
+    load_weights(model, stored)
+    model.to(world.device)
+
+    # ---- scores ---------------------------------------------------------------------------
+    voice = report.Report(folder if world.is_main else None, quiet=not world.is_main)
+    voice.say(
+        f"testing {weights} on {len(manifest)} videos of {cfg.data.path_to_data_dir or 'the set'}, "
+        f"{views} x {crops} views ({views} clips in time, {crops} crops each)"
+    )
+    for note in [*manifest.notes, *loader.notes, *_differences(stored, spec)]:
+        voice.say(f"note: {note}")
+    scores = score_videos(
+        model,
+        loader,
+        world=world,
+        batch_size=cfg.test.batch_size,
+        precision=tasks.PRECISION[cfg.train.mixed_precision],
+        multi_label=cfg.data.multi_label,
+        stopped=lambda: stop.requested,
+        on_video=Counter(voice, loader, "test").count,
+    )
+    if scores is None:
+        voice.say("the test was interrupted; nothing was written")
+        voice.close()
+        return max(world.gather(stop.exit_code))
+
+    # ---- results --------------------------------------------------------------------------
+    names = stored.classes or list(manifest.classes or ()) or _published_names(published)
+    results = {
+        **summary(scores, manifest),
+        "views": {"temporal": views, "spatial": crops},
+        "checkpoint": str(weights),
+        "epoch": epoch,
+        "model": cfg.model.model_name,
+        "failed": [{"path": f.path, "reason": f.reason} for f in scores.failed],
+        "seconds": round(time.time() - began, 1),
+        "versions": {"hiera_video": __version__, "torch": torch.__version__},
+        "config": cfg.to_yaml(),
+    }
+    world.on_main(write_results, folder, results, scores, manifest, names)
+    for line in describe(results):
+        voice.say(line)
+    voice.stats("test_final", split="test_final", **final_record(results))
+    voice.close()
+    return 0
+
+
+def _find_checkpoint(cfg: Any, folder: Path) -> tuple[str, int | None]:
+    """What TEST.CHECKPOINT_FILE_PATH names, else the newest checkpoint of OUTPUT_DIR."""
+    named = cfg.test.checkpoint_file_path
+    if named:
+        return named, None
+    newest = checkpoint.latest(folder / "checkpoints")
+    if newest is None:
+        raise UserError(
+            f"nothing to test: {folder / 'checkpoints'} holds no checkpoint; train first, or set "
+            "TEST.CHECKPOINT_FILE_PATH to a file, an address or a published name"
+        )
+    return str(newest[0]), newest[1]["epoch"]
+
+
+def resolve_everywhere(world: distributed.World, weights: str, model_name: str) -> Any:
+    """`resolve` on every process; what must be downloaded, once."""
+    world.on_main(lambda: resolve(weights, model_name) and None)
+    return resolve(weights, model_name)
+
+
+def _outputs_of(stored: Checkpoint, weights: str, wanted: int) -> int:
+    """Classes of the checkpoint; UserError where it has no classifier or another number."""
+    if stored.num_classes is None:
+        raise UserError(
+            f"{weights} has no classifier to test (a pretrained autoencoder has none): "
+            "fine-tune it first, with TRAIN.CHECKPOINT_FILE_PATH"
+        )
+    if wanted and wanted != stored.num_classes:
+        raise UserError(
+            f"{weights} has {stored.num_classes} classes, MODEL.NUM_CLASSES says {wanted}"
+        )
+    return stored.num_classes
+
+
+def _differences(stored: Checkpoint, spec: Any) -> list[str]:
+    if stored.spec is None or stored.spec == spec:
+        return []
+    theirs, ours = stored.spec.to_dict(), spec.to_dict()
+    changed = [f"{k} {theirs[k]} there, {ours[k]} here" for k in ours if theirs[k] != ours[k]]
+    return [f"the checkpoint was trained with other clips: {'; '.join(changed)}"]
+
+
+def _published_names(published: Any) -> list[str]:
+    if published is None or not published.classes:
+        return []
+    from hiera_video.labels import load_labels
+
+    return load_labels(published.classes)
+
+
+class Counter:
+    """Progress over the videos of a loader: how many are done, how fast, how long yet."""
+
+    def __init__(self, voice: report.Report, loader: Loader, what: str):
+        self.voice, self.what, self.done, self.began = voice, what, 0, time.monotonic()
+        self.total = min(len(loader) * loader.batch_size, len(loader.dataset))
+
+    def count(self, videos: int) -> None:
+        """So many more are done."""
+        self.done += videos
+        rate = self.done / max(time.monotonic() - self.began, 1e-9)
+        left = report.duration((self.total - self.done) / rate) if rate else "unknown"
+        self.voice.progress(
+            f"{self.what}  {self.done}/{self.total} videos  {rate:.2f} videos/s  eta {left}"
+        )
+
+
+# ---- files --------------------------------------------------------------------------------------
+
+
+def final_record(results: dict[str, Any]) -> dict[str, Any]:
+    """The last json_stats line, as SlowFast spells it: accuracies with two decimals, as text."""
+    keys = [key for key in ("top1_acc", "top5_acc", "mean_class_acc", "map") if key in results]
+    return {
+        "n_videos": results["n_videos"],
+        "n_failed": results["n_failed"],
+        **{key: f"{results[key]:.2f}" for key in keys},
+    }
+
+
+def describe(results: dict[str, Any]) -> list[str]:
+    """The result in words."""
+    names = {
+        "top1_acc": "top-1",
+        "top5_acc": "top-5",
+        "mean_class_acc": "mean per class",
+        "map": "mAP",
+    }
+    found = ", ".join(f"{word} {results[k]:.2f} %" for k, word in names.items() if k in results)
+    views = results["views"]
+    lines = [
+        f"test: {found} on {results['n_videos'] - results['n_failed']} videos, "
+        f"{views['temporal']} x {views['spatial']} views"
+    ]
+    if results["n_failed"]:
+        lines.append(
+            f"{results['n_failed']} of {results['n_videos']} videos could not be decoded and are "
+            "in none of these numbers; predictions.csv says which"
+        )
+    return lines
+
+
+def write_results(
+    folder: Path,
+    results: dict[str, Any],
+    scores: Scores,
+    manifest: Manifest,
+    names: Sequence[str],
+) -> None:
+    """results.json, predictions.csv, confusion.csv, confusion.png, per_class.csv."""
+    num_classes = scores.rows.shape[1]
+    names = list(names) or [str(i) for i in range(num_classes)]
+    try:
+        _write_predictions(folder / "predictions.csv", scores, manifest, names)
+        if not manifest.multi_label:
+            labels = labels_of(manifest, scores.video_ids, num_classes)
+            confusion = metrics.confusion_matrix(scores.rows.argmax(1), labels, num_classes)
+            _write_confusion(folder / "confusion.csv", confusion, names)
+            _write_per_class(folder / "per_class.csv", confusion, names)
+            report.draw_confusion(confusion, names, folder / "confusion.png")
+        text = json.dumps(report.finite(results), indent=1, ensure_ascii=False)
+        checkpoint.write_text(text + "\n", folder / "results.json")
+    except OSError as error:
+        raise RunFailed(f"could not write the results to {folder}: {error.strerror}") from error
+
+
+def _write_predictions(path: Path, scores: Scores, manifest: Manifest, names: list[str]) -> None:
+    """One line per video of the list: the label, the five best classes, why there is no score."""
+    best = min(5, len(names))
+    header = ["video", "label", "correct"]
+    header += [f"{what}{k}" for k in range(1, best + 1) for what in ("class", "score")]
+    rows: dict[int, list[Any]] = {}
+    for video_id, row in zip(scores.video_ids.tolist(), scores.rows, strict=True):
+        # stable, so that ties are ranked as the metrics rank them
+        order = row.argsort(descending=True, stable=True)[:best].tolist()
+        pairs = [x for c in order for x in (names[c], f"{row[c].item():.6f}")]
+        truth = _label_of(manifest, video_id)
+        rows[video_id] = [_names_of(truth, names), int(order[0] in truth), *pairs, ""]
+    for failed in scores.failed:
+        truth = _names_of(_label_of(manifest, failed.video_id), names)
+        rows[failed.video_id] = [truth, "", *[""] * (2 * best), failed.reason]
+    # surrogateescape: file names that are not UTF-8 come out as the bytes they are
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file)
+        writer.writerow([*header, "error"])
+        for video_id in sorted(rows):
+            writer.writerow([manifest.paths[video_id], *rows[video_id]])
+
+
+def _label_of(manifest: Manifest, video_id: int) -> tuple[int, ...]:
+    label = manifest.label(video_id)
+    return label if isinstance(label, tuple) else (label,)
+
+
+def _names_of(labels: Sequence[int], names: list[str]) -> str:
+    return ";".join(names[label] for label in labels)
+
+
+def _write_confusion(path: Path, confusion: Tensor, names: list[str]) -> None:
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["true \\ predicted", *names])
+        for name, row in zip(names, confusion.tolist(), strict=True):
+            writer.writerow([name, *row])
+
+
+def _write_per_class(path: Path, confusion: Tensor, names: list[str]) -> None:
+    accuracy = metrics.per_class_accuracy(confusion).tolist()
+    counts = confusion.sum(dim=1).tolist()
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["class", "videos", "accuracy"])
+        for name, count, value in zip(names, counts, accuracy, strict=True):
+            writer.writerow([name, count, f"{value:.2f}" if count else ""])

@@ -1,0 +1,358 @@
+"""Everything that can be known before the first step is checked before the first step.
+
+A run that will fail after ten epochs must fail now: the folder, the disk, the settings of a run
+that goes on, the data and its labels, one decoded batch, the starting weights.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hiera_video.data.datasets import Failed, VideoDataset
+from hiera_video.data.manifests import DataError, Manifest, read_manifest
+from hiera_video.engine import checkpoint
+from hiera_video.engine.distributed import World
+from hiera_video.errors import RunFailed, UserError
+
+# ---- the folder of the run ----------------------------------------------------------------------
+
+
+class RunFolder:
+    """OUTPUT_DIR, made, tried and held: no other run can write into it meanwhile.
+
+    A context manager; entering raises UserError where the folder cannot be written or is in use.
+    """
+
+    def __init__(self, path: str | Path, world: World):
+        self.path = Path(path).expanduser()
+        self.checkpoints = self.path / "checkpoints"
+        self._world = world
+        self._lock: Any = None
+
+    def __enter__(self) -> RunFolder:
+        self._world.on_main(self._open)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def _open(self) -> None:
+        try:
+            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            probe = self.checkpoints / f".probe.{os.getpid()}"
+            probe.write_bytes(b"x")
+            probe.unlink()
+            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held while the run lasts)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to OUTPUT_DIR {self.path}: {error.strerror or error}; "
+                "choose a folder you may write to: OUTPUT_DIR runs/my_run"
+            ) from None
+        self._take()
+        checkpoint.remove_leftovers(self.checkpoints)
+
+    def _take(self) -> None:
+        try:
+            import fcntl
+        except ImportError:  # Windows: two runs in one folder are then the user's care
+            return
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
+                return  # a file system without locks
+            self.__exit__()
+            raise UserError(
+                f"another run is writing to OUTPUT_DIR {self.path}; "
+                "wait for it, or choose another folder"
+            ) from None
+
+
+# ---- what the run will be -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The length of a run and its learning rates, worked out from settings and data."""
+
+    videos: int
+    """Training videos."""
+    videos_per_step: int
+    """TRAIN.BATCH_SIZE: videos of an optimizer step, over processes and accumulation."""
+    clips_per_video: int
+    """Clips taken from a video in an epoch (repeated sampling)."""
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: float
+    base_lr: float
+    warmup_start_lr: float
+    end_lr: float
+    cosine_after_warmup: bool
+
+    @property
+    def clips_per_step(self) -> int:
+        """Clips of an optimizer step, over processes and accumulation."""
+        return self.videos_per_step * self.clips_per_video
+
+    @property
+    def epochs(self) -> int:
+        """Epochs the run enters."""
+        return -(-self.total_steps // self.steps_per_epoch)
+
+    @property
+    def dropped(self) -> int:
+        """Videos that an epoch leaves out because they do not fill a step; others each epoch."""
+        return self.videos - self.steps_per_epoch * self.videos_per_step
+
+    def lr_settings(self) -> dict[str, Any]:
+        """The arguments of `lr_at` besides the step."""
+        return {
+            "base_lr": self.base_lr,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "warmup_start_lr": self.warmup_start_lr,
+            "end_lr": self.end_lr,
+            "cosine_after_warmup": self.cosine_after_warmup,
+        }
+
+    def __str__(self) -> str:
+        dropped = f" ({self.dropped} left over, others each time)" if self.dropped else ""
+        return (
+            f"{self.videos} videos, {self.videos_per_step} a step x {self.clips_per_video} "
+            f"clip{'s' * (self.clips_per_video > 1)} = {self.clips_per_step} clips a step; "
+            f"{self.steps_per_epoch} steps an epoch{dropped}, {self.total_steps} in all; "
+            f"peak lr {self.base_lr:.3g} at {self.clips_per_step} clips, "
+            f"warm-up {self.warmup_steps:g} steps"
+        )
+
+
+def schedule(
+    solver: Any, *, videos: int, videos_per_step: int, clips_per_video: int, steps_per_epoch: int
+) -> Schedule:
+    """The `Schedule` of SOLVER settings on a list of `videos` videos."""
+    scale = videos_per_step / solver.lr_batch if solver.lr_batch else 1.0
+    total = solver.max_steps or steps_per_epoch * solver.max_epoch
+    return Schedule(
+        videos=videos,
+        videos_per_step=videos_per_step,
+        clips_per_video=clips_per_video,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total,
+        warmup_steps=min(solver.warmup_epochs * steps_per_epoch, total),
+        base_lr=solver.base_lr * scale,
+        warmup_start_lr=solver.warmup_start_lr * scale,
+        end_lr=solver.cosine_end_lr * scale,
+        cosine_after_warmup=solver.cosine_after_warmup,
+    )
+
+
+# ---- data ---------------------------------------------------------------------------------------
+
+
+def read_split(
+    data: Any,
+    *,
+    dataset: str,
+    split: str,
+    seed: int,
+    synthetic: Any = None,
+    num_classes: int = 0,
+    classes: Sequence[str] | None = None,
+    need_labels: bool = True,
+) -> Manifest:
+    """The list of one split as the DATA settings describe it.
+
+    dataset: TRAIN.DATASET or TEST.DATASET; "synthetic" makes the camera-motion set first, where it
+    is not there yet, from the SYNTHETIC settings. num_classes: labels must be below it (0: any).
+    Raises DataError (missing, empty, unreadable, labels out of range).
+    """
+    path = data.path_to_data_dir
+    if dataset == "synthetic":
+        path = str(make_synthetic(path or SYNTHETIC_FOLDER, synthetic))
+        dataset = "folder"
+    elif not path or not os.path.lexists(os.path.expanduser(path)):
+        raise DataError(_no_data(path))
+    return read_manifest(
+        path,
+        split,
+        format=dataset if data.format == "auto" else data.format,
+        class_names=data.class_names,
+        path_prefix=data.path_prefix,
+        separator=data.path_label_separator or None,
+        num_classes=num_classes or None,
+        multi_label=data.multi_label,
+        need_labels=need_labels,
+        fold=data.split,
+        val_fraction=data.val_fraction,
+        group_by=data.group_by,
+        seed=seed,
+        **({"classes": tuple(classes)} if classes else {}),
+    )
+
+
+SYNTHETIC_FOLDER = "data/camera_motion"
+"""Where the camera-motion set goes if DATA.PATH_TO_DATA_DIR is empty."""
+
+
+def make_synthetic(folder: str | Path, settings: Any) -> Path:
+    """The camera-motion set of the SYNTHETIC settings, made if it is not there."""
+    from hiera_video.data import synthetic
+
+    return synthetic.make_dataset(
+        folder,
+        num_train=settings.num_train,
+        num_val=settings.num_val,
+        size=settings.size,
+        frames=settings.frames,
+    )
+
+
+def _no_data(path: str) -> str:
+    came = (
+        f"DATA.PATH_TO_DATA_DIR {path} does not exist" if path else "DATA.PATH_TO_DATA_DIR is empty"
+    )
+    ready = sorted((Path(__file__).parents[2] / "configs" / "quickstart").glob("*.yaml"))
+    without = f"\n  --cfg configs/quickstart/{ready[0].name} runs without any data" if ready else ""
+    return (
+        f"{came}. It must be a folder with one of these layouts:\n"
+        "  train.csv and val.csv, a line 'path label' for each video\n"
+        "  train/CLASS/video.mp4 and val/CLASS/video.mp4, or CLASS/video.mp4 alone\n"
+        "  the lists of Something-Something v2, UCF101 or HMDB51 as published"
+        f"{without}\n  --dry-run 3 tries this config on generated clips"
+    )
+
+
+def require_readable(dataset: VideoDataset, *, what: str, tries: int = 8) -> None:
+    """Decode one video, the first of up to `tries` spread over the list that can be read.
+
+    RunFailed with the reasons where none can.
+    """
+    count = min(tries, len(dataset))
+    failed = []
+    for i in range(count):
+        clips = dataset[0, i * len(dataset) // count]
+        if not isinstance(clips, Failed):
+            return
+        failed.append(clips)
+    reasons = "\n  ".join(f"{f.path}: {f.reason}" for f in failed)
+    raise RunFailed(f"none of {count} {what} videos tried can be read:\n  {reasons}")
+
+
+def class_names(manifest: Manifest, num_classes: int) -> list[str]:
+    """The names of the outputs, as the checkpoint keeps them; empty where the data has none.
+
+    UserError where MODEL.NUM_CLASSES says something else than the data.
+    """
+    names = list(manifest.classes or ())
+    if names and num_classes and len(names) != num_classes:
+        raise UserError(
+            f"MODEL.NUM_CLASSES {num_classes}, but the data has {len(names)} classes; "
+            f"set MODEL.NUM_CLASSES 0 to take the number from the data"
+        )
+    return names
+
+
+def fingerprint(manifest: Manifest) -> str:
+    """What identifies a list of videos (paths below its root, labels, order), whatever its root."""
+    digest = hashlib.blake2b(digest_size=16)
+    for i in range(len(manifest)):
+        digest.update(
+            f"{manifest.paths.relative(i)}\0{manifest.label(i)}\n".encode("utf-8", "replace")
+        )
+    return digest.hexdigest()
+
+
+# ---- settings of a run that goes on -------------------------------------------------------------
+
+FREE_TO_CHANGE = (
+    "OUTPUT_DIR",
+    "LOG_PERIOD",
+    "DEVICE",
+    "NUM_THREADS",
+    "IMPORTS",
+    "DATA.PATH_TO_DATA_DIR",  # the list itself is compared, by its fingerprint
+    "DATA.PATH_PREFIX",
+    "DATA_LOADER.",
+    "TEST.",
+    "TENSORBOARD.",
+    "MODEL.ACT_CHECKPOINT",
+    "TRAIN.ENABLE",
+    "TRAIN.EVAL_PERIOD",
+    "TRAIN.CHECKPOINT_PERIOD",
+    "TRAIN.CHECKPOINT_STEPS",
+    "TRAIN.KEEP_CHECKPOINTS",
+    "TRAIN.AUTO_RESUME",
+    "TRAIN.GRAD_ACCUM",
+    "TRAIN.COMPILE",
+    "TRAIN.PICTURE_PERIOD",
+)
+"""Settings that do not change what is learnt (beyond the order of additions)."""
+
+
+def changed_settings(stored: str, current: str) -> list[str]:
+    """Lines `KEY: stored there, current here` where two configs (YAML) learn different things."""
+    before, now = flat_settings(stored), flat_settings(current)
+    return [
+        f"{key}: {_shown(before, key)} there, {_shown(now, key)} here"
+        for key in sorted(before.keys() | now.keys())
+        if _shown(before, key) != _shown(now, key) and not key.startswith(FREE_TO_CHANGE)
+    ]
+
+
+def _shown(settings: dict[str, Any], key: str) -> str:
+    return repr(settings[key]) if key in settings else "not set"
+
+
+def flat_settings(text: str) -> dict[str, Any]:
+    """YAML of a config as {"SOLVER.BASE_LR": 0.1, ...}."""
+    import yaml
+
+    flat: dict[str, Any] = {}
+    for name, value in yaml.safe_load(text).items():
+        if isinstance(value, dict) and name.isupper():
+            flat.update({f"{name}.{key}": item for key, item in value.items()})
+        else:
+            flat[name] = value
+    return flat
+
+
+def require_same_settings(path: Path, stored: str, current: str) -> None:
+    """UserError naming what changed since the checkpoint at `path`, and the ways on."""
+    changed = changed_settings(stored, current)
+    if changed:
+        shown = "\n  ".join(changed[:12] + [f"and {len(changed) - 12} more"] * (len(changed) > 12))
+        raise UserError(
+            f"OUTPUT_DIR holds a run with other settings ({path}):\n  {shown}\n"
+            "Choose another OUTPUT_DIR for a new run, or put the settings back. To go on from that "
+            "checkpoint under the new settings, choose another OUTPUT_DIR and set "
+            f"TRAIN.CHECKPOINT_FILE_PATH {path} TRAIN.CHECKPOINT_EPOCH_RESET False"
+        )
+
+
+def require_same_model(path: Path, stored: dict[str, Any], current: dict[str, Any]) -> None:
+    """UserError where a checkpoint is of another model than the one built."""
+    if stored != current:
+        raise UserError(
+            f"{path} is a checkpoint of another model:\n"
+            f"  {stored['name']} {stored['kwargs']} there\n"
+            f"  {current['name']} {current['kwargs']} here\n"
+            "To start from its weights, choose another OUTPUT_DIR and set "
+            f"TRAIN.CHECKPOINT_FILE_PATH {path}"
+        )
+
+
+def require_same_list(path: Path, stored: str, current: str) -> None:
+    """UserError where the list of training videos has changed since the checkpoint."""
+    if stored != current:
+        raise UserError(
+            f"the list of training videos is not the one that the run in {path.parent} began with; "
+            "put it back, or choose another OUTPUT_DIR"
+        )

@@ -1,0 +1,126 @@
+"""Whole runs in seconds: a model of a few thousand parameters on clips the test writes itself.
+
+    videos = write_videos(tmp_path / "videos")
+    code = run(config(videos, tmp_path / "out", "SOLVER.MAX_EPOCH", 2))
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from clips import write_clip
+from conftest import REPOSITORY
+
+from hiera_video.config import load_config
+from hiera_video.engine import distributed, train
+
+CLASSES = ("fast", "slow", "still")
+FRAMES, SIDE = 8, 64
+
+TINY = {
+    "DEVICE": "cpu",
+    "MODEL.MODEL_NAME": "hiera_tiny_16x224",
+    "MODEL.KWARGS": "{embed_dim: 8, num_heads: 1, stages: [1, 1, 1, 1]}",
+    "MODEL.DROPOUT_RATE": 0.1,
+    "HIERA.DROPPATH_RATE": 0.1,
+    "DATA.NUM_FRAMES": 4,
+    "DATA.SAMPLING_RATE": 2,
+    "DATA.TARGET_FPS": 10,
+    "DATA.TRAIN_CROP_SIZE": 64,
+    "DATA.TEST_CROP_SIZE": 64,
+    "DATA.RANDOM_FLIP": "false",
+    "DATA.TRAIN_JITTER_SCALES_RELATIVE": "[0.5, 1.0]",
+    "DATA_LOADER.NUM_WORKERS": 0,
+    "TRAIN.BATCH_SIZE": 4,
+    "TEST.BATCH_SIZE": 4,
+    "TEST.NUM_ENSEMBLE_VIEWS": 2,
+    "TEST.NUM_SPATIAL_CROPS": 1,
+    "SOLVER.BASE_LR": 5e-3,
+    "SOLVER.WARMUP_EPOCHS": 0.5,
+    "SOLVER.MAX_EPOCH": 2,
+    "LOG_PERIOD": 1,
+}
+
+PRETRAIN = {
+    "TASK": "pretrain",
+    "MODEL.MODEL_NAME": "mae_hiera_tiny_16x224",
+    "MODEL.DROPOUT_RATE": "None",
+    "HIERA.DECODER_EMBED_DIM": 16,
+    "HIERA.DECODER_DEPTH": 1,
+    "HIERA.DECODER_NUM_HEADS": 2,
+    "AUG.MASK_RATIO": 0.5,
+}
+
+
+def write_videos(folder: Path, *, train: int = 9, val: int = 3) -> Path:
+    """`folder/{train,val}/CLASS/N.mp4`: a bar of the class's speed over a dim texture."""
+    for split, count in (("train", train), ("val", val)):
+        for i in range(count):
+            name = CLASSES[i % len(CLASSES)]
+            path = folder / split / name / f"{i:02d}.mp4"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            seed = i + (0 if split == "train" else 1000)
+            write_clip(path, frames=pictures(name, seed), fps=10, size=(SIDE, SIDE))
+    return folder
+
+
+def pictures(name: str, seed: int) -> list[np.ndarray]:
+    """The frames of one video."""
+    rng = np.random.default_rng(seed)
+    speed = {"fast": 7, "slow": 3, "still": 0}[name]
+    start, texture = rng.integers(0, SIDE), rng.integers(0, 60, size=(SIDE, SIDE, 1))
+    frames = []
+    for t in range(FRAMES):
+        frame = np.repeat(texture, 3, axis=2).astype(np.uint8)
+        columns = (np.arange(8) + start + speed * t) % SIDE
+        frame[:, columns] = 220
+        frames.append(frame)
+    return frames
+
+
+def settings(videos: Path, out: Path, *overrides: object, task: dict | None = None) -> list[str]:
+    """KEY VALUE words of a tiny run."""
+    chosen = {**TINY, **(task or {})}
+    chosen |= {"DATA.PATH_TO_DATA_DIR": videos, "OUTPUT_DIR": out}
+    words = [str(word) for pair in chosen.items() for word in pair]
+    return words + [str(word) for word in overrides]
+
+
+def config(videos: Path, out: Path, *overrides: object, task: dict | None = None):
+    """The Config of a tiny run."""
+    return load_config(None, settings(videos, out, *overrides, task=task))
+
+
+def run(cfg) -> int:
+    """Train in this process; the exit code."""
+    with train.Stop() as stop:
+        return train.train(cfg, distributed.init("cpu"), stop)
+
+
+def environment() -> dict[str, str]:
+    """For child processes: this checkout, one thread."""
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+
+
+def command(*words: object, processes: int = 0) -> list[str]:
+    """The command line of tools/run_net.py, under torchrun for `processes`."""
+    launcher = [sys.executable]
+    if processes:
+        launcher += ["-m", "torch.distributed.run", "--standalone"]
+        launcher += [f"--nproc-per-node={processes}"]
+    return [*launcher, str(REPOSITORY / "tools" / "run_net.py"), *map(str, words)]
+
+
+def run_net(*words: object, processes: int = 0, timeout: int = 200):
+    """Run tools/run_net.py to its end."""
+    return subprocess.run(
+        command(*words, processes=processes),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=environment(),
+    )

@@ -1,0 +1,109 @@
+"""Train and test: the one entry.
+
+    python tools/run_net.py --cfg configs/K400/hiera_b_16x4.yaml [KEY VALUE ...]
+    torchrun --nproc-per-node 8 tools/run_net.py --cfg configs/K400/hiera_b_16x4.yaml
+
+TRAIN.ENABLE and TEST.ENABLE choose what is done. The same command again goes on where a run
+stopped. Exit codes: 0 done; 1 the run failed; 2 wrong use; 130 Ctrl-C and 143 SIGTERM, the state
+being saved; 141 nobody reads the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
+
+from hiera_video import cli
+from hiera_video.config import Config, add_config_arguments, config_from_args
+from hiera_video.errors import UserError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; the exit code."""
+    args = arguments().parse_args(argv)
+    if args.export_weights:
+        return export(args.export_weights)
+    if not args.cfg:
+        raise UserError("name a config: --cfg configs/K400/hiera_b_16x4.yaml [KEY VALUE ...]")
+    cfg = config_from_args(args)
+    if args.print_config:
+        print(cfg.to_yaml(), end="")
+        return 0
+    if args.dry_run is None and not (cfg.train.enable or cfg.test.enable):
+        raise UserError("nothing to do: TRAIN.ENABLE and TEST.ENABLE are both False")
+
+    return run(cfg, dry_run=args.dry_run)
+
+
+def run(cfg: Config, *, dry_run: int | None = None) -> int:
+    """Train, then test, as far as `cfg` asks for them; the exit code."""
+    # torch takes seconds to import: late, so that --help and typing errors are quick
+    import torch
+
+    from hiera_video.engine import distributed, dry, evaluate, train
+
+    if cfg.num_threads:
+        torch.set_num_threads(cfg.num_threads)
+    world = distributed.init(cfg.device)
+    try:
+        with train.Stop() as stop:
+            if dry_run is not None:
+                dry.run(cfg, world, steps=dry_run)
+                return 0
+            code = train.train(cfg, world, stop) if cfg.train.enable else 0
+            if code == 0 and cfg.test.enable:
+                code = evaluate.test(cfg, world, stop)
+            return code
+    finally:
+        world.close()
+
+
+def arguments() -> argparse.ArgumentParser:
+    """What the command line takes."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add_config_arguments(parser, required=False)
+    parser.add_argument(
+        "--dry-run",
+        type=_steps,
+        metavar="N",
+        help="do N real steps, on generated clips if the data is not there, write nothing, and "
+        "print memory, speed and the length of the full schedule",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the resolved settings as YAML and end"
+    )
+    parser.add_argument(
+        "--export-weights",
+        nargs=2,
+        metavar=("CHECKPOINT", "FILE"),
+        help="write a checkpoint's weights in the published layout and end",
+    )
+    return parser
+
+
+def export(paths: Sequence[str]) -> int:
+    """CHECKPOINT -> FILE in the published layout."""
+    from hiera_video.engine import checkpoint
+
+    source, target = (Path(path).expanduser() for path in paths)
+    if target.is_dir():
+        raise UserError(f"{target} is a folder; name the file to write")
+    size = checkpoint.export(source, target)
+    print(f"wrote {target}, {size / 2**20:.1f} MiB")
+    return 0
+
+
+def _steps(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number of steps, at least 1")
+    return int(text)
+
+
+if __name__ == "__main__":
+    cli.run(main)
