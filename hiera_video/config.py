@@ -339,11 +339,10 @@ class SolverConfig(Section):
     lr_batch: int = setting(0, at_least=0)
     """TRAIN.BATCH_SIZE (videos) that BASE_LR, WARMUP_START_LR and COSINE_END_LR are for; with
     another batch they scale linearly. 0: taken as they are."""
-    lr_policy: str = setting("cosine", choices=("cosine",))
-    """Linear warm-up, then half a cosine down to COSINE_END_LR."""
     cosine_after_warmup: bool = setting(True)
-    """True: the cosine begins where the warm-up ends. False: with the first step, as SlowFast's
-    default has it."""
+    """Learning rates follow a straight line, then half a cosine down to COSINE_END_LR. True: the
+    cosine begins where the warm-up ends. False: with the first step, as SlowFast's default has it.
+    """
     cosine_end_lr: float = setting(1e-6, at_least=0)
     """Learning rate at the very end."""
     warmup_epochs: float = setting(0.0, at_least=0)
@@ -896,6 +895,7 @@ _ELSEWHERE = {
     "MODEL.ARCH": "MODEL.MODEL_NAME alone picks the model",
     "AUG.ENABLE": "an empty AUG.AA_TYPE and AUG.RE_PROB 0 switch augmentation off",
     "SOLVER.BASE_LR_SCALE_NUM_SHARDS": "use SOLVER.LR_BATCH, the batch that BASE_LR is for",
+    "SOLVER.LR_POLICY": "it is always cosine here; leave the key out",
     "DATA.TRAIN_JITTER_SCALES": "use DATA.TRAIN_JITTER_SCALES_RELATIVE, shares of the area",
     "DATA.INPUT_CHANNEL_NUM": "clips are RGB",
     "DATA.REVERSE_INPUT_CHANNEL": "clips are always RGB",

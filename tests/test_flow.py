@@ -1,0 +1,193 @@
+"""The arrows of the package, held by reading its source: who may import whom, who sees a Config."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hiera_video.config import Config
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "hiera_video"
+
+FOUNDATION = ("errors", "registry", "clip_spec", "compat", "labels", "cli")
+ALLOWED = {
+    "errors": (),
+    "registry": ("errors",),
+    "clip_spec": ("errors",),
+    "compat": ("errors",),
+    "labels": ("errors",),
+    "cli": ("errors", "registry"),
+    "config": FOUNDATION,
+    "data": (*FOUNDATION, "data"),
+    "models": (*FOUNDATION, "models"),
+    "scoring": FOUNDATION,
+    "predict": (*FOUNDATION, "data", "models", "scoring"),
+    "engine": (*FOUNDATION, "config", "data", "models", "scoring", "engine"),
+}
+"""Part of the package -> parts it may import; a new part must be entered here."""
+
+WHOLE_CONFIG = ("engine/train.py", "engine/evaluate.py", "engine/dry.py", "config.py")
+"""Files of the package in which the name `cfg` may occur."""
+
+
+def sources(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.rglob("*.py") if "__pycache__" not in p.parts)
+
+
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def part_of(path: Path) -> str:
+    """ "data" for hiera_video/data/decode.py, "config" for hiera_video/config.py."""
+    first = path.relative_to(PACKAGE).parts[0]
+    return first.removesuffix(".py")
+
+
+def imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Dotted names that a file imports, wherever in it, and their lines."""
+    package = (
+        ["hiera_video", *path.relative_to(PACKAGE).parent.parts] if PACKAGE in path.parents else []
+    )
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield alias.name, node.lineno
+        elif isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            for alias in node.names:
+                yield f"{module}.{alias.name}", node.lineno
+        elif isinstance(node, ast.Call) and _is_import_by_name(node):
+            yield node.args[0].value, node.lineno
+
+
+def _is_import_by_name(call: ast.Call) -> bool:
+    """importlib.import_module("literal")."""
+    name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+    return (
+        name == "import_module"
+        and bool(call.args)
+        and isinstance(call.args[0], ast.Constant)
+        and isinstance(call.args[0].value, str)
+    )
+
+
+def parts_imported(path: Path) -> Iterator[tuple[str, int]]:
+    """Parts of our own package that a file imports."""
+    known = {part_of(p) for p in sources(PACKAGE)} - {"__init__"}
+    for name, line in imports(path):
+        pieces = name.split(".")
+        if pieces[0] == "hiera_video" and len(pieces) > 1 and pieces[1] in known:
+            yield pieces[1], line
+
+
+@pytest.mark.parametrize("path", sources(PACKAGE), ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_the_arrows_point_one_way(path):
+    part = part_of(path)
+    if part == "__init__":
+        return  # the public names, looked up when used
+    assert part in ALLOWED, f"{part} is new: say in ALLOWED what it may import"
+    wrong = [f"line {line}: {p}" for p, line in parts_imported(path) if p not in ALLOWED[part]]
+    assert not wrong, f"{part} may import {ALLOWED[part]} only"
+
+
+def test_data_and_models_never_meet():
+    """The arrow that everything rests on, said once more without the table."""
+    for one, other in (("data", "models"), ("models", "data")):
+        for path in sources(PACKAGE / one):
+            assert other not in {part for part, _ in parts_imported(path)}, path
+
+
+def test_nobody_imports_tools_demo_or_tests():
+    outside = [p.stem for name in ("tools", "demo", "tests") for p in sources(ROOT / name)]
+    for path in sources(PACKAGE):
+        for name, line in imports(path):
+            first = name.split(".")[0]
+            assert first not in ("tools", "demo", "tests", "test", *outside), f"{path}:{line}"
+
+
+def test_only_the_top_sees_a_whole_config():
+    for path in sources(PACKAGE):
+        relative = path.relative_to(PACKAGE).as_posix()
+        if relative in WHOLE_CONFIG:
+            continue
+        for node in ast.walk(parse(path)):
+            name = getattr(node, "id", getattr(node, "arg", getattr(node, "attr", None)))
+            assert name != "cfg", f"{relative}:{node.lineno}: take a section or plain arguments"
+
+
+def test_parser_of_imports_sees_every_form(tmp_path):
+    """The test of the tests: each way to write an import is found."""
+    folder = PACKAGE / "engine"
+    code = (
+        "import hiera_video.data.decode\n"
+        "from hiera_video import models\n"
+        "from . import optim\n"
+        "from ..predict import Predictor\n"
+        "def late():\n"
+        "    from hiera_video.config import Config\n"
+        "    importlib.import_module('hiera_video.scoring')\n"
+    )
+
+    class Fake(type(folder)):
+        def read_text(self, *args, **kwargs):
+            return code
+
+    found = {part for part, _ in parts_imported(Fake(folder / "train.py"))}
+    assert found == {"data", "models", "engine", "predict", "config", "scoring"}
+
+
+# ---- dead knobs ---------------------------------------------------------------------------------
+
+READERS_IN_CONFIG = {"clip_spec", "model_arguments", "config_from_args"}
+"""Methods of config.py that turn settings into arguments; its checks do not count as readers."""
+
+ALIASES = {"cfg": "", "settings": "synthetic"}
+"""What a section is called where its own name is taken."""
+
+
+def read_settings() -> set[tuple[str, str]]:
+    """(section, field) of all that some code reads as `section.field`; top level: ("", field)."""
+    found = set()
+    files = [*sources(PACKAGE), *sources(ROOT / "tools"), *sources(ROOT / "demo")]
+    for path in files:
+        tree = parse(path)
+        nodes = _readers(tree) if path == PACKAGE / "config.py" else [("", tree)]
+        for owner, node in nodes:
+            for attribute in (n for n in ast.walk(node) if isinstance(n, ast.Attribute)):
+                holder = attribute.value
+                name = getattr(holder, "attr", getattr(holder, "id", None))
+                name = owner if name == "self" else ALIASES.get(name, name)
+                found.add((name, attribute.attr))
+    return found
+
+
+def _readers(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef) and node.name in READERS_IN_CONFIG:
+            yield "", node
+        if isinstance(node, ast.ClassDef):
+            owner = {"Config": "", "DataConfig": "data"}.get(node.name)
+            for method in node.body:
+                if isinstance(method, ast.FunctionDef) and method.name in READERS_IN_CONFIG:
+                    yield owner, method
+
+
+def test_every_setting_is_read():
+    """A setting nobody reads lies to whoever sets it."""
+    read = read_settings()
+    dead = []
+    for f in dataclasses.fields(Config):
+        section = getattr(Config(), f.name)
+        if dataclasses.is_dataclass(section):
+            names = [inner.name for inner in dataclasses.fields(section)]
+            dead += [f"{f.name}.{n}".upper() for n in names if (f.name, n) not in read]
+        elif ("", f.name) not in read:
+            dead.append(f.name.upper())
+    assert not dead
