@@ -179,13 +179,21 @@ def _label(
 ) -> None:
     """Fill in `prediction`, window by window, so that an interruption leaves what was done."""
     file, top_k = prediction.file, args.top_k
-    whole = on_progress if args.timeline is None else None
-    prediction.labels = predictor(file, top_k=top_k, on_progress=whole).labels
+    # With a timeline, nearly all of the work is still to come after the labels of the whole.
+    part = 1.0 if args.timeline is None else 0.1
+    prediction.labels = predictor(
+        file, top_k=top_k, on_progress=lambda share: on_progress(part * share)
+    ).labels
     outputs.labels(prediction)
     if args.timeline is None:
         return
     prediction.timeline = []
-    windows = predictor.timeline(file, args.timeline, top_k=top_k, on_progress=on_progress)
+    windows = predictor.timeline(
+        file,
+        args.timeline,
+        top_k=top_k,
+        on_progress=lambda share: on_progress(part + (1 - part) * share),
+    )
     for window in windows:
         prediction.timeline.append(window)
         outputs.window(prediction, window)

@@ -11,8 +11,12 @@ from PIL import Image
 
 from hiera_video import Predictor, build_model, predict
 from hiera_video.clip_spec import ClipSpec
+from hiera_video.data.datasets import VideoDataset, build_loader
 from hiera_video.data.decode import DecodeError, VideoReader, available_decoders
+from hiera_video.data.manifests import read_manifest
 from hiera_video.data.views import load_test_views
+from hiera_video.engine import distributed
+from hiera_video.engine.evaluate import score_videos
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.labels import load_labels
 from hiera_video.models.published import PUBLISHED
@@ -84,6 +88,30 @@ def test_labels_are_the_scores_of_the_test(predictor, clip):
     assert falling == sorted(falling, reverse=True)
     assert sum(falling) == pytest.approx(1, abs=1e-5)
     assert falling[0] > falling[-1]
+
+
+def test_the_engines_test_gives_every_video_the_predictors_scores(predictor, tmp_path):
+    """Demo and test agree on the same files, whatever the loader's batches."""
+    write_clip(tmp_path / "wide.mp4", frames=50, size=(160, 64), fps=24)
+    write_clip(tmp_path / "upright.mp4", frames=50, size=(64, 160), fps=60)
+    write_clip(tmp_path / "short.mp4", frames=5)
+    (tmp_path / "broken.mp4").write_text("not a video")
+    (tmp_path / "list.csv").write_text("wide.mp4 1\nbroken.mp4 2\nupright.mp4 3\nshort.mp4 4\n")
+    manifest = read_manifest(tmp_path / "list.csv")
+    dataset = VideoDataset(manifest, SPEC, num_views=2, num_crops=3)
+    scores = score_videos(
+        predictor.model,
+        build_loader(dataset, batch_size=2),
+        world=distributed.World(device=torch.device("cpu")),
+        batch_size=5,
+    )
+    assert [os.path.basename(failed.path) for failed in scores.failed] == ["broken.mp4"]
+    assert len(scores.video_ids) == 3
+    for video_id, row in zip(scores.video_ids.tolist(), scores.rows, strict=True):
+        labels = predictor(manifest.paths[video_id]).labels
+        assert {x.label: x.score for x in labels} == pytest.approx(
+            dict(zip(CLASSES, row.tolist(), strict=True)), abs=1e-6
+        )
 
 
 def test_top_k_takes_the_best_and_no_more_than_there_are(predictor, clip):
