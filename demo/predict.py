@@ -132,9 +132,10 @@ def _choices(args: argparse.Namespace, cfg: Config | None) -> dict[str, Any]:
             "decoder": cfg.data.decoding_backend,
             "spec": cfg.data.clip_spec(training=False),
             "model_kwargs": cfg.model_arguments(),
-            "multi_label": cfg.data.multi_label,
+            "multi_label": cfg.data.multi_label or None,
         }
         choices = {**from_cfg, **{k: v for k, v in choices.items() if v is not None}}
+    # What nobody said is left to the checkpoint and to the defaults.
     return {key: value for key, value in choices.items() if value is not None}
 
 

@@ -223,6 +223,7 @@ class Predictor:
             checkpoint, published, weights_name = _default_weights(model, warn)
         name = _model_name(model, checkpoint)
         built = _build(name, checkpoint, published, model_kwargs or {}, warn)
+        settings.setdefault("multi_label", checkpoint.multi_label)
         return cls(
             built,
             spec=spec or checkpoint.spec or _usual_spec(built, checkpoint, warn),

@@ -337,6 +337,14 @@ def test_another_model_than_the_checkpoints_is_refused(checkpoint):
         Predictor.load("hiera_bas_16x224")
 
 
+def test_a_checkpoint_of_a_multi_label_model_is_scored_by_sigmoid(tmp_path, clip):
+    path = write_checkpoint(tmp_path / "multi.pyth", multi_label=True)
+    labels = Predictor.load(weights=path, views=(1, 1), device="cpu")(clip).labels
+    logits = tiny_model().eval()(load_test_views(clip, SPEC, 1, 1))[0]
+    assert labels[0].score == pytest.approx(logits.sigmoid().max().item(), abs=1e-5)
+    assert sum(label.score for label in labels) != pytest.approx(1, abs=1e-2)
+
+
 def test_sampling_given_replaces_the_checkpoints(checkpoint):
     spec = ClipSpec(num_frames=4, sampling_rate=8, crop_size=64)
     assert Predictor.load(weights=checkpoint, spec=spec).spec == spec

@@ -57,6 +57,8 @@ class Checkpoint:
     """Class names in the order of the head's outputs, if the file carries them."""
     spec: ClipSpec | None = None
     """How its clips were sampled and normalised, if known."""
+    multi_label: bool = False
+    """Whether its classes are a yes or no each (sigmoid), not one of many (softmax)."""
     epoch: int | None = None
     """Epochs finished, if the file says so."""
     published: PublishedWeights | None = None
@@ -280,6 +282,7 @@ def _facts(content: Mapping, path: str) -> dict[str, Any]:
         classes, spec = content.get("classes"), content.get("spec")
         facts["classes"] = [str(name) for name in classes] if classes else None
         facts["spec"] = ClipSpec.from_dict(dict(spec)) if spec else None
+        facts["multi_label"] = bool(content.get("multi_label", False))
     except (AttributeError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path}: its notes on model, classes or clips cannot be read ({_reason(error)}); "
