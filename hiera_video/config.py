@@ -634,7 +634,7 @@ def _flatten(
     in_kwargs = ".".join(parents) in _free_mappings()
     for key_node, value_node in node.value:
         line = key_node.start_mark.line + 1
-        name = str(loader.construct_object(key_node, deep=True))
+        name = str(key_node.value)  # as written: a key spelled `on` or `1` is no other value
         name = name if in_kwargs else name.upper()
         key = ".".join((*parents, name))
         if name in seen:
@@ -684,11 +684,11 @@ def _assemble(entries: Iterable[_Entry]) -> Config:
     """Later entries win; then each section is made, and checks itself."""
     specs, free = _all_settings(), _free_mappings()
     chosen: dict[str, Any] = {}
-    where: dict[str, str] = {}
     for entry in entries:
         head, _, tail = entry.key.rpartition(".")
         if head in free:  # one argument of MODEL.KWARGS
             value = _read_words(entry.value, entry) if entry.raw else entry.value
+            _checked({tail: value}, specs[head], head, entry.where)
             chosen[head] = {**chosen.get(head, {}), tail: value}
             continue
         if entry.key not in specs:
@@ -699,7 +699,6 @@ def _assemble(entries: Iterable[_Entry]) -> Config:
         if entry.key in free:
             value = {**chosen.get(entry.key, {}), **value}
         chosen[entry.key] = value
-        where[entry.key] = entry.where
     sections = {
         name: section(**_under(chosen, f"{name.upper()}.")) for name, section in _sections().items()
     }
@@ -785,7 +784,10 @@ def _checked(value: Any, spec: _Spec, key: str, where: str = "") -> Any:
             return None
         raise _wrong(value, spec, key, where)
     if typing.get_origin(spec.hint) is dict:
-        if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
+        named = isinstance(value, dict) and all(
+            isinstance(name, str) and name.isidentifier() for name in value
+        )
+        if not named:
             raise _wrong(value, spec, key, where)
         return dict(value)
     if typing.get_origin(spec.hint) is not tuple:
@@ -852,7 +854,7 @@ def _allowed(spec: _Spec) -> str:
     bounds = spec.bounds
     origin, arguments = typing.get_origin(spec.hint), typing.get_args(spec.hint)
     if origin is dict:
-        return "a mapping {name: value, ...}"
+        return "a mapping {name: value, ...} of argument names"
     kind = arguments[0] if origin is tuple else spec.hint
     if bounds.get("choices"):
         text = f"one of {', '.join(bounds['choices'])}"
@@ -1000,7 +1002,8 @@ def _read_words(word: str, entry: _Entry) -> Any:
     try:
         return loader.get_single_data()
     except yaml.YAMLError as error:
-        raise ConfigError(f"{entry.key}={word} is not valid YAML: {_one_line(error)}") from None
+        problem = getattr(error, "problem", None) or "cannot be read"
+        raise ConfigError(f"{entry.key}={entry.value} is not valid YAML: {problem}") from None
     finally:
         loader.dispose()
 

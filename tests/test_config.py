@@ -1,0 +1,609 @@
+"""Settings: what is read, what is refused and in which words, and that nothing gets lost."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import pickle
+import subprocess
+import sys
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hiera_video.config import (
+    Config,
+    ConfigError,
+    DataConfig,
+    SolverConfig,
+    _all_settings,
+    _settings_of,
+    add_config_arguments,
+    config_from_args,
+    load_config,
+)
+from hiera_video.errors import UserError
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a YAML file below tmp_path; returns its path."""
+
+    def write_file(text: str, name: str = "run.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write_file
+
+
+def refusal(*overrides: str, path=None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# ---- what is read -------------------------------------------------------------------------------
+
+
+def test_keys_of_slowfast_become_attributes(write):
+    path = write(
+        """
+TRAIN:
+  BATCH_SIZE: 32
+SOLVER:
+  BASE_LR: 1e-4        # plain YAML 1.1 reads this as text
+  BETAS: [0.9, 0.95]
+DATA:
+  MEAN: [0.5, 0.5, 0.5]
+  RANDOM_FLIP: False
+MODEL:
+  KWARGS: {embed_dim: 32, stages: [1, 1, 2, 1]}
+"""
+    )
+    cfg = load_config(path)
+    assert cfg.train.batch_size == 32
+    assert cfg.solver.base_lr == 1e-4
+    assert cfg.solver.betas == (0.9, 0.95)
+    assert cfg.data.mean == (0.5, 0.5, 0.5)
+    assert cfg.data.random_flip is False
+    assert cfg.model.kwargs == {"embed_dim": 32, "stages": [1, 1, 2, 1]}
+    untouched = dataclasses.replace(cfg.solver, base_lr=8e-4, betas=(0.9, 0.999))
+    assert untouched == SolverConfig()
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E-4", 1e-4),
+        ("1.e-4", 1e-4),
+        (".5e1", 5.0),
+        ("+0.5", 0.5),
+        ("1", 1.0),
+        ("1.0e+1", 10.0),
+        ("010", 10.0),  # YAML 1.1: eight
+    ],
+)
+def test_numbers_are_numbers_in_files_and_on_command_lines(write, text, value):
+    for cfg in (
+        load_config(write(f"SOLVER: {{BASE_LR: {text}}}")),
+        load_config(None, ["SOLVER.BASE_LR", text]),
+    ):
+        assert cfg.solver.base_lr == value
+        assert type(cfg.solver.base_lr) is float
+
+
+@pytest.mark.parametrize("text", ["true", "True", "TRUE", "yes", "on", "On"])
+def test_every_spelling_of_true(write, text):
+    assert load_config(write(f"TRAIN: {{COMPILE: {text}}}")).train.compile is True
+    assert load_config(None, ["TRAIN.COMPILE", text]).train.compile is True
+
+
+def test_off_stays_a_word_where_words_are_allowed(write):
+    """PyYAML turns `off` into False; here it is the name of a number format."""
+    path = write("TRAIN: {MIXED_PRECISION: off, COMPILE: off}")
+    cfg = load_config(path)
+    assert (cfg.train.mixed_precision, cfg.train.compile) == ("off", False)
+
+
+@pytest.mark.parametrize("text", ["0.5,1", "[0.5, 1]", "(0.5, 1.0)", " [0.5,1.0] "])
+def test_lists_in_every_spelling(text):
+    cfg = load_config(None, ["DATA.TRAIN_JITTER_SCALES_RELATIVE", text])
+    assert cfg.data.train_jitter_scales_relative == (0.5, 1.0)
+
+
+def test_lists_of_any_length():
+    assert load_config(None, ["IMPORTS", "one"]).imports == ("one",)
+    assert load_config(None, ["IMPORTS", "one,two.three"]).imports == ("one", "two.three")
+    assert load_config(None, ["IMPORTS", "[]"]).imports == ()
+
+
+@pytest.mark.parametrize("text", ["None", "null", "~", ""])
+def test_none_for_what_may_be_none(write, text):
+    base = write("SOLVER: {CLIP_GRAD_L2NORM: 5}", "base.yaml")
+    path = write(f"_BASE_: {base.name}\nSOLVER:\n  CLIP_GRAD_L2NORM: {text}\n")
+    assert load_config(base).solver.clip_grad_l2norm == 5.0
+    assert load_config(path).solver.clip_grad_l2norm is None
+    assert load_config(base, ["SOLVER.CLIP_GRAD_L2NORM", text]).solver.clip_grad_l2norm is None
+
+
+def test_text_on_a_command_line_is_taken_as_it_is():
+    for text in ("1e-4", "007", "true", "a: b", "[x", "2024-01-01", "a,b", "#1", "with space", "ü"):
+        assert load_config(None, ["OUTPUT_DIR", text]).output_dir == text
+    assert load_config(None, ["DATA.PATH_PREFIX", "''"]).data.path_prefix == ""
+    assert load_config(None, ["DATA.PATH_LABEL_SEPARATOR", " "]).data.path_label_separator == " "
+
+
+def test_lower_case_keys_are_the_same_keys(write):
+    assert load_config(write("solver:\n  base_lr: 0.5\n")).solver.base_lr == 0.5
+    assert load_config(None, ["solver.base_lr", "0.5"]).solver.base_lr == 0.5
+
+
+def test_arguments_of_the_model_keep_their_case_and_merge(write):
+    base = write("MODEL: {KWARGS: {embed_dim: 96, heads: 1}}", "base.yaml")
+    path = write(f"_BASE_: {base.name}\nMODEL: {{KWARGS: {{embed_dim: 32, Width: x}}}}")
+    cfg = load_config(path, ["MODEL.KWARGS.stages", "[1, 2]", "MODEL.KWARGS", "{heads: None}"])
+    assert cfg.model.kwargs == {"embed_dim": 32, "heads": None, "Width": "x", "stages": [1, 2]}
+
+
+def test_empty_files_and_sections_change_nothing(write):
+    assert load_config(write("")) == Config()
+    assert load_config(write("# nothing\nSOLVER:\n  # BASE_LR: 1\n")) == Config()
+
+
+def test_overrides_win_and_the_last_wins(write):
+    path = write("RNG_SEED: 3")
+    assert load_config(path).rng_seed == 3
+    assert load_config(path, ["RNG_SEED", "4", "RNG_SEED", "5"]).rng_seed == 5
+
+
+# ---- _BASE_ -------------------------------------------------------------------------------------
+
+
+def test_bases_chain_and_are_found_beside_the_file_that_names_them(write, monkeypatch, tmp_path):
+    write("RNG_SEED: 1\nLOG_PERIOD: 1\nSOLVER: {MAX_EPOCH: 1, BASE_LR: 0.1}", "base/a.yaml")
+    write("_BASE_: a.yaml\nLOG_PERIOD: 2\nSOLVER: {MAX_EPOCH: 2}", "base/b.yaml")
+    path = write("_BASE_: ../base/b.yaml\nSOLVER: {MAX_EPOCH: 3}", "runs/c.yaml")
+    monkeypatch.chdir(tmp_path.parent)
+    cfg = load_config(path)
+    assert (cfg.rng_seed, cfg.log_period, cfg.solver.max_epoch) == (1, 2, 3)
+    assert cfg.solver.base_lr == 0.1
+
+
+def test_a_base_may_stand_at_the_end(write):
+    write("RNG_SEED: 1", "base.yaml")
+    assert load_config(write("RNG_SEED: 2\n_BASE_: base.yaml\n")).rng_seed == 2
+
+
+def test_circles_are_refused(write):
+    one, two = write("_BASE_: b.yaml", "a.yaml"), write("_BASE_: a.yaml", "b.yaml")
+    assert f"circle: {one} -> {two} -> {one}" in refusal(path=one)
+    assert "circle" in refusal(path=write("_BASE_: self.yaml", "self.yaml"))
+
+
+def test_a_missing_base_names_who_asked_for_it(write):
+    path = write("_BASE_: nowhere.yaml")
+    message = refusal(path=path)
+    assert "nowhere.yaml" in message
+    assert str(path) in message
+
+
+def test_a_base_is_one_file_name(write):
+    assert "_BASE_=['a', 'b'] must be one file name" in refusal(path=write("_BASE_: [a, b]"))
+
+
+# ---- what is refused ----------------------------------------------------------------------------
+
+WRONG = [
+    # key, what is typed, words that must be in the answer
+    ("SOLVER.BASE_LR", "fast", ["SOLVER.BASE_LR=fast", "a number", "above 0"]),
+    ("SOLVER.BASE_LR", "0", ["SOLVER.BASE_LR=0", "above 0"]),
+    ("SOLVER.BASE_LR", "-1e-4", ["-0.0001", "above 0"]),
+    ("SOLVER.BASE_LR", ".nan", ["SOLVER.BASE_LR=nan"]),
+    ("SOLVER.BASE_LR", ".inf", ["SOLVER.BASE_LR=inf"]),
+    ("SOLVER.BASE_LR", "true", ["SOLVER.BASE_LR=True", "a number"]),
+    ("SOLVER.BASE_LR", "None", ["SOLVER.BASE_LR=None", "a number"]),
+    ("SOLVER.BASE_LR", "[1]", ["SOLVER.BASE_LR=[1]", "a number"]),
+    ("SOLVER.MAX_EPOCH", "1.5", ["a whole number, at least 1"]),
+    ("SOLVER.MAX_EPOCH", "0", ["a whole number, at least 1"]),
+    ("SOLVER.MAX_EPOCH", "True", ["a whole number"]),
+    ("SOLVER.BETAS", "0.9", ["SOLVER.BETAS", "2 values"]),
+    ("SOLVER.BETAS", "0.9,0.95,0.99", ["2 values"]),
+    ("SOLVER.BETAS", "0.9,1", ["below 1"]),
+    ("SOLVER.LAYER_DECAY", "1.1", ["above 0 and at most 1"]),
+    ("SOLVER.CLIP_GRAD_L2NORM", "0", ["above 0", "or None"]),
+    ("SOLVER.OPTIMIZING_METHOD", "adam", ["adam", "one of adamw, sgd"]),
+    ("DATA.MEAN", "0.4,x,0.4", ["3 values", "a number"]),
+    ("DATA.STD", "0,0,0", ["above 0"]),
+    ("DATA.VAL_FRACTION", "1", ["above 0 and below 1"]),
+    ("DATA.TRAIN_JITTER_SCALES_RELATIVE", "1,0.5", ["ascending"]),
+    ("TRAIN.ENABLE", "maybe", ["TRAIN.ENABLE=maybe", "true or false"]),
+    ("TRAIN.ENABLE", "1", ["TRAIN.ENABLE=1", "true or false"]),
+    ("TRAIN.BATCH_SIZE", "10,20", ["a whole number"]),
+    ("TRAIN.MIXED_PRECISION", "True", ["one of off, bf16, fp16"]),
+    ("TEST.NUM_SPATIAL_CROPS", "2", ["1 (centre) or 3"]),
+    ("TEST.NUM_SPATIAL_CROPS", "4", ["at most 3"]),
+    ("AUG.AA_TYPE", "autoaugment", ["empty or like rand-m7-mstd0.5-inc1"]),
+    ("AUG.MASK_RATIO", "1", ["above 0 and below 1"]),
+    ("MODEL.KWARGS", "3", ["a mapping"]),
+    ("MODEL.KWARGS", "{1: 2}", ["a mapping"]),
+    ("MODEL.KWARGS", "{embed-dim: 2}", ["argument names"]),
+    ("MODEL.KWARGS.embed-dim", "2", ["argument names"]),
+    ("MODEL.MODEL_NAME", "None", ["text", "write '' for none"]),
+    ("TASK", "detect", ["one of classify, pretrain"]),
+    ("SOLVER.BETAS", "[0.9", ["SOLVER.BETAS=[0.9", "not valid YAML"]),
+    ("DATA.MEAN", "[0.1, {]", ["DATA.MEAN", "not valid YAML"]),
+]
+
+
+@pytest.mark.parametrize(("key", "text", "words"), WRONG)
+def test_a_wrong_value_is_answered_with_key_value_and_what_is_allowed(key, text, words):
+    message = refusal(key, text)
+    for word in (key.removesuffix(".embed-dim"), *words):
+        assert word in message
+
+
+def test_a_wrong_value_in_a_file_is_answered_with_file_and_line(write):
+    path = write("TRAIN:\n  ENABLE: true\nSOLVER:\n  MAX_EPOCH: many\n")
+    assert refusal(path=path).endswith(f"({path}, line 4)")
+    base = write("SOLVER:\n  MAX_EPOCH: many\n", "base.yaml")
+    assert f"({base}, line 2)" in refusal(path=write("_BASE_: base.yaml"))
+
+
+def test_unquoted_values_that_yaml_would_change_are_refused(write):
+    assert "put it in quotes" in refusal(path=write("OUTPUT_DIR: 2024"))
+    assert load_config(write("OUTPUT_DIR: '2024'")).output_dir == "2024"
+    assert load_config(write("OUTPUT_DIR: 2024-01-01")).output_dir == "2024-01-01"
+    assert load_config(write("OUTPUT_DIR: 12:30")).output_dir == "12:30"
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("SOLVER.BSAE_LR", ["did you mean SOLVER.BASE_LR"]),
+        ("TRAIN.BASE_LR", ["did you mean SOLVER.BASE_LR?"]),
+        ("BASE_LR", ["did you mean SOLVER.BASE_LR?"]),
+        ("SOLVR.BASE_LR", ["did you mean SOLVER.BASE_LR?"]),
+        ("SOLVER.QQQQ", ["the section has", "SOLVER.MAX_EPOCH"]),
+        ("QQQQ", ["RNG_SEED", "SOLVER"]),
+        ("QQQQ.QQQQ", ["SOLVER"]),
+        ("SOLVER.BASE_LR.DEEP", ["unknown config key SOLVER.BASE_LR.DEEP"]),
+        ("NUM_GPUS", ["torchrun"]),
+        ("MODEL.ARCH", ["MODEL.MODEL_NAME"]),
+        ("MASK.DECODER_DEPTH", ["HIERA.DECODER_DEPTH"]),
+        ("SOLVER.BASE_LR_SCALE_NUM_SHARDS", ["SOLVER.LR_BATCH"]),
+        ("IMPORT", ["IMPORTS"]),
+    ],
+)
+def test_an_unknown_key_is_answered_with_near_ones(write, key, words):
+    message = refusal(key, "1")
+    assert f"unknown config key {key}" in message
+    for word in words:
+        assert word in message
+    if "." in key:
+        section, leaf = key.split(".", 1)
+        in_file = refusal(path=write(f"{section}:\n  {leaf}: 1\n"))
+        assert "line" in in_file
+        assert "unknown config key" in in_file
+
+
+def test_every_hint_points_at_a_setting_that_exists():
+    from hiera_video.config import _ELSEWHERE
+
+    for old, advice in _ELSEWHERE.items():
+        assert old not in _all_settings()
+        for word in advice.replace(",", " ").replace(";", " ").split():
+            if "." in word and word.split(".")[0].isupper():
+                key = word.rstrip(".")
+                assert key in _all_settings() or key.startswith("MODEL.KWARGS."), advice
+
+
+def test_a_section_is_no_setting(write):
+    assert "SOLVER is a section" in refusal("SOLVER", "3")
+    message = refusal(path=write("SOLVER: 3"))
+    assert "SOLVER is a section" in message
+    assert "line 1" in message
+
+
+def test_keys_written_twice_are_refused_with_both_lines(write):
+    path = write("SOLVER:\n  MAX_EPOCH: 1\n  BASE_LR: 1\n  MAX_EPOCH: 2\n")
+    assert "SOLVER.MAX_EPOCH is written twice" in refusal(path=path)
+    assert "lines 2 and 4" in refusal(path=path)
+    assert "SOLVER is written twice" in refusal(path=write("SOLVER: {}\nSOLVER: {}\n"))
+    assert "twice" in refusal(path=write("SOLVER: {MAX_EPOCH: 1, max_epoch: 1}"))
+    assert "MODEL.KWARGS.a is written twice" in refusal(path=write("MODEL: {KWARGS: {a: 1, a: 2}}"))
+    assert "b is written twice" in refusal(path=write("MODEL: {KWARGS: {a: {b: 1, b: 2}}}"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "SOLVER:\n\tMAX_EPOCH: 1\n",
+        "SOLVER: {MAX_EPOCH: 1",
+        "- a\n- b\n",
+        "just words",
+        "SOLVER: &a\n  X: *b\n",
+        "a: 1\n---\nb: 2\n",
+        "OUTPUT_DIR: !!python/object/apply:os.system ['true']\n",
+    ],
+)
+def test_broken_or_hostile_yaml_is_one_line(write, text):
+    path = write(text)
+    assert str(path) in refusal(path=path)
+
+
+def test_files_that_are_not_there(write, tmp_path):
+    write("", "hiera_b_16x4.yaml")
+    message = refusal(path=tmp_path / "hiera_b_16x5.yaml")
+    assert "no config file" in message
+    assert "hiera_b_16x4.yaml" in message
+    assert "folder" in refusal(path=tmp_path)
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00\x80")
+    assert "cannot read" in refusal(path=tmp_path / "binary.yaml")
+
+
+def test_overrides_come_in_pairs():
+    assert "pairs" in refusal("SOLVER.BASE_LR")
+    assert "without '='" in refusal("SOLVER.BASE_LR=1")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["TRAIN.BATCH_SIZE", "6", "TRAIN.GRAD_ACCUM", "4"],
+        ["SOLVER.BASE_LR", "1e-4", "SOLVER.COSINE_END_LR", "1e-3"],
+        ["SOLVER.BASE_LR", "1e-4", "SOLVER.WARMUP_START_LR", "1e-3"],
+        ["SOLVER.MAX_EPOCH", "3", "SOLVER.WARMUP_EPOCHS", "4"],
+        ["SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.MOMENTUM", "0"],
+        ["TASK", "pretrain", "MIXUP.ENABLE", "true"],
+        ["DATA.MULTI_LABEL", "true"],
+        ["DATA.TEST_CROP_SIZE", "256"],
+        ["MIXUP.ENABLE", "true", "MIXUP.ALPHA", "0", "MIXUP.CUTMIX_ALPHA", "0"],
+    ],
+)
+def test_settings_that_contradict_each_other(overrides):
+    message = refusal(*overrides)
+    assert overrides[0] in message or overrides[-2] in message
+
+
+# ---- frozen, and whole --------------------------------------------------------------------------
+
+
+def test_nothing_is_written_into_a_config():
+    cfg = Config()
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cfg.rng_seed = 2
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        cfg.solver.base_lr = 2.0
+
+
+def test_checked_from_python_too():
+    with pytest.raises(ConfigError, match=r"SOLVER\.BASE_LR=-1\.0 must be a number, above 0"):
+        SolverConfig(base_lr=-1)
+    assert SolverConfig(base_lr=1).base_lr == 1.0  # a float, whatever came
+    with pytest.raises(ConfigError, match=r"RNG_SEED='x' must be a whole number|RNG_SEED=x"):
+        dataclasses.replace(Config(), rng_seed="x")
+
+
+def test_mutable_defaults_are_not_shared():
+    assert Config().model.kwargs is not Config().model.kwargs
+
+
+def test_the_whole_config_survives_yaml_pickle_and_another_yaml_reader():
+    cfg = load_config(
+        None,
+        [
+            "SOLVER.BASE_LR",
+            "1e-5",
+            "OUTPUT_DIR",
+            "1e-4",
+            "MODEL.KWARGS",
+            "{stages: [1, 1], q: None}",
+        ],
+    )
+    assert Config.from_yaml(cfg.to_yaml()) == cfg
+    assert pickle.loads(pickle.dumps(cfg)) == cfg
+    plain = yaml.safe_load(cfg.to_yaml())  # a YAML 1.1 reader gets the same values
+    assert plain["SOLVER"]["BASE_LR"] == 1e-5
+    assert plain["OUTPUT_DIR"] == "1e-4"
+    assert plain["TRAIN"]["MIXED_PRECISION"] == "off"
+    assert plain["MODEL"]["KWARGS"] == {"stages": [1, 1], "q": None}
+
+
+def test_every_setting_is_printed_with_its_key():
+    plain = yaml.safe_load(Config().to_yaml())
+    printed = {key for key, value in plain.items() if not isinstance(value, dict)}
+    printed |= {f"{s}.{k}" for s, v in plain.items() if isinstance(v, dict) for k in v}
+    assert printed == set(_all_settings())
+
+
+AWKWARD = st.one_of(
+    st.sampled_from(
+        [
+            "None",
+            "null",
+            "~",
+            "true",
+            "off",
+            "1e-4",
+            ".5",
+            "010",
+            "1:30",
+            "a: b",
+            "# x",
+            "",
+            " ",
+            "'",
+        ]
+    ),
+    st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=20),
+)
+NAMES = st.one_of(
+    st.sampled_from(["None", "true", "null", "off", "y", "Über"]),
+    st.from_regex(r"[a-zA-Z_]\w{0,9}\Z"),
+).filter(str.isidentifier)
+PLAIN = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | AWKWARD,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(AWKWARD, inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=50, deadline=None)
+@given(text=AWKWARD, kwargs=st.dictionaries(NAMES, PLAIN, max_size=3), lr=st.floats(1e-12, 1e6))
+def test_any_value_survives_the_round_trip(text, kwargs, lr):
+    cfg = dataclasses.replace(
+        Config(),
+        output_dir=text,
+        imports=(text, "b"),
+        model=dataclasses.replace(Config().model, kwargs=kwargs),
+        solver=dataclasses.replace(
+            Config().solver, base_lr=lr, cosine_end_lr=0.0, warmup_start_lr=0.0
+        ),
+    )
+    assert Config.from_yaml(cfg.to_yaml()) == cfg
+
+
+def test_defaults_are_documented_where_they_stand():
+    """Each field is followed by its docstring; `settings` without one are a riddle."""
+    import ast
+    import inspect
+
+    from hiera_video import config
+
+    tree = ast.parse(inspect.getsource(config))
+    for node in tree.body:
+        if not (isinstance(node, ast.ClassDef) and node.name.endswith("Config")):
+            continue
+        for field, after in zip(node.body, node.body[1:], strict=False):
+            call = getattr(field, "value", None)
+            if isinstance(field, ast.AnnAssign) and getattr(call, "func", None) is not None:
+                if call.func.id != "setting":
+                    continue
+                text = getattr(getattr(after, "value", None), "value", None)
+                assert isinstance(text, str), f"{node.name}.{field.target.id} has no docstring"
+
+
+def test_every_annotation_is_one_the_reader_understands():
+    for section in (DataConfig, Config):
+        for name, spec in _settings_of(section).items():
+            assert spec.bounds.keys() >= {"at_least", "choices"}, name
+
+
+# ---- what the parts are given -------------------------------------------------------------------
+
+
+def test_clip_spec_of_training_and_test():
+    data = load_config(None, ["DATA.NUM_FRAMES", "8", "DATA.SEGMENTS", "true"]).data
+    data = dataclasses.replace(data, train_crop_size=64, test_crop_size=96)
+    assert data.clip_spec(training=True).crop_size == 64
+    spec = data.clip_spec(training=False)
+    assert (spec.crop_size, spec.num_frames, spec.segments) == (96, 8, True)
+
+
+def test_model_arguments_are_what_the_recipe_sets():
+    cfg = Config()
+    assert cfg.model_arguments() == {"input_size": (16, 224, 224)}
+    cfg = load_config(
+        None,
+        [
+            *("MODEL.DROPOUT_RATE", "0.3", "MODEL.ACT_CHECKPOINT", "true"),
+            *("HIERA.DROPPATH_RATE", "0.2", "HIERA.ABS_WIN", "true"),
+            *("DATA.TRAIN_CROP_SIZE", "96", "DATA.TEST_CROP_SIZE", "96", "DATA.NUM_FRAMES", "1"),
+            *("MODEL.KWARGS.embed_dim", "32", "AUG.MASK_RATIO", "0.5"),
+        ],
+    )
+    assert cfg.model_arguments() == {
+        "input_size": (96, 96),
+        "head_dropout": 0.3,
+        "act_checkpoint": True,
+        "drop_path_rate": 0.2,
+        "abs_win": True,
+        "embed_dim": 32,
+    }
+
+
+def test_model_arguments_of_pretraining():
+    cfg = load_config(
+        None,
+        [
+            *("TASK", "pretrain", "MODEL.MODEL_NAME", "mae_hiera_tiny_16x224"),
+            *("HIERA.DECODER_DEPTH", "2", "MODEL.DROPOUT_RATE", "0.3"),
+        ],
+    )
+    assert cfg.model_arguments() == {
+        "input_size": (16, 224, 224),
+        "mask_ratio": 0.9,
+        "decoder_depth": 2,
+    }
+
+
+def test_models_of_others_get_their_own_arguments_only():
+    cfg = load_config(None, ["MODEL.MODEL_NAME", "x3d_s", "MODEL.KWARGS", "{width: 2}"])
+    assert cfg.model_arguments() == {"width": 2}
+
+
+# ---- command lines ------------------------------------------------------------------------------
+
+
+def parse(*argv: str) -> Config:
+    parser = argparse.ArgumentParser()
+    add_config_arguments(parser)
+    return config_from_args(parser.parse_args(argv))
+
+
+def test_both_of_slowfasts_command_lines(write):
+    path = str(write("RNG_SEED: 7"))
+    for argv in (
+        ["--cfg", path, "SOLVER.BASE_LR", "1e-4"],
+        ["--cfg", path, "--opts", "SOLVER.BASE_LR", "1e-4"],
+        ["--opts", "SOLVER.BASE_LR", "1e-4", "--cfg", path],
+        ["--cfg", path, "SOLVER.BASE_LR", "1e-3", "--opts", "SOLVER.BASE_LR", "1e-4"],
+    ):
+        cfg = parse(*argv)
+        assert (cfg.rng_seed, cfg.solver.base_lr) == (7, 1e-4)
+
+
+def test_negative_numbers_reach_their_key(write):
+    with pytest.raises(ConfigError, match=r"RNG_SEED=-1"):
+        parse("--cfg", str(write("")), "RNG_SEED", "-1")
+
+
+def test_cfg_takes_one_file(write, capsys):
+    one, two = str(write("", "one.yaml")), str(write("", "two.yaml"))
+    with pytest.raises(ConfigError, match=r"one file.*two\.yaml"):
+        parse("--cfg", one, two)
+    with pytest.raises(SystemExit) as ended:
+        parse("--cfg", one, "--cfg", two)
+    assert ended.value.code == 2
+    assert "given twice" in capsys.readouterr().err
+
+
+def test_imports_of_file_and_command_line_are_imported_and_kept(write, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    write("", "users_first.py")
+    write("", "users_second.py")
+    path = write("IMPORTS: [users_first]")
+    cfg = parse("--cfg", str(path), "--import", "users_second")
+    assert cfg.imports == ("users_first", "users_second")
+    assert {"users_first", "users_second"} <= set(sys.modules)
+
+
+def test_reading_a_config_needs_no_torch():
+    """`--help` and a mistyped key answer at once."""
+    code = (
+        "import sys; from hiera_video.config import load_config; load_config(None);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_config_errors_are_user_errors():
+    assert issubclass(ConfigError, UserError)
