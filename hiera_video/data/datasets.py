@@ -25,6 +25,7 @@ import os
 import re
 import signal
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -530,7 +531,8 @@ class Loader:
                 batch = next(batches)
             except StopIteration:
                 break
-            except RuntimeError as error:
+            except (RuntimeError, OSError, EOFError) as error:
+                # Where a worker died the loader says so, or trips over what it left half sent.
                 if self._workers is None or (death := self._workers.death(error)) is None:
                     raise
                 raise RunFailed(self._obituary(*death)) from error
@@ -544,6 +546,12 @@ class Loader:
                 f"the last {self.failures.in_a_row} videos could not be read, one after the other; "
                 f"the first reasons: {self.failures.reasons()}"
             )
+
+    def close(self) -> None:
+        """End the worker processes; iterating again starts new ones."""
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if self._workers is not None and iterator is not None:
+            iterator._shutdown_workers()
 
     def _start(self) -> Iterator[Batch]:
         if self._workers is None or threading.current_thread() is not threading.main_thread():
@@ -577,15 +585,26 @@ class _Workers:
         """Keep the process objects, which know how a worker ended."""
         self._processes |= {process.pid: process for process in multiprocessing.active_children()}
 
-    def death(self, error: RuntimeError) -> tuple[int, str] | None:
-        """(video id or -1, cause) if the loader's error is about a dead worker."""
+    def death(self, error: Exception) -> tuple[int, str] | None:
+        """(video id or -1, cause) if the loader's error comes of a dead worker."""
         match = re.search(r"DataLoader worker \(pid(?:\(s\))? (\d+)", str(error))
-        if match is None:
+        pid = int(match[1]) if match else self._dead()
+        if pid is None:
             return None
-        pid = int(match[1])
         row = next((row for row in self.reading.tolist() if row[0] == pid), [pid, -1])
         process = self._processes.get(pid)
         return row[1], _cause(process.exitcode if process else None)
+
+    def _dead(self, patience: float = 1.0) -> int | None:
+        """The process id of a worker that ended badly, waiting a moment for the system to say."""
+        end = time.monotonic() + patience
+        while True:
+            for pid, process in self._processes.items():
+                if process.exitcode not in (None, 0):
+                    return pid
+            if time.monotonic() > end:
+                return None
+            time.sleep(0.05)
 
 
 _CAUSES = {

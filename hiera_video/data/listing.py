@@ -37,7 +37,7 @@ def text_lines(file: Path) -> Iterator[tuple[int, str]]:
         with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
-                    yield number, line.rstrip("\r\n")
+                    yield number, line.strip()
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
 

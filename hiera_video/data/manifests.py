@@ -11,6 +11,7 @@ are counted when they are read (`datasets.py`), and found beforehand by the audi
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import re
@@ -135,7 +136,7 @@ def read_kinetics_csv(source: Source) -> Manifest:
         first = next(lines, None)
     if first is None:
         raise DataError(f"{file}: the list is empty; expected a line 'path label' for each video")
-    separator = source.separator or _find_separator(first[1], file)
+    separator = source.separator or _find_separator(first[1], source.multi_label)
     source = with_class_file(source, file.parent)
     rows = ManifestRows(source, file)
     parse = _split_many if source.multi_label else _split_line
@@ -317,13 +318,10 @@ def _split_many(
     line: str, separator: str, where: str, source: Source
 ) -> tuple[str, tuple[int, ...]]:
     """`path 3,7,12` or `path,3 7 12` or `path 3 7 12` -> path and sorted labels."""
-    match = re.fullmatch(
-        rf"(?P<path>.*?){re.escape(separator)}\s*\"?(?P<labels>-?\d+(?:[,; \t]+-?\d+)*)\"?",
-        line.strip(),
-    )
+    match = _many_labels(separator).fullmatch(line)
     if match is None:
         if not source.need_labels:
-            return _unquoted(line.strip()), (UNLABELLED,)
+            return _unquoted(line), (UNLABELLED,)
         raise DataError(
             f"{where}: no labels at the end of {line!r}; expected 'path{separator}3,7,12' with "
             f"whole numbers from 0. {_other_separator(line, separator)}".rstrip()
@@ -332,13 +330,26 @@ def _split_many(
     return _unquoted(match["path"].strip()), tuple(sorted(labels))
 
 
-def _find_separator(line: str, file: Path) -> str:
+@functools.lru_cache(maxsize=8)
+def _many_labels(separator: str) -> re.Pattern[str]:
+    numbers = r"-?[0-9]{1,18}(?:[,; \t]+-?[0-9]{1,18})*"
+    return re.compile(rf"(?P<path>.*?){re.escape(separator)}\s*\"?(?P<labels>{numbers})\"?")
+
+
+def _find_separator(line: str, multi_label: bool) -> str:
     """The separator of a list by its first line; a list of bare paths gets a space."""
+    fits = {}
     for separator in _SEPARATORS:
-        path, found, last = line.rpartition(separator)
-        if found and path.strip() and _WHOLE_NUMBER.fullmatch(last.strip().strip('"')):
-            return separator
-    return " "
+        if multi_label:
+            match = _many_labels(separator).fullmatch(line)
+            path = match["path"] if match else ""
+        else:
+            path, _, last = line.rpartition(separator)
+            path = path if _WHOLE_NUMBER.fullmatch(last.strip()) else ""
+        if path.strip():
+            fits[separator] = len(path)
+    # Of several labels, the separator before them all leaves the shortest path.
+    return min(fits, key=fits.get) if multi_label and fits else next(iter(fits), " ")
 
 
 def _other_separator(line: str, separator: str) -> str:

@@ -40,14 +40,16 @@ class Mixing:
     """Share of a label that is spread over all classes."""
 
     def __post_init__(self) -> None:
-        for name in ("prob", "switch_prob"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"mixing {name}={getattr(self, name)} must be between 0 and 1")
-        if min(self.mixup_alpha, self.cutmix_alpha) < 0 or not 0 <= self.label_smoothing < 1:
-            raise UserError(
-                f"mixing alphas {self.mixup_alpha} and {self.cutmix_alpha} must be 0 or more, "
-                f"label_smoothing {self.label_smoothing} at least 0 and below 1"
-            )
+        for name, most in (
+            ("prob", 1),
+            ("switch_prob", 1),
+            ("label_smoothing", 0.999),
+            ("mixup_alpha", float("inf")),
+            ("cutmix_alpha", float("inf")),
+        ):
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise UserError(f"mixing {name}={value!r} must be between 0 and {most}")
 
     def __call__(self, batch: Batch, *, seed: int, step: int, part: int = 0) -> Batch:
         """The batch with float32 targets [B, K], its clips mixed in pairs and reordered.

@@ -1,0 +1,186 @@
+"""Folders of classes, with and without splits; what is held out stays held out, sources whole."""
+
+import os
+
+import pytest
+
+from hiera_video.data.class_folders import STAND_IN
+from hiera_video.data.manifests import DataError, read_manifest
+
+
+def touch(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+
+
+def listed(manifest):
+    return [(manifest.paths.relative(i), manifest.label(i)) for i in range(len(manifest))]
+
+
+def paths(manifest):
+    return {manifest.paths.relative(i) for i in range(len(manifest))}
+
+
+def test_splits_by_folder(tmp_path):
+    touch(tmp_path, "train/b/x.mp4", "train/b/deep/er.MKV", "train/a/1.avi", "validation/a/2.mp4")
+    touch(tmp_path, "train/a/notes.txt", "train/.cache/z.mp4", "train/a/.hidden.mp4")
+    train = read_manifest(tmp_path, "train")
+    assert train.name == "folder"
+    assert train.classes == ("a", "b")
+    assert listed(train) == [
+        ("a/1.avi", 0),
+        (os.path.join("b", "deep", "er.MKV"), 1),
+        ("b/x.mp4", 1),
+    ]
+    val = read_manifest(tmp_path, "val")
+    assert listed(val) == [("a/2.mp4", 0)]
+    assert val.num_classes == 2
+    test = read_manifest(tmp_path, "test")
+    assert listed(test) == listed(val)
+    assert "validation stands in" in test.notes[0]
+    assert set(STAND_IN) == {"val", "test"}
+
+
+def test_a_split_may_not_bring_a_class_of_its_own(tmp_path):
+    touch(tmp_path, "train/a/1.mp4", "val/c/2.mp4")
+    with pytest.raises(DataError, match=r"class 'c' is not among the 1 known classes \('a'\)"):
+        read_manifest(tmp_path, "val")
+
+
+def test_train_alone_says_what_to_do(tmp_path):
+    touch(tmp_path, "train/a/1.mp4")
+    with pytest.raises(DataError, match=r"neither val nor test: add one, or remove the level"):
+        read_manifest(tmp_path, "val")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    touch(tmp_path, *(f"{c}/{i}.mp4" for c in ("train", "bus") for i in range(5)))
+    assert read_manifest(tmp_path, "train").classes == ("bus", "train")
+
+
+def test_classes_without_videos_and_videos_without_class_are_told(tmp_path):
+    touch(tmp_path, "a/1.mp4", "a/2.mp4", "docs/readme.txt", "loose.mp4")
+    manifest = read_manifest(tmp_path, "train")
+    assert manifest.classes == ("a",)
+    assert any("'docs'" in note for note in manifest.notes)
+    assert any("1 videos directly" in note for note in manifest.notes)
+
+
+def test_nothing_there_is_told(tmp_path):
+    with pytest.raises(DataError, match=r"no videos in .*CLASS/video.mp4"):
+        read_manifest(tmp_path, "train")
+    touch(tmp_path, "one.mp4", "two.mp4")
+    with pytest.raises(DataError, match=r"holds 2 videos but no folder of a class"):
+        read_manifest(tmp_path, "train")
+    assert (
+        len(read_manifest(tmp_path, "train", need_labels=False))
+        + len(read_manifest(tmp_path, "val", need_labels=False))
+        == 2
+    )
+
+
+def test_links_are_followed_and_loops_are_not(tmp_path):
+    touch(tmp_path / "store", "1.mp4", "2.mp4")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a").symlink_to(tmp_path / "store")
+    (tmp_path / "store" / "again").symlink_to(tmp_path / "store")
+    both = paths(read_manifest(tmp_path / "data", "train")) | paths(
+        read_manifest(tmp_path / "data", "val")
+    )
+    assert both == {"a/1.mp4", "a/2.mp4"}
+
+
+# ---- what is held out ---------------------------------------------------------------------------
+
+
+def test_the_held_out_share_is_stratified_and_stable(tmp_path):
+    touch(
+        tmp_path,
+        *(f"{c}/{i:02d}.mp4" for c, n in (("a", 20), ("b", 10), ("c", 1)) for i in range(n)),
+    )
+    train, val = (read_manifest(tmp_path, split, val_fraction=0.2) for split in ("train", "val"))
+    assert paths(train) | paths(val) == {
+        f"{c}/{i:02d}.mp4" for c, n in (("a", 20), ("b", 10), ("c", 1)) for i in range(n)
+    }
+    assert not paths(train) & paths(val)
+    assert val.class_counts().tolist() == [4, 2, 0]  # a class of one video is for training
+    assert train.classes == val.classes == ("a", "b", "c")
+    assert paths(read_manifest(tmp_path, "val", seed=1)) != paths(val)
+    # Written out, because another machine or version must hold out the same videos.
+    assert sorted(paths(val)) == HELD_OUT
+
+
+HELD_OUT = ["a/03.mp4", "a/06.mp4", "a/11.mp4", "a/19.mp4", "b/02.mp4", "b/05.mp4"]
+
+
+def test_videos_of_one_source_stay_together(tmp_path):
+    names = [f"{c}/{source}_{i}.mp4" for c in "ab" for source in range(8) for i in range(3)]
+    touch(tmp_path, *names)
+    group = r"([ab]/\d+)_\d+\.mp4"
+    val = paths(read_manifest(tmp_path, "val", group_by=group, val_fraction=0.25))
+    train = paths(read_manifest(tmp_path, "train", group_by=group, val_fraction=0.25))
+    assert {name.rsplit("_")[0] for name in val}.isdisjoint(name.rsplit("_")[0] for name in train)
+    assert len(val) == 12
+    with pytest.raises(DataError, match=r"DATA.GROUP_BY.*regular expression"):
+        read_manifest(tmp_path, "val", group_by="(")
+    with pytest.raises(DataError, match="needs a group in brackets"):
+        read_manifest(tmp_path, "val", group_by="source")
+
+
+# ---- labels.csv ---------------------------------------------------------------------------------
+
+LABELS = """path,label,label_id,source,fold
+z/1 a.mp4,zebra,0,s1,0
+z/2.mp4,zebra,0,s1,0
+b/3.mp4,bear,1,s2,1
+b/4.mp4,bear,1,s3,0
+"""
+
+
+def test_labels_csv_with_folds(tmp_path):
+    (tmp_path / "labels.csv").write_text(LABELS)
+    train, val = read_manifest(tmp_path, "train", fold=1), read_manifest(tmp_path, "val", fold=1)
+    assert train.classes == ("zebra", "bear")
+    assert listed(train) == [("z/1 a.mp4", 0), ("z/2.mp4", 0), ("b/4.mp4", 1)]
+    assert listed(val) == [("b/3.mp4", 1)]
+    assert "fold 1 of labels.csv is held out" in train.notes
+    assert listed(read_manifest(tmp_path, "train")) == [
+        ("b/3.mp4", 1)
+    ]  # the first fold is held out
+    with pytest.raises(DataError, match=r"no fold 5; it has 0, 1"):
+        read_manifest(tmp_path, "val", fold=5)
+
+
+def test_labels_csv_without_folds_holds_out_whole_sources(tmp_path):
+    rows = [f"v{i}.mp4,{'ab'[i % 2]},s{i // 4}" for i in range(40)]
+    (tmp_path / "labels.csv").write_text("path,label,source\n" + "\n".join(rows))
+    train, val = (paths(read_manifest(tmp_path, split)) for split in ("train", "val"))
+    sources = [{int(name[1:-4]) // 4 for name in names} for names in (train, val)]
+    assert sources[0].isdisjoint(sources[1])
+    assert len(train) + len(val) == 40
+    assert 4 <= len(val) <= 12
+
+
+def test_labels_csv_errors(tmp_path):
+    file = tmp_path / "labels.csv"
+    file.write_text("path,class\na.mp4,x\n")
+    with pytest.raises(DataError, match=r"no column label; its first line must name the columns"):
+        read_manifest(tmp_path)
+    file.write_text(LABELS.replace("zebra,0,s1,0\nb", "zebra,1,s1,0\nb"))
+    with pytest.raises(DataError, match=r"labels.csv:3: label 'zebra' has label_id 1, and 0"):
+        read_manifest(tmp_path)
+    file.write_text("path,label\n")
+    with pytest.raises(DataError, match="no videos below the line"):
+        read_manifest(tmp_path)
+    file.write_text("path,label\na.mp4,\nb.mp4,x\nc.mp4,x\n")
+    with pytest.raises(DataError, match=r"labels.csv:2: no label"):
+        read_manifest(tmp_path)
+
+
+def test_the_real_set_is_read_with_sources_apart(shared_data):
+    folder = shared_data / "scfd_small"
+    train, val = read_manifest(folder, "train", fold=2), read_manifest(folder, "val", fold=2)
+    assert len(train) + len(val) == 300
+    assert train.classes == ("noFight", "fight")
+    assert all(os.path.exists(train.paths[i]) for i in range(0, len(train), 40))

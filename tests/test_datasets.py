@@ -1,0 +1,391 @@
+"""The same batches however they are read; one decode per video; failures counted, not replaced."""
+
+import os
+import signal
+
+import numpy as np
+import pytest
+import torch
+from clips import read_index, write_clip
+
+from hiera_video.clip_spec import ClipSpec
+from hiera_video.data import datasets, frame_folder
+from hiera_video.data.augment import TrainTransform
+from hiera_video.data.datasets import (
+    GIVE_UP_AFTER,
+    Batch,
+    DataError,
+    Failed,
+    VideoDataset,
+    build_loader,
+)
+from hiera_video.data.manifests import read_manifest
+from hiera_video.data.randomness import epoch_order, generator_for
+from hiera_video.data.sampling import span
+from hiera_video.data.views import load_test_views
+from hiera_video.errors import RunFailed
+
+SPEC = ClipSpec(num_frames=4, sampling_rate=2, crop_size=32)
+TRANSFORM = TrainTransform(SPEC, rand_augment="rand-m7-mstd0.5-inc1", erase_prob=0.25)
+# The whole picture, as it is: what the frames' own code can be read back from.
+PLAIN_SPEC = ClipSpec(num_frames=4, sampling_rate=2, crop_size=64)
+PLAIN = TrainTransform(PLAIN_SPEC, area=(1, 1), aspect=(1, 1), flip=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Twelve 64x64 videos of 24 frames in two classes; video v begins with picture 100 v."""
+    root = tmp_path_factory.mktemp("videos")
+    lines = []
+    for i in range(12):
+        name = f"clip {i}.mp4"
+        write_clip(root / name, frames=24, size=(64, 64), first_index=100 * i)
+        lines.append(f"{name} {i % 2}\n")
+    (root / "train.csv").write_text("".join(lines))
+    return root
+
+
+@pytest.fixture(scope="module")
+def manifest(folder):
+    return read_manifest(folder)
+
+
+@pytest.fixture
+def broken(folder, tmp_path):
+    """A list of the twelve and four that cannot be read."""
+    (tmp_path / "text.mp4").write_text("not a video")
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    whole = (folder / "clip 0.mp4").read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    bad = ["text.mp4", "empty.mp4", "half.mp4", "missing.mp4"]
+    good = [f"{folder}/clip {i}.mp4 {i % 2}\n" for i in range(12)]
+    (tmp_path / "train.csv").write_text("".join(good) + "".join(f"{b} 0\n" for b in bad))
+    return read_manifest(tmp_path)
+
+
+def training(manifest, transform=TRANSFORM, seed=3, **settings):
+    return VideoDataset(manifest, transform.spec, transform=transform, seed=seed, **settings)
+
+
+def same(batches, others):
+    assert len(batches) == len(others) > 0
+    for a, b in zip(batches, others, strict=True):
+        for name in ("clips", "labels", "video_ids", "views"):
+            assert torch.equal(getattr(a, name), getattr(b, name)), name
+        assert a.failed == b.failed
+
+
+def pictures(clips, spec=PLAIN_SPEC):
+    """The indices in the pictures of float [B, 3, T, H, W], back from normalisation."""
+    pixels = (clips * spec.std[0] + spec.mean[0]) * 255
+    return [[read_index(frame) for frame in clip.unbind(1)] for clip in pixels]
+
+
+# ---- the same stream, however it is read --------------------------------------------------------
+
+
+def test_any_number_of_workers_gives_the_same_batches(manifest):
+    dataset = training(manifest, num_temporal=2)
+    settings = {"batch_size": 4, "start_step": 1, "stop_step": 5}  # across the end of an epoch
+    alone = list(build_loader(dataset, **settings))
+    assert len(alone) == 4
+    assert alone[0].clips.shape == (8, 3, 4, 32, 32)
+    for num_workers in (1, 2):
+        loader = build_loader(dataset, num_workers=num_workers, **settings)
+        same(list(loader), alone)
+        same(list(loader), alone)  # a second time, by the same workers
+        loader.close()
+
+
+def test_processes_and_accumulation_parts_share_out_the_same_videos(manifest):
+    dataset = training(manifest)
+    whole = list(build_loader(dataset, batch_size=6))
+    for world, parts in ((2, 1), (3, 1), (1, 2), (3, 2)):
+        loaders = [
+            build_loader(dataset, batch_size=6, rank=rank, world=world, grad_accum=parts)
+            for rank in range(world)
+        ]
+        streams = [list(loader) for loader in loaders]
+        assert [len(s) for s in streams] == [len(whole) * parts] * world
+        for step, batch in enumerate(whole):
+            shares = [streams[r][step * parts + p] for p in range(parts) for r in range(world)]
+            # Dealt like cards, so that taking one from each in turn gives the whole again.
+            order = torch.arange(6).view(-1, world * parts).t().flatten()
+            together = torch.cat([share.clips for share in shares])
+            assert torch.equal(together, batch.clips[order])
+            ids = torch.cat([share.video_ids for share in shares])
+            assert torch.equal(ids, batch.video_ids[order])
+
+
+def test_a_run_goes_on_in_the_middle_of_an_epoch(manifest):
+    dataset = training(manifest)
+    loader = build_loader(dataset, batch_size=3, stop_step=9)
+    assert loader.steps_per_epoch == 4
+    assert len(loader) == 9
+    whole = list(loader)
+    for start in (2, 5):
+        same(
+            list(build_loader(dataset, batch_size=3, start_step=start, stop_step=9)), whole[start:]
+        )
+    same(list(build_loader(dataset, batch_size=3, start_step=6)), whole[6:8])  # to the epoch's end
+
+
+def test_an_epoch_takes_every_video_once_and_the_next_in_another_order(manifest):
+    batches = list(build_loader(training(manifest), batch_size=4, stop_step=6))
+    epochs = [torch.cat([b.video_ids for b in batches[i : i + 3]]).tolist() for i in (0, 3)]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
+    assert epochs[0] != epochs[1]
+    assert epochs[0] == epoch_order(12, 3, 0).tolist()
+    other = next(iter(build_loader(training(manifest, seed=4), batch_size=4)))
+    assert other.video_ids.tolist() != epochs[0][:4]
+
+
+def test_randomness_is_the_same_on_every_machine():
+    assert epoch_order(10, seed=1, epoch=2).tolist() == ORDER
+    assert torch.rand(2, generator=generator_for(1, 2, 3)).tolist() == pytest.approx(
+        DRAWN, abs=1e-6
+    )
+    assert generator_for(1, 2).initial_seed() != generator_for(2, 1).initial_seed()
+    assert generator_for(1, 2).initial_seed() != generator_for(1, 2, 0).initial_seed()
+
+
+ORDER = [9, 4, 3, 7, 6, 8, 1, 5, 2, 0]
+DRAWN = [0.130478, 0.989595]
+
+
+def test_left_over_videos_differ_by_epoch(manifest):
+    loader = build_loader(training(manifest), batch_size=5, stop_step=6)
+    assert loader.steps_per_epoch == 2
+    ids = [b.video_ids.tolist() for b in loader]
+    left_over = [set(range(12)) - {*ids[i], *ids[i + 1]} for i in (0, 2, 4)]
+    assert all(len(rest) == 2 for rest in left_over)
+    assert len({frozenset(rest) for rest in left_over}) > 1
+
+
+# ---- clips --------------------------------------------------------------------------------------
+
+
+def test_clips_hold_the_pictures_of_their_video_in_order(manifest):
+    starts = set()
+    for batch in build_loader(training(manifest, PLAIN), batch_size=4, stop_step=12):
+        for indices, video, label in zip(
+            pictures(batch.clips), batch.video_ids.tolist(), batch.labels.tolist(), strict=True
+        ):
+            own = np.array(indices) - 100 * video
+            assert (np.diff(own) >= 2).all()
+            assert own[-1] - own[0] == span(4, 2, 30, 30) - 1
+            assert 0 <= own[0] <= own[-1] < 24
+            assert label == video % 2
+            starts.add(int(own[0]))
+    assert min(starts) <= 2
+    assert max(starts) >= 14
+
+
+@pytest.fixture
+def decodes(monkeypatch):
+    """The frames asked of the decoder, read by read."""
+    reads = []
+
+    class Spy(frame_folder.VideoReader):
+        def read(self, indices):
+            reads.append(list(indices))
+            return super().read(indices)
+
+    monkeypatch.setattr(frame_folder, "VideoReader", Spy)
+    return reads
+
+
+def test_repeats_share_one_decode(manifest, decodes):
+    clips = training(manifest, PLAIN, num_temporal=3, num_augment=2)[0, 5]
+    assert len(clips) == 6
+    assert len(decodes) == 1
+    assert decodes[0] == sorted(set(decodes[0]))
+    shown = pictures(torch.stack(clips))
+    assert sorted({i - 500 for view in shown for i in view}) == decodes[0]
+    # Neighbouring pairs are the same moment augmented anew; the moments are drawn one by one.
+    assert shown[0::2] == shown[1::2]
+    assert len({tuple(view) for view in shown[0::2]}) > 1
+
+
+def test_augmentations_of_one_clip_differ(manifest):
+    first, second = training(manifest, num_augment=2)[0, 1]
+    assert not torch.equal(first, second)
+    assert torch.equal(training(manifest)[0, 1][0], first)  # one more repeat changes none of these
+    assert torch.equal(training(manifest, num_temporal=2)[0, 1][0], first)
+
+
+def test_large_pictures_are_cropped_as_they_come(manifest, decodes, monkeypatch):
+    whole = training(manifest, num_temporal=2)[1, 7]
+    monkeypatch.setattr(datasets, "_DECODED_BYTES", 3 * 64 * 64 * 3)  # three pictures at once
+    pieces = training(manifest, num_temporal=2)[1, 7]
+    assert len(decodes) > 2
+    assert all(len(read) <= 3 for read in decodes[1:])
+    assert all(torch.equal(a, b) for a, b in zip(whole, pieces, strict=True))
+
+
+def test_a_short_video_and_an_image_model(tmp_path):
+    write_clip(tmp_path / "short.mp4", frames=3, size=(64, 64))
+    (tmp_path / "train.csv").write_text("short.mp4 0\n")
+    manifest = read_manifest(tmp_path)
+    assert pictures(training(manifest, PLAIN)[0, 0][0][None]) == [[0, 2, 2, 2]]
+    image = ClipSpec(num_frames=1, crop_size=64)
+    plain = TrainTransform(image, area=(1, 1), aspect=(1, 1), flip=0)
+    assert training(manifest, plain)[0][0].shape == (3, 1, 64, 64)
+
+
+def test_segments_take_one_random_frame_of_each_part(manifest):
+    spec = ClipSpec(num_frames=6, crop_size=64, segments=True)
+    plain = TrainTransform(spec, area=(1, 1), aspect=(1, 1), flip=0)
+    seen = set()
+    for epoch in range(6):
+        (indices,) = pictures(training(manifest, plain)[epoch, 0][0][None], spec)
+        assert all(23 * i // 6 <= index <= 23 * (i + 1) // 6 + 1 for i, index in enumerate(indices))
+        seen.add(tuple(indices))
+    assert len(seen) > 3
+
+
+def test_test_views_are_those_of_the_demo(manifest, folder):
+    dataset = VideoDataset(manifest, SPEC, num_views=2, num_crops=3)
+    (batch,) = build_loader(dataset, batch_size=12)
+    assert batch.clips.shape == (12 * 6, 3, 4, 32, 32)
+    assert batch.views.tolist() == list(range(6)) * 12
+    assert batch.video_ids.tolist() == [v for v in range(12) for _ in range(6)]
+    expected = load_test_views(str(folder / "clip 3.mp4"), SPEC, 2, 3)
+    assert torch.equal(batch.clips[18:24], expected)
+
+
+def test_every_video_is_tested_once_by_any_number_of_processes(manifest):
+    dataset = VideoDataset(manifest, SPEC)
+    for world in (1, 2, 5):
+        loaders = [build_loader(dataset, batch_size=2, rank=r, world=world) for r in range(world)]
+        ids = [b.video_ids for loader in loaders for b in loader]
+        assert sorted(torch.cat(ids).tolist()) == list(range(12))
+
+
+# ---- labels -------------------------------------------------------------------------------------
+
+
+def test_several_labels_become_rows_of_zeros_and_ones(folder, tmp_path):
+    lines = ["clip 0.mp4 3 0\n", "clip 1.mp4 2\n"]
+    (tmp_path / "train.csv").write_text("".join(lines))
+    manifest = read_manifest(tmp_path, multi_label=True, num_classes=5, path_prefix=str(folder))
+    (batch,) = build_loader(VideoDataset(manifest, SPEC, num_views=2), batch_size=2)
+    assert batch.labels.tolist() == [[1, 0, 0, 1, 0]] * 2 + [[0, 0, 1, 0, 0]] * 2
+    assert batch.labels.dtype == torch.float32
+
+
+def test_lists_without_labels_can_be_read(folder, tmp_path):
+    (tmp_path / "train.csv").write_text("clip 0.mp4\nclip 1.mp4\n")
+    manifest = read_manifest(tmp_path, need_labels=False, path_prefix=str(folder))
+    (batch,) = build_loader(training(manifest), batch_size=2)
+    assert batch.labels.tolist() == [-1, -1]
+
+
+def test_labels_with_a_direction_are_never_mirrored(folder, tmp_path):
+    for i, name in enumerate(("pan left", "pan right", "tilt up")):
+        (tmp_path / name).mkdir()
+        os.link(folder / f"clip {i}.mp4", tmp_path / name / "a.mp4")
+    manifest = read_manifest(tmp_path, val_fraction=0.01)
+    with pytest.raises(DataError, match=r"'pan left', 'pan right' name a direction.*RANDOM_FLIP"):
+        training(manifest)
+    training(manifest, TrainTransform(SPEC, flip=0))
+
+
+def test_something_something_is_never_mirrored(folder, tmp_path):
+    (tmp_path / "labels.json").write_text('{"Holding something": "0"}')
+    (tmp_path / "train.json").write_text('[{"id": "clip 1", "template": "Holding [something]"}]')
+    manifest = read_manifest(tmp_path, path_prefix=str(folder))
+    with pytest.raises(DataError, match=r"Something-Something .*RANDOM_FLIP"):
+        training(manifest)
+    dataset = training(manifest, TrainTransform(PLAIN_SPEC, area=(1, 1), aspect=(1, 1), flip=0))
+    # Read from the pixels: a mirrored code would be another number.
+    shown = [pictures(dataset[epoch, 0][0][None])[0] for epoch in range(20)]
+    assert all(100 <= index < 124 for view in shown for index in view)
+
+
+# ---- failures -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_unreadable_videos_are_counted_and_named(broken, num_workers):
+    loader = build_loader(training(broken), batch_size=16, num_workers=num_workers)
+    (batch,) = loader
+    assert sorted(batch.video_ids.tolist()) == list(range(12))
+    assert batch.clips.shape[0] == batch.labels.shape[0] == batch.views.shape[0] == 12
+    assert sorted(failed.video_id for failed in batch.failed) == [12, 13, 14, 15]
+    names = {os.path.basename(failed.path): failed.reason for failed in batch.failed}
+    assert set(names) == {"text.mp4", "empty.mp4", "half.mp4", "missing.mp4"}
+    assert all(names.values())
+    assert loader.failures.count == 4
+    assert len(loader.failures.first) == 4
+    loader.close()
+
+
+def test_a_batch_may_be_empty(broken):
+    dataset = VideoDataset(broken, SPEC)
+    batches = list(build_loader(dataset, batch_size=4))
+    assert [len(b.video_ids) for b in batches] == [4, 4, 4, 0]
+    assert batches[3].clips.shape == (0, 3, 4, 32, 32)
+    assert batches[3].labels.shape == (0,)
+    assert len(batches[3].failed) == 4
+    assert isinstance(dataset[13], Failed)
+
+
+def test_when_nothing_can_be_read_the_run_ends_with_the_reasons(tmp_path):
+    (tmp_path / "train.csv").write_text("".join(f"gone {i}.mp4 0\n" for i in range(300)))
+    manifest = read_manifest(tmp_path)
+    for dataset in (training(manifest), VideoDataset(manifest, SPEC)):
+        loader = build_loader(
+            dataset, batch_size=10, **({"stop_step": 99} if dataset.train else {})
+        )
+        with pytest.raises(RunFailed, match=r"last 100 videos could not be read.*gone \d+.mp4: "):
+            list(loader)
+        assert loader.failures.count == GIVE_UP_AFTER
+    (tmp_path / "few.csv").write_text("gone 1.mp4 0\ngone 2.mp4 0\n")
+    few = VideoDataset(read_manifest(tmp_path / "few.csv"), SPEC)
+    with pytest.raises(RunFailed, match="last 2 videos could not be read"):
+        list(build_loader(few, batch_size=1))
+
+
+def test_a_worker_that_dies_is_named_with_its_video(manifest, monkeypatch):
+    class Deadly(datasets.TestReader):
+        def __call__(self, sample):
+            if sample.video_id == 5:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().__call__(sample)
+
+    monkeypatch.setattr(datasets, "_context", lambda: datasets.multiprocessing.get_context("fork"))
+    dataset = VideoDataset(manifest, SPEC)
+    dataset.reader = Deadly(SPEC)
+    loader = build_loader(dataset, batch_size=1, num_workers=1)
+    with pytest.raises(RunFailed, match=r"while it read .*clip 5.mp4: SIGKILL.*NUM_WORKERS"):
+        list(loader)
+
+
+# ---- sizes --------------------------------------------------------------------------------------
+
+
+def test_sizes_that_do_not_fit_are_told(manifest):
+    dataset = training(manifest)
+    with pytest.raises(DataError, match=r"batch of 5 .*2 processes x 1 .*multiple of 2"):
+        build_loader(dataset, batch_size=5, world=2)
+    with pytest.raises(DataError, match="12 training videos are too few for 16 processes"):
+        build_loader(dataset, batch_size=16, world=16)
+    for wrong in ({"batch_size": 0}, {"batch_size": 2, "rank": 2, "world": 2}):
+        with pytest.raises(DataError, match="at least 1"):
+            build_loader(dataset, **wrong)
+    with pytest.raises(DataError, match="num_temporal=0"):
+        training(manifest, num_temporal=0)
+    small = build_loader(dataset, batch_size=64, grad_accum=4)
+    assert small.batch_size == 12
+    assert small.notes == ["only 12 videos: steps of 12 instead of 64 videos"]
+    assert [len(b.video_ids) for b in small] == [3, 3, 3, 3]
+
+
+def test_a_batch_moves_whole():
+    batch = Batch(
+        torch.zeros(1, 3, 1, 2, 2), torch.zeros(1), torch.zeros(1), torch.zeros(1), ("x",)
+    )
+    moved = batch.to("meta")
+    assert all(tensor.device.type == "meta" for tensor in moved[:4])
+    assert moved.failed == ("x",)
