@@ -227,7 +227,7 @@ class Predictor:
         return cls(
             built,
             spec=spec or checkpoint.spec or _usual_spec(built, checkpoint, warn),
-            classes=_class_names(built, names, labels, checkpoint, published, warn),
+            classes=_class_names(built, name, names, labels, checkpoint, published, warn),
             model_name=name,
             weights_name=weights_name,
             warn=warn,
@@ -508,6 +508,7 @@ def _read_labels(labels: str | os.PathLike) -> list[str]:
 
 def _class_names(
     model: nn.Module,
+    model_name: str,
     names: list[str] | None,
     labels: str | os.PathLike | None,
     checkpoint: Checkpoint,
@@ -528,8 +529,21 @@ def _class_names(
         return load_labels(published.classes)
     if outputs is None:
         raise UserError(f"{checkpoint.label} has no class names; give them with --labels FILE")
+    usual = _usual_classes(model_name, outputs)
+    if usual is not None:
+        warn(
+            f"warning: {checkpoint.label} has no class names; its {outputs} outputs are read as "
+            f"those of {usual}, as {model_name} is published (other names: --labels FILE)"
+        )
+        return load_labels(usual)
     warn(f"warning: {checkpoint.label} has no class names; numbers stand for them (--labels FILE)")
     return [f"class {index}" for index in range(outputs)]
+
+
+def _usual_classes(model_name: str, outputs: int) -> str | None:
+    """The list of class names that this model is published with, if it has as many."""
+    rows = [row for (owner, _), row in PUBLISHED.items() if owner == model_name and row.classes]
+    return next((row.classes for row in rows if row.num_classes == outputs), None)
 
 
 def _check_fits(model: nn.Module, spec: ClipSpec, classes: Sequence[str]) -> None:

@@ -61,6 +61,9 @@ def clip_scores(
 ) -> Tensor:
     """Scores of clips, each for itself: float32 [V, num_classes], on the CPU.
 
+    Clips of equal pixels (the crops of a square video, the views of a short one) go through the
+    model once.
+
     Args:
         model: in eval mode and on `device`; returns logits [B, num_classes].
         clips: float32 [V, 3, T, H, W]. An image model (`model.input_size` of two numbers) is
@@ -75,16 +78,39 @@ def clip_scores(
     if takes_images(model):
         clips = clips.squeeze(2)
     device = torch.device(device)
+    distinct, row_of = distinct_clips(clips)
     rows = []
-    for batch in clips.split(batch_size):
+    for chosen in distinct.split(batch_size):
+        batch = clips if len(chosen) == len(clips) else clips[chosen]
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits = model(batch.to(device, non_blocking=True))
         logits = logits.float()
         scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
         rows.append(scores.cpu())
         if on_views is not None:
-            on_views(len(batch))
-    return torch.cat(rows)
+            on_views(int(torch.isin(distinct[row_of], chosen).sum()))
+    return torch.cat(rows)[row_of]
+
+
+def distinct_clips(clips: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions of the first of each set of equal clips, and for each clip its place in them.
+
+    Equal means every pixel: a sum over all of them finds the candidates cheaply.
+    """
+    sums = clips.flatten(1).sum(dim=1).tolist()
+    firsts: list[int] = []
+    row_of = []
+    for i, total in enumerate(sums):
+        same = (
+            row
+            for row, first in enumerate(firsts)
+            if sums[first] == total and torch.equal(clips[first], clips[i])
+        )
+        row = next(same, len(firsts))
+        if row == len(firsts):
+            firsts.append(i)
+        row_of.append(row)
+    return torch.tensor(firsts), torch.tensor(row_of)
 
 
 def takes_images(model: nn.Module) -> bool:

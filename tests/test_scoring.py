@@ -7,7 +7,14 @@ from torch import nn
 from hiera_video import scoring
 from hiera_video.errors import UserError
 from hiera_video.models import build_model
-from hiera_video.scoring import choose_device, choose_dtype, takes_images, view_scores
+from hiera_video.scoring import (
+    choose_device,
+    choose_dtype,
+    clip_scores,
+    distinct_clips,
+    takes_images,
+    view_scores,
+)
 
 
 class Logits(nn.Module):
@@ -64,7 +71,12 @@ def test_multi_label_classes_are_scored_each_for_itself():
 def test_the_batch_size_bounds_the_views_of_a_forward_pass():
     model = Logits().eval()
     seen = []
-    view_scores(model, clips_with([[0.0] * 3] * 5), batch_size=2, on_views=seen.append)
+    view_scores(
+        model,
+        clips_with([[float(i), 0.0, 0.0] for i in range(5)]),
+        batch_size=2,
+        on_views=seen.append,
+    )
     assert [shape[0] for shape in model.batches] == seen == [2, 2, 1]
 
 
@@ -160,3 +172,31 @@ def test_other_devices_are_refused_with_the_choices(name):
 def test_other_number_formats_are_refused_with_the_choices():
     with pytest.raises(UserError, match="auto, fp32, fp16 or bf16"):
         choose_dtype("fp8", torch.device("cpu"))
+
+
+def test_equal_clips_go_through_the_model_once():
+    seen, progress = [], []
+
+    class Counting(Logits):
+        def forward(self, clips):
+            seen.append(len(clips))
+            return super().forward(clips)
+
+    rows = [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]]
+    clips = clips_with(rows)
+    scores = clip_scores(
+        Counting().eval(), clips, batch_size=2, on_views=lambda n: progress.append(n)
+    )
+    assert seen == [2, 1]
+    assert progress == [4, 1]
+    assert torch.allclose(scores, torch.tensor(rows).softmax(-1))
+    assert torch.allclose(
+        view_scores(Logits().eval(), clips, batch_size=5), torch.tensor(rows).softmax(-1).mean(0)
+    )
+
+
+def test_clips_of_equal_sums_and_other_pixels_are_distinct():
+    clips = torch.zeros(2, 3, 2, 4, 4)
+    clips[0, 0, 0, 0, 0] = clips[1, 0, 0, 0, 1] = 1.0
+    firsts, rows = distinct_clips(clips)
+    assert (firsts.tolist(), rows.tolist()) == ([0, 1], [0, 1])
