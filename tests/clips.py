@@ -147,6 +147,41 @@ def write_clip(
     return path
 
 
+def cut_clip(source: str | Path, path: str | Path, *, seconds: float) -> Path:
+    """Copy `source` from `seconds` on, packets as they are, as editors "trim without re-encoding".
+
+    Packets from the key frame before on are kept, with negative times; into MP4 an edit list is
+    written that hides them.
+    """
+    path = Path(path)
+    with av.open(str(source)) as whole, av.open(str(path), "w") as trimmed:
+        stream = whole.streams.video[0]
+        twin = trimmed.add_stream_from_template(stream)
+        shift = round(seconds / stream.time_base)
+        whole.seek(shift, stream=stream)
+        for packet in whole.demux(stream):
+            if packet.size:
+                packet.pts -= shift
+                packet.dts -= shift
+                packet.stream = twin
+                trimmed.mux(packet)
+    return path
+
+
+def write_two_streams(path: str | Path, *, first: str | Path, second: str | Path) -> Path:
+    """Write one file holding the video streams of two files, packets as they are."""
+    path = Path(path)
+    with av.open(str(path), "w") as both, av.open(str(first)) as a, av.open(str(second)) as b:
+        sources = [(a.streams.video[0], a), (b.streams.video[0], b)]
+        twins = [both.add_stream_from_template(stream) for stream, _ in sources]
+        for (stream, container), twin in zip(sources, twins, strict=True):
+            for packet in container.demux(stream):
+                if packet.size:
+                    packet.stream = twin
+                    both.mux(packet)
+    return path
+
+
 def write_audio_only(path: str | Path, *, seconds: float = 1.0) -> Path:
     """Write a file with one silent AAC track and no video."""
     path = Path(path)

@@ -24,10 +24,12 @@ TIME_LIMIT seconds a call (looked at between frames), local files in known conta
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
 import io
+import itertools
 import logging
 import os
 from collections.abc import Iterable
@@ -104,7 +106,7 @@ class VideoInfo:
     """The library that decodes (where "auto" meets a file it fails on, the next one does)."""
     times: np.ndarray = field(repr=False)
     """float64 [num_frames]: seconds from the first frame, never falling."""
-    index: FrameIndex = field(repr=False)
+    index: FrameIndex | None = field(default=None, repr=False)
     """Where each frame lies in the file; spares `read_frames` the search."""
 
 
@@ -139,7 +141,7 @@ def read_frames(
         time_limit: seconds until the attempt is given up.
 
     Raises:
-        DecodeError: the file cannot be decoded.
+        DecodeError: the file cannot be decoded, or the result would exceed MAX_OUTPUT_BYTES.
         FrameIndexError: an index is negative or not below `num_frames`.
         UserError: there is no such decoder, or it does not work on this machine.
     """
@@ -174,7 +176,7 @@ class VideoReader:
         identity = check_file(self._path)
         if info is not None and info.path != self._path:
             raise UserError(f"info is of {info.path!r}, not of {self._path!r}; probe that file")
-        if info is not None and info.index.identity == identity:
+        if info is not None and info.index is not None and info.index.identity == identity:
             self.info = dataclasses.replace(info, decoder=self._names[0])
         else:
             self.info = self._scan(identity, deadline)
@@ -199,11 +201,12 @@ class VideoReader:
         wanted = _checked_indices(indices, self.info)
         size = 3 * self.info.height * self.info.width
         if len(wanted) * size > MAX_OUTPUT_BYTES:
-            raise UserError(
+            # Not a UserError: the size of the pictures is the file's doing; a run goes on without.
+            raise DecodeError(
+                self._path,
                 f"{len(wanted)} frames of {self.info.width}x{self.info.height} are "
                 f"{len(wanted) * size / 2**30:.1f} GiB, above the limit of "
-                f"{MAX_OUTPUT_BYTES / 2**30:.0f} GiB a read; read fewer at once "
-                f"(at most {MAX_OUTPUT_BYTES // size})"
+                f"{MAX_OUTPUT_BYTES / 2**30:.0f} GiB a read (at most {MAX_OUTPUT_BYTES // size})",
             )
         if not len(wanted):
             return torch.empty(0, 3, self.info.height, self.info.width, dtype=torch.uint8)
@@ -249,14 +252,14 @@ class VideoReader:
 
     def _count(self, index: FrameIndex, stated: Fraction | None, deadline: Deadline):
         """Index and times of a file whose packets do not tell them, from decoding all of it."""
-        counter = PyavReader(self._path, index, opened=self._opened)
-        self._opened = None
-        ticks = [frame.pts for frame in counter.frames_from_start(deadline)]
-        counter.close()
+        opened, self._opened = self._opened, None
+        with contextlib.closing(PyavReader(self._path, index, opened=opened)) as counter:
+            ticks = [frame.pts for frame in counter.frames_from_start(deadline)]
         if not ticks:
             raise DecodeError(self._path, "no frame can be decoded")
         index = dataclasses.replace(index, shown=np.arange(len(ticks)))
-        if None in ticks:
+        turns_back = None not in ticks and any(b < a for a, b in itertools.pairwise(ticks))
+        if None in ticks or (turns_back and index.container == "avi"):
             return index, np.arange(len(ticks)) / float(stated or 25)
         times = np.array(ticks, np.float64) * float(index.time_base)
         return index, without_jumps(times, index.container)

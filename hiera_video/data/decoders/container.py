@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from hiera_video.data.decoders.h264 import starting_point
+
 CONTAINERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,asf,ogg,gif,nut,mxf,dv"
 )
@@ -97,7 +99,11 @@ class FrameIndex:
     dts: np.ndarray = field(repr=False)
     """int64 [P] decode times, for seeking; the least int64 where the file has none."""
     key: np.ndarray = field(repr=False)
-    """bool [P]: decoding can start here."""
+    """bool [P]: decoding can start here, and is right from this frame's time on."""
+    closed: np.ndarray = field(repr=False)
+    """bool [P]: a key whose followers never look back behind it."""
+    plain: bool
+    """True where the file's own key-frame marks are the closed keys: any library can seek."""
     hidden: np.ndarray = field(repr=False)
     """bool [P]: decoded but not shown (outside the file's edit list)."""
     shown: np.ndarray = field(repr=False)
@@ -110,13 +116,18 @@ class FrameIndex:
         """int64 [N]: presentation time of each readable frame, in ticks."""
         return self.pts[self.shown]
 
-    def ranks(self, *, with_hidden: bool) -> np.ndarray:
-        """int64 [N]: the place of each frame among all packets of the stream sorted by time.
+    def cut_off(self) -> np.ndarray:
+        """bool [P]: packets before the first frame that need what was before the file's start."""
+        before = self.pts < self.pts[self.shown[0]]
+        start = int(self.key.argmax())
+        undecodable = (np.arange(len(self.pts)) < start) | (self.pts < self.pts[start])
+        return before & (~self.hidden | undecodable)
 
-        Libraries that count packets on their own know a frame by this number; some count the hidden
-        ones, some do not.
+    def ranks(self, counted: np.ndarray) -> np.ndarray:
+        """int64 [N]: the place of each frame among the `counted` packets (bool [P]) by time.
+
+        Libraries that list the packets on their own know a frame by this number.
         """
-        counted = np.ones(len(self.pts), bool) if with_hidden else ~self.hidden
         order = np.flatnonzero(counted)[np.argsort(self.pts[counted], kind="stable")]
         rank = np.full(len(self.pts), -1, np.int64)
         rank[order] = np.arange(len(order))
@@ -221,15 +232,23 @@ def scan(path: str, container, stream, identity, deadline: Deadline) -> FrameInd
 
     Where packets do not tell their times, the index is `sequential` and has no frames yet.
     """
-    pts, dts, key, hidden, damaged = [], [], [], [], []
+    pts, dts, key, marked, idr, hidden, damaged = [], [], [], [], [], [], []
     first = None
+    is_h264 = stream.codec_context.codec.name == "h264"
+    extradata = stream.codec_context.extradata
     probing = _FirstFrameProbe(path, stream)
     for packet in container.demux(stream):
         if not packet.size:
             continue  # the empty packet at the end
         pts.append(packet.pts)
         dts.append(packet.dts)
-        key.append(packet.is_keyframe)
+        keyframe = packet.is_keyframe
+        start = "idr" if keyframe else None
+        if keyframe and is_h264:
+            start = starting_point(bytes(packet), extradata)
+        marked.append(keyframe)
+        key.append(start is not None)
+        idr.append(start == "idr")
         hidden.append(packet.is_discard)
         damaged.append(packet.is_corrupt)
         if first is None:
@@ -252,10 +271,16 @@ def scan(path: str, container, stream, identity, deadline: Deadline) -> FrameInd
         "time_base": Fraction(stream.time_base),
         "dts": np.array([least if t is None else t for t in dts], np.int64),
         "key": np.array(key, bool),
+        "closed": np.zeros(len(pts), bool),
+        "plain": False,
         "hidden": np.array(hidden, bool),
     }
     seen = [t for t, show in zip(pts, visible, strict=True) if show]
-    if None in seen or len(set(seen)) < len(seen) or first.pts is None:
+    untold = None in seen or len(set(seen)) < len(seen) or first.pts is None
+    # AVI has no presentation times: those reported are of the order in the file.
+    if container.format.name == "avi" and stream.codec_context.reorder_depth:
+        untold = True
+    if untold:
         return FrameIndex(
             **common, pts=np.zeros(len(pts), np.int64), shown=np.empty(0, np.int64), sequential=True
         )
@@ -266,7 +291,18 @@ def scan(path: str, container, stream, identity, deadline: Deadline) -> FrameInd
     shown = shown[ticks[shown] >= first.pts]
     if not len(shown):
         raise DecodeError(path, "none of its frames can be shown")
+    common["closed"] = _closed_keys(ticks, common["key"], np.array(idr, bool))
+    common["plain"] = np.array_equal(common["closed"], np.array(marked, bool))
     return FrameIndex(**common, pts=ticks, shown=shown, sequential=False)
+
+
+def _closed_keys(pts: np.ndarray, key: np.ndarray, idr: np.ndarray) -> np.ndarray:
+    """bool [P]: keys after which nothing earlier is shown, and the very first key."""
+    times = np.where(pts == np.iinfo(np.int64).min, np.iinfo(np.int64).max, pts)
+    earliest_after = np.minimum.accumulate(times[::-1])[::-1]  # over this packet and later ones
+    closed = key & idr & (earliest_after == times)
+    closed[np.flatnonzero(key)[:1]] = True
+    return closed
 
 
 class _FirstFrameProbe:

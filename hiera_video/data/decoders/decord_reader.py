@@ -29,10 +29,11 @@ class DecordReader:
             )
         self.path, self.index = path, index
         self._reader = self._open(deadline)
-        self._ranks = index.ranks(with_hidden=True)
-        if len(self._reader) != len(index.pts):
+        counted = ~index.cut_off()
+        self._ranks = index.ranks(counted)
+        if len(self._reader) != counted.sum():
             raise DecodeError(
-                path, f"decord counts {len(self._reader)} frames, the file has {len(index.pts)}"
+                path, f"decord counts {len(self._reader)} frames, the file has {counted.sum()}"
             )
 
     def _open(self, deadline: Deadline):
@@ -41,10 +42,18 @@ class DecordReader:
         import decord
 
         # It turns pictures upright itself, in MP4 and MOV, which is all that it gets to see.
-        native = self.index.container.split(",")[0] in _NATIVE and self.index.num_video_streams == 1
+        index = self.index
+        kind = index.container.split(",")[0]
+        native = (
+            kind in _NATIVE
+            and index.num_video_streams == 1
+            and index.plain
+            and not index.hidden.any()
+            and not index.cut_off().any()
+        )
         source = os.path.abspath(self.path)
         if not native:
-            source = remux(self.path, self.index, ("mp4", "mov"), deadline)
+            source = remux(self.path, index, ("mp4", "mov"), deadline)
         try:
             return decord.VideoReader(source, ctx=decord.cpu(0), num_threads=1)
         except Exception as error:

@@ -1,13 +1,17 @@
 """Copy one video stream, packets as they are, into a simple container in memory.
 
 For files that a library cannot seek in or count right by itself (MPEG-TS, no duration, several
-video streams): it then reads the copy. Nothing is decoded or lost.
+video streams, open picture groups, edit lists): it then reads the copy. Nothing is decoded. The
+copy shows every packet, has key-frame marks only where decoding can start without a look back, and
+begins where decoding can begin.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+
+import numpy as np
 
 from hiera_video.data.decoders.container import (
     Deadline,
@@ -20,9 +24,15 @@ from hiera_video.data.decoders.container import (
 MAX_BYTES = 256 << 20
 """Largest file that is copied into memory."""
 
+MAX_GAP = 1500
+"""Most packets from one closed key frame to the next: what one frame may cost to decode."""
+
 
 def remux(path: str, index: FrameIndex, formats: Sequence[str], deadline: Deadline) -> io.BytesIO:
-    """The stream of `index` in the first of `formats` that takes its codec, positioned at 0."""
+    """The stream of `index` in the first of `formats` that takes its codec, positioned at 0.
+
+    Its packets are those of the index that are not `cut_off`.
+    """
     import av
 
     size = index.identity[0]
@@ -32,24 +42,41 @@ def remux(path: str, index: FrameIndex, formats: Sequence[str], deadline: Deadli
             f"must be copied into memory for this decoder, and its {size >> 20} MiB are above the "
             f"limit of {MAX_BYTES >> 20}; decoder 'pyav' reads it from the disk",
         )
+    gaps = np.diff(np.append(np.flatnonzero(index.closed), len(index.closed)))
+    if not index.plain and gaps.max(initial=0) > MAX_GAP:
+        raise DecodeError(
+            path, "its picture groups are open, which of the decoders only pyav can seek in"
+        )
     refusals = []
     for name in formats:
         copy = io.BytesIO()
         try:
-            with (
-                open_container(path, deadline) as source,
-                av.open(copy, "w", format=name) as target,
-            ):
-                stream = source.streams[index.stream]
-                twin = target.add_stream_from_template(stream)
-                for packet in source.demux(stream):
-                    if packet.size:
-                        packet.stream = twin
-                        target.mux(packet)
-                        deadline.check()
+            _copy(path, index, copy, name, deadline)
         except (av.FFmpegError, ValueError) as error:
             refusals.append(f"{name}: {error_reason(error)}")
             continue
         copy.seek(0)
         return copy
     raise DecodeError(path, f"cannot be copied for this decoder ({'; '.join(refusals)})")
+
+
+def _copy(path: str, index: FrameIndex, target: io.BytesIO, format: str, deadline: Deadline):
+    import av
+
+    keep = ~index.cut_off()
+    # Times from zero on: otherwise the copy would hide what comes before, as the file did.
+    options = {"avoid_negative_ts": "make_zero"}
+    with (
+        open_container(path, deadline) as source,
+        av.open(target, "w", format=format, options=options) as sink,
+    ):
+        stream = source.streams[index.stream]
+        twin = sink.add_stream_from_template(stream)
+        packets = (packet for packet in source.demux(stream) if packet.size)
+        for packet, kept, closed in zip(packets, keep, index.closed, strict=False):
+            deadline.check()
+            if kept:
+                packet.is_keyframe = bool(closed)
+                packet.duration = packet.duration or 1  # decord leaves out a last frame without
+                packet.stream = twin
+                sink.mux(packet)

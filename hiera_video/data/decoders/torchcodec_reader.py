@@ -24,19 +24,20 @@ class TorchcodecReader:
                 path, "its time stamps are missing or repeated; of the decoders only pyav reads it"
             )
         self.path, self.index = path, index
-        copied = index.container.split(",")[0] in _UNSEEKABLE
+        copied = index.container.split(",")[0] in _UNSEEKABLE or not index.plain
         self._decoder = self._open(copied, deadline)
         # It turns pictures by what its own FFmpeg finds in the file; older ones do not look in all
         # kinds of files, a copy in memory does not say, and older torchcodecs do not turn at all.
         turned = round((getattr(self._decoder.metadata, "rotation", None) or 0) / 90)
         self._turns_left = (index.quarter_turns - turned) % 4
-        self._ranks = index.ranks(with_hidden=copied)
+        counted = ~index.cut_off() if copied else ~index.hidden
+        self._ranks = index.ranks(counted)
         # Its own clock starts at the first packet it counts.
-        counted = index.pts if copied else index.pts[~index.hidden]
-        self._times = (index.frame_pts() - counted.min()) * float(index.time_base)
-        if len(self._decoder) != len(counted):
+        ticks = index.frame_pts() - index.pts[counted].min()
+        self._times = ticks * float(index.time_base)
+        if len(self._decoder) != counted.sum():
             raise DecodeError(
-                path, f"torchcodec counts {len(self._decoder)} frames, the file has {len(counted)}"
+                path, f"torchcodec counts {len(self._decoder)} frames, the file has {counted.sum()}"
             )
 
     def _open(self, copied: bool, deadline: Deadline):
