@@ -1,0 +1,145 @@
+"""Exit codes and one-line errors, in processes of their own: what a shell script sees."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def command(body: str) -> list[str]:
+    """A command line whose `main(argv)` has this body."""
+    code = (
+        "import sys, time\n"
+        "from hiera_video.cli import run\n"
+        "from hiera_video.errors import RunFailed, UserError\n"
+        "def main(argv):\n" + textwrap.indent(textwrap.dedent(body), "    ") + "\n"
+        "run(main)\n"
+    )
+    return [sys.executable, "-c", code]
+
+
+def outcome(body: str, *argv: str) -> tuple[int, str, str]:
+    done = subprocess.run(
+        [*command(body), *argv], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "error"),
+    [
+        ("return 0", 0, ""),
+        ("pass", 0, ""),
+        ("return 1", 1, ""),
+        ("raise UserError('no such flag')", 2, "error: no such flag\n"),
+        ("raise RunFailed('loss is NaN')", 1, "error: loss is NaN\n"),
+        ("raise KeyboardInterrupt", 130, "error: interrupted\n"),
+        (
+            "from hiera_video.registry import MODEL_REGISTRY; MODEL_REGISTRY.get('x')",
+            2,
+            "error: unknown model 'x'",
+        ),
+        (
+            "from hiera_video.config import load_config; load_config('nowhere.yaml')",
+            2,
+            "error: no config file nowhere.yaml",
+        ),
+        ("open('/no/such/file')", 1, "error: [Errno 2] No such file or directory"),
+        ("raise OSError(28, 'No space left on device')", 1, "No space left on device"),
+        (
+            "from hiera_video.data import decode; raise decode.DecodeError('a.mp4', 'cut off')",
+            1,
+            "error: a.mp4: cut off\n",
+        ),
+    ],
+)
+def test_exit_codes(body, code, error):
+    returned, out, err = outcome(body)
+    assert (returned, out) == (code, "")
+    assert err.startswith(error) if error.endswith("\n") else error in err
+    assert "Traceback" not in err
+    assert len(err.splitlines()) <= 1
+
+
+def test_bugs_of_ours_keep_their_traceback():
+    code, _, err = outcome("return [][0]")
+    assert code == 1
+    assert "Traceback" in err
+    assert "IndexError" in err
+
+
+def test_the_arguments_arrive():
+    assert outcome("print(argv)", "a", "--b") == (0, "['a', '--b']\n", "")
+
+
+def test_a_reader_that_leaves_is_no_error():
+    """... | head: no traceback, no message, the exit code of a broken pipe."""
+    body = "for i in range(200_000): print('a line of some length', i)"
+    reader = subprocess.Popen(["head", "-n", "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    writer = subprocess.Popen(command(body), stdout=reader.stdin, stderr=subprocess.PIPE, cwd=ROOT)
+    reader.stdin.close()  # the writer holds the only other end
+    with reader, writer:
+        err = writer.stderr.read()
+    assert (writer.returncode, err) == (141, b"")
+
+
+def test_a_broken_pipe_elsewhere_is_a_failure():
+    """A worker that died must not look like `head`."""
+    code, _, err = outcome("raise BrokenPipeError(32, 'Broken pipe')")
+    assert code == 1
+    assert "Broken pipe" in err
+
+
+def test_ctrl_c():
+    process = subprocess.Popen(
+        command("print('ready', flush=True); time.sleep(60)"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout.readline() == "ready\n"
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate()
+    assert (process.returncode, err) == (130, "error: interrupted\n")
+
+
+def test_import_flag(tmp_path):
+    (tmp_path / "first.py").write_text("print('first')\n")
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    code = (
+        "import argparse\n"
+        "from hiera_video.cli import add_import_argument, run\n"
+        "def main(argv):\n"
+        "    parser = argparse.ArgumentParser()\n"
+        "    add_import_argument(parser)\n"
+        "    print(parser.parse_args(argv).imports)\n"
+        "run(main)\n"
+    )
+
+    def call(*argv):
+        done = subprocess.run(
+            [sys.executable, "-c", code, *argv],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            check=False,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    assert call() == (0, "[]\n", "")
+    assert call("--import", "first", "--import", "json") == (0, "first\n['first', 'json']\n", "")
+    returned, _, err = call("--import", "broken")
+    assert returned == 2
+    assert err.startswith("error: cannot import module 'broken'")
+    assert "ZeroDivisionError" in err
+    assert "broken.py:1" in err

@@ -1,0 +1,166 @@
+"""Names are taken once, unknown ones are answered with their neighbours, users' modules join in."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from hiera_video.errors import UserError
+from hiera_video.registry import (
+    DATASET_REGISTRY,
+    MODEL_REGISTRY,
+    Registry,
+    UnknownNameError,
+    import_user_module,
+)
+
+
+@pytest.fixture
+def registry():
+    registry = Registry("model")
+    for name in ("hiera_base_224", "hiera_base_16x224", "mae_hiera_base_224", "x3d_s"):
+        registry.register(name=name)(lambda name=name: name)
+    return registry
+
+
+def test_register_in_all_three_ways():
+    registry = Registry("thing")
+
+    @registry.register()
+    def one():
+        return 1
+
+    @registry.register(name="number-two")
+    def two():
+        return 2
+
+    def three():
+        return 3
+
+    assert registry.register(three) is three
+    assert one() == 1  # the decorator gives the function back
+    assert [registry.get(name)() for name in ("one", "number-two", "three")] == [1, 2, 3]
+    assert "one" in registry
+    assert "two" not in registry
+    assert dict(registry)["number-two"] is two
+
+
+def test_a_name_is_taken_once(registry):
+    with pytest.raises(UserError, match=r"'x3d_s' is taken by tests?\S*"):
+        registry.register(name="x3d_s")(print)
+    assert registry.get("x3d_s")() != print
+
+
+def test_near_names_are_suggested(registry):
+    with pytest.raises(UnknownNameError) as caught:
+        registry.get("hiera_bas_224")
+    assert str(caught.value).startswith(
+        "unknown model 'hiera_bas_224'; did you mean hiera_base_224"
+    )
+    assert isinstance(caught.value, KeyError)
+    assert isinstance(caught.value, UserError)
+
+
+def test_far_names_get_the_whole_list(registry):
+    with pytest.raises(UnknownNameError, match=r"choose one of hiera_base_16x224, .*x3d_s"):
+        registry.get("zzzzzz")
+    with pytest.raises(UnknownNameError, match="none is registered yet"):
+        Registry("thing").get("one")
+
+
+def test_names_by_pattern(registry):
+    assert registry.names() == [
+        "hiera_base_16x224",
+        "hiera_base_224",
+        "mae_hiera_base_224",
+        "x3d_s",
+    ]
+    assert registry.names("hiera*") == ["hiera_base_16x224", "hiera_base_224"]
+    assert registry.names("nothing*") == []
+
+
+def test_the_two_registries_say_what_they_hold():
+    for registry, word in ((MODEL_REGISTRY, "model"), (DATASET_REGISTRY, "data set")):
+        with pytest.raises(UnknownNameError, match=f"unknown {word} 'no such thing'"):
+            registry.get("no such thing")
+
+
+# ---- modules of users ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty current folder, and sys.path and sys.modules as they were afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_a_module_in_the_current_folder_registers_its_model(here):
+    (here / "my_models.py").write_text(
+        "from hiera_video.registry import MODEL_REGISTRY\n"
+        "@MODEL_REGISTRY.register()\n"
+        "def a_model_of_mine():\n"
+        "    return 42\n"
+    )
+    import_user_module("my_models")
+    import_user_module("my_models")  # twice is once
+    try:
+        assert MODEL_REGISTRY.get("a_model_of_mine")() == 42
+    finally:
+        del MODEL_REGISTRY._obj_map["a_model_of_mine"]
+
+
+def test_packages_and_their_modules(here):
+    (here / "my_package").mkdir()
+    (here / "my_package" / "inner.py").write_text("LOADED = True\n")
+    import_user_module("my_package.inner")
+    assert sys.modules["my_package.inner"].LOADED
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("import no_such_thing_at_all\n", ["No module named 'no_such_thing_at_all'", ":1"]),
+        ("x = 1\ny = x.nothing\n", ["AttributeError", "my_broken.py:2"]),
+        ("def f(:\n", ["SyntaxError"]),
+        ("raise ValueError\n", ["ValueError", "my_broken.py:1"]),
+        ("raise RuntimeError('no GPU')\n", ["RuntimeError: no GPU"]),
+    ],
+)
+def test_a_module_that_fails_is_one_sentence(here, text, words):
+    (here / "my_broken.py").write_text(text)
+    with pytest.raises(UserError, match="cannot import module 'my_broken'") as caught:
+        import_user_module("my_broken")
+    for word in words:
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_module_that_is_not_there_says_where_was_looked(here):
+    with pytest.raises(UserError, match="No module named 'my_mdoels'") as caught:
+        import_user_module("my_mdoels")
+    assert str(here) in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["my_models.py", "folder/my_models", "./my_models.py"])
+def test_a_file_is_not_a_module(here, name):
+    with pytest.raises(UserError, match="--import my_models from the folder"):
+        import_user_module(name)
+
+
+@pytest.mark.parametrize("name", ["", ".relative", "a..b", "1"])
+def test_names_no_import_statement_takes(here, name):
+    with pytest.raises(UserError):
+        import_user_module(name)
+
+
+def test_the_current_folder_does_not_hide_installed_packages(here):
+    (here / "yaml.py").write_text("raise RuntimeError('the wrong yaml')\n")
+    sys.modules.pop("yaml", None)
+    import_user_module("yaml")
+    assert "site-packages" in sys.modules["yaml"].__file__
