@@ -6,7 +6,7 @@
 Models return logits, also in eval mode. Published weights are CC BY-NC 4.0.
 """
 
-from typing import Any
+from typing import Any as _Any
 
 from hiera_video.errors import UserError as _UserError
 from hiera_video.models import build_model as _build_model
@@ -15,10 +15,10 @@ from hiera_video.models import list_models as _list_models
 dependencies = ["torch", "torchvision", "pytorchvideo", "fvcore", "iopath", "numpy"]
 
 
-def _entry_point(name: str) -> Any:
+def _entry_point(name: str) -> _Any:
     def entry_point(
-        pretrained: bool = False, checkpoint: str | None = None, **overrides: Any
-    ) -> Any:
+        pretrained: bool = False, checkpoint: str | None = None, **overrides: _Any
+    ) -> _Any:
         if checkpoint and not pretrained:
             raise _UserError(f"{name}: checkpoint={checkpoint!r} needs pretrained=True")
         return _build_model(name, pretrained=checkpoint or pretrained, **overrides)
