@@ -16,7 +16,8 @@ be opened, how many frames it has and when each is shown is decided once, by PyA
   above 4 of 255); beyond 8 bits decord filters colour differently (mean below 1, none above 32);
 * where the picture size changes in mid-stream, PyAV scales every frame to the size of the first,
   while torchcodec refuses; so "auto" scales;
-* damage is an error, never a made-up frame: DecodeError names the file and the reason.
+* damage that the library notices on the way to a wanted frame is an error, never a patched-up
+  frame (a bit that flips inside the coded pictures can go unnoticed by all three).
 
 Limits, so that no file can take the process down: MAX_PIXELS a frame, MAX_OUTPUT_BYTES a read,
 TIME_LIMIT seconds a call (looked at between frames), local files in known containers only.

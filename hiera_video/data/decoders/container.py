@@ -180,6 +180,7 @@ def open_container(path: str, deadline: Deadline):
             timeout=deadline.seconds,
         )
     except av.FFmpegError as error:
+        deadline.check()
         raise DecodeError(path, _open_reason(error, head)) from None
 
 
@@ -232,14 +233,13 @@ def scan(path: str, container, stream, identity, deadline: Deadline) -> FrameInd
 
     Where packets do not tell their times, the index is `sequential` and has no frames yet.
     """
-    pts, dts, key, marked, idr, hidden, damaged = [], [], [], [], [], [], []
+    pts, dts, key, marked, idr, hidden = [], [], [], [], [], []
     first = None
+    cut_short = False
     is_h264 = stream.codec_context.codec.name == "h264"
     extradata = stream.codec_context.extradata
     probing = _FirstFrameProbe(path, stream)
-    for packet in container.demux(stream):
-        if not packet.size:
-            continue  # the empty packet at the end
+    for packet in _packets(container, stream, deadline):
         pts.append(packet.pts)
         dts.append(packet.dts)
         keyframe = packet.is_keyframe
@@ -250,16 +250,15 @@ def scan(path: str, container, stream, identity, deadline: Deadline) -> FrameInd
         key.append(start is not None)
         idr.append(start == "idr")
         hidden.append(packet.is_discard)
-        damaged.append(packet.is_corrupt)
+        cut_short = packet.is_corrupt
         if first is None:
             first = probing.feed(packet)
-        if not len(pts) & 255:
-            deadline.check()
     if not pts:
         raise DecodeError(path, "its video stream is empty")
     first = first or probing.finish()
 
-    visible = ~np.array(hidden, bool) & ~np.array(damaged, bool)
+    visible = ~np.array(hidden, bool)
+    visible[-1] &= not cut_short  # the last packet is, by the end of the file
     least = np.iinfo(np.int64).min
     common = {
         "identity": identity,
@@ -294,6 +293,19 @@ def scan(path: str, container, stream, identity, deadline: Deadline) -> FrameInd
     common["closed"] = _closed_keys(ticks, common["key"], np.array(idr, bool))
     common["plain"] = np.array_equal(common["closed"], np.array(marked, bool))
     return FrameIndex(**common, pts=ticks, shown=shown, sequential=False)
+
+
+def _packets(container, stream, deadline: Deadline):
+    """The packets of `stream`, up to where the file can be read."""
+    import av
+
+    try:
+        for packet in container.demux(stream):
+            deadline.check()
+            if packet.size:  # the one at the end has none
+                yield packet
+    except av.FFmpegError:
+        deadline.check()  # the time is over, or else the rest of the file is damaged
 
 
 def _closed_keys(pts: np.ndarray, key: np.ndarray, idr: np.ndarray) -> np.ndarray:

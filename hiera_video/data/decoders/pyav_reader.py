@@ -109,15 +109,15 @@ class PyavReader:
         """Fill the rows of `run`, dropping each from it; False where some frames did not come."""
         import av
 
-        container, stream = self._seek(run.key, deadline)
-        context = stream.codec_context
         exact = run.key < 0  # the second try takes no short cuts
-        skips = not exact and context.codec.name in _SKIPS_UNREFERENCED
         unfed = set(run.rows)
         started = exact
-        context.skip_frame = "DEFAULT"
         skipping = False
         try:
+            container, stream = self._seek(run.key, deadline)
+            context = stream.codec_context
+            context.skip_frame = "DEFAULT"
+            skips = not exact and context.codec.name in _SKIPS_UNREFERENCED
             for packet in container.demux(stream):
                 deadline.check()
                 if not packet.size:
@@ -138,6 +138,7 @@ class PyavReader:
             if run.rows:
                 self._keep(context.decode(None), run, out)  # what the decoder still holds back
         except (av.FFmpegError, MemoryError) as error:
+            deadline.check()
             if exact:
                 raise DecodeError(self.path, f"damaged video ({error_reason(error)})") from None
             return False
@@ -177,6 +178,7 @@ class PyavReader:
                     if clean:
                         yield frame
         except (av.FFmpegError, MemoryError) as error:
+            deadline.check()
             raise DecodeError(self.path, f"damaged video ({error_reason(error)})") from None
 
     def _seek(self, key: int, deadline: Deadline):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import torch
 
@@ -43,7 +45,7 @@ class TorchcodecReader:
     def _open(self, copied: bool, deadline: Deadline):
         from torchcodec.decoders import VideoDecoder
 
-        source, stream = self.path, self.index.stream
+        source, stream = os.path.abspath(self.path), self.index.stream
         if copied:
             source, stream = remux(self.path, self.index, ("nut",), deadline).getvalue(), 0
         try:
