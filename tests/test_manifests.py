@@ -200,7 +200,7 @@ def test_official_kinetics_finds_the_files_by_name(tmp_path):
     touch(tmp_path / "videos", "x/-abc_DEF012_000010_000020.mp4", "yyyyyyyyyyy_123456_123466.mkv")
     settings = {"path_prefix": str(tmp_path / "videos")}
     assert detect_format(tmp_path / "kinetics.csv") == "kinetics_official"
-    train = read_manifest(tmp_path / "kinetics.csv", "train", **settings)
+    train = read_manifest(tmp_path / "kinetics.csv", "train", format="kinetics", **settings)
     assert train.classes == ("archery", "doing, things")
     assert listed(train) == [
         (os.path.join("x", "-abc_DEF012_000010_000020.mp4"), 1),

@@ -95,7 +95,6 @@ class TrainTransform:
 
     def finish(self, frames: Tensor, generator: Generator) -> Tensor:
         """Cropped uint8 [T, 3, S, S] -> augmented, normalised float32 [3, T, S, S]."""
-        frames = _planar(frames)
         if policy := self._policy():
             frames = policy(frames, generator)
         clip = normalize(frames, self.spec.mean, self.spec.std)
@@ -121,15 +120,6 @@ class TrainTransform:
         """uint8 [T, 3, H, W] -> float32 [3, T, S, S]."""
         crop = self.draw_crop(*frames.shape[-2:], generator)
         return self.finish(crop.cut(frames, self.spec.crop_size), generator)
-
-
-def _planar(frames: Tensor) -> Tensor:
-    """The same [T, 3, S, S], each colour plane of all frames in one piece: the layout of a clip.
-
-    Decoded and resized frames have their colours interleaved; sorting them out as bytes is cheaper
-    than as floats.
-    """
-    return frames.transpose(0, 1).contiguous().transpose(0, 1)
 
 
 # ---- crop and erase -----------------------------------------------------------------------------

@@ -15,6 +15,7 @@ A video that cannot be read is counted, never replaced: its clips are missing fr
 Workers are told the path and label of each video they are to read and hold no list, so that their
 number does not multiply the memory of a long one. They are started from a fork server: forking the
 training process itself, with its threads (FFmpeg's, OpenMP's, CUDA's), is how loaders come to hang.
+A script that starts workers therefore needs `if __name__ == "__main__":` around what it does.
 """
 
 from __future__ import annotations
@@ -356,6 +357,10 @@ class _TrainBatches:
     def steps_per_epoch(self) -> int:
         return len(self.dataset) // self.batch_size
 
+    @property
+    def videos_at_a_time(self) -> int:
+        return self.batch_size // (self.world * self.parts)
+
     def __len__(self) -> int:
         return max(self.stop_step - self.start_step, 0) * self.parts
 
@@ -382,6 +387,10 @@ class _TestBatches:
     batch_size: int
     rank: int
     world: int
+
+    @property
+    def videos_at_a_time(self) -> int:
+        return self.batch_size
 
     def __len__(self) -> int:
         return math.ceil(len(range(self.rank, len(self.dataset), self.world)) / self.batch_size)
@@ -517,6 +526,7 @@ class Loader:
             worker_init_fn=_init_worker if num_workers else None,
             multiprocessing_context=_context() if num_workers else None,
             persistent_workers=num_workers > 0,
+            prefetch_factor=_prefetch(dataset, batches.videos_at_a_time) if num_workers else None,
         )
 
     def __len__(self) -> int:
@@ -554,22 +564,26 @@ class Loader:
             iterator._shutdown_workers()
 
     def _start(self) -> Iterator[Batch]:
-        if self._workers is None or threading.current_thread() is not threading.main_thread():
+        if self._workers is None:
             return iter(self._loader)
         # torch installs a handler that raises wherever the program happens to be when a worker
         # dies. Without it the loader notices by itself within seconds, in next(), where it can be
         # told which video was being read.
-        handler = signal.getsignal(signal.SIGCHLD)
+        in_main = threading.current_thread() is threading.main_thread()
+        handler = signal.getsignal(signal.SIGCHLD) if in_main and os.name == "posix" else None
         batches = iter(self._loader)
-        signal.signal(signal.SIGCHLD, handler)
+        if handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
         self._workers.remember()
         return batches
 
     def _obituary(self, video_id: int, cause: str) -> str:
-        what = f"while it read {self.dataset.manifest.paths[video_id]}" if video_id >= 0 else "idle"
+        more = "DATA_LOADER.NUM_WORKERS 0 reads in the main process, to see more"
+        if video_id < 0:
+            return f"a data loading worker died: {cause}. {more}"
         return (
-            f"a data loading worker died {what}: {cause}. If that video is the cause, take it out "
-            f"of the list; DATA_LOADER.NUM_WORKERS 0 reads in the main process, to see more"
+            f"a data loading worker died while it read {self.dataset.manifest.paths[video_id]}: "
+            f"{cause}. If that video is the cause, take it out of the list; {more}"
         )
 
 
@@ -608,10 +622,10 @@ class _Workers:
 
 
 _CAUSES = {
-    signal.SIGKILL: "killed, most likely for want of memory: take fewer DATA_LOADER.NUM_WORKERS",
-    signal.SIGSEGV: "the decoder crashed: choose another (DATA.DECODING_BACKEND)",
-    signal.SIGABRT: "the decoder crashed: choose another (DATA.DECODING_BACKEND)",
-    signal.SIGBUS: "no shared memory left: enlarge /dev/shm (docker run --shm-size 8g)",
+    "SIGKILL": "killed, most likely for want of memory: take fewer DATA_LOADER.NUM_WORKERS",
+    "SIGSEGV": "the decoder crashed: choose another (DATA.DECODING_BACKEND)",
+    "SIGABRT": "the decoder crashed: choose another (DATA.DECODING_BACKEND)",
+    "SIGBUS": "no shared memory left: enlarge /dev/shm (docker run --shm-size 8g)",
 }
 
 
@@ -619,9 +633,12 @@ def _cause(exitcode: int | None) -> str:
     if exitcode is None:
         return "it ended for a reason unknown"
     if exitcode >= 0:
-        return f"it ended with exit code {exitcode}"
-    number = signal.Signals(-exitcode)
-    return f"{number.name}, {_CAUSES.get(number, 'a signal from outside')}"
+        return (
+            f"it ended with exit code {exitcode} (a script of your own that starts workers needs "
+            f"`if __name__ == '__main__':` around what it does)"
+        )
+    name = signal.Signals(-exitcode).name
+    return f"{name}, {_CAUSES.get(name, 'a signal from outside')}"
 
 
 @dataclass(frozen=True)
@@ -642,11 +659,22 @@ class _WorkerSide(Dataset):
 
 
 def _init_worker(worker_id: int) -> None:
+    # Ctrl-C is for the main process, which then ends its workers in good order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One core per worker: clips are decoded side by side, not each on all cores.
     torch.set_num_threads(1)
     # Ctrl-C reaches every process of a terminal; the trainer stops the workers when it has saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     get_worker_info().dataset.reading[worker_id, 0] = os.getpid()
+
+
+def _prefetch(dataset: VideoDataset, videos: int) -> int:
+    """Batches that each worker has ready or under way: one where two would be too much memory."""
+    clip_bytes = 4 * 3 * dataset.spec.num_frames * dataset.spec.crop_size**2
+    return 1 if videos * dataset.clips_per_video * clip_bytes > _LARGE_BATCH else 2
+
+
+_LARGE_BATCH = 128 << 20
 
 
 def _context() -> multiprocessing.context.BaseContext:

@@ -118,6 +118,13 @@ def read_any(source: Source) -> Manifest:
     return DATASET_REGISTRY.get(detect_format(source.path))(source)
 
 
+@DATASET_REGISTRY.register(name="kinetics")
+def read_kinetics(source: Source) -> Manifest:
+    """SlowFast's name for its own csv; the official csv is told by its columns."""
+    file, _ = _list_file(source)
+    return DATASET_REGISTRY.get(_csv_kind(file))(source)
+
+
 # ---- lists: path and label ----------------------------------------------------------------------
 
 

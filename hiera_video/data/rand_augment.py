@@ -51,6 +51,9 @@ class RandAugment:
     """Probability that an operation that was drawn is applied."""
 
     def __call__(self, frames: Tensor, generator: Generator) -> Tensor:
+        # Decoded and resized frames have their colours interleaved; most kernels are faster, and a
+        # warp can take all frames at once, where they are not.
+        frames = frames.contiguous()
         with global_seed(draw_seed(generator)):
             return _operations(self)(frames)
 
