@@ -3,9 +3,9 @@
 # make slow         the tests that take minutes each
 # make clean        remove the environment and caches; what runs wrote stays
 
+SUITS := -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
 PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
-	$$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
-	&& { echo $$p; break; }; done)
+	$$p $(SUITS) && { echo $$p; break; }; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -29,12 +29,13 @@ install: $(INSTALLED)
 
 # The stamp is newer than what it was made from: a second call has nothing to do.
 $(INSTALLED): requirements.lock setup.py
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found (python3 is \
-	$$(python3 --version 2>&1)); install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@test -n "$(PYTHON)" && $(PYTHON) $(SUITS) || { echo "error: needs Python 3.10, 3.11 or 3.12, but \
+	$(or $(PYTHON),python3) is $$($(or $(PYTHON),python3) --version 2>/dev/null || echo missing); \
+	install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv \
 	module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing the pinned requirements into .venv: some 3 GB with PyTorch, takes minutes"
+	@echo "installing the pinned requirements into .venv: 6 GB with PyTorch, takes minutes"
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
