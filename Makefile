@@ -13,7 +13,10 @@ INSTALLED := .venv/.installed
 .DELETE_ON_ERROR:
 
 quickstart: install
-	@$(BIN)/python demo/predict.py --help
+	@mkdir -p runs/quickstart
+	@$(BIN)/python -c 'import pathlib; from hiera_video.data.synthetic import write_clip; \
+	write_clip(pathlib.Path("runs/quickstart/zoom_in.mp4"), "zoom in", 0)'
+	$(BIN)/python demo/predict.py runs/quickstart/zoom_in.mp4
 
 test: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

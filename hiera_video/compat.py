@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import warnings
 
 from hiera_video.errors import UserError
 
@@ -30,14 +31,17 @@ def ensure_pytorchvideo() -> None:
         raise UserError(
             "PyTorchVideo is not installed; install it with: pip install pytorchvideo==0.1.5"
         ) from error
-    try:
-        importlib.import_module("pytorchvideo.transforms")
-        return
-    except ModuleNotFoundError as error:
-        if error.name != _OLD:
-            raise
-    sys.modules[_OLD] = importlib.import_module(_NEW)
-    importlib.import_module("pytorchvideo.transforms")
+    with warnings.catch_warnings():
+        # It scripts a class that we do not use, which today's torch frowns upon at every start.
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        try:
+            importlib.import_module("pytorchvideo.transforms")
+        except ModuleNotFoundError as error:
+            if error.name != _OLD:
+                raise
+            sys.modules[_OLD] = importlib.import_module(_NEW)
+            importlib.import_module("pytorchvideo.transforms")
 
 
 def ensure_torchvision() -> None:
