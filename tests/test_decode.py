@@ -36,7 +36,7 @@ from hiera_video.data.decode import (
     probe,
     read_frames,
 )
-from hiera_video.data.decoders import container, h264, pyav_reader, remux
+from hiera_video.data.decoders import container, h264, portions, pyav_reader, remux
 from hiera_video.errors import UserError
 
 # Against PyAV, in levels of 255: mean and largest difference.
@@ -57,6 +57,7 @@ def decoder(request):
 @pytest.fixture(autouse=True)
 def _announce_anew():
     decode._announce.cache_clear()
+    decode._fallback_reasons.clear()
 
 
 def differences(a: torch.Tensor, b: torch.Tensor) -> tuple[float, int]:
@@ -483,6 +484,22 @@ def test_copies_in_memory_have_a_limit(tmp_path, monkeypatch, decoder):
             read_frames(path, [19], decoder)
 
 
+def test_what_cannot_be_stopped_is_done_in_portions(tmp_path, monkeypatch, decoder):
+    path = write_clip(tmp_path / "v.mp4", frames=120, gop=60, size=(64, 32))
+    index = probe(path).index
+    assert index.packets_to_decode(np.array([0, 3, 59, 60, 119])).tolist() == [1, 3, 56, 1, 59]
+    monkeypatch.setattr(portions, "LARGEST", 40 * 64 * 32)
+    wanted = [0, 20, 39, 60, 90, 119]
+    parts = list(portions.portions(str(path), index, np.array(wanted), decoder))
+    assert [part.tolist() for part in parts] == [[0, 20, 39], [60, 90], [119]]
+    assert read_indices(read_frames(path, wanted, decoder)) == wanted
+    if decoder == "pyav":  # it looks at the clock after every packet
+        assert read_indices(read_frames(path, [59], decoder)) == [59]
+    else:
+        with pytest.raises(DecodeError, match=f"59 is too far from a key frame for {decoder}"):
+            read_frames(path, [59], decoder)
+
+
 # ---- which decoder ----
 
 
@@ -550,7 +567,9 @@ def test_auto_goes_on_to_the_next_decoder(tmp_path, monkeypatch, caplog):
     with caplog.at_level(logging.INFO, "hiera_video"), VideoReader(path) as video:
         assert read_indices(video.read([7, 2])) == [7, 2]
         assert video.info.decoder == "pyav"
-    assert "no luck (decoding this one with pyav)" in caplog.text
+        read_frames(path, [5])  # the same reason again: said once
+    said = [record.getMessage() for record in caplog.records]
+    assert said[1:] == [f"{path}: torchcodec: no luck (decoding such files with pyav)"]
     with pytest.raises(DecodeError, match="no luck"):
         read_frames(path, [7], "torchcodec")
 

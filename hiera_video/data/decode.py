@@ -282,7 +282,7 @@ class VideoReader:
                 if len(self._names) == 1 or failed == "pyav":
                     raise
                 self._names = self._names[1:]
-                logger.info("%s (decoding this one with %s)", error, self._names[0])
+                _announce_fallback(error, self._names[0])
                 self.info = dataclasses.replace(self.info, decoder=self._names[0])
 
     def _open_reader(self, name: str, deadline: Deadline):
@@ -376,6 +376,16 @@ def _choose(decoder: str) -> tuple[str, ...]:
 @functools.cache
 def _announce(name: str, without: str) -> None:
     logger.info("decoding videos with %s%s", name, f" ({without})" if without else "")
+
+
+def _announce_fallback(error: DecodeError, name: str) -> None:
+    """Every reason once a process, with the file that met it first; the others for who debugs."""
+    level = logging.DEBUG if error.reason in _fallback_reasons else logging.INFO
+    _fallback_reasons.add(error.reason)
+    logger.log(level, "%s (decoding such files with %s)", error, name)
+
+
+_fallback_reasons: set[str] = set()
 
 
 # ---- arguments ----

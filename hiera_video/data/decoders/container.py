@@ -37,6 +37,9 @@ MAX_OUTPUT_BYTES = 1 << 30
 TIME_LIMIT = 60.0
 """Seconds one call may take before it gives up with a DecodeError."""
 
+UNTOLD = np.iinfo(np.int64).min
+"""In place of a time that the file does not tell."""
+
 # Of still pictures; beside a moving stream they are a cover, whatever the file says of them.
 _PICTURE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff"}
 
@@ -95,9 +98,9 @@ class FrameIndex:
     """Counter-clockwise, 0 to 3: what makes the stored pictures upright."""
     time_base: Fraction
     pts: np.ndarray = field(repr=False)
-    """int64 [P] presentation times in ticks of `time_base`; zeros where `sequential`."""
+    """int64 [P] presentation times in ticks of `time_base`; UNTOLD where there is none."""
     dts: np.ndarray = field(repr=False)
-    """int64 [P] decode times, for seeking; the least int64 where the file has none."""
+    """int64 [P] decode times, for seeking; UNTOLD where the file has none."""
     key: np.ndarray = field(repr=False)
     """bool [P]: decoding can start here, and is right from this frame's time on."""
     closed: np.ndarray = field(repr=False)
@@ -122,6 +125,15 @@ class FrameIndex:
         start = int(self.key.argmax())
         undecodable = (np.arange(len(self.pts)) < start) | (self.pts < self.pts[start])
         return before & (~self.hidden | undecodable)
+
+    def packets_to_decode(self, wanted: np.ndarray) -> np.ndarray:
+        """int64 [K]: for each of the ascending frames [K], the packets from the last closed key, or
+        from the frame before, to it. What a library decodes between two looks at the clock."""
+        packets = self.shown[wanted]
+        closed = np.flatnonzero(self.closed)
+        keys = closed[np.searchsorted(closed, packets, side="right") - 1]
+        since = np.maximum(keys, np.concatenate([[-1], np.maximum.accumulate(packets)[:-1]]))
+        return np.maximum(packets - since, 1)
 
     def ranks(self, counted: np.ndarray) -> np.ndarray:
         """int64 [N]: the place of each frame among the `counted` packets (bool [P]) by time.
@@ -233,66 +245,70 @@ def scan(path: str, container, stream, identity, deadline: Deadline) -> FrameInd
 
     Where packets do not tell their times, the index is `sequential` and has no frames yet.
     """
-    pts, dts, key, marked, idr, hidden = [], [], [], [], [], []
-    first = None
-    cut_short = False
     is_h264 = stream.codec_context.codec.name == "h264"
     extradata = stream.codec_context.extradata
     probing = _FirstFrameProbe(path, stream)
+    rows = []
+    first = None
+    cut_short = False
     for packet in _packets(container, stream, deadline):
-        pts.append(packet.pts)
-        dts.append(packet.dts)
-        keyframe = packet.is_keyframe
-        start = "idr" if keyframe else None
-        if keyframe and is_h264:
+        marked = packet.is_keyframe
+        start = "idr" if marked else None
+        if marked and is_h264:
             start = starting_point(bytes(packet), extradata)
-        marked.append(keyframe)
-        key.append(start is not None)
-        idr.append(start == "idr")
-        hidden.append(packet.is_discard)
+        rows.append((packet.pts, packet.dts, marked, start, packet.is_discard))
         cut_short = packet.is_corrupt
         if first is None:
-            first = probing.feed(packet)
-    if not pts:
+            alone = is_h264 and start == "idr" and not packet.is_discard
+            first = probing.feed(packet, alone=alone)
+    if not rows:
         raise DecodeError(path, "its video stream is empty")
     first = first or probing.finish()
 
-    visible = ~np.array(hidden, bool)
+    pts, dts, marked, starts, hidden = zip(*rows, strict=True)
+    hidden = np.array(hidden, bool)
+    visible = ~hidden
     visible[-1] &= not cut_short  # the last packet is, by the end of the file
-    least = np.iinfo(np.int64).min
-    common = {
-        "identity": identity,
-        "container": container.format.name,
-        "stream": stream.index,
-        "num_video_streams": len(container.streams.video),
-        "size": (first.width, first.height),
-        "quarter_turns": round(first.rotation / 90) % 4,
-        "time_base": Fraction(stream.time_base),
-        "dts": np.array([least if t is None else t for t in dts], np.int64),
-        "key": np.array(key, bool),
-        "closed": np.zeros(len(pts), bool),
-        "plain": False,
-        "hidden": np.array(hidden, bool),
-    }
     seen = [t for t, show in zip(pts, visible, strict=True) if show]
-    untold = None in seen or len(set(seen)) < len(seen) or first.pts is None
-    # AVI has no presentation times: those reported are of the order in the file.
-    if container.format.name == "avi" and stream.codec_context.reorder_depth:
-        untold = True
-    if untold:
-        return FrameIndex(
-            **common, pts=np.zeros(len(pts), np.int64), shown=np.empty(0, np.int64), sequential=True
-        )
-    ticks = np.array([least if t is None else t for t in pts], np.int64)
+    sequential = (
+        None in seen
+        or len(set(seen)) < len(seen)
+        or first.pts is None
+        # AVI has no presentation times: those reported are of the order in the file.
+        or (container.format.name == "avi" and stream.codec_context.reorder_depth > 0)
+    )
+    ticks = _ticks([None] * len(rows) if sequential else pts)
     shown = np.flatnonzero(visible)
     shown = shown[np.argsort(ticks[shown], kind="stable")]
-    # Packets before the first frame that decodes belong to a picture group that was cut off.
-    shown = shown[ticks[shown] >= first.pts]
-    if not len(shown):
-        raise DecodeError(path, "none of its frames can be shown")
-    common["closed"] = _closed_keys(ticks, common["key"], np.array(idr, bool))
-    common["plain"] = np.array_equal(common["closed"], np.array(marked, bool))
-    return FrameIndex(**common, pts=ticks, shown=shown, sequential=False)
+    if sequential:
+        shown = shown[:0]
+    else:  # packets before the first frame that decodes: of a picture group that was cut off
+        shown = shown[ticks[shown] >= first.pts]
+        if not len(shown):
+            raise DecodeError(path, "none of its frames can be shown")
+    closed = _closed_keys(ticks, starts)
+    return FrameIndex(
+        identity=identity,
+        container=container.format.name,
+        stream=stream.index,
+        num_video_streams=len(container.streams.video),
+        size=(first.width, first.height),
+        quarter_turns=round(first.rotation / 90) % 4,
+        time_base=Fraction(stream.time_base),
+        pts=ticks,
+        dts=_ticks(dts),
+        key=np.array([start is not None for start in starts], bool),
+        closed=closed,
+        plain=bool(np.array_equal(closed, marked)),
+        hidden=hidden,
+        shown=shown,
+        sequential=sequential,
+    )
+
+
+def _ticks(times) -> np.ndarray:
+    """int64 [P], with UNTOLD for None."""
+    return np.array([UNTOLD if t is None else t for t in times], np.int64)
 
 
 def _packets(container, stream, deadline: Deadline):
@@ -308,12 +324,15 @@ def _packets(container, stream, deadline: Deadline):
         deadline.check()  # the time is over, or else the rest of the file is damaged
 
 
-def _closed_keys(pts: np.ndarray, key: np.ndarray, idr: np.ndarray) -> np.ndarray:
-    """bool [P]: keys after which nothing earlier is shown, and the very first key."""
-    times = np.where(pts == np.iinfo(np.int64).min, np.iinfo(np.int64).max, pts)
-    earliest_after = np.minimum.accumulate(times[::-1])[::-1]  # over this packet and later ones
-    closed = key & idr & (earliest_after == times)
-    closed[np.flatnonzero(key)[:1]] = True
+def _closed_keys(pts: np.ndarray, starts) -> np.ndarray:
+    """bool [P]: starts ("idr", "recovery" or None) after which nothing earlier is shown.
+
+    The very first start counts as closed: there is nothing before it to look back at.
+    """
+    times = np.where(pts == UNTOLD, np.iinfo(np.int64).max, pts)
+    earliest_from_here = np.minimum.accumulate(times[::-1])[::-1]
+    closed = np.array([s == "idr" for s in starts], bool) & (earliest_from_here == times)
+    closed[[i for i, start in enumerate(starts) if start][:1]] = True
     return closed
 
 
@@ -328,15 +347,25 @@ class _FirstFrameProbe:
         self.fed = 0
         self.error = None
 
-    def feed(self, packet):
-        """Decode one packet; the first whole frame, or None where none is finished yet."""
+    def feed(self, packet, *, alone: bool = False):
+        """Decode one packet; the first whole frame, or None where none is finished yet.
+
+        With `alone`, the packet is a picture that nothing else is shown before: it is drawn out of
+        the decoder at once, where some that follow would be decoded only to wait for their order.
+        """
+        import av
+
         if self.fed > self.PATIENCE:
             return None
         self.fed += packet is not None
-        import av
-
+        context = self.stream.codec_context
         try:
-            frames = self.stream.codec_context.decode(packet)
+            frames = context.decode(packet)
+            if alone and not frames:
+                frames = context.decode(None)
+                context.flush_buffers()
+                if not frames:  # half a picture: go on as with others
+                    frames = context.decode(packet)
         except (av.FFmpegError, MemoryError) as error:
             self.error = error
             return None

@@ -10,13 +10,11 @@ import torch
 
 from hiera_video.data.decoders.container import Deadline, DecodeError, FrameIndex, error_reason
 from hiera_video.data.decoders.frames import upright
+from hiera_video.data.decoders.portions import portions
 from hiera_video.data.decoders.remux import remux
 
 # Only these it opens, counts and seeks in by itself without mistakes, and with one video stream.
 _NATIVE = {"mov", "avi"}
-
-# Frames asked for at once: between two calls the time limit is looked at.
-_CHUNK = 16
 
 
 class DecordReader:
@@ -73,10 +71,9 @@ class DecordReader:
         if padded != width and 3 * padded % width == 0:
             fetch = functools.partial(self._fetch_padded, width=width)
         batches = []
-        for start in range(0, len(wanted), _CHUNK):
-            ranks = self._ranks[wanted[start : start + _CHUNK]]
+        for part in portions(self.path, self.index, wanted, "decord"):
             try:
-                batches.append(fetch(ranks.tolist()))
+                batches.append(fetch(self._ranks[part].tolist()))
             except Exception as error:
                 raise DecodeError(self.path, f"decord: {error_reason(error)}") from None
             deadline.check()

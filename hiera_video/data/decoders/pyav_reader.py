@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from hiera_video.data.decoders.container import (
+    UNTOLD,
     Deadline,
     DecodeError,
     FrameIndex,
@@ -193,7 +194,7 @@ class PyavReader:
                 return self._opened
         container, stream = self._opened
         dts, pts = int(self.index.dts[key]), int(self.index.pts[key])
-        container.seek(min(dts, pts) if dts > np.iinfo(np.int64).min else pts, stream=stream)
+        container.seek(pts if dts == UNTOLD else min(dts, pts), stream=stream)
         return self._opened
 
     # ---- pixels ----

@@ -8,13 +8,11 @@ import numpy as np
 import torch
 
 from hiera_video.data.decoders.container import Deadline, DecodeError, FrameIndex, error_reason
+from hiera_video.data.decoders.portions import portions
 from hiera_video.data.decoders.remux import remux
 
 # It seeks by time to the wrong place in these, and returns other frames than it was asked for.
 _UNSEEKABLE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"}
-
-# Distinct frames asked for at once: between two calls the time limit is looked at.
-_CHUNK = 16
 
 
 class TorchcodecReader:
@@ -59,8 +57,7 @@ class TorchcodecReader:
     def read(self, wanted: np.ndarray, deadline: Deadline) -> torch.Tensor:
         """uint8 RGB [K, 3, H, W], upright, of ascending, distinct indices [K]."""
         batches = []
-        for start in range(0, len(wanted), _CHUNK):
-            part = wanted[start : start + _CHUNK]
+        for part in portions(self.path, self.index, wanted, "torchcodec"):
             try:
                 batch = self._decoder.get_frames_at(self._ranks[part].tolist())
             except Exception as error:
