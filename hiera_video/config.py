@@ -18,6 +18,7 @@ To add a setting, add one line to a section: `name: type = setting(default, at_l
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -611,19 +612,13 @@ def _files_near(path: Path) -> str:
 
 
 def _entries_of_text(text: str, source: str) -> list[_Entry]:
-    loader = _Loader(text)
-    loader.name = source
-    try:
+    with _loader(text, source) as loader:
         root = loader.get_single_node()
         if root is None:
             return []
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{source} must be KEY: VALUE lines, not {root.id}")
         return list(_flatten(root, loader, source, ()))
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source} is not valid YAML: {_one_line(error)}") from None
-    finally:
-        loader.dispose()
 
 
 def _flatten(
@@ -953,17 +948,23 @@ class _Loader(yaml.SafeLoader):
         """PyYAML keeps the last of two equal keys without a word."""
         seen = set()
         for key_node, _ in node.value:
-            if key_node.value in seen:
+            key = str(key_node.value)
+            if key in seen:
                 line = key_node.start_mark.line + 1
-                raise ConfigError(f"{key_node.value} is written twice in {self.name}, line {line}")
-            seen.add(key_node.value)
+                raise ConfigError(f"{key} is written twice in {self.name}, line {line}")
+            seen.add(key)
         return super().construct_mapping(node, deep)
 
     def construct_number(self, node: yaml.ScalarNode) -> int | float:
         text = self.construct_scalar(node)
-        if node.tag.endswith(":int"):
-            return int(text)
-        return float(text.replace(".inf", "inf").replace(".nan", "nan").lower())
+        try:
+            if node.tag.endswith(":int"):
+                return int(text)
+            return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        except ValueError:  # thousands of digits; or "!!int x"
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{text[:20]!r} is no number to reckon with", node.start_mark
+            ) from None
 
 
 class _Dumper(yaml.SafeDumper):
@@ -997,15 +998,24 @@ def _from_word(entry: _Entry, spec: _Spec) -> Any:
 
 
 def _read_words(word: str, entry: _Entry) -> Any:
-    loader = _Loader(word)
-    loader.name = entry.key
-    try:
+    with _loader(word, f"{entry.key}={entry.value}", located=False) as loader:
         return loader.get_single_data()
+
+
+@contextlib.contextmanager
+def _loader(text: str, source: str, *, located: bool = True) -> Iterator[_Loader]:
+    """A loader of `text`; what YAML holds against it becomes a ConfigError about `source`."""
+    try:
+        loader = _Loader(text)
+        loader.name = source
+        try:
+            yield loader
+        finally:
+            loader.dispose()
     except yaml.YAMLError as error:
-        problem = getattr(error, "problem", None) or "cannot be read"
-        raise ConfigError(f"{entry.key}={entry.value} is not valid YAML: {problem}") from None
-    finally:
-        loader.dispose()
+        raise ConfigError(f"{source} is not valid YAML: {_one_line(error, located)}") from None
+    except RecursionError:
+        raise ConfigError(f"{source} is nested too deeply for a config") from None
 
 
 def _plain(value: Any, spec: _Spec) -> Any:
@@ -1015,7 +1025,11 @@ def _plain(value: Any, spec: _Spec) -> Any:
     return [_plain(item, spec) for item in value] if isinstance(value, tuple | list) else value
 
 
-def _one_line(error: yaml.YAMLError) -> str:
+def _one_line(error: yaml.YAMLError, located: bool) -> str:
     mark = getattr(error, "problem_mark", None)
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}" if mark else problem
+    return (
+        f"line {mark.line + 1}, column {mark.column + 1}: {problem}"
+        if mark and located
+        else problem
+    )

@@ -239,6 +239,8 @@ WRONG = [
     ("TASK", "detect", ["one of classify, pretrain"]),
     ("SOLVER.BETAS", "[0.9", ["SOLVER.BETAS=[0.9", "not valid YAML"]),
     ("DATA.MEAN", "[0.1, {]", ["DATA.MEAN", "not valid YAML"]),
+    ("RNG_SEED", "9" * 5000, ["RNG_SEED", "no number"]),
+    ("MODEL.KWARGS.a", "[" * 5000, ["MODEL.KWARGS.a"]),
 ]
 
 
@@ -331,6 +333,13 @@ def test_keys_written_twice_are_refused_with_both_lines(write):
         "SOLVER: &a\n  X: *b\n",
         "a: 1\n---\nb: 2\n",
         "OUTPUT_DIR: !!python/object/apply:os.system ['true']\n",
+        "RNG_SEED: " + "9" * 5000,
+        "RNG_SEED: !!int x",
+        "MODEL: {KWARGS: {a: " + "[" * 5000 + "]" * 5000 + "}}",
+        "MODEL: {KWARGS: {a: {? [x] : 1, ? [x] : 2}}}",
+        "? [a, b]\n: c\n",
+        "MODEL: {KWARGS: &k {a: *k}}",
+        "x\x00y: 1",
     ],
 )
 def test_broken_or_hostile_yaml_is_one_line(write, text):
