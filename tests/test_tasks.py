@@ -86,7 +86,7 @@ def test_class_weights_scale_each_clip_whatever_its_company():
 
 
 def test_balanced_weights():
-    weights = tasks.balanced_weights(np.array([8, 2, 0]))
+    weights = tasks.balanced_weights(torch.tensor([8, 2, 0]))
     assert weights.tolist() == pytest.approx([10 / 16, 10 / 4, 0])
     assert (weights * torch.tensor([8, 2, 0])).sum() / 10 == pytest.approx(1)
 

@@ -1,7 +1,7 @@
 """Whole runs in seconds: a model of a few thousand parameters on clips the test writes itself.
 
-    videos = write_videos(tmp_path / "videos")
-    code = run(config(videos, tmp_path / "out", "SOLVER.MAX_EPOCH", 2))
+videos = write_videos(tmp_path / "videos")
+code = run(config(videos, tmp_path / "out", "SOLVER.MAX_EPOCH", 2))
 """
 
 from __future__ import annotations

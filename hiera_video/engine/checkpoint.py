@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pickle
 import re
 import shutil
 import zipfile
@@ -191,8 +192,14 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"cannot read checkpoint {path}: {reason}")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        raise UserError(f"cannot read checkpoint {path}: {error}") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"cannot read checkpoint {path}: it holds more than tensors and plain values, "
+            "which could run code"
+        ) from error
+    except (RuntimeError, ValueError, KeyError, EOFError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot read checkpoint {path}: {reason}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
             f"{path} was not written by this trainer (format {FORMAT!r}), so a run cannot be "

@@ -45,7 +45,8 @@ def _run(cfg: Any, world: World, voice: report.Report, *, steps: int, generated:
     manifest, _ = world.on_main(train.read_lists, cfg)
     dataset = train.training_set(cfg, manifest)
     plan = train.plan_of(cfg, dataset, world)
-    model, _ = train.build(cfg, num_classes=cfg.model.num_classes or manifest.num_classes)
+    num_classes = cfg.model.num_classes or manifest.num_classes
+    model, _ = train.build(cfg, num_classes=num_classes)
     model.to(world.device)
     if cfg.train.linear_probe:
         train.freeze_backbone(model)
@@ -56,9 +57,7 @@ def _run(cfg: Any, world: World, voice: report.Report, *, steps: int, generated:
     optimizer = train.build_optimizer(cfg.solver, model, world.device)
     scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.train.mixed_precision == "fp16")
     ema = optim.Ema(model, cfg.train.ema_decay) if cfg.train.ema_decay else None
-    forward = train.Forward(
-        cfg, world, model, dataset=dataset, plan=plan, class_counts=manifest.class_counts()
-    )
+    forward = train.Forward(cfg, world, model, dataset=dataset, plan=plan, num_classes=num_classes)
     loader = train.training_loader(cfg, dataset, world, start=0, end=steps)
     for line in train.introduction(cfg, world, model, plan, [*manifest.notes, *loader.notes]):
         voice.say(line)

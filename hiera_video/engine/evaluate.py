@@ -149,11 +149,15 @@ def test(cfg: Any, world: distributed.World, stop: Any) -> int:
     Raises UserError (nothing to test, a checkpoint of another model, data missing), RunFailed (no
     video can be read).
     """
+    weights = world.on_main(_find_checkpoint, cfg)
+    with preflight.RunFolder(cfg.output_dir, world) as folder:
+        return _test(cfg, world, stop, folder=folder.path, weights=weights)
+
+
+def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weights: str) -> int:
     began = time.time()
-    folder = Path(cfg.output_dir).expanduser()
 
     # ---- what is tested, on what ---------------------------------------------------------
-    weights, epoch = world.on_main(_find_checkpoint, cfg, folder)
     stored, published = resolve_everywhere(world, weights, cfg.model.model_name)
     num_classes = _outputs_of(stored, weights, cfg.model.num_classes)
     manifest = world.on_main(
@@ -214,11 +218,11 @@ def test(cfg: Any, world: distributed.World, stop: Any) -> int:
         **summary(scores, manifest),
         "views": {"temporal": views, "spatial": crops},
         "checkpoint": str(weights),
-        "epoch": epoch,
+        "epoch": stored.epoch,
         "model": cfg.model.model_name,
         "failed": [{"path": f.path, "reason": f.reason} for f in scores.failed],
         "seconds": round(time.time() - began, 1),
-        "versions": {"hiera_video": __version__, "torch": torch.__version__},
+        "versions": {"hiera_video": __version__, "torch": str(torch.__version__)},
         "config": cfg.to_yaml(),
     }
     world.on_main(write_results, folder, results, scores, manifest, names)
@@ -229,18 +233,18 @@ def test(cfg: Any, world: distributed.World, stop: Any) -> int:
     return 0
 
 
-def _find_checkpoint(cfg: Any, folder: Path) -> tuple[str, int | None]:
+def _find_checkpoint(cfg: Any) -> str:
     """What TEST.CHECKPOINT_FILE_PATH names, else the newest checkpoint of OUTPUT_DIR."""
-    named = cfg.test.checkpoint_file_path
-    if named:
-        return named, None
-    newest = checkpoint.latest(folder / "checkpoints")
+    if cfg.test.checkpoint_file_path:
+        return cfg.test.checkpoint_file_path
+    folder = Path(cfg.output_dir).expanduser() / "checkpoints"
+    newest = checkpoint.latest(folder)
     if newest is None:
         raise UserError(
-            f"nothing to test: {folder / 'checkpoints'} holds no checkpoint; train first, or set "
+            f"nothing to test: {folder} holds no checkpoint; train first, or set "
             "TEST.CHECKPOINT_FILE_PATH to a file, an address or a published name"
         )
-    return str(newest[0]), newest[1]["epoch"]
+    return str(newest[0])
 
 
 def resolve_everywhere(world: distributed.World, weights: str, model_name: str) -> Any:

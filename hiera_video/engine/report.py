@@ -30,6 +30,7 @@ from hiera_video.errors import RunFailed, UserError
 METRICS = "metrics.jsonl"
 LOG = "stdout.log"
 REDRAW_S = 0.2
+CURVES_S = 60
 
 
 class Report:
@@ -47,6 +48,7 @@ class Report:
         self.stream = stream or sys.stdout
         self.live = not quiet and getattr(self.stream, "isatty", lambda: False)()
         self._drawn_at, self._line_open = 0.0, False
+        self._curves_at = time.monotonic()
         self._log = self._metrics = self._tensorboard = None
         if folder is not None:
             self._log = open(folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
@@ -97,6 +99,12 @@ class Report:
         self.stream.write("\r\x1b[K" + text[:width])
         self.stream.flush()
         self._drawn_at, self._line_open = time.monotonic(), True
+
+    def curves(self, *, last: bool) -> None:
+        """Draw curves.png anew, if that was not done lately or this is the last time."""
+        if self.folder is not None and (last or time.monotonic() - self._curves_at > CURVES_S):
+            draw_curves(self.folder)
+            self._curves_at = time.monotonic()
 
     def close(self) -> None:
         """End the redrawn line and close the files."""
@@ -310,7 +318,8 @@ def _figure(panels: int, size: tuple[float, float] | None = None) -> tuple[Any, 
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size or (5 * panels, 4), layout="constrained")
+    # constrained layout takes twice the time: only where class names need the room
+    figure = Figure(figsize=size or (5 * panels, 4), layout="constrained" if size else None)
     FigureCanvasAgg(figure)
     return figure, [figure.add_subplot(1, panels, i + 1) for i in range(panels)]
 

@@ -84,12 +84,12 @@ def class_losses(
     return -(shares * logits.log_softmax(dim=1)).sum(dim=1)
 
 
-def balanced_weights(counts: np.ndarray) -> Tensor:
+def balanced_weights(counts: Tensor) -> Tensor:
     """Weights proportional to 1 / videos of the class, whose mean over the videos is 1.
 
     counts: whole numbers [C]. A class without a video weighs 0: it has no loss to scale.
     """
-    counts = torch.as_tensor(np.asarray(counts), dtype=torch.float64)
+    counts = counts.double()
     present = counts > 0
     weights = torch.where(present, 1 / counts.clamp(min=1), 0.0)
     return (weights * counts.sum() / present.sum()).float()

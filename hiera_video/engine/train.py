@@ -61,7 +61,8 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
     names = preflight.class_names(train_list, cfg.model.num_classes)
 
     # ---- model and optimizer --------------------------------------------------------------
-    model, identity = build(cfg, num_classes=cfg.model.num_classes or train_list.num_classes)
+    num_classes = cfg.model.num_classes or train_list.num_classes
+    model, identity = build(cfg, num_classes=num_classes)
     model.to(world.device)
     if cfg.train.linear_probe:
         freeze_backbone(model)
@@ -134,7 +135,7 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
                 "epoch_sums": sums,
                 "optimizer_state": optimizer.state_dict(),
                 "scaler_state": scaler.state_dict(),
-                "versions": {"hiera_video": __version__, "torch": torch.__version__},
+                "versions": {"hiera_video": __version__, "torch": str(torch.__version__)},
             }
             checkpoint.save(content, path)
             checkpoint.prune(folder.checkpoints, keep=cfg.train.keep_checkpoints)
@@ -160,13 +161,11 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
             say_validation(voice, found, best, step=step, epoch=epoch, epochs=plan.epochs)
         if cfg.task == "pretrain" and is_due(cfg.train.picture_period, epoch, last=False):
             world.on_main(draw_reconstruction, cfg, voice, model, dataset, step)
-        world.on_main(report.draw_curves, folder.path)
+        voice.curves(last=last)
         return True
 
     # ---- the loop -------------------------------------------------------------------------
-    forward = Forward(
-        cfg, world, model, dataset=dataset, plan=plan, class_counts=train_list.class_counts()
-    )
+    forward = Forward(cfg, world, model, dataset=dataset, plan=plan, num_classes=num_classes)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     clock = report.Clock()
     stopping = False
@@ -236,7 +235,7 @@ class Forward:
         *,
         dataset: VideoDataset,
         plan: preflight.Schedule,
-        class_counts: Any,
+        num_classes: int,
     ):
         self.seed, self.parts, self.world = cfg.rng_seed, cfg.train.grad_accum, world
         self.dataset, self.plan = dataset, plan
@@ -244,11 +243,13 @@ class Forward:
         self.settings = tasks.StepSettings(
             seed=cfg.rng_seed,
             loss_func=cfg.model.loss_func,
-            class_weights=class_weights(cfg.train.class_weights, class_counts, world.device),
+            class_weights=class_weights(
+                cfg.train.class_weights, dataset.manifest, num_classes, world.device
+            ),
             device=world.device,
             precision=tasks.PRECISION[cfg.train.mixed_precision],
         )
-        self.mixing = mixing_of(cfg.mixup, getattr(model, "num_classes", 0))
+        self.mixing = mixing_of(cfg.mixup, num_classes)
         self.parallel = world.parallel(model)
         self.model = torch.compile(self.parallel) if cfg.train.compile else self.parallel
 
@@ -497,9 +498,16 @@ def set_mode(model: nn.Module, *, linear_probe: bool) -> None:
         model.head.train()
 
 
-def class_weights(kind: str, counts: Any, device: torch.device) -> Tensor | None:
+def class_weights(
+    kind: str, manifest: Manifest, num_classes: int, device: torch.device
+) -> Tensor | None:
     """TRAIN.CLASS_WEIGHTS as a tensor on the device; None for none."""
-    return tasks.balanced_weights(counts).to(device) if kind == "balanced" else None
+    if kind != "balanced":
+        return None
+    counts = torch.zeros(num_classes, dtype=torch.int64)
+    found = torch.from_numpy(manifest.class_counts())
+    counts[: len(found)] = found
+    return tasks.balanced_weights(counts).to(device)
 
 
 def mixing_of(mixup: Any, num_classes: int) -> Mixing | None:
