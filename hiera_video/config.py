@@ -405,6 +405,8 @@ class SyntheticConfig(Section):
     """Side of a video, pixels."""
     frames: int = setting(24, at_least=2)
     """Frames of a video."""
+    plain: bool = setting(False)
+    """The easier set: no foreground, steady light, quick motions. A small model learns it fast."""
 
 
 @dataclass(frozen=True)

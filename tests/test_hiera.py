@@ -262,6 +262,13 @@ def test_every_parameter_is_initialised_as_published():
     assert model.head.projection.weight.std().item() == pytest.approx(2e-5, rel=0.1)
 
 
+@pytest.mark.parametrize("name", ["hiera_tiny_224", "hiera_tiny_16x224"])
+def test_contrast_stem_is_blind_to_brightness_and_large(name):
+    weight = small(name, contrast_stem=True).patch_embed.proj.weight
+    assert weight.flatten(2).sum(-1).abs().max() < 1e-4
+    assert weight.std().item() == pytest.approx(0.12, rel=0.1)
+
+
 def test_attention_lags_by_one_block_and_drop_path_rises():
     with torch.device("meta"):
         model = build_model("hiera_base_16x224", drop_path_rate=0.2)

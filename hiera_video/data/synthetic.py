@@ -74,6 +74,7 @@ RECIPE = 1
 PAN_SPEED = (0.03, 0.5)  # view sides
 ZOOM_SPEED = (0.08, 0.6)  # natural logarithm of the view's side
 ROLL_SPEED = (math.radians(5), math.radians(60))
+_PLAIN_QUANTILE = 0.6  # plain sets have the quickest 40 % of these, on the logarithmic scale
 _MEAN_RADIUS = 0.383  # mean distance of a unit square's points from its centre
 
 _AXES = ("x", "y", "zoom", "roll")
@@ -109,8 +110,12 @@ class CameraPath:
     """Frame at which the pose is the identity."""
 
 
-def camera_path(label: str, seed: int, frames: int = FRAMES, fps: float = FPS) -> CameraPath:
+def camera_path(
+    label: str, seed: int, frames: int = FRAMES, fps: float = FPS, *, plain: bool = False
+) -> CameraPath:
     """The view's path for one label; all but direction and axis depend on the seed alone.
+
+    `plain` leaves out the slower motions.
 
     Raises UserError for a label that is not one of `LABELS`.
     """
@@ -119,7 +124,8 @@ def camera_path(label: str, seed: int, frames: int = FRAMES, fps: float = FPS) -
     rng = _stream(seed, "path")
     seconds = np.arange(frames) / fps
     pivot = int(rng.integers(frames))
-    speed_quantile = rng.uniform()
+    slowest = _PLAIN_QUANTILE if plain else 0.0
+    speed_quantile = slowest + (1 - slowest) * rng.uniform()
     pace = _pace(rng, (seconds[1:] + seconds[:-1]) / 2)  # [T - 1], between frames
     drift = rng.uniform(-1, 1, size=4) * 0.15 * (rng.uniform(size=4) < 0.5)
     shake = _hand_shake(rng, seconds)
@@ -524,15 +530,22 @@ def _sensor(rng: np.random.Generator, picture: torch.Tensor) -> torch.Tensor:
 
 
 def render_clip(
-    label: str, seed: int, *, frames: int = FRAMES, size: int = SIZE, fps: float = FPS
+    label: str,
+    seed: int,
+    *,
+    frames: int = FRAMES,
+    size: int = SIZE,
+    fps: float = FPS,
+    plain: bool = False,
 ) -> torch.Tensor:
     """One clip of the set before compression: uint8 [frames, 3, size, size], RGB.
 
     The same (label, seed) gives the same clip; with the same seed, clips of all labels are the
-    same picture at frame `camera_path(...).pivot` (a different one for each seed).
+    same picture at frame `camera_path(...).pivot` (a different one for each seed). A `plain` clip
+    has no foreground, steady light and a quick camera: what a small model learns in minutes.
     Raises UserError for an unknown label.
     """
-    path = camera_path(label, seed, frames=frames, fps=fps)
+    path = camera_path(label, seed, frames=frames, fps=fps, plain=plain)
     seconds = np.arange(frames) / fps
     rng = _stream(seed, "place")
     side = _PLATE_SIDE * math.exp(rng.uniform(math.log(0.18), math.log(0.6)))  # plate pixels
@@ -546,9 +559,10 @@ def render_clip(
     grid = _affine_grid(linear, offset, axis, axis)
     picture = _look(_plate(seed // _CLIPS_PER_PLATE), grid, step=side * scale / size)
     picture = _recolour(_stream(seed, "colour"), picture)
-    for shape in _shapes(seed, seconds, path.pivot):
-        _lay_over(picture, shape, path)
-    picture = _light(_stream(seed, "light"), picture, seconds)
+    if not plain:
+        for shape in _shapes(seed, seconds, path.pivot):
+            _lay_over(picture, shape, path)
+        picture = _light(_stream(seed, "light"), picture, seconds)
     return _sensor(_stream(seed, "sensor"), picture)
 
 
@@ -568,6 +582,7 @@ def make_dataset(
     size: int = SIZE,
     frames: int = FRAMES,
     fps: int = FPS,
+    plain: bool = False,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
@@ -583,6 +598,7 @@ def make_dataset(
         seed: another seed, another set; train and val never share a scene.
         size: side of the square picture in pixels, even, at least 32.
         frames, fps: length and speed of every video.
+        plain: the easier set, see `render_clip`.
         workers: processes; None for one per CPU core.
         progress: called as progress(videos written, videos in all).
 
@@ -597,6 +613,7 @@ def make_dataset(
         "size": size,
         "frames": frames,
         "fps": fps,
+        "plain": bool(plain),
         "recipe": RECIPE,
     }
     _check_parameters(parameters, workers)
@@ -755,11 +772,11 @@ def _write_videos(folder, parameters, workers, progress) -> None:
 
 def _write_some(folder: Path, parameters: dict[str, int], part: int, parts: int):
     """Write every `parts`-th plate's videos and yield each one's name."""
-    frames, size, fps = (parameters[key] for key in ("frames", "size", "fps"))
+    drawn = {key: parameters[key] for key in ("frames", "size", "fps", "plain")}
     for name, label, seed in _videos(parameters):
         if (seed // _CLIPS_PER_PLATE) % parts != part:
             continue  # whole plates: drawing one costs as much as ten clips
-        write_clip(folder / name, label, seed, frames=frames, size=size, fps=fps)
+        write_clip(folder / name, label, seed, **drawn)
         yield name
 
 
@@ -772,10 +789,17 @@ def _worker() -> None:
 
 
 def write_clip(
-    path: Path, label: str, seed: int, *, frames: int = FRAMES, size: int = SIZE, fps: int = FPS
+    path: Path,
+    label: str,
+    seed: int,
+    *,
+    frames: int = FRAMES,
+    size: int = SIZE,
+    fps: int = FPS,
+    plain: bool = False,
 ) -> None:
     """Render one clip of the set and write it as a video file, at a quality the seed draws."""
-    clip = render_clip(label, seed, frames=frames, size=size, fps=fps)
+    clip = render_clip(label, seed, frames=frames, size=size, fps=fps, plain=plain)
     encode(path, clip, fps=fps, crf=int(_stream(seed, "file").integers(16, 34)))
 
 

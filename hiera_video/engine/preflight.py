@@ -212,6 +212,7 @@ def make_synthetic(folder: str | Path, settings: Any) -> Path:
         num_val=settings.num_val,
         size=settings.size,
         frames=settings.frames,
+        plain=settings.plain,
     )
 
 

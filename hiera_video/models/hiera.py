@@ -79,6 +79,9 @@ class HieraEncoder(nn.Module):
         abs_win: positions as a window part, tiled, plus a global part, resized: the form that
             carries to other sizes (arXiv 2311.05613). Not the published parametrisation.
         act_checkpoint: recompute the blocks' activations in the backward pass to save memory.
+        contrast_stem: start the stem from filters of zero mean and six times the published size,
+            blind to brightness. For small models trained from scratch: where the published start
+            stays at chance on the camera-motion set, this one learns it.
 
     Raises:
         UserError: if sizes do not divide or the tuples' lengths do not fit; it says what does.
@@ -105,6 +108,7 @@ class HieraEncoder(nn.Module):
         sep_pos_embed: bool = False,
         abs_win: bool = False,
         act_checkpoint: bool = False,
+        contrast_stem: bool = False,
     ) -> None:
         super().__init__()
         check_stages(stages, q_pool=q_pool, mask_unit_attn=mask_unit_attn)
@@ -118,7 +122,7 @@ class HieraEncoder(nn.Module):
         self.input_size = tuple(input_size)
         self.stages, self.q_pool = tuple(stages), q_pool
         self.sep_pos_embed, self.abs_win = sep_pos_embed, abs_win
-        self.act_checkpoint = act_checkpoint
+        self.act_checkpoint, self.contrast_stem = act_checkpoint, contrast_stem
 
         self.patch_embed = PatchEmbed(
             in_chans, embed_dim, kernel=patch_kernel, stride=patch_stride, padding=patch_padding
@@ -321,6 +325,8 @@ class Hiera(HieraEncoder):
         for name, parameter in self.named_parameters():
             if name.startswith("pos_embed"):
                 nn.init.normal_(parameter, std=INIT_STD)
+        if self.contrast_stem:
+            init_contrast(self.patch_embed.proj.weight)
         self.reset_head()
 
     def reset_head(self) -> None:
@@ -361,6 +367,13 @@ def init_layer(module: nn.Module, *, bias: float) -> None:
         nn.init.constant_(module.bias, bias)
     if isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
+
+
+@torch.no_grad()
+def init_contrast(weight: Tensor) -> None:
+    """Filters [C, C_in, *kernel] of zero mean over each input channel's window."""
+    nn.init.normal_(weight, std=6 * INIT_STD)
+    weight -= weight.flatten(2).mean(-1).view(*weight.shape[:2], *[1] * (weight.dim() - 2))
 
 
 def check_stages(stages: Sequence[int], *, q_pool: int, mask_unit_attn: Sequence[bool]) -> None:

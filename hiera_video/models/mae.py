@@ -19,7 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError
-from hiera_video.models.hiera import INIT_STD, SIZES, VIDEO, HieraEncoder, init_layer
+from hiera_video.models.hiera import (
+    INIT_STD,
+    SIZES,
+    VIDEO,
+    HieraEncoder,
+    init_contrast,
+    init_layer,
+)
 from hiera_video.models.layers import CONVOLUTIONS, LAYER_NORM_EPS, Block
 from hiera_video.models.tokens import (
     count_kept,
@@ -164,6 +171,8 @@ class MaskedAutoencoder(nn.Module):
         with torch.no_grad():
             # the stem as if it were linear, on its flattened kernel
             nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.flatten(1))
+        if self.encoder.contrast_stem:
+            init_contrast(self.encoder.patch_embed.proj.weight)
         for name, parameter in self.named_parameters():
             if "pos_embed" in name or name == "mask_token":
                 nn.init.normal_(parameter, std=INIT_STD)
