@@ -14,7 +14,7 @@ from hiera_video.engine import distributed
 from hiera_video.errors import UserError
 
 
-def torchrun(code, processes, tmp_path, check=True):
+def torchrun(code, processes, tmp_path):
     """Run `code` in several processes; whatever each wrote to `out(...)`, by rank."""
     script = tmp_path / "script.py"
     head = """
@@ -34,10 +34,8 @@ def torchrun(code, processes, tmp_path, check=True):
         timeout=120,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"},
     )
-    if check:
-        assert done.returncode == 0, done.stderr
-    files = sorted(tmp_path.glob("rank*.json"))
-    return [json.loads(f.read_text()) for f in files], done
+    assert done.returncode == 0, done.stderr
+    return [json.loads(f.read_text()) for f in sorted(tmp_path.glob("rank*.json"))]
 
 
 def test_alone_everything_is_quiet(monkeypatch):
@@ -55,38 +53,30 @@ def test_alone_everything_is_quiet(monkeypatch):
     world.close()
 
 
-def test_three_processes_agree(tmp_path):
-    results, _ = torchrun(
+def test_three_processes_agree_and_leave_together(tmp_path):
+    """Sums, gathers, words of the main process, and its failure, which releases the others."""
+    results = torchrun(
         """
+        from hiera_video.errors import UserError
         total = world.sum(torch.tensor([1.0, world.rank])).tolist()
         told = world.from_main({"rank": world.rank})
         main = world.on_main(lambda: world.rank * 10 + 5)
-        out([world.size, total, world.gather(world.rank), told, main, world.is_main])
+        found = [world.size, total, world.gather(world.rank), told, main, world.is_main]
+        def refuse():
+            raise UserError("no such folder")
+        try:
+            world.on_main(refuse)
+        except (UserError, SystemExit) as end:
+            found += [type(end).__name__, getattr(end, "code", None)]
+        out(found)
         world.close(); world.close()
         """,
         3,
         tmp_path,
     )
     for rank, result in enumerate(results):
-        assert result == [3, [3.0, 3.0], [0, 1, 2], {"rank": 0}, 5, rank == 0]
-
-
-def test_a_failure_on_the_main_process_releases_the_others(tmp_path):
-    results, _ = torchrun(
-        """
-        from hiera_video.errors import UserError
-        def refuse():
-            raise UserError("no such folder")
-        try:
-            world.on_main(refuse)
-        except (UserError, SystemExit) as end:
-            out([type(end).__name__, getattr(end, "code", None)])
-        world.close()
-        """,
-        2,
-        tmp_path,
-    )
-    assert results == [["UserError", None], ["SystemExit", 2]]
+        left = ["UserError", None] if rank == 0 else ["SystemExit", 2]
+        assert result == [3, [3.0, 3.0], [0, 1, 2], {"rank": 0}, 5, rank == 0, *left]
 
 
 def test_half_set_variables_and_missing_devices(monkeypatch):

@@ -56,15 +56,22 @@ PRETRAIN = {
 }
 
 
-def write_videos(folder: Path, *, train: int = 9, val: int = 3) -> Path:
-    """`folder/{train,val}/CLASS/N.mp4`: a bar of the class's speed over a dim texture."""
+def write_videos(folder: Path, *, train: int = 9, val: int = 3, tinted: bool = False) -> Path:
+    """`folder/{train,val}/CLASS/N.mp4`: a bar of the class's speed over a dim texture.
+
+    tinted: with a colour of the class, which is learnt in a few steps.
+    """
     for split, count in (("train", train), ("val", val)):
         for i in range(count):
             name = CLASSES[i % len(CLASSES)]
             path = folder / split / name / f"{i:02d}.mp4"
             path.parent.mkdir(parents=True, exist_ok=True)
             seed = i + (0 if split == "train" else 1000)
-            write_clip(path, frames=pictures(name, seed), fps=10, size=(SIDE, SIDE))
+            frames = pictures(name, seed)
+            if tinted:
+                for frame in frames:
+                    frame[..., CLASSES.index(name)] |= 128
+            write_clip(path, frames=frames, fps=10, size=(SIDE, SIDE))
     return folder
 
 
@@ -115,7 +122,7 @@ def command(*words: object, processes: int = 0) -> list[str]:
     return [*launcher, str(REPOSITORY / "tools" / "run_net.py"), *map(str, words)]
 
 
-def run_net(*words: object, processes: int = 0, timeout: int = 200):
+def run_child(*words: object, processes: int = 0, timeout: int = 200):
     """Run tools/run_net.py to its end."""
     return subprocess.run(
         command(*words, processes=processes),

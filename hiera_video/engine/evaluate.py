@@ -193,7 +193,7 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
     voice = report.Report(folder if world.is_main else None, quiet=not world.is_main)
     voice.say(
         f"testing {weights} on {len(manifest)} videos of {cfg.data.path_to_data_dir or 'the set'}, "
-        f"{views} x {crops} views ({views} clips in time, {crops} crops each)"
+        f"{views} x {crops} views (clips in time x crops)"
     )
     for note in [*manifest.notes, *loader.notes, *_differences(stored, spec)]:
         voice.say(f"note: {note}")

@@ -459,10 +459,22 @@ def build(cfg: Any, *, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
             raise UserError("the number of classes is unknown: set MODEL.NUM_CLASSES")
         arguments["num_classes"] = num_classes
     torch.manual_seed(tasks.stream_seed(cfg.rng_seed, "weights"))
-    model = build_model(cfg.model.model_name, **arguments)
+    try:
+        model = build_model(cfg.model.model_name, **arguments)
+    except UserError as error:
+        raise UserError(f"{error}{_other_task(cfg.task, str(error))}") from error
     arguments.pop("act_checkpoint", None)  # how it is computed, not what it is
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
     return model, {"name": cfg.model.model_name, "kwargs": plain}
+
+
+def _other_task(task: str, error: str) -> str:
+    """A hint where the model's builder does not know what belongs to the task."""
+    if task == "pretrain" and "'mask_ratio'" in error:
+        return ". TASK pretrain needs a masked autoencoder: MODEL.MODEL_NAME mae_hiera_..."
+    if task == "classify" and ("'num_classes'" in error or "'head_dropout'" in error):
+        return ". TASK classify needs a classifier: a MODEL.MODEL_NAME without mae_"
+    return ""
 
 
 def build_optimizer(solver: Any, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:

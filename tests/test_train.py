@@ -1,0 +1,585 @@
+"""Whole runs: they learn, they go on bit for bit, they stop cleanly, they say what is wrong."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+from tiny_runs import CLASSES, PRETRAIN, command, config, environment, run, settings, write_videos
+
+from hiera_video.engine import checkpoint, distributed, report, train
+from hiera_video.errors import RunFailed, UserError
+
+HEAVY = (  # everything random at once
+    "MIXUP.ENABLE", "true",
+    "AUG.AA_TYPE", "rand-m7-mstd0.5-inc1",
+    "AUG.RE_PROB", 0.5,
+    "AUG.NUM_SAMPLE", 2,
+    "TRAIN.EMA_DECAY", 0.9,
+    "SOLVER.LAYER_DECAY", 0.8,
+    "SOLVER.CLIP_GRAD_L2NORM", 1.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def videos(tmp_path_factory):
+    """Nine training and three validation videos."""
+    return write_videos(tmp_path_factory.mktemp("videos"))
+
+
+@pytest.fixture(autouse=True)
+def no_curves(request, monkeypatch):
+    """Drawing takes longer than these runs; one test looks at the picture."""
+    if "leaves_its_folder" not in request.node.name:
+        monkeypatch.setattr(report, "draw_curves", lambda folder: None)
+
+
+def final(out):
+    """The newest checkpoint of a run."""
+    return checkpoint.latest(out / "checkpoints")[1]
+
+
+def same(a, b):
+    """Whether two nested states are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def losses(out):
+    return {r["step"]: r["loss"] for r in report.read_metrics(out) if r["_type"] == "train_iter_"}
+
+
+def interrupted(cfg, *, after):
+    """The exit code of a run that is asked to stop in step `after` (from 1)."""
+    stop, backward = train.Stop(), train.Forward.backward
+
+    def ask(self, batches, step, *rest):
+        if step + 1 == after:
+            stop.signal = signal.SIGINT
+        return backward(self, batches, step, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Forward, "backward", ask)
+        return train.train(cfg, distributed.init("cpu"), stop)
+
+
+# ---- a run leaves what it should ----------------------------------------------------------------
+
+
+def test_a_run_leaves_its_folder(videos, tmp_path):
+    out = tmp_path / "out"
+    assert run(config(videos, out)) == 0
+    there = {p.name for p in out.iterdir()} - {".lock"}
+    assert there == {"checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "stdout.log"}
+    names = {p.name for p in (out / "checkpoints").iterdir()}
+    assert names == {
+        "checkpoint_epoch_00001.pyth", "checkpoint_epoch_00002.pyth", "best.pyth", "best.json"
+    }  # fmt: skip
+    state = final(out)
+    assert state["classes"] == sorted(CLASSES)
+    assert state["spec"]["num_frames"] == 4
+    assert state["model"]["kwargs"]["num_classes"] == 3
+    assert (state["epoch"], state["step"]) == (2, 4)
+    kinds = [r["_type"] for r in report.read_metrics(out)]
+    assert kinds == ["train_iter_", "train_iter_", "train_epoch", "val_epoch"] * 2
+    log = (out / "stdout.log").read_text()
+    assert log.count("json_stats: {") == 8
+    assert "1 left over" in log  # drop-last is stated
+
+    # the same command again: done already, nothing changes
+    before = {p: p.stat().st_mtime_ns for p in (out / "checkpoints").iterdir()}
+    assert run(config(videos, out)) == 0
+    assert {p: p.stat().st_mtime_ns for p in (out / "checkpoints").iterdir()} == before
+    assert [r["_type"] for r in report.read_metrics(out)] == kinds
+
+
+def test_the_checkpoint_alone_labels_a_video(videos, tmp_path):
+    from hiera_video import Predictor
+
+    out = tmp_path / "out"
+    run(config(videos, out, "SOLVER.MAX_EPOCH", 1))
+    predictor = Predictor.load(weights=out / "checkpoints" / "best.pyth")
+    found = predictor(str(videos / "val" / "fast" / "00.mp4"))
+    assert sorted(label.label for label in found.labels) == sorted(CLASSES)
+    assert sum(label.score for label in found.labels) == pytest.approx(1)
+
+
+def test_only_the_last_checkpoints_and_the_best_are_kept(videos, tmp_path):
+    out = tmp_path / "out"
+    run(config(videos, out, "SOLVER.MAX_EPOCH", 4, "TRAIN.KEEP_CHECKPOINTS", 1))
+    names = sorted(p.name for p in (out / "checkpoints").glob("*.pyth"))
+    assert names == ["best.pyth", "checkpoint_epoch_00004.pyth"]
+    best = checkpoint.best_record(out / "checkpoints")
+    assert checkpoint.load(out / "checkpoints" / "best.pyth")["epoch"] == best["epoch"]
+    errors = [r["top1_err"] for r in report.read_metrics(out) if r["_type"] == "val_epoch"]
+    assert best["value"] == pytest.approx(100 - min(errors))
+    assert best["epoch"] == errors.index(min(errors)) + 1  # the first of equals
+
+
+@pytest.mark.parametrize("period", ["CHECKPOINT_PERIOD", "EVAL_PERIOD"])
+def test_periods_skip_epochs_but_never_the_last(videos, tmp_path, period):
+    out = tmp_path / "out"
+    run(
+        config(
+            videos, out, "SOLVER.MAX_EPOCH", 3, f"TRAIN.{period}", 2, "TRAIN.KEEP_CHECKPOINTS", 0
+        )
+    )
+    validated = [r["step"] // 2 for r in report.read_metrics(out) if r["_type"] == "val_epoch"]
+    saved = [checkpoint.load(p)["epoch"] for p in checkpoint.in_order(out / "checkpoints")]
+    if period == "EVAL_PERIOD":
+        assert validated == [2, 3]
+        assert saved == [1, 2, 3]
+    else:
+        assert validated == [1, 2, 3]
+        # an epoch that is the best so far is kept although its checkpoint was not due
+        assert set(saved) >= {2, 3}
+        assert checkpoint.load(out / "checkpoints" / "best.pyth")
+
+
+# ---- going on -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", ["classify", "pretrain"])
+def test_a_stop_anywhere_goes_on_bit_for_bit(videos, tmp_path, task):
+    extra = HEAVY if task == "classify" else ("DATA.TRAIN_CROP_NUM_TEMPORAL", 2)
+    kind = PRETRAIN if task == "pretrain" else None
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    assert run(config(videos, straight, *extra, task=kind)) == 0
+    cfg = config(videos, broken, *extra, task=kind)
+    assert interrupted(cfg, after=1) == 130  # in the middle of the first epoch
+    assert final(broken)["step"] == 1
+    assert interrupted(cfg, after=3) == 130  # in the middle of the second
+    assert final(broken)["step"] == 3
+    assert run(cfg) == 0
+    a, b = final(straight), final(broken)
+    for key in ("model_state", "optimizer_state", "raw_state", "epoch_sums", "step"):
+        assert same(a.get(key), b.get(key)), key
+    assert losses(straight) == losses(broken)
+    assert len(losses(broken)) == 4
+
+
+def test_a_stop_during_validation_validates_later(videos, tmp_path):
+    out = tmp_path / "out"
+    stop = train.Stop()
+    with pytest.MonkeyPatch.context() as patch:
+        count = train.evaluate.Counter.count
+        patch.setattr(
+            train.evaluate.Counter,
+            "count",
+            lambda *args: setattr(stop, "signal", signal.SIGTERM) or count(*args),
+        )
+        assert train.train(config(videos, out), distributed.init("cpu"), stop) == 143
+    assert final(out)["step"] == 2
+    assert not [r for r in report.read_metrics(out) if r["_type"] == "val_epoch"]
+    assert run(config(videos, out)) == 0
+    steps = [r["step"] for r in report.read_metrics(out) if r["_type"] == "val_epoch"]
+    assert steps == [2, 4]
+
+
+def test_checkpoints_inside_an_epoch(videos, tmp_path):
+    out = tmp_path / "out"
+    run(config(videos, out, "TRAIN.BATCH_SIZE", 3, "TRAIN.CHECKPOINT_STEPS", 2,
+               "TRAIN.KEEP_CHECKPOINTS", 0, "SOLVER.MAX_EPOCH", 1))  # fmt: skip
+    steps = [checkpoint.load(p)["step"] for p in checkpoint.in_order(out / "checkpoints")]
+    assert steps == [2, 3]
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(videos, tmp_path, capsys):
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    run(config(videos, straight))
+    run(config(videos, out))
+    newest = checkpoint.in_order(out / "checkpoints")[-1]
+    os.truncate(newest, newest.stat().st_size - 100)
+    capsys.readouterr()
+    assert run(config(videos, out)) == 0
+    said = capsys.readouterr().out
+    assert newest.name in said
+    assert "going on from" in said
+    assert same(final(straight)["model_state"], final(out)["model_state"])
+
+
+def test_changed_settings_are_refused_by_name(videos, tmp_path):
+    out = tmp_path / "out"
+    interrupted(config(videos, out), after=1)
+    with pytest.raises(UserError, match=r"SOLVER\.BASE_LR: 0\.005 there, 0\.1 here") as error:
+        run(config(videos, out, "SOLVER.BASE_LR", 0.1))
+    assert "CHECKPOINT_EPOCH_RESET" in str(error.value)
+    # what does not change the result may change
+    assert interrupted(config(videos, out, "LOG_PERIOD", 3, "TEST.BATCH_SIZE", 2), after=2) == 130
+
+
+def test_another_model_another_list_and_a_second_start_are_refused(videos, tmp_path):
+    out = tmp_path / "out"
+    interrupted(config(videos, out), after=1)
+    kwargs = "{embed_dim: 16, num_heads: 1, stages: [1, 1, 1, 1]}"
+    with pytest.raises(UserError, match=r"MODEL\.KWARGS"):
+        run(config(videos, out, "MODEL.KWARGS", kwargs))
+    with pytest.raises(UserError, match="AUTO_RESUME is False"):
+        run(config(videos, out, "TRAIN.AUTO_RESUME", "false"))
+    more = write_videos(tmp_path / "more", train=10)
+    with pytest.raises(UserError, match="list of training videos is not the one"):
+        run(config(more, out))
+    stored = out / "checkpoints" / "checkpoint_epoch_00000_step_0000001.pyth"
+    with pytest.raises(UserError, match="checkpoint of another model"):
+        run(config(videos, tmp_path / "b", "MODEL.KWARGS", kwargs,
+                   "TRAIN.CHECKPOINT_FILE_PATH", stored,
+                   "TRAIN.CHECKPOINT_EPOCH_RESET", "false"))  # fmt: skip
+
+
+def test_going_on_under_new_settings_on_purpose(videos, tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    run(config(videos, first))
+    stored = first / "checkpoints" / "checkpoint_epoch_00002.pyth"
+    cfg = config(videos, second, "SOLVER.MAX_EPOCH", 3, "TRAIN.CHECKPOINT_FILE_PATH", stored,
+                 "TRAIN.CHECKPOINT_EPOCH_RESET", "false")  # fmt: skip
+    assert run(cfg) == 0
+    assert sorted(losses(second)) == [5, 6]
+
+
+def test_pretrained_weights_start_a_classifier(videos, tmp_path, capsys):
+    pre, fine = tmp_path / "pre", tmp_path / "fine"
+    run(config(videos, pre, "SOLVER.MAX_EPOCH", 1, task=PRETRAIN))
+    stored = pre / "checkpoints" / "checkpoint_epoch_00001.pyth"
+    capsys.readouterr()
+    run(config(videos, fine, "SOLVER.MAX_STEPS", 1, "TRAIN.CHECKPOINT_FILE_PATH", stored,
+               "SOLVER.BASE_LR", 1e-6, "SOLVER.COSINE_END_LR", 0))  # fmt: skip
+    assert "loaded" in capsys.readouterr().out
+    key = "blocks.2.mlp.fc1.weight"
+    difference = final(pre)["model_state"][key] - final(fine)["model_state"][key]
+    assert difference.abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_ends_with_the_same_weights(videos, tmp_path):
+    """SIGKILL at random moments, in the middle of writing a checkpoint too."""
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    extra = (*HEAVY, "SOLVER.MAX_EPOCH", 40, "TRAIN.CHECKPOINT_STEPS", 1, "TEST.ENABLE", "false",
+             "TRAIN.EVAL_PERIOD", 3)  # fmt: skip
+    run(config(videos, straight, *extra))
+    dice, kills = random.Random(1), 0
+    while kills < 20:
+        child = subprocess.Popen(
+            command("--cfg", empty(tmp_path), *settings(videos, out, *extra)),
+            env=environment(),
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for line in child.stdout:  # importing torch is not a moment of the run
+            if "parameters" in line:
+                break
+        time.sleep(dice.uniform(0.2, 3))
+        if child.poll() is not None:
+            break
+        child.kill()
+        child.wait()
+        kills += 1
+    assert kills == 20, "the run is too short to be killed twenty times"
+    assert run(config(videos, out, *extra)) == 0
+    assert same(final(straight)["model_state"], final(out)["model_state"])
+    assert losses(straight) == losses(out)
+
+
+def empty(folder):
+    """A config file that says nothing: the settings follow on the command line."""
+    path = folder / "empty.yaml"
+    path.write_text("{}\n")
+    return path
+
+
+# ---- it learns ----------------------------------------------------------------------------------
+
+
+def test_thirty_two_clips_are_learnt_by_heart(tmp_path):
+    videos = write_videos(tmp_path / "videos", train=32, val=3, tinted=True)
+    cfg = config(
+        videos, tmp_path / "out", "TRAIN.BATCH_SIZE", 16, "SOLVER.MAX_EPOCH", 8, *quiet(),
+        "DATA.TRAIN_JITTER_SCALES_RELATIVE", "[1, 1]", "TRAIN.EVAL_PERIOD", 0,
+        "SOLVER.WARMUP_EPOCHS", 1, "SOLVER.CLIP_GRAD_L2NORM", 1, "TRAIN.CHECKPOINT_PERIOD", 100,
+    )  # fmt: skip
+    run(cfg)
+    epochs = [r for r in report.read_metrics(tmp_path / "out") if r["_type"] == "train_epoch"]
+    assert epochs[0]["loss"] > 1
+    assert epochs[-1]["loss"] < 0.3
+    assert [r["top1_err"] for r in epochs[-2:]] == [0, 0]
+
+
+def test_pretraining_lowers_its_loss_and_draws(videos, tmp_path):
+    out = tmp_path / "out"
+    run(config(videos, out, "SOLVER.MAX_EPOCH", 6, "TRAIN.PICTURE_PERIOD", 3, task=PRETRAIN))
+    found = [r["loss"] for r in report.read_metrics(out) if r["_type"] == "train_epoch"]
+    assert found[-1] < found[0] - 0.02
+    assert len(list((out / "pictures").glob("reconstruction_*.png"))) == 2
+    assert "best.pyth" not in {p.name for p in (out / "checkpoints").iterdir()}
+
+
+def test_the_golden_curve(videos, tmp_path, repository):
+    """Changes only on purpose: delete the file, run the test, commit what it wrote."""
+    golden = repository / "tests" / "golden" / "tiny_cpu.txt"
+    run(config(videos, tmp_path / "out", "SOLVER.MAX_EPOCH", 3))
+    found = [f"{step} {loss:.6f}" for step, loss in sorted(losses(tmp_path / "out").items())]
+    if not golden.exists():
+        golden.write_text("\n".join(found) + "\n")
+        pytest.fail(f"wrote {golden}; look at it and commit it")
+    for mine, stored in zip(found, golden.read_text().splitlines(), strict=True):
+        assert float(mine.split()[1]) == pytest.approx(float(stored.split()[1]), abs=2e-4)
+
+
+# ---- the same whatever the shape of the computation ---------------------------------------------
+
+
+def quiet(*more):
+    """Nothing whose randomness belongs to a process: drop path, dropout."""
+    return ("HIERA.DROPPATH_RATE", 0, "MODEL.DROPOUT_RATE", 0, *more)
+
+
+@pytest.mark.parametrize("task", ["classify", pytest.param("pretrain", marks=pytest.mark.slow)])
+def test_two_processes_give_the_curve_of_one(videos, tmp_path, task):
+    one, two = tmp_path / "one", tmp_path / "two"
+    kind = PRETRAIN if task == "pretrain" else None
+    extra = ("HIERA.DROPPATH_RATE", 0, "SOLVER.MAX_EPOCH", 3)
+    extra += ("MODEL.DROPOUT_RATE", 0) if task == "classify" else ()
+    run(config(videos, one, *extra, task=kind))
+    done = subprocess.run(
+        command("--cfg", empty(tmp_path), *settings(videos, two, *extra, "TEST.ENABLE",
+                task == "classify", task=kind), processes=2),
+        env=environment(), capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    a, b = losses(one), losses(two)
+    assert a.keys() == b.keys()
+    assert max(abs(a[s] - b[s]) for s in a) < 1e-5
+    if task == "classify":
+        val = [
+            [r for r in report.read_metrics(out) if r["_type"] == "val_epoch"] for out in (one, two)
+        ]
+        assert val[0] == val[1]
+        results = json.loads((two / "results.json").read_text())
+        assert (results["n_videos"], results["n_failed"]) == (3, 0)
+        assert len((two / "predictions.csv").read_text().splitlines()) == 4
+
+
+def test_accumulation_does_not_change_the_curve(videos, tmp_path):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(config(videos, whole, *quiet()))
+    run(config(videos, parts, *quiet("TRAIN.GRAD_ACCUM", 4)))
+    a, b = losses(whole), losses(parts)
+    assert max(abs(a[s] - b[s]) for s in a) < 1e-5
+
+
+def test_activation_checkpointing_and_workers_do_not_change_the_curve(videos, tmp_path):
+    plain, other = tmp_path / "plain", tmp_path / "other"
+    run(config(videos, plain, "SOLVER.MAX_EPOCH", 1))
+    run(config(videos, other, "SOLVER.MAX_EPOCH", 1, "MODEL.ACT_CHECKPOINT", "true",
+               "DATA_LOADER.NUM_WORKERS", 1))  # fmt: skip
+    a, b = losses(plain), losses(other)
+    assert max(abs(a[s] - b[s]) for s in a) < 1e-6
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_mixed_precision_trains(videos, tmp_path, precision):
+    out = tmp_path / "out"
+    run(config(videos, out, "SOLVER.MAX_STEPS", 2, "TRAIN.MIXED_PRECISION", precision))
+    state = final(out)
+    assert state["model_state"]["norm.weight"].dtype == torch.float32
+    assert bool(state["scaler_state"]) == (precision == "fp16")
+    full = tmp_path / "full"
+    run(config(videos, full, "SOLVER.MAX_STEPS", 2))
+    assert losses(out)[1] == pytest.approx(losses(full)[1], abs=0.02)
+    assert losses(out)[1] != losses(full)[1]
+
+
+# ---- switches -----------------------------------------------------------------------------------
+
+
+def test_a_linear_probe_moves_the_head_alone(videos, tmp_path):
+    first, out = tmp_path / "first", tmp_path / "out"
+    run(config(videos, first, "SOLVER.MAX_STEPS", 1))
+    stored = first / "checkpoints" / "checkpoint_epoch_00000_step_0000001.pyth"
+    run(config(videos, out, "SOLVER.MAX_STEPS", 2, "TRAIN.LINEAR_PROBE", "true",
+               "TRAIN.CHECKPOINT_FILE_PATH", stored))  # fmt: skip
+    before, after = final(first)["model_state"], final(out)["model_state"]
+    moved = {key for key in before if not torch.equal(before[key], after[key])}
+    assert moved == {"head.projection.weight", "head.projection.bias"}
+
+
+def test_averaged_weights_are_what_is_validated_and_kept(videos, tmp_path):
+    out = tmp_path / "out"
+    run(config(videos, out, "TRAIN.EMA_DECAY", 0.9, "SOLVER.MAX_EPOCH", 1))
+    state = final(out)
+    assert not same(state["model_state"], state["raw_state"])
+    plain = tmp_path / "plain"
+    run(config(videos, plain, "SOLVER.MAX_EPOCH", 1))
+    assert same(state["raw_state"], final(plain)["model_state"])
+    target = tmp_path / "exported.pyth"
+    checkpoint.export(checkpoint.in_order(out / "checkpoints")[-1], target)
+    exported = torch.load(target, weights_only=True)
+    assert same(exported["model_state"], state["model_state"])
+
+
+def test_balanced_class_weights_scale_the_loss(tmp_path):
+    videos = write_videos(tmp_path / "videos", train=4, val=3)  # 2 fast, 1 slow, 1 still
+    run(config(videos, tmp_path / "out", "TRAIN.CLASS_WEIGHTS", "balanced", "SOLVER.MAX_STEPS", 1))
+    # all four videos in the step: the weights average to one, and so do equal losses
+    assert losses(tmp_path / "out")[1] == pytest.approx(1.0986, abs=1e-2)
+
+
+def test_learning_rates_scale_with_the_batch(videos, tmp_path):
+    out = tmp_path / "out"
+    run(config(videos, out, "SOLVER.LR_BATCH", 8, "SOLVER.WARMUP_EPOCHS", 0, "SOLVER.MAX_STEPS", 1))
+    records = [r for r in report.read_metrics(out) if r["_type"] == "train_iter_"]
+    assert records[0]["lr"] == pytest.approx(5e-3 * 4 / 8)
+
+
+# ---- bad luck -----------------------------------------------------------------------------------
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(videos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    classify = train.tasks.classify
+    calls = []
+
+    def poisoned(*args, **kwargs):
+        calls.append(1)
+        result = classify(*args, **kwargs)
+        return {**result, "loss": result["loss"] * (float("nan") if len(calls) == 3 else 1)}
+
+    monkeypatch.setitem(train.tasks.TASKS, "classify", poisoned)
+    with pytest.raises(RunFailed, match=r"loss of step 3 is not finite \(nan\)") as error:
+        run(config(videos, out))
+    assert "checkpoint_epoch_00001.pyth" in str(error.value)
+    state = final(out)
+    assert state["step"] == 2
+    assert all(torch.isfinite(w).all() for w in state["model_state"].values())
+    assert (out / "stdout.log").read_text().count("train_iter_") == 2
+
+
+def test_unreadable_videos_are_counted_and_the_mean_is_over_the_others(tmp_path):
+    videos = write_videos(tmp_path / "videos", train=5, val=4)
+    for broken in ("train/fast/00.mp4", "val/slow/01.mp4"):
+        (videos / broken).write_bytes(b"not a video")
+    out = tmp_path / "out"
+    run(config(videos, out, "TRAIN.BATCH_SIZE", 5, "TRAIN.GRAD_ACCUM", 5, "SOLVER.MAX_EPOCH", 1,
+               "MODEL.DROPOUT_RATE", 0))  # fmt: skip
+    record = next(r for r in report.read_metrics(out) if r["_type"] == "train_iter_")
+    assert (record["clips"], record["failed"]) == (4, 1)
+    assert record["loss"] == pytest.approx(1.0986, abs=1e-2)  # log 3, and not 4/5 of it
+    val = next(r for r in report.read_metrics(out) if r["_type"] == "val_epoch")
+    assert (val["n_videos"], val["n_failed"]) == (4, 1)
+    assert "1 videos could not be read" in (out / "stdout.log").read_text()
+
+
+def test_gradients_are_the_mean_over_what_could_be_read(tmp_path):
+    """A broken video beside four good ones trains as the four alone do."""
+    good = write_videos(tmp_path / "good", train=4, val=3)
+    bad = write_videos(tmp_path / "bad", train=4, val=3)
+    # sorts last, so the other videos keep their numbers and thus their clips
+    (bad / "train" / "still" / "99.mp4").write_bytes(b"not a video")
+    weights = []
+    for videos, batch in ((good, 4), (bad, 5)):
+        out = tmp_path / f"out{batch}"
+        run(config(videos, out, "TRAIN.BATCH_SIZE", batch, "SOLVER.OPTIMIZING_METHOD", "sgd",
+                   "SOLVER.MAX_STEPS", 1, "SOLVER.WARMUP_EPOCHS", 0, *quiet()))  # fmt: skip
+        weights.append(final(out)["model_state"])
+    for key, value in weights[0].items():
+        assert torch.allclose(value, weights[1][key], atol=1e-6), key
+
+
+def test_nothing_readable_ends_the_run_before_it_begins(tmp_path):
+    videos = write_videos(tmp_path / "videos")
+    for path in videos.glob("train/*/*.mp4"):
+        path.write_bytes(b"")
+    with pytest.raises(RunFailed, match="none of 8 training videos tried can be read") as error:
+        run(config(videos, tmp_path / "out"))
+    assert "00.mp4" in str(error.value)
+
+
+def test_two_runs_do_not_share_a_folder(videos, tmp_path):
+    cfg = config(videos, tmp_path / "out")
+    from hiera_video.engine.preflight import RunFolder
+
+    with (
+        RunFolder(cfg.output_dir, distributed.init("cpu")),
+        pytest.raises(UserError, match="another run is writing"),
+    ):
+        run(cfg)
+
+
+def test_a_full_disk_is_known_before_the_first_step(videos, tmp_path, monkeypatch):
+    usage = type("usage", (), {"free": 1000})
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match=r"GiB free.*KEEP_CHECKPOINTS"):
+        run(config(videos, tmp_path / "out"))
+    assert not losses(tmp_path / "out")
+
+
+def test_a_disk_that_fills_up_later_keeps_the_last_checkpoint(videos, tmp_path, monkeypatch):
+    out, save = tmp_path / "out", torch.save
+
+    def refuse_the_second(state, target):
+        if state["step"] > 2:
+            raise OSError(28, "No space left on device")
+        save(state, target)
+
+    monkeypatch.setattr(torch, "save", refuse_the_second)
+    with pytest.raises(RunFailed, match=r"No space left.*checkpoint_epoch_00001\.pyth"):
+        run(config(videos, out))
+    monkeypatch.undo()
+    assert run(config(videos, out)) == 0
+    straight = tmp_path / "straight"
+    run(config(videos, straight))
+    assert same(final(straight)["model_state"], final(out)["model_state"])
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(videos, tmp_path):
+    with pytest.raises(UserError, match=r"accumulation parts"):
+        run(config(videos, tmp_path / "out", "TRAIN.BATCH_SIZE", 10, "TRAIN.GRAD_ACCUM", 10))
+
+
+def test_wrong_tasks_and_classes_are_refused(videos, tmp_path):
+    with pytest.raises(UserError, match=r"MODEL\.NUM_CLASSES"):
+        run(config(videos, tmp_path / "a", "MODEL.NUM_CLASSES", 7))
+    with pytest.raises(UserError, match="mae_hiera"):
+        run(config(videos, tmp_path / "b", "TASK", "pretrain", "MODEL.DROPOUT_RATE", "None"))
+    with pytest.raises(UserError, match="classif"):
+        run(config(videos, tmp_path / "c", "MODEL.MODEL_NAME", "mae_hiera_tiny_16x224"))
+
+
+# ---- signals ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_and_stop(videos, tmp_path, number, code):
+    out = tmp_path / "out"
+    words = settings(videos, out, "SOLVER.MAX_EPOCH", 1000, "DATA_LOADER.NUM_WORKERS", 1)
+    child = subprocess.Popen(
+        command("--cfg", empty(tmp_path), *words),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        for line in child.stdout:
+            if "step 2/2" in line:
+                break
+        os.killpg(child.pid, number)  # as a terminal does: to the workers, too
+        rest, errors = child.communicate(timeout=60)
+    finally:
+        child.kill()
+    assert child.returncode == code, errors
+    assert "Traceback" not in errors
+    assert "saved" in rest
+    assert "Ctrl-C" in rest or "SIGTERM" in rest
+    state = final(out)
+    assert state["step"] >= 2
+    assert f"after step {state['step']} of" in rest
