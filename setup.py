@@ -23,8 +23,9 @@ setup(
     package_data={"hiera_video": ["labels/*.txt", "labels/README.md", "bundled/*"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
-        "torch>=2.6",
-        "torchvision>=0.21",  # the release that belongs to the installed torch
+        # Below 2.14 not everything holds: with 2.6, gloo hangs at the end of a run now and then.
+        "torch>=2.14",
+        "torchvision>=0.29",  # the release that belongs to the installed torch
         "numpy>=1.26",
         "av>=14",  # decodes without any FFmpeg on the machine
         "pytorchvideo==0.1.5",
@@ -38,7 +39,8 @@ setup(
         "tqdm>=4.60",
     ],
     extras_require={
-        "torchcodec": ["torchcodec>=0.2"],  # faster; needs the system's FFmpeg libraries
+        # Needs the system's FFmpeg libraries; 0.2 gives other pixels for 10-bit video.
+        "torchcodec": ["torchcodec>=0.17"],
         "decord": ["decord>=0.6"],
         "safetensors": ["safetensors>=0.4"],
         "tensorboard": ["tensorboard>=2.12"],

@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
+
 from hiera_video import __version__, build_model, cli
 from hiera_video.errors import UserError
 from hiera_video.scoring import choose_device, choose_dtype

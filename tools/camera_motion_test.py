@@ -34,6 +34,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
+
 from hiera_video import cli
 from hiera_video.data import synthetic
 from hiera_video.data.decode import VideoReader
