@@ -44,8 +44,7 @@ def trained(videos, tmp_path_factory):
 
 
 def test_run(cfg):
-    with train.Stop() as stop:
-        return evaluate.test(cfg, distributed.init("cpu"), stop)
+    return evaluate.test(cfg, distributed.init("cpu"), train.Stop())
 
 
 test_run.__test__ = False

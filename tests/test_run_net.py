@@ -113,6 +113,7 @@ def test_help_is_short_and_quick(run_net, empty):
         (["--cfg", "nowhere.yaml"], "nowhere.yaml"),
         (["--cfg", "{empty}", "SOLVER.BASE_RL", "1"], "SOLVER.BASE_LR"),
         (["--cfg", "{empty}", "TRAIN.ENABLE", "false", "TEST.ENABLE", "false"], "nothing to do"),
+        (["--cfg", "{empty}", "TASK", "pretrain", "TRAIN.ENABLE", "false"], "no labels to test"),
         (["--cfg", "{empty}", "--dry-run", "0"], "at least 1"),
         (["--cfg", "{twice}"], "written twice"),
         (["--export-weights", "{empty}", "x.pyth"], "cannot read checkpoint"),

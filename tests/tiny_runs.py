@@ -104,8 +104,7 @@ def config(videos: Path, out: Path, *overrides: object, task: dict | None = None
 
 def run(cfg) -> int:
     """Train in this process; the exit code."""
-    with train.Stop() as stop:
-        return train.train(cfg, distributed.init("cpu"), stop)
+    return train.train(cfg, distributed.init("cpu"), train.Stop())
 
 
 def environment() -> dict[str, str]:

@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.dry_run is None and not (cfg.train.enable or cfg.test.enable):
         raise UserError("nothing to do: TRAIN.ENABLE and TEST.ENABLE are both False")
+    if cfg.task == "pretrain" and not cfg.train.enable and args.dry_run is None:
+        raise UserError("nothing to do: TASK pretrain has no labels to test; set TRAIN.ENABLE True")
 
     return run(cfg, dry_run=args.dry_run)
 
@@ -50,14 +52,14 @@ def run(cfg: Config, *, dry_run: int | None = None) -> int:
         torch.set_num_threads(cfg.num_threads)
     world = distributed.init(cfg.device)
     try:
-        with train.Stop() as stop:
-            if dry_run is not None:
-                dry.run(cfg, world, steps=dry_run)
-                return 0
-            code = train.train(cfg, world, stop) if cfg.train.enable else 0
-            if code == 0 and cfg.test.enable:
-                code = evaluate.test(cfg, world, stop)
-            return code
+        if dry_run is not None:
+            dry.run(cfg, world, steps=dry_run)
+            return 0
+        stop = train.Stop()
+        code = train.train(cfg, world, stop) if cfg.train.enable else 0
+        if code == 0 and cfg.test.enable and cfg.task == "classify":
+            code = evaluate.test(cfg, world, stop)
+        return code
     finally:
         world.close()
 

@@ -197,20 +197,26 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
     )
     for note in [*manifest.notes, *loader.notes, *_differences(stored, spec)]:
         voice.say(f"note: {note}")
-    scores = score_videos(
-        model,
-        loader,
-        world=world,
-        batch_size=cfg.test.batch_size,
-        precision=tasks.PRECISION[cfg.train.mixed_precision],
-        multi_label=cfg.data.multi_label,
-        stopped=lambda: stop.requested,
-        on_video=Counter(voice, loader, "test").count,
-    )
+    try:
+        with stop:
+            scores = score_videos(
+                model,
+                loader,
+                world=world,
+                batch_size=cfg.test.batch_size,
+                precision=tasks.PRECISION[cfg.train.mixed_precision],
+                multi_label=cfg.data.multi_label,
+                stopped=lambda: stop.requested,
+                on_video=Counter(voice, loader, "test").count,
+            )
+    except Exception:
+        if not stop.requested:
+            raise
+        scores = None  # the signal has ended the loader's workers as well
     if scores is None:
         voice.say("the test was interrupted; nothing was written")
         voice.close()
-        return max(world.gather(stop.exit_code))
+        return stop.exit_code
 
     # ---- results --------------------------------------------------------------------------
     names = stored.classes or list(manifest.classes or ()) or _published_names(published)

@@ -77,7 +77,7 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
             ema=cfg.train.ema_decay > 0,
         ),
         keep=cfg.train.keep_checkpoints,
-        checkpoints=1 + plan.epochs // cfg.train.checkpoint_period,
+        checkpoints=number_of_checkpoints(cfg.train, plan),
     )
 
     # ---- begin, or go on ------------------------------------------------------------------
@@ -94,7 +94,7 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
             preflight.require_same_list(source, state["data"], data_id)
         preflight.require_same_model(source, state["model"], identity)
         model.load_state_dict(state.get("raw_state", state["model_state"]))
-        optimizer.load_state_dict(state["optimizer_state"])
+        restore_optimizer(optimizer, state["optimizer_state"])
         scaler.load_state_dict(state["scaler_state"])
         step, sums = state["step"], state["epoch_sums"]
         if ema is not None:
@@ -116,30 +116,33 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
     if step:
         voice.say(f"going on from {source}, after step {step} of {plan.total_steps}")
 
-    def save() -> Path:
-        """Write the state after `step` steps; the path, on every process."""
+    def write() -> Path:
+        """Write the state after `step` steps and delete what is too old; the path."""
         epochs, rest = divmod(step, plan.steps_per_epoch)
         path = folder.checkpoints / checkpoint.file_name(epochs, rest)
-        if world.is_main:
-            content = {
-                "format": checkpoint.FORMAT,
-                "model": identity,
-                **weights_to_save(model, ema),
-                "classes": names,
-                "multi_label": cfg.data.multi_label,
-                "spec": cfg.data.clip_spec(training=False).to_dict(),
-                "cfg": cfg.to_yaml(),
-                "data": data_id,
-                "epoch": epochs,
-                "step": step,
-                "epoch_sums": sums,
-                "optimizer_state": optimizer.state_dict(),
-                "scaler_state": scaler.state_dict(),
-                "versions": {"hiera_video": __version__, "torch": str(torch.__version__)},
-            }
-            checkpoint.save(content, path)
-            checkpoint.prune(folder.checkpoints, keep=cfg.train.keep_checkpoints)
+        content = {
+            "format": checkpoint.FORMAT,
+            "model": identity,
+            **weights_to_save(model, ema),
+            "classes": names,
+            "multi_label": cfg.data.multi_label,
+            "spec": cfg.data.clip_spec(training=False).to_dict(),
+            "cfg": cfg.to_yaml(),
+            "data": data_id,
+            "epoch": epochs,
+            "step": step,
+            "epoch_sums": sums,
+            "optimizer_state": optimizer.state_dict(),
+            "scaler_state": scaler.state_dict(),
+            "versions": {"hiera_video": __version__, "torch": str(torch.__version__)},
+        }
+        checkpoint.save(content, path)
+        checkpoint.prune(folder.checkpoints, keep=cfg.train.keep_checkpoints)
         return path
+
+    def save() -> Path:
+        """`write` on the main process; if that fails, every process ends."""
+        return world.on_main(write)
 
     def finish_epoch() -> bool:
         """Save, validate, keep the best, draw: what is due after `step` steps. False if stopped."""
@@ -170,51 +173,65 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
     clock = report.Clock()
     stopping = False
 
-    with contextlib.closing(voice):
-        if validation_was_missed(cfg, world, folder.path, plan, step):
-            stopping = not finish_epoch()
-        batches = iter(loader)
-        set_mode(model, linear_probe=cfg.train.linear_probe)
-        clock.restart()
-        while step < plan.total_steps and not stopping:
-            lr = optim.lr_at(step, **plan.lr_settings())
-            optim.set_lr(optimizer, lr)
-            totals = forward.backward(batches, step, scaler, clock)
-            vote = totals.new_tensor([stop.requested])
-            world.sum(totals)
-            world.sum(vote)
+    with contextlib.closing(voice), stop:
+        try:
+            if validation_was_missed(cfg, world, folder.path, plan, step):
+                stopping = not finish_epoch()
+            batches = iter(loader)
+            set_mode(model, linear_probe=cfg.train.linear_probe)
+            clock.restart()
+            while step < plan.total_steps and not stopping:
+                lr = optim.lr_at(step, **plan.lr_settings())
+                optim.set_lr(optimizer, lr)
+                totals = forward.backward(batches, step, scaler, clock)
+                vote = totals.new_tensor([stop.requested])
+                world.sum(totals)
+                world.sum(vote)
 
-            norm = update(optimizer, scaler, trained, totals, plan, cfg.solver.clip_grad_l2norm)
-            if ema is not None:
-                ema.update(model, step)
+                norm = update(optimizer, scaler, trained, totals, plan, cfg.solver.clip_grad_l2norm)
+                if ema is not None:
+                    ema.update(model, step)
 
-            # The one point of a step where the CPU waits for the GPU: everything is queued.
-            *here, stop_votes, norm = torch.cat([totals, vote, norm[None].double()]).tolist()
-            step += 1
-            stopping = stop_votes > 0
-            require_finite(here[0], norm, step, scaled=scaler.is_enabled(), folder=folder)
-            sums = [a + b for a, b in zip(sums, here, strict=True)]
-            clock.step_done(int(here[1]))
-            ends_epoch = step % plan.steps_per_epoch == 0 or step == plan.total_steps
-            say_step(cfg, voice, clock, plan, here, step=step, lr=lr, norm=norm, world=world)
+                # The one point of a step where the CPU waits for the GPU: everything is queued.
+                *here, votes, norm = torch.cat([totals, vote, norm[None].double()]).tolist()
+                step += 1
+                stopping = votes > 0
+                require_finite(here[0], norm, step, scaled=scaler.is_enabled(), folder=folder)
+                sums = [a + b for a, b in zip(sums, here, strict=True)]
+                clock.step_done(int(here[1]))
+                say_step(cfg, voice, clock, plan, here, step=step, lr=lr, norm=norm, world=world)
 
-            if ends_epoch:
-                say_epoch(cfg, voice, plan, sums, step=step, lr=lr)
-                sums = [0.0] * len(SUMS)
-                stopping = not finish_epoch() or stopping
-                set_mode(model, linear_probe=cfg.train.linear_probe)
-                clock.restart()
-            elif cfg.train.checkpoint_steps and step % cfg.train.checkpoint_steps == 0:
+                if step % plan.steps_per_epoch == 0 or step == plan.total_steps:
+                    say_epoch(cfg, voice, plan, sums, step=step, lr=lr)
+                    sums = [0.0] * len(SUMS)
+                    stopping = not finish_epoch() or stopping
+                    set_mode(model, linear_probe=cfg.train.linear_probe)
+                    clock.restart()
+                elif cfg.train.checkpoint_steps and step % cfg.train.checkpoint_steps == 0:
+                    save()
+                    clock.restart()
+            if stopping:
                 save()
-                clock.restart()
-
+        except NotFinite:
+            raise
+        except Exception as error:
+            # Parameters change in `update` alone: what `step` steps have learnt is whole.
+            if stop.requested:
+                # A signal to all processes ends the loader's workers and the other processes in
+                # any order; what fails for that reason is no failure.
+                stopping = True
+                if world.is_main:
+                    write()
+            elif isinstance(error, RunFailed) and world.size == 1 and step > 0:
+                raise RunFailed(f"{error}; saved {write()}") from error
+            else:
+                raise
         if stopping:
-            path = save()
             voice.say(
-                f"stopped by {stop.name} after step {step} of {plan.total_steps}; saved {path}. "
-                "The same command goes on from there"
+                f"stopped by {stop.name} after step {step} of {plan.total_steps}, which is saved "
+                f"in {folder.checkpoints}. The same command goes on from there"
             )
-            return max(world.gather(stop.exit_code))
+            return stop.exit_code
         voice.say(
             f"trained: step {step} of {plan.total_steps}; checkpoints in {folder.checkpoints}"
         )
@@ -332,16 +349,20 @@ def blank(dataset: VideoDataset) -> Batch:
     )
 
 
+class NotFinite(RunFailed):
+    """The weights at hand are spoilt: they must not be saved."""
+
+
 def require_finite(
     loss: float, norm: float, step: int, *, scaled: bool, folder: preflight.RunFolder
 ) -> None:
-    """RunFailed on a loss that is not finite, or a gradient (which fp16's scaler may skip)."""
+    """NotFinite on a loss that is not finite, or a gradient (which fp16's scaler may skip)."""
     if math.isfinite(loss) and (scaled or math.isfinite(norm)):
         return
     kept = checkpoint.in_order(folder.checkpoints)
     last = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
     what = "loss" if not math.isfinite(loss) else "gradient"
-    raise RunFailed(
+    raise NotFinite(
         f"the {what} of step {step} is not finite ({loss if what == 'loss' else norm}); {last}. "
         "A lower SOLVER.BASE_LR, SOLVER.CLIP_GRAD_L2NORM or TRAIN.MIXED_PRECISION bf16 may help"
     )
@@ -490,6 +511,23 @@ def build_optimizer(solver: Any, model: nn.Module, device: torch.device) -> torc
         nesterov=solver.nesterov,
         fused=device.type == "cuda",
     )
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Take the moments of a checkpoint and keep this run's settings (decay, betas, shares)."""
+    own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except ValueError as error:
+        raise UserError(f"the checkpoint's optimizer is of another kind of run: {error}") from error
+    for group, settings in zip(optimizer.param_groups, own, strict=True):
+        group.update(settings)
+
+
+def number_of_checkpoints(settings: Any, plan: preflight.Schedule) -> int:
+    """How many a whole run writes, about."""
+    inside = plan.total_steps // settings.checkpoint_steps if settings.checkpoint_steps else 0
+    return 1 + plan.epochs // settings.checkpoint_period + inside
 
 
 def freeze_backbone(model: nn.Module) -> None:
@@ -807,7 +845,8 @@ def wrong(correct: float, clips: float) -> float:
 class Stop:
     """Ctrl-C or SIGTERM asks for a stop after the step at hand; a second Ctrl-C does not wait.
 
-    A context manager: outside of it the signals do what they did before.
+    A context manager: outside of it, where there is nothing to save yet, the signals do what they
+    did before.
     """
 
     def __init__(self) -> None:
@@ -828,8 +867,9 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """128 + the signal, as shells report it: 130 for Ctrl-C, 143 for SIGTERM."""
-        return 0 if self.signal is None else 128 + int(self.signal)
+        """128 + the signal, as shells report it: 130 for Ctrl-C (of another process, too), 143 for
+        SIGTERM."""
+        return 128 + int(self.signal or signal.SIGINT)
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
