@@ -9,7 +9,17 @@ import time
 
 import pytest
 import torch
-from tiny_runs import CLASSES, PRETRAIN, command, config, environment, run, settings, write_videos
+from tiny_runs import (
+    CLASSES,
+    PRETRAIN,
+    command,
+    config,
+    environment,
+    run,
+    run_child,
+    settings,
+    write_videos,
+)
 
 from hiera_video.engine import checkpoint, distributed, report, train
 from hiera_video.errors import RunFailed, UserError
@@ -264,11 +274,14 @@ def test_killed_twenty_times_ends_with_the_same_weights(videos, tmp_path):
     straight, out = tmp_path / "straight", tmp_path / "out"
     extra = (*HEAVY, "SOLVER.MAX_EPOCH", 40, "TRAIN.CHECKPOINT_STEPS", 1, "TEST.ENABLE", "false",
              "TRAIN.EVAL_PERIOD", 3)  # fmt: skip
-    run(config(videos, straight, *extra))
+    # children throughout: another number of threads would add up in another order
+    words = ["--cfg", empty(tmp_path)]
+    done = run_child(*words, *settings(videos, straight, *extra))
+    assert done.returncode == 0, done.stderr
     dice, kills = random.Random(1), 0
     while kills < 20:
         child = subprocess.Popen(
-            command("--cfg", empty(tmp_path), *settings(videos, out, *extra)),
+            command(*words, *settings(videos, out, *extra)),
             env=environment(),
             stdout=subprocess.PIPE,
             text=True,
@@ -283,8 +296,10 @@ def test_killed_twenty_times_ends_with_the_same_weights(videos, tmp_path):
         child.wait()
         kills += 1
     assert kills == 20, "the run is too short to be killed twenty times"
-    assert run(config(videos, out, *extra)) == 0
-    assert same(final(straight)["model_state"], final(out)["model_state"])
+    done = run_child(*words, *settings(videos, out, *extra))
+    assert done.returncode == 0, done.stderr
+    for key in ("model_state", "raw_state", "optimizer_state"):
+        assert same(final(straight)[key], final(out)[key])
     assert losses(straight) == losses(out)
 
 
@@ -514,6 +529,15 @@ def test_when_the_data_gives_out_what_was_learnt_is_saved(videos, tmp_path, monk
     with pytest.raises(RunFailed, match=r"the last 100 videos.*saved .*step_0000001\.pyth"):
         run(config(videos, out))
     assert final(out)["step"] == 3
+
+
+def test_too_little_memory_names_the_ways_out(videos, tmp_path, monkeypatch):
+    def too_much(*args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")
+
+    monkeypatch.setitem(train.tasks.TASKS, "classify", too_much)
+    with pytest.raises(RunFailed, match=r"out of memory with 4 clips.*GRAD_ACCUM"):
+        run(config(videos, tmp_path / "out"))
 
 
 def test_two_runs_do_not_share_a_folder(videos, tmp_path):

@@ -292,7 +292,7 @@ class Forward:
                 batch = self.mixing(batch, seed=self.seed, step=step, part=share)
             # Dropout and drop path follow from the step alone, whatever happened before it.
             torch.manual_seed(tasks.stream_seed(self.seed, "step", step, share))
-            with self._gradients_kept_here(part < self.parts - 1):
+            with self._gradients_kept_here(part < self.parts - 1), out_of_memory_explained(clips):
                 out = self.step_fn(self.model, batch, epoch=epoch, settings=self.settings)
                 weight = clips * self.world.size / self.plan.clips_per_step
                 scaler.scale(out["loss"] * weight).backward()
@@ -304,6 +304,20 @@ class Forward:
         if yes and self.world.size > 1:
             return self.parallel.no_sync()
         return contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def out_of_memory_explained(clips: int) -> Iterator[None]:
+    """RunFailed with the ways out where the device's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = str(error).split(". ")[0]
+        raise RunFailed(
+            f"{first} with {clips} clips at a time. Raise TRAIN.GRAD_ACCUM (the same result in "
+            "more, smaller parts), set MODEL.ACT_CHECKPOINT true, TRAIN.MIXED_PRECISION bf16, or "
+            "lower TRAIN.BATCH_SIZE"
+        ) from error
 
 
 def update(
