@@ -1,0 +1,111 @@
+"""Every command of the README runs, on clips made here and on models small enough to wait for."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+
+import pytest
+from clips import write_clip
+from randomness import redraw
+
+from hiera_video import build_model
+from hiera_video.models.published import PUBLISHED
+from hiera_video.models.weights import cached_path, save_published
+
+TINY = """
+    MODEL.KWARGS '{embed_dim: 16, num_heads: 1, stages: [1, 1, 1, 1]}'
+    DATA.NUM_FRAMES 4 DATA.TRAIN_CROP_SIZE 32 DATA.TEST_CROP_SIZE 32
+    TRAIN.BATCH_SIZE 2 TRAIN.GRAD_ACCUM 1 DATA_LOADER.NUM_WORKERS 0 TRAIN.CHECKPOINT_FILE_PATH ''
+    SOLVER.MAX_EPOCH 1 SOLVER.WARMUP_EPOCHS 0
+"""
+SETTINGS = {
+    "configs/finetune_folder.yaml": f"{TINY} TEST.NUM_ENSEMBLE_VIEWS 1 TEST.NUM_SPATIAL_CROPS 1",
+    "configs/K400/mae_hiera_b_16x4.yaml": (
+        f"{TINY} HIERA.DECODER_EMBED_DIM 32 HIERA.DECODER_DEPTH 1 AUG.MASK_RATIO 0.5"
+    ),
+    "configs/K400/hiera_b_16x4.yaml": TINY,
+}
+"""What makes a README command small; nothing else about it is changed."""
+
+
+def blocks(repository, language):
+    """The fenced blocks of one language."""
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(repository):
+    """Every line of the bash blocks, without its comment."""
+    lines = "\n".join(blocks(repository, "bash")).splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip()]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory, repository):
+    """A folder with what the commands name, and weights where a download would have put them."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name in ("tools", "demo", "configs", "hiera_video"):
+        (folder / name).symlink_to(repository / name)
+    write_clip(folder / "clip.mp4", frames=20, fps=10, size=(64, 64))
+    for label in ("jump", "wave"):
+        (folder / "videos" / label).mkdir(parents=True)
+        for i in range(3):
+            write_clip(folder / f"videos/{label}/{i}.mp4", frames=12 + i, fps=10, size=(64, 64))
+    os.environ["TORCH_HOME"] = str(folder / "torch")
+    row = PUBLISHED["hiera_base_16x224", "mae_k400_ft_k400"]
+    path = cached_path(row.url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_published(redraw(build_model("hiera_base_16x224")), path)
+    yield folder
+    del os.environ["TORCH_HOME"]
+
+
+def run(home, line):
+    """Run one command as it stands, small settings added where it trains."""
+    words = shlex.split(line)
+    assert words[0] == "python", f"a README command of an unknown kind: {line}"
+    for config, settings in SETTINGS.items():
+        if config in words:
+            place = words.index(config) + 1
+            words[place:place] = shlex.split(settings)
+    return subprocess.run(
+        [sys.executable, *words[1:]], cwd=home, capture_output=True, text=True, timeout=600
+    )
+
+
+def test_make_targets_exist(repository):
+    targets = re.findall(r"^(\w+):", (repository / "Makefile").read_text(), flags=re.MULTILINE)
+    named = [c.split()[1] for c in commands(repository) if c.startswith("make ")]
+    assert named == ["quickstart", "test"]
+    assert set(named) <= set(targets)
+
+
+def test_every_python_command_runs(repository, home):
+    """In the order of the page: later commands use what earlier ones left behind."""
+    ran = []
+    for line in commands(repository):
+        if line.startswith("make ") or "benchmark.py" in line:
+            continue  # `make`: continuous integration runs it; the benchmark has its own test
+        done = run(home, line)
+        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        ran.append(line)
+    assert len(ran) >= 8
+    assert (home / "labels.csv").is_file()
+    assert (home / "runs/finetune_folder/checkpoints/best.pyth").is_file()
+
+
+def test_python_block_runs(repository, home):
+    (block,) = blocks(repository, "python")
+    done = subprocess.run(
+        [sys.executable, "-c", block], cwd=home, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    assert "CC BY-NC 4.0" in done.stderr
+
+
+def test_paths_named_exist(repository):
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    for path in re.findall(r"`((?:hiera_video|tools|configs|demo|docs)/[\w./]*)`", text):
+        assert (repository / path).exists(), path
