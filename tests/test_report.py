@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import sys
 
 import pytest
 import torch
@@ -95,9 +96,31 @@ def test_pictures(tmp_path):
 
 
 def test_tensorboard_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match="pip install tensorboard"):
         report.Report(tmp_path, quiet=True, tensorboard=True)
+
+
+def test_tensorboard_gets_the_curves(tmp_path, monkeypatch):
+    calls = []
+
+    class Writer:
+        def __init__(self, folder):
+            calls.append(folder)
+
+        def add_scalar(self, name, value, step):
+            calls.append((name, value, step))
+
+        def close(self):
+            calls.append("closed")
+
+    module = type(sys)("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    voice = report.Report(tmp_path, quiet=True, tensorboard=True)
+    voice.scalars(3, Train__loss=0.5)
+    voice.close()
+    assert calls == [str(tmp_path / "tensorboard"), ("Train/loss", 0.5, 3), "closed"]
 
 
 def test_durations():

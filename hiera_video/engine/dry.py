@@ -59,8 +59,13 @@ def _run(cfg: Any, world: World, voice: report.Report, *, steps: int, generated:
     ema = optim.Ema(model, cfg.train.ema_decay) if cfg.train.ema_decay else None
     forward = train.Forward(cfg, world, model, dataset=dataset, plan=plan, num_classes=num_classes)
     loader = train.training_loader(cfg, dataset, world, start=0, end=steps)
-    for line in train.introduction(cfg, world, model, plan, [*manifest.notes, *loader.notes]):
-        voice.say(line)
+    what, schedule, *notes = train.introduction(
+        cfg, world, model, plan, [*manifest.notes, *loader.notes]
+    )
+    voice.say(what)
+    voice.say(f"{plan.clips_per_step} clips a step" if generated else schedule)
+    for note in notes:
+        voice.say(note)
 
     trained = [p for p in model.parameters() if p.requires_grad]
     train.set_mode(model, linear_probe=cfg.train.linear_probe)
@@ -104,8 +109,8 @@ def _findings(
         f"peak {where}: {report.gibibytes(memory)}iB",
         f"time per step: {per_step:.3f} s ({clock.data_seconds / clock.seconds:.0%} waiting for "
         f"data), {'without the first' if len(seconds) > 1 else 'with the warm-up of the first'}",
-        f"samples per second: {plan.clips_per_step / per_step:.1f} clips, "
-        f"{plan.videos_per_step / per_step:.1f} videos",
+        f"samples per second: {plan.clips_per_step / per_step:.3g} clips, "
+        f"{plan.videos_per_step / per_step:.3g} videos",
     ]
     total, videos = plan.total_steps, plan.videos
     if generated and not cfg.solver.max_steps:
