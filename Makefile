@@ -1,4 +1,4 @@
-# make quickstart   install into .venv; pretrain, fine-tune, test and label, without a download
+# make quickstart   install into .venv; train, test and label on an embedded set, no download
 # make test         the same environment, then lint and the tests
 # make slow         the tests that take minutes each
 # make clean        remove the environment and caches; what runs wrote stays
@@ -12,21 +12,19 @@ INSTALLED := .venv/.installed
 .PHONY: quickstart test slow clean install
 .DELETE_ON_ERROR:
 
-RUNS := runs/quickstart
+RUN := runs/quickstart/finetune
 CLIP := data/camera_motion_plain/val/zoom in/00000.mp4
 
 quickstart: install
-	@echo; echo "1/3  pretrain a small Hiera by masked autoencoding (about a minute)"
-	@$(BIN)/python tools/run_net.py --cfg configs/quickstart/pretrain.yaml
-	@echo; echo "2/3  fine-tune it to name camera motions, and test it (about three minutes)"
-	@$(BIN)/python tools/run_net.py --cfg configs/quickstart/finetune.yaml \
-	TRAIN.CHECKPOINT_FILE_PATH $(RUNS)/pretrain/checkpoints/checkpoint_epoch_00002.pyth
-	@echo; echo "3/3  label a clip with it"
-	@$(BIN)/python demo/predict.py "$(CLIP)" --weights $(RUNS)/finetune/checkpoints/best.pyth
-	@echo "Look at $(RUNS)/finetune (curves.png, confusion matrix) and the pictures of pretraining."
+	@echo; echo "1/2  train a small Hiera to name camera motions, and test it: minutes on a CPU"
+	@$(BIN)/python tools/run_net.py --cfg configs/quickstart/finetune.yaml
+	@echo; echo "2/2  label a clip with it"
+	@$(BIN)/python demo/predict.py "$(CLIP)" --weights $(RUN)/checkpoints/best.pyth
+	@echo "Look at $(RUN): curves.png, confusion.png, predictions.csv."
 	@echo "Next:  source .venv/bin/activate"
 	@echo "       python demo/predict.py YOUR.mp4              # Kinetics labels; fetches 195 MB once"
 	@echo "       python tools/run_net.py --cfg configs/finetune_folder.yaml DATA.PATH_TO_DATA_DIR VIDEOS/"
+	@echo "       python tools/run_net.py --cfg configs/quickstart/pretrain.yaml"
 
 test: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
