@@ -336,11 +336,13 @@ def test_damage_that_is_not_on_the_way_does_not_matter(tmp_path, decoder):
     path = write_clip(tmp_path / "v.mp4", frames=120, gop=20)
     _spoil(path, 45, 59)
     wanted = [7, 41, 70, 100]
-    if decoder == "decord":  # it decodes ahead of what it is asked for
-        with pytest.raises(DecodeError, match=r"decord: .*Error sending packet"):
-            read_frames(path, wanted, decoder)
+    try:
+        frames = read_frames(path, wanted, decoder)
+    except DecodeError:
+        # decord's thread decodes ahead of what it is asked for, and may meet the damage first
+        assert decoder == "decord"
     else:
-        assert read_indices(read_frames(path, wanted, decoder)) == wanted
+        assert read_indices(frames) == wanted
 
 
 def test_damage_on_the_way_is_an_error(tmp_path, decoder):
