@@ -15,8 +15,10 @@ is left of the accuracy does not come from motion. `shuffled`: the frames in ran
 of a motion can still be guessed from an unordered set of frames, its direction cannot, so the
 direction's accuracy among the clips whose axis was found is given beside it (chance is 50 %).
 
-Footage may have camera motion of its own, against which the label is, strictly, wrong. No source
-is left out for it; how far each drifts is measured and printed beside its accuracy.
+Footage may have camera motion of its own, against which the label is, strictly, wrong: a robust
+least-squares estimate of the motion agrees with the labels of 99 % of the frozen clips, of 36 % of
+the moving ones of the dog and of 78 % of all moving ones. No source is left out for it; how far
+each drifts is measured and printed beside its accuracy.
 """
 
 from __future__ import annotations
@@ -56,6 +58,9 @@ SOURCES = {
 }
 """The real pictures among those clips. The others there are the same pictures in other formats,
 test cards, a handful of frames, or (moviepy_no_duration.webm) all but black."""
+
+FIXED_CAMERA = 2.0
+"""Sources that drift less than this, in percent, count as filmed by a camera that stands."""
 
 HELD_OUT_SEED = 1 << 40
 """First seed of the synthetic clips: far above those of any set that `make_dataset` writes."""
@@ -316,6 +321,14 @@ def print_sources(results: Sequence[Result], drift: dict[str, float]) -> None:
     for name, travelled in drift.items():
         frozen, moving = (by_name[kind].by_source[name] for kind in ("frozen", "moving"))
         print(f"{name:<34} {frozen:>7.1f} {moving:>7.1f} {travelled:>6.1f}  {SOURCES[name]}")
+    fixed = [name for name, travelled in drift.items() if travelled < FIXED_CAMERA]
+    if fixed:
+        # every source has as many clips: the mean of the sources is that of their clips
+        moving = by_name["moving"].by_source
+        mean = sum(moving[name] for name in fixed) / len(fixed)
+        print(
+            f"moving, the {len(fixed)} sources that drift less than {FIXED_CAMERA:g} %: {mean:.1f}"
+        )
     print("drift: % of the picture that the footage's own background travels within one clip")
 
 

@@ -5,7 +5,7 @@ view moves left over the scene and the content slides right; for `zoom in` the v
 content grows; for `roll clockwise` the view turns clockwise and the content counter-clockwise.
 
 What is in a clip
-    A scene (dead leaves, 1/f noise, gradients, gratings) seen through a moving view, under up to
+    A scene (dead leaves, 1/f noise, gradients) seen through a moving view, under up to
     half a picture of foreground shapes that move on their own: some belong to the scene, some are
     carried along with the camera, some swing like limbs. `static` clips have them too. On top come
     drifting light, sensor noise, softness, hand shake, and H.264 at a drawn quality.
@@ -22,9 +22,9 @@ What a clip means in time
     Files have 20 frames at 10 frames per second. `CLIP_SPEC` takes 8 frames 0.2 s apart: a clip
     spans 1.6 s of any video, whatever its frame rate (48 frames at 30 fps), so a file of 10 s is a
     timeline of six clips. Speeds are drawn log-uniformly: pan and tilt 3-50 % of the view's side
-    per second, zoom 8-60 % per second, roll 5-60 degrees per second (the slower part of each range
-    only in harder clips); the slowest of each moves the
-    content by about 3 % of the side per second on average, two pixels in a clip of 64 x 64.
+    per second, zoom 8-60 % per second, roll 5-60 degrees per second, the slower part of each range
+    only in harder clips. The slowest moves the content by some 3 % of the side per second on
+    average: two pixels in a clip of 64 x 64.
 
 Everything is a pure function of (label, seed) and of the library versions.
 """
@@ -69,7 +69,7 @@ SIZE = 80
 CLIP_SPEC = ClipSpec(num_frames=8, sampling_rate=2, target_fps=float(FPS), crop_size=64)
 """How a model of this set looks at any video: 8 frames, 0.2 s apart, 64 x 64."""
 
-RECIPE = 2
+RECIPE = 3
 """Number of the drawing rules below; a set made by other rules is not reused."""
 
 # ---- the camera's path --------------------------------------------------------------------
@@ -128,11 +128,12 @@ def camera_path(
     rng = _stream(seed, "path")
     seconds = np.arange(frames) / fps
     pivot = int(rng.integers(frames))
-    below_fastest = _QUICK_PART + (1 - _QUICK_PART) * _difficulty(seed, plain)
+    difficulty = _difficulty(seed, plain)
+    below_fastest = _QUICK_PART + (1 - _QUICK_PART) * difficulty
     speed_quantile = 1 - below_fastest * rng.uniform()
     pace = _pace(rng, (seconds[1:] + seconds[:-1]) / 2)  # [T - 1], between frames
-    drift = rng.uniform(-1, 1, size=4) * 0.15 * (rng.uniform(size=4) < 0.5)
-    shake = _hand_shake(rng, seconds)
+    drift = rng.uniform(-1, 1, size=4) * (0.1 + 0.2 * difficulty) * (rng.uniform(size=4) < 0.5)
+    shake = _hand_shake(rng, seconds) * (0.5 + difficulty)
     shake -= shake[pivot]
 
     rate = dict.fromkeys(_AXES, 0.0)
