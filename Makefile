@@ -22,7 +22,7 @@ quickstart: install
 	@$(BIN)/python demo/predict.py "$(CLIP)" --weights $(RUN)/checkpoints/best.pyth
 	@echo "Look at $(RUN): curves.png, confusion.png, predictions.csv."
 	@echo "Next:  source .venv/bin/activate"
-	@echo "       python demo/predict.py YOUR.mp4              # Kinetics labels; fetches 195 MB once"
+	@echo "       python demo/predict.py YOUR.mp4              # Kinetics labels; fetches some 200 MB once"
 	@echo "       python tools/run_net.py --cfg configs/finetune_folder.yaml DATA.PATH_TO_DATA_DIR VIDEOS/"
 	@echo "       python tools/run_net.py --cfg configs/quickstart/pretrain.yaml"
 
