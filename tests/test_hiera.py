@@ -176,6 +176,14 @@ def test_image_logits_equal_timm():
         assert relative_error(ours(clips), theirs(clips)) <= 1e-5
 
 
+def kept_pixels(keep, layout, input_size) -> torch.Tensor:
+    """Keep mask [B, U] -> bool [B, 1, *input_size], written apart from the model's own."""
+    pixels = keep.view(keep.shape[0], 1, *layout.unit_grid)
+    for d, units in enumerate(layout.unit_grid):
+        pixels = pixels.repeat_interleave(input_size[d] // units, dim=2 + d)
+    return pixels
+
+
 # ---- masks ----------------------------------------------------------------------------------
 
 
@@ -184,9 +192,7 @@ def test_deleted_pixels_have_no_influence_at_all(name):
     model = redraw(small(name)).eval()
     clips = clips_for(model)
     keep = model.random_keep(2, 0.5, torch.Generator().manual_seed(1))
-    pixels = keep.view(2, 1, *model.layout.unit_grid)
-    for d, units in enumerate(model.layout.unit_grid):
-        pixels = pixels.repeat_interleave(model.input_size[d] // units, dim=2 + d)
+    pixels = kept_pixels(keep, model.layout, model.input_size)
     disturbed = torch.where(pixels, clips, clips + 100 * torch.randn_like(clips))
     assert not torch.equal(disturbed, clips)
     with torch.inference_mode():
@@ -211,9 +217,7 @@ def test_visible_stem_equals_the_whole_stem_on_zeroed_pixels():
     model = redraw(small("hiera_tiny_16x224"))
     clips = clips_for(model)
     keep = model.random_keep(2, 0.5, torch.Generator().manual_seed(1))
-    pixels = keep.view(2, 1, *model.layout.unit_grid)
-    for d, units in enumerate(model.layout.unit_grid):
-        pixels = pixels.repeat_interleave(model.input_size[d] // units, dim=2 + d)
+    pixels = kept_pixels(keep, model.layout, model.input_size)
     whole = model.patch_embed(clips * pixels, model.layout)
     ids = unit_ids(keep, int(keep[0].sum()))
     visible = model.patch_embed.visible(clips, model.layout, keep, ids)

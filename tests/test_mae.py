@@ -7,6 +7,7 @@ from test_hiera import (
     SMALL_IMAGE,
     SMALL_VIDEO,
     clips_for,
+    kept_pixels,
     reference_package,
     reference_video_arguments,
 )
@@ -223,9 +224,7 @@ def test_deleted_pixels_never_reach_the_encoder():
     model = redraw(small_mae("mae_hiera_tiny_16x224")).eval()
     clips = clips_for(model)
     keep = model.random_keep(2)
-    pixels = keep.view(2, 1, *model.encoder.layout.unit_grid)
-    for d, units in enumerate(model.encoder.layout.unit_grid):
-        pixels = pixels.repeat_interleave(model.input_size[d] // units, dim=2 + d)
+    pixels = kept_pixels(keep, model.encoder.layout, model.input_size)
     disturbed = torch.where(pixels, clips, clips + 100 * torch.randn_like(clips))
     with torch.inference_mode():
         assert torch.equal(model.encode(disturbed, keep), model.encode(clips, keep))
