@@ -229,6 +229,8 @@ class AugConfig(Section):
     """Fill of the erased box: noise of its own in every pixel, or zero."""
     re_count: int = setting(1, at_least=1)
     """Most boxes erased in one clip."""
+    symmetries: bool = setting(False)
+    """Mirror, transpose and reverse camera-motion clips at random, and their labels with them."""
     mask_ratio: float = setting(0.9, above=0, below=1)
     """Share of the mask units hidden from the encoder while pretraining."""
 
@@ -443,6 +445,9 @@ class Config(Section):
     def check(self) -> None:
         if self.task == "pretrain" and self.mixup.enable:
             raise ConfigError("MIXUP.ENABLE=true has no meaning with TASK=pretrain (no labels)")
+        if self.aug.symmetries and (self.task == "pretrain" or self.data.multi_label):
+            other = "TASK=pretrain" if self.task == "pretrain" else "DATA.MULTI_LABEL=true"
+            raise ConfigError(f"AUG.SYMMETRIES=true changes the one label of a clip; not {other}")
         if self.data.multi_label and self.model.loss_func != "bce_logit":
             raise ConfigError(
                 f"DATA.MULTI_LABEL=true needs MODEL.LOSS_FUNC=bce_logit, "

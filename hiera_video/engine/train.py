@@ -26,6 +26,7 @@ from hiera_video.data.augment import TrainTransform
 from hiera_video.data.datasets import Batch, Loader, VideoDataset, build_loader
 from hiera_video.data.manifests import Manifest
 from hiera_video.data.mixing import Mixing
+from hiera_video.data.symmetries import Symmetries
 from hiera_video.engine import checkpoint, evaluate, optim, preflight, report, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.errors import RunFailed, UserError
@@ -266,6 +267,7 @@ class Forward:
             device=world.device,
             precision=tasks.PRECISION[cfg.train.mixed_precision],
         )
+        self.symmetries = symmetries_of(cfg, dataset.manifest)
         self.mixing = mixing_of(cfg.mixup, num_classes)
         self.parallel = world.parallel(model)
         self.model = torch.compile(self.parallel) if cfg.train.compile else self.parallel
@@ -288,6 +290,8 @@ class Forward:
             # A process without a readable video still takes part: the others wait for it.
             batch = (batch if clips else blank(self.dataset)).to(self.world.device)
             share = part * self.world.size + self.world.rank
+            if self.symmetries is not None:
+                batch = self.symmetries(batch, seed=self.seed, epoch=epoch)
             if self.mixing is not None:
                 batch = self.mixing(batch, seed=self.seed, step=step, part=share)
             # Dropout and drop path follow from the step alone, whatever happened before it.
@@ -572,6 +576,11 @@ def class_weights(
     found = torch.from_numpy(manifest.class_counts())
     counts[: len(found)] = found
     return tasks.balanced_weights(counts).to(device)
+
+
+def symmetries_of(cfg: Any, manifest: Manifest) -> Symmetries | None:
+    """AUG.SYMMETRIES for the classes of the data, or None where it is off."""
+    return Symmetries(manifest.classes or ()) if cfg.aug.symmetries else None
 
 
 def mixing_of(mixup: Any, num_classes: int) -> Mixing | None:
