@@ -7,9 +7,11 @@ import signal
 import subprocess
 import sys
 import textwrap
+import zipfile
 
 import pytest
 import torch
+from tiny_runs import same
 from torch import nn
 
 from hiera_video.engine import checkpoint
@@ -24,9 +26,12 @@ def state_of(step=1, size=2000):
         "classes": ["a", "b"],
         "spec": {"num_frames": 4},
         "cfg": "A: 1",
+        "data": "0123",
         "epoch": 0,
         "step": step,
+        "epoch_sums": [0.5, 4.0],
         "optimizer_state": {"state": {0: {"step": torch.tensor(1.0)}}, "param_groups": []},
+        "scaler_state": {},
     }
 
 
@@ -65,6 +70,61 @@ def test_every_truncation_and_bit_flip_is_found(tmp_path):
         assert "checksum" in checkpoint.fault(bad)
 
 
+def flips(path, content, bits):
+    """(bit, what loading gives) for `content` with one bit at a time turned over; None: refused."""
+    for bit in bits:
+        spoilt = bytearray(content)
+        spoilt[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(spoilt)
+        try:
+            yield bit, checkpoint.load(path)
+        except UserError:
+            yield bit, None
+
+
+def test_a_bit_that_flips_anywhere_is_refused_or_changes_nothing(tmp_path):
+    """Also outside of the records: names, flags, sizes and offsets of the archive."""
+    state = state_of(size=20)
+    checkpoint.save(state, tmp_path / "good.pyth")
+    raw = (tmp_path / "good.pyth").read_bytes()
+    found = list(flips(tmp_path / "bad.pyth", raw, range(0, 8 * len(raw), 17)))
+    assert [bit for bit, loaded in found if loaded is not None and not same(loaded, state)] == []
+    assert 0 < sum(loaded is None for _, loaded in found) < len(found)
+
+
+def test_a_record_marked_as_a_folder_is_found(tmp_path):
+    """torch.load would take memory as it happens to be for the weights, and say nothing."""
+    path = tmp_path / "x.pyth"
+    checkpoint.save(state_of(), path)
+    raw = bytearray(path.read_bytes())
+    entry = raw.rindex(b"PK\x01\x02", 0, raw.rindex(b"/data/0"))
+    raw[entry + 38] |= 0x10  # external attributes
+    path.write_bytes(raw)
+    assert "damaged" in checkpoint.fault(path)
+
+
+def test_records_that_would_grow_while_loading_are_refused(tmp_path):
+    plain, packed = tmp_path / "plain.pyth", tmp_path / "packed.pyth"
+    checkpoint.save(state_of() | {"x": torch.zeros(1 << 20)}, plain)
+    with (
+        zipfile.ZipFile(plain) as source,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as out,
+    ):
+        for name in source.namelist():
+            out.writestr(name, source.read(name))
+    assert packed.stat().st_size * 50 < plain.stat().st_size
+    with pytest.raises(UserError, match=r"damaged.*not torch\.save's"):
+        checkpoint.load(packed)
+
+
+def test_a_run_cannot_go_on_from_weights_alone(tmp_path):
+    checkpoint.save(state_of(), tmp_path / "run.pyth")
+    checkpoint.export(tmp_path / "run.pyth", tmp_path / "out.pyth")
+    with pytest.raises(UserError, match=r"no optimizer_state.*CHECKPOINT_EPOCH_RESET at True"):
+        checkpoint.load(tmp_path / "out.pyth")
+    checkpoint.export(tmp_path / "out.pyth", tmp_path / "again.pyth")
+
+
 def test_latest_passes_over_what_it_cannot_read_and_says_so(tmp_path):
     old, new = (tmp_path / checkpoint.file_name(e) for e in (1, 2))
     checkpoint.save(state_of(1), old)
@@ -76,7 +136,7 @@ def test_latest_passes_over_what_it_cannot_read_and_says_so(tmp_path):
     assert state["step"] == 1
     assert len(said) == 1
     assert new.name in said[0]
-    assert "truncated" in said[0]
+    assert "cut short" in said[0]
 
 
 def test_nothing_readable_is_an_error_and_nothing_at_all_is_none(tmp_path):
@@ -134,6 +194,20 @@ def test_a_disk_that_fills_up_while_saving_loses_nothing(tmp_path):
     assert path.name in done.stdout
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]  # no half-written file stays
+
+
+def test_a_small_file_that_cannot_be_replaced_stays(tmp_path, monkeypatch):
+    path = tmp_path / "config.yaml"
+    checkpoint.write_text("A: 1\n", path)
+
+    def refuse(handle):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.write_text("A: 2\n", path)
+    assert path.read_text() == "A: 1\n"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_failing_write_names_its_reason(tmp_path, monkeypatch):

@@ -12,10 +12,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pickle
 import re
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ import torch
 from torch import nn
 
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.models.weights_file import WeightsError, archive_fault, unpickled
 
 FORMAT = "hiera_video/1"
 BEST = "best.pyth"
@@ -92,11 +91,16 @@ def write_text(text: str, path: Path) -> None:
     """Replace a small text file atomically and durably; OSError where the disk refuses it."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}{_TEMPORARY}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
     sync_folder(path.parent)
 
 
@@ -170,36 +174,43 @@ def best_record(folder: Path) -> dict[str, Any] | None:
 # ---- reading ------------------------------------------------------------------------------------
 
 
+PARTS = (
+    *("model", "model_state", "optimizer_state", "scaler_state", "cfg", "data"),
+    *("step", "epoch_sums"),
+)
+"""What going on needs, besides the format."""
+
+
 def fault(path: Path) -> str | None:
     """Why a checkpoint file cannot be trusted, or None: reads all of it against its checksums."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-    except FileNotFoundError:
-        return "there is no such file"
-    except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError) as error:
-        return f"truncated or not a checkpoint ({error})"
-    return f"damaged: record {broken} does not match its checksum" if broken else None
+    return archive_fault(path)
 
 
 def load(path: Path) -> dict[str, Any]:
     """A training checkpoint of ours, on the CPU, without executing anything stored in it.
 
-    Raises UserError where the file is missing, damaged, or not written by this trainer.
+    Raises UserError where the file is missing, damaged, or not one that training can go on from.
     """
+    state = _read(path)
+    missing = [name for name in PARTS if name not in state]
+    if missing:
+        raise UserError(
+            f"{path} holds weights and not the state of a run (no {', '.join(missing)}), so a run "
+            "cannot be resumed from it; to start from its weights set TRAIN.CHECKPOINT_FILE_PATH "
+            "and leave TRAIN.CHECKPOINT_EPOCH_RESET at True"
+        )
+    return state
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A file of this trainer: a checkpoint, or what `export` made of one."""
     reason = fault(path)
     if reason:
         raise UserError(f"cannot read checkpoint {path}: {reason}")
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"cannot read checkpoint {path}: it holds more than tensors and plain values, "
-            "which could run code"
-        ) from error
-    except (RuntimeError, ValueError, KeyError, EOFError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot read checkpoint {path}: {reason}") from error
+        state = unpickled(path)
+    except WeightsError as error:
+        raise UserError(f"cannot read checkpoint {error}") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UserError(
             f"{path} was not written by this trainer (format {FORMAT!r}), so a run cannot be "
@@ -264,6 +275,6 @@ def export(source: Path, target: Path) -> int:
 
     Returns the size in bytes. UserError where `source` is no checkpoint of this trainer.
     """
-    state = load(source)
+    state = _read(source)
     kept = ("format", "model", "model_state", "classes", "spec", "cfg", "epoch", "step")
     return save({key: state[key] for key in kept}, target)

@@ -18,6 +18,7 @@ import re
 import stat
 import struct
 import warnings
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,6 +109,14 @@ def load_untrusted(path: str | os.PathLike) -> Any:
     kind = check_file(path)
     if kind == "safetensors":
         return _load_safetensors(path)
+    fault = archive_fault(path) if kind == "archive" else None
+    if fault:
+        raise WeightsError(f"{path}: the file is {fault}; fetch or copy it again")
+    return unpickled(path)
+
+
+def unpickled(path: str | os.PathLike) -> Any:
+    """`torch.load`, restricted to tensors and plain values; WeightsError for what it refuses."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about protocols and formats; the errors say it better
@@ -116,8 +125,43 @@ def load_untrusted(path: str | os.PathLike) -> Any:
         raise WeightsError(f"{path}: {_load_failure(error)}") from None
 
 
+def archive_fault(path: str | os.PathLike) -> str | None:
+    """What is wrong with a file of `torch.save` (a zip archive), or None: reads all of it.
+
+    `torch.load` looks at no checksum: it takes a flipped bit for a weight, and where the bit marks
+    a record as a folder, whatever the memory held before. So every record is compared with its
+    CRC-32 here, and its entry must be a plain one, as `torch.save` writes them. That also keeps out
+    compressed records, which could grow a thousandfold.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if not _is_plain(entry):
+                    return f"damaged: the entry of record {entry.filename} is not torch.save's"
+            broken = archive.testzip()
+    except FileNotFoundError:
+        return "there is no such file"
+    except Exception as error:  # as above: zipfile has no one type for what is no zip file
+        return f"cut short or damaged ({_reason(error)})"
+    return f"damaged: record {broken} does not match its checksum" if broken else None
+
+
+_ENCRYPTED, _FOLDER = 0x1, 0x10
+
+
+def _is_plain(entry: zipfile.ZipInfo) -> bool:
+    """Whether a record is stored as it is: not compressed, not encrypted, no folder."""
+    return (
+        entry.compress_type == zipfile.ZIP_STORED
+        and entry.compress_size == entry.file_size
+        and not entry.flag_bits & _ENCRYPTED
+        and not entry.external_attr & _FOLDER
+    )
+
+
 def check_file(path: str) -> str:
-    """Tell "torch" from "safetensors" by a file's first bytes; WeightsError if it is neither."""
+    """Tell "archive" (torch.save today), "pickle" (torch.save of old) and "safetensors" apart by a
+    file's first bytes; WeightsError if it is none of them."""
     try:
         status = os.stat(path)
         start = b""
@@ -135,7 +179,9 @@ def check_file(path: str) -> str:
     problem = not_a_checkpoint(start, status.st_size)
     if problem:
         raise WeightsError(f"{path}: {problem}")
-    return "safetensors" if _is_safetensors(start, status.st_size) else "torch"
+    if _is_safetensors(start, status.st_size):
+        return "safetensors"
+    return "archive" if start.startswith(b"PK") else "pickle"
 
 
 def not_a_checkpoint(start: bytes, size: int) -> str | None:
