@@ -12,11 +12,12 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 from clips import write_clip
 from conftest import REPOSITORY
 
 from hiera_video.config import load_config
-from hiera_video.engine import distributed, train
+from hiera_video.engine import checkpoint, distributed, report, train
 
 CLASSES = ("fast", "slow", "still")
 FRAMES, SIDE = 8, 64
@@ -54,6 +55,17 @@ PRETRAIN = {
     "HIERA.DECODER_NUM_HEADS": 2,
     "AUG.MASK_RATIO": 0.5,
 }
+
+HEAVY = (
+    "MIXUP.ENABLE", "true",
+    "AUG.AA_TYPE", "rand-m7-mstd0.5-inc1",
+    "AUG.RE_PROB", 0.5,
+    "AUG.NUM_SAMPLE", 2,
+    "TRAIN.EMA_DECAY", 0.9,
+    "SOLVER.LAYER_DECAY", 0.8,
+    "SOLVER.CLIP_GRAD_L2NORM", 1.0,
+)  # fmt: skip
+"""Everything random at once."""
 
 
 def write_videos(folder: Path, *, train: int = 9, val: int = 3, tinted: bool = False) -> Path:
@@ -97,6 +109,13 @@ def settings(videos: Path, out: Path, *overrides: object, task: dict | None = No
     return words + [str(word) for word in overrides]
 
 
+def empty(folder):
+    """A config file that says nothing: the settings follow on the command line."""
+    path = folder / "empty.yaml"
+    path.write_text("{}\n")
+    return path
+
+
 def config(videos: Path, out: Path, *overrides: object, task: dict | None = None):
     """The Config of a tiny run."""
     return load_config(None, settings(videos, out, *overrides, task=task))
@@ -130,3 +149,27 @@ def run_child(*words: object, processes: int = 0, timeout: int = 200):
         timeout=timeout,
         env=environment(),
     )
+
+
+# ---- what a run left ----------------------------------------------------------------------------
+
+
+def final(out):
+    """The newest checkpoint of a run."""
+    return checkpoint.latest(out / "checkpoints")[1]
+
+
+def losses(out):
+    """Step -> training loss, from the records."""
+    return {r["step"]: r["loss"] for r in report.read_metrics(out) if r["_type"] == "train_iter_"}
+
+
+def same(a, b):
+    """Whether two nested states are equal, tensors bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b

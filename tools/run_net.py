@@ -4,8 +4,9 @@
     torchrun --nproc-per-node 8 tools/run_net.py --cfg configs/K400/hiera_b_16x4.yaml
 
 TRAIN.ENABLE and TEST.ENABLE choose what is done. The same command again goes on where a run
-stopped. Exit codes: 0 done; 1 the run failed; 2 wrong use; 130 Ctrl-C and 143 SIGTERM, the state
-being saved; 141 nobody reads the output.
+stopped. Exit codes: 0 done, or training stopped by SIGTERM with its state saved; 1 the run failed;
+2 wrong use; 130 Ctrl-C, the state being saved; 143 SIGTERM with nothing to save (before the first
+step, or in a test); 141 nobody reads the output.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def run(cfg: Config, *, dry_run: int | None = None) -> int:
             return 0
         stop = train.Stop()
         code = train.train(cfg, world, stop) if cfg.train.enable else 0
-        if code == 0 and cfg.test.enable and cfg.task == "classify":
+        if not stop.obeyed and cfg.test.enable and cfg.task == "classify":
             code = evaluate.test(cfg, world, stop)
         return code
     finally:

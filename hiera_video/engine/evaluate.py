@@ -155,7 +155,7 @@ def test(cfg: Any, world: distributed.World, stop: Any) -> int:
 
 
 def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weights: str) -> int:
-    began = time.time()
+    began = time.monotonic()
 
     # ---- what is tested, on what ---------------------------------------------------------
     stored, published = resolve_everywhere(world, weights, cfg.model.model_name)
@@ -216,7 +216,7 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
     if scores is None:
         voice.say("the test was interrupted; nothing was written")
         voice.close()
-        return stop.exit_code
+        return stop.exit_code(saved=False)
 
     # ---- results --------------------------------------------------------------------------
     names = stored.classes or list(manifest.classes or ()) or _published_names(published)
@@ -227,7 +227,7 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
         "epoch": stored.epoch,
         "model": cfg.model.model_name,
         "failed": [{"path": f.path, "reason": f.reason} for f in scores.failed],
-        "seconds": round(time.time() - began, 1),
+        "seconds": round(time.monotonic() - began, 1),
         "versions": {"hiera_video": __version__, "torch": str(torch.__version__)},
         "config": cfg.to_yaml(),
     }

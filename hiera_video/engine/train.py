@@ -40,7 +40,8 @@ SUMS = ("loss", "clips", "top1", "top5", "failed")
 def train(cfg: Any, world: World, stop: Stop) -> int:
     """Train as `cfg` says, from where OUTPUT_DIR stands.
 
-    Returns the exit code: 0, or `stop.exit_code` after Ctrl-C or SIGTERM, the state being saved.
+    Returns the exit code: 0 when trained to the end; after Ctrl-C or SIGTERM `stop.exit_code`, the
+    state being saved and `stop.obeyed` true on every process.
     Raises UserError for what can be known to be wrong before the first step, RunFailed for what
     goes wrong later; the message says what is left on disk.
     """
@@ -228,11 +229,12 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
             else:
                 raise
         if stopping:
+            stop.obeyed = True
             voice.say(
                 f"stopped by {stop.name} after step {step} of {plan.total_steps}, which is saved "
                 f"in {folder.checkpoints}. The same command goes on from there"
             )
-            return stop.exit_code
+            return stop.exit_code(saved=True)
         voice.say(
             f"trained: step {step} of {plan.total_steps}; checkpoints in {folder.checkpoints}"
         )
@@ -874,6 +876,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self.obeyed = False
+        """Whether the work was left undone for it; true in processes that were not asked, too."""
         self._before: dict[int, Any] = {}
         self._process = os.getpid()
 
@@ -888,10 +892,14 @@ class Stop:
         names = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
         return names.get(self.signal, "a signal to another process")
 
-    @property
-    def exit_code(self) -> int:
-        """128 + the signal, as shells report it: 130 for Ctrl-C (of another process, too), 143 for
-        SIGTERM."""
+    def exit_code(self, *, saved: bool) -> int:
+        """0 for SIGTERM once the state is saved: a scheduler asked, and it was done. Else 128 + the
+        signal, as shells report it: 130 for Ctrl-C, 143 for SIGTERM.
+
+        A process that was not asked itself gives 0 too, and leaves the answer to the one that was.
+        """
+        if saved and self.signal != signal.SIGINT:
+            return 0
         return 128 + int(self.signal or signal.SIGINT)
 
     def __enter__(self) -> Stop:
