@@ -60,7 +60,10 @@ def read_folder(source: Source) -> Manifest:
         notes = [*notes, *stand_in]
     rows = ManifestRows(replace(source, classes=source.classes or tuple(found) or None), root)
     for video in videos:
-        rows.add(0, video.path, rows.named(0, video.label))
+        try:
+            rows.add(0, video.path, rows.named(0, video.label))
+        except DataError as error:
+            source.refuse(0, error)
     return rows.manifest("folder", str(root), notes=notes)
 
 
@@ -116,7 +119,8 @@ def _share(videos: Sequence[_Listed], source: Source) -> tuple[list[int], str]:
 
 
 def _read_labels_csv(source: Source, file: Path) -> Manifest:
-    table = list(csv_rows(file, need=("path", "label") if source.need_labels else ("path",)))
+    need = ("path", "label") if source.need_labels else ("path",)
+    table = list(csv_rows(file, need, refuse=source.on_bad_line))
     if not table:
         raise DataError(f"{file}: no videos below the line of column names")
     columns = table[0][1].keys()
@@ -146,7 +150,11 @@ def _read_labels_csv(source: Source, file: Path) -> Manifest:
     classes = source.classes or _classes_of_table(table, file)
     rows = ManifestRows(replace(source, classes=classes), file)
     for i in keep:
-        rows.add(table[i][0], videos[i].path, rows.named(table[i][0], videos[i].label))
+        line = table[i][0]
+        try:
+            rows.add(line, videos[i].path, rows.named(line, videos[i].label))
+        except DataError as error:
+            source.refuse(line, error)
     return rows.manifest("folder", source.path_prefix or str(file.parent), notes=[note])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ class DataError(UserError):
     """Something wrong with the data the user named; says where, what came and what is allowed."""
 
 
+class LabelRangeError(DataError):
+    """A label that is a number, and not one of those allowed."""
+
+
 def is_video(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
@@ -42,8 +46,13 @@ def text_lines(file: Path) -> Iterator[tuple[int, str]]:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
 
 
-def csv_rows(file: Path, need: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of a csv whose first line names the columns."""
+def csv_rows(
+    file: Path, need: Sequence[str], refuse: Callable[[int, DataError], None] | None = None
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """(line number, row) of a csv whose first line names the columns.
+
+    `refuse` is told of each row that has too few or too many, instead of it being raised.
+    """
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
             reader = csv.DictReader(lines, skipinitialspace=True)
@@ -56,10 +65,14 @@ def csv_rows(file: Path, need: Sequence[str]) -> Iterator[tuple[int, dict[str, s
             for row in reader:
                 short = [name for name, value in row.items() if value is None]
                 if short or None in row:
-                    raise DataError(
+                    error = DataError(
                         f"{file}:{reader.line_num}: expected {len(reader.fieldnames)} columns "
                         f"({','.join(reader.fieldnames)})"
                     )
+                    if refuse is None:
+                        raise error
+                    refuse(reader.line_num, error)
+                    continue
                 yield reader.line_num, {key: value.strip() for key, value in row.items()}
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error

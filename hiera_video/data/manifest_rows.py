@@ -9,14 +9,21 @@ import os
 import re
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from hiera_video.data.listing import DataError, csv_rows, read_json, some, text_lines
+from hiera_video.data.listing import (
+    DataError,
+    LabelRangeError,
+    csv_rows,
+    read_json,
+    some,
+    text_lines,
+)
 from hiera_video.labels import known_labels, load_labels
 
 UNLABELLED = -1
@@ -59,6 +66,8 @@ class Manifest:
         num_classes: how many outputs a classifier of it needs; 0 where nothing is labelled.
         name: the layout, as registered.
         notes: what a user should be told about how the list was read.
+        lines: int64 [N], the line of the list that named each video (0: none did); kept only where
+            `Source.on_bad_line` is there to be told of lines.
     """
 
     paths: PathTable
@@ -68,6 +77,7 @@ class Manifest:
     num_classes: int
     name: str
     notes: tuple[str, ...] = ()
+    lines: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -116,6 +126,15 @@ class Source:
     """Column of labels.csv, or a regular expression whose first group names a video's source."""
     seed: int = 0
     """Of the held-out share."""
+    on_bad_line: Callable[[int, DataError], None] | None = None
+    """Told of each line (its number, what is wrong) that cannot be read, which is then left out;
+    None: the first of them is raised."""
+
+    def refuse(self, line: int, error: DataError) -> None:
+        """Tell of a line that cannot be read, or raise the error where nobody wants to be told."""
+        if self.on_bad_line is None:
+            raise error
+        self.on_bad_line(line, error)
 
     @property
     def limit(self) -> int:
@@ -135,6 +154,8 @@ class ManifestRows:
         self._ends = array("q")
         self._labels = array("q")
         self._label_ends = array("q")
+        self._lines = array("q")
+        self._keeps_lines = source.on_bad_line is not None
         self._number_of = {n: i for i, n in enumerate(source.classes)} if source.classes else {}
 
     def __len__(self) -> int:
@@ -157,7 +178,7 @@ class ManifestRows:
         limit = self.source.limit
         for label in () if unlabelled else labels:
             if not 0 <= label < limit:
-                raise DataError(
+                raise LabelRangeError(
                     f"{self.at(line)}: label {label} is out of range; allowed are 0 to {limit - 1}"
                     + (f" for {limit} classes" if limit < MOST_CLASSES else "")
                 )
@@ -165,6 +186,8 @@ class ManifestRows:
         self._ends.append(len(self._blob))
         self._labels.extend(() if unlabelled and self.source.multi_label else labels)
         self._label_ends.append(len(self._labels))
+        if self._keeps_lines:
+            self._lines.append(line)
 
     def named(self, line: int, name: str, what: str = "line") -> tuple[int, ...]:
         """The label of a class given by its name."""
@@ -210,6 +233,7 @@ class ManifestRows:
             num_classes=len(classes) if classes else self.source.num_classes or highest,
             name=name,
             notes=tuple(notes),
+            lines=np.array(self._lines, np.int64) if self._keeps_lines else None,
         )
 
 

@@ -148,8 +148,11 @@ def read_kinetics_csv(source: Source) -> Manifest:
     rows = ManifestRows(source, file)
     parse = _split_many if source.multi_label else _split_line
     for number, line in itertools.chain([first], lines):
-        path, labels = parse(line, separator, rows.at(number), source)
-        rows.add(number, path, labels)
+        try:
+            path, labels = parse(line, separator, rows.at(number), source)
+            rows.add(number, path, labels)
+        except DataError as error:
+            source.refuse(number, error)
     root = _root_of_list(source, file.parent, rows.first_path())
     return rows.manifest("kinetics_csv", root, notes=notes)
 
@@ -164,7 +167,7 @@ def read_kinetics_official(source: Source) -> Manifest:
     file, notes = _list_file(source)
     base = source.path if source.path.is_dir() else file.parent
     root = Path(source.path_prefix) if source.path_prefix else base
-    table = list(csv_rows(file, need=("youtube_id",)))
+    table = list(csv_rows(file, need=("youtube_id",), refuse=source.on_bad_line))
     if source.need_labels and table and "label" not in table[0][1]:
         raise DataError(f"{file}: no column 'label'; a test list without labels cannot be scored")
     splits = {split_name(row.get("split", "")) for _, row in table}
@@ -175,10 +178,13 @@ def read_kinetics_official(source: Source) -> Manifest:
     rows = ManifestRows(replace(source, classes=classes or None), file)
     found = 0
     for number, row in table:
-        stem = _clip_stem(row, rows.at(number))
-        path = where_is.get(stem) or where_is.get(row["youtube_id"])
-        found += path is not None
-        rows.add(number, path or f"{stem}.mp4", rows.named(number, row.get("label", "")))
+        try:
+            stem = _clip_stem(row, rows.at(number))
+            path = where_is.get(stem) or where_is.get(row["youtube_id"])
+            found += path is not None
+            rows.add(number, path or f"{stem}.mp4", rows.named(number, row.get("label", "")))
+        except DataError as error:
+            source.refuse(number, error)
     if table and not found:
         raise DataError(
             f"none of the {len(table)} videos of {file} is below {root}; expected files such as "
@@ -226,7 +232,10 @@ def read_ssv2(source: Source) -> Manifest:
     rows = ManifestRows(source, file)
     for number, (entry, name) in enumerate(zip(entries, ids, strict=True), 1):
         template = str(entry.get("template", "")).replace("[", "").replace("]", "")
-        rows.add(number, name + suffix, rows.named(number, template, what="entry"))
+        try:
+            rows.add(number, name + suffix, rows.named(number, template, what="entry"))
+        except DataError as error:
+            source.refuse(number, error)
     return rows.manifest("ssv2", root)
 
 
@@ -252,7 +261,10 @@ def read_ucf101(source: Source) -> Manifest:
     rows = ManifestRows(source, file)
     for number, line in text_lines(file):
         path = re.sub(r"\s+\d+$", "", line)
-        rows.add(number, path, rows.named(number, path.replace("\\", "/").split("/")[0]))
+        try:
+            rows.add(number, path, rows.named(number, path.replace("\\", "/").split("/")[0]))
+        except DataError as error:
+            source.refuse(number, error)
     folders = ["UCF-101", "UCF101", "videos", ""]
     root, _ = _video_folder(source, base, folders, rows.first_paths(), ("",), file)
     return rows.manifest("ucf101", root, notes=_test_as_val(source))
@@ -279,10 +291,15 @@ def read_hmdb51(source: Source) -> Manifest:
         rows.file = file
         for number, line in text_lines(file):
             path, _, use = line.rstrip().rpartition(" ")
-            if use not in ("0", "1", "2"):
-                raise DataError(f"{rows.at(number)}: {line!r} must be a file's name and 0, 1 or 2")
-            if use == wanted:
-                rows.add(number, f"{name}/{path.strip()}", rows.named(number, name))
+            try:
+                if use not in ("0", "1", "2"):
+                    raise DataError(
+                        f"{rows.at(number)}: {line!r} must be a file's name and 0, 1 or 2"
+                    )
+                if use == wanted:
+                    rows.add(number, f"{name}/{path.strip()}", rows.named(number, name))
+            except DataError as error:
+                source.refuse(number, error)
     rows.file = source.path
     folders = ["", "videos", "hmdb51_org", "hmdb51"]
     root, _ = _video_folder(source, source.path, folders, rows.first_paths(), ("",), lists[0])
