@@ -28,6 +28,8 @@ ALLOWED = {
     "scoring": FOUNDATION,
     "predict": (*FOUNDATION, "data", "models", "scoring"),
     "engine": (*FOUNDATION, "config", "data", "models", "scoring", "engine"),
+    "doctor": (*FOUNDATION, "data", "models"),
+    "__main__": ("doctor",),
 }
 """Part of the package -> parts it may import; a new part must be entered here."""
 

@@ -1,0 +1,537 @@
+"""Is this machine ready? `python -m hiera_video doctor` says, and says what to install.
+
+    ok    works
+    warn  works without it, or slower; what would help is said
+    FAIL  needed, and missing or broken: the exit code is 1
+
+Every check runs in a child process with a time limit, so that a library that crashes or hangs is
+one line of the report. Nothing is downloaded, and nothing is left on the disk. Nothing but the
+standard library is imported here at the top: the doctor must come when the rest is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import importlib.metadata
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import hiera_video
+from hiera_video.errors import UserError
+
+OK, WARN, FAIL = "ok", "warn", "FAIL"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report, and what to do about it."""
+
+    level: str
+    """OK, WARN or FAIL."""
+    text: str
+    advice: str = ""
+    broken: tuple[str, ...] = ()
+    """Modules that cannot be imported: checks that need them are then not tried."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One chapter of the report."""
+
+    title: str
+    """Empty: goes on with the chapter before."""
+    run: Callable[[], list[Finding]]
+    needs: tuple[str, ...] = ()
+    """Modules without which it is not tried; that they are missing was said before."""
+    vouches_for: tuple[str, ...] = ()
+    """Modules that count as broken where this check crashes."""
+    subject: str = ""
+    """What a crash is said of, where the title does not say it."""
+    seconds: float = 120.0
+    """The child is killed after so long."""
+
+
+def main(checks: Sequence[Check] | None = None) -> int:
+    """Print the report; 0 where everything needed works, else 1."""
+    print(f"hiera_video {hiera_video.__version__} in {Path(hiera_video.__file__).parent}")
+    findings: list[Finding] = []
+    unusable: set[str] = set()
+    for check in CHECKS if checks is None else checks:
+        if check.title:
+            print(f"\n{check.title}", flush=True)
+        for finding in _run(check, unusable):
+            findings.append(finding)
+            unusable.update(finding.broken)
+            _show(finding)
+    failed, warned = (sum(f.level == level for f in findings) for level in (FAIL, WARN))
+    print()
+    if failed:
+        print(f"{failed} needed and not working, {warned} to know about: see -> above")
+        return 1
+    print("everything needed works" + (f", {warned} to know about: see -> above" if warned else ""))
+    return 0
+
+
+def _show(finding: Finding) -> None:
+    print(f"  {finding.level:4}  {finding.text}")
+    for line in finding.advice.splitlines():
+        print(f"        -> {line}")
+    sys.stdout.flush()
+
+
+# ---- one check in a child of its own ------------------------------------------------------------
+
+
+def _run(check: Check, unusable: set[str]) -> list[Finding]:
+    missing = sorted(unusable & set(check.needs))
+    if missing:
+        return [Finding(FAIL, f"not tried, for want of {', '.join(missing)}")]
+    if "torch" in check.needs:
+        importlib.import_module("torch")  # once, here, so that no child needs to
+    outcome, output = _in_child(check.run, check.seconds)
+    if isinstance(outcome, list):
+        return outcome
+    last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "")
+    said = f"; it last said: {last[:200]}" if last else ""
+    subject = f"{check.subject} " if check.subject else ""
+    return [Finding(FAIL, f"{subject}{outcome}{said}", broken=check.vouches_for)]
+
+
+def _in_child(work: Callable[[], object], seconds: float) -> tuple[object, str]:
+    """What `work` returns, or in one sentence why it did not; and all that it printed."""
+    # Forked, not spawned: what the parent has imported need not be imported again, and the parent
+    # has neither threads nor CUDA.
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    with tempfile.TemporaryFile("w+", errors="replace") as output:
+        child = context.Process(target=_child, args=(work, sender, output.fileno()))
+        sys.stdout.flush()
+        child.start()
+        sender.close()
+        try:
+            outcome = receiver.recv() if receiver.poll(seconds) else f"no answer in {seconds:g} s"
+        except EOFError:  # it ended without a word
+            child.join()
+            outcome = f"crashed ({_how_it_ended(child.exitcode)})"
+        child.kill()  # what it had to say is said; libraries may hang at exit
+        child.join()
+        return outcome, _contents(output)
+
+
+def _child(work: Callable[[], object], sender, output: int) -> None:
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    try:
+        sender.send(work())
+    except Exception as error:
+        sender.send(f"{type(error).__name__}: {_first_line(error)}")
+
+
+def _contents(file) -> str:
+    file.seek(0)
+    return file.read()
+
+
+def _how_it_ended(code: int | None) -> str:
+    if code is not None and code < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-code).name
+    return f"exit code {code}"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+# ---- Python and packages ------------------------------------------------------------------------
+
+PYTHON = ((3, 10), (3, 12))
+"""Oldest and newest version that the package is tested with."""
+
+REQUIRED = {
+    "torch": ("torch", "2.14"),
+    "torchvision": ("torchvision", "0.29"),
+    "numpy": ("numpy", "1.26"),
+    "av": ("av", "14"),
+    "pytorchvideo": ("pytorchvideo", "0.1.5"),
+    "fvcore": ("fvcore", "0.1.5"),
+    "iopath": ("iopath", "0.1.10"),
+    "portalocker": ("portalocker", ""),
+    "pillow": ("PIL", "9"),
+    "PyYAML": ("yaml", "6"),
+    "simplejson": ("simplejson", "3.17"),
+    "matplotlib": ("matplotlib", "3.7"),
+    "tqdm": ("tqdm", "4.60"),
+}
+"""Distribution -> (module, least version), as in setup.py."""
+
+OPTIONAL = {
+    "safetensors": "reads .safetensors weights",
+    "tensorboard": "TENSORBOARD.ENABLE writes for it",
+}
+
+
+def packages() -> list[Finding]:
+    """The interpreter and every package that is needed, imported for good."""
+    found = [_python()]
+    working = []
+    for name, (module, least) in REQUIRED.items():
+        finding = _package(name, module, least)
+        if finding.level == OK:
+            working.append(finding.text)
+        else:
+            found.append(finding)
+    if working:
+        found.insert(1, Finding(OK, ", ".join(working)))
+    for name, what in OPTIONAL.items():
+        version = _version(name)
+        found.append(
+            Finding(OK, f"{name} {version} (optional)")
+            if version
+            else Finding(OK, f"no {name} (optional: {what})")
+        )
+    return found
+
+
+def _python() -> Finding:
+    oldest, newest = PYTHON
+    version = sys.version_info[:2]
+    text = f"Python {sys.version.split()[0]} ({sys.executable})"
+    allowed = f"{oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}"
+    if oldest <= version <= newest:
+        return Finding(OK, text)
+    return Finding(FAIL, text, f"use Python {allowed}: make PYTHON=/path/to/python3.11 install")
+
+
+def _package(name: str, module: str, least: str) -> Finding:
+    version = _version(name)
+    wanted = f'pip install "{name}>={least}"' if least else f"pip install {name}"
+    if name == "pytorchvideo":
+        wanted = "pip install pytorchvideo==0.1.5"
+    try:
+        _import(module)
+    except Exception as error:  # a library that does not load raises what it likes
+        if version is None:
+            return Finding(FAIL, f"{name} is missing", wanted, broken=(module,))
+        advice = "" if isinstance(error, UserError) else f"install it again: {wanted}"
+        text = f"{name} {version} does not import: {_first_line(error)}"
+        return Finding(FAIL, text, advice, broken=(module,))
+    if version is not None and _numbers(version) < _numbers(least):
+        return Finding(FAIL, f"{name} {version} is too old: at least {least} is needed", wanted)
+    return Finding(OK, f"{name} {version or '?'}")
+
+
+def _import(module: str) -> None:
+    from hiera_video import compat
+
+    if module == "torchvision":
+        compat.ensure_torchvision()
+    elif module == "pytorchvideo":
+        compat.ensure_pytorchvideo()
+    else:
+        importlib.import_module(module)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    """(2, 14, 1) of "2.14.1+cpu"."""
+    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)
+
+
+# ---- decoders -----------------------------------------------------------------------------------
+
+_FRAMES, _WANTED = 12, (0, 7, 11)
+_CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
+
+
+def decoder(name: str) -> list[Finding]:
+    """One library, tried on a clip made on the spot; PyAV is needed, the others are not."""
+    from hiera_video.data.decode import available_decoders, read_frames
+
+    needed = name == "pyav"
+    reason = available_decoders()[name]
+    if reason is not None:
+        return [Finding(FAIL if needed else WARN, f"{name} {reason}", _decoder_advice(name))]
+    with tempfile.TemporaryDirectory(prefix="hiera_video_doctor_") as folder:
+        clip = _write_clip(Path(folder) / "clip.mp4")
+        frames = read_frames(clip, _WANTED, decoder=name)
+    seen = frames.float().mean(dim=(1, 2, 3)).tolist()
+    wrong = [i for i, mean in zip(_WANTED, seen, strict=True) if abs(mean - _grey(i)) > 5]
+    version = _version({"pyav": "av"}.get(name, name)) or "?"
+    if wrong:
+        text = f"{name} {version} returns wrong pictures (frame {wrong[0]} of a made clip)"
+        advice = "" if needed else f"pip uninstall {name}: it is used where it decodes"
+        return [Finding(FAIL, text, advice), *(_codecs() if needed else [])]
+    return [
+        Finding(OK, f"{name} {version} decodes {len(_WANTED)} frames of a made clip"),
+        *(_codecs() if needed else []),
+    ]
+
+
+def _grey(index: int) -> int:
+    return 40 + 15 * index
+
+
+def _write_clip(path: Path) -> Path:
+    """Frames of one grey each, brighter and brighter."""
+    import av
+    import numpy as np
+
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=10)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for i in range(_FRAMES):
+            picture = np.full((64, 64, 3), _grey(i), np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    return path
+
+
+def _codecs() -> list[Finding]:
+    """What PyAV's FFmpeg was built with."""
+    import av
+
+    def has(codec: str, mode: str) -> bool:
+        try:
+            av.codec.Codec(codec, mode)
+        except av.codec.codec.UnknownCodecError:
+            return False
+        return True
+
+    missing = [codec for codec in _CODECS if not has(codec, "r")]
+    advice = 'the wheels have them all: pip install --force-reinstall "av>=14"'
+    found = []
+    if missing:
+        found.append(Finding(WARN, f"PyAV cannot decode {', '.join(missing)}", advice))
+    if not has("libx264", "w"):
+        text = "PyAV cannot write H.264: no quickstart set, no tools/prepare_data.py --transcode"
+        found.append(Finding(WARN, text, advice))
+    return found
+
+
+def _decoder_advice(name: str) -> str:
+    if name == "pyav":
+        return 'pip install "av>=14"'
+    if _version(name) is None:
+        least = {"torchcodec": "0.17", "decord": "0.6"}[name]
+        ffmpeg = " and FFmpeg: apt-get install ffmpeg" if name == "torchcodec" else ""
+        return f'not needed, PyAV decodes alone; to have it: pip install "{name}>={least}"{ffmpeg}'
+    if name == "torchcodec":
+        return (
+            "not needed, PyAV decodes alone; it wants the system's FFmpeg (apt-get install ffmpeg) "
+            "and the release that belongs to the installed torch"
+        )
+    return "not needed, PyAV decodes alone"
+
+
+# ---- the machine --------------------------------------------------------------------------------
+
+LEAST_SHARED_MEMORY = 512 << 20
+"""Batches travel from loader workers through /dev/shm: a few of 16 x 224 x 224 x 3 floats each."""
+
+
+def machine() -> list[Finding]:
+    """Cores, memory, the GPU and what it can do."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    total, free = _memory()
+    found = [Finding(OK, f"{cores} CPU cores, {_gib(free)} of {_gib(total)} of memory free")]
+    with contextlib.suppress(OSError):
+        shared = shutil.disk_usage("/dev/shm")
+        if shared.free < LEAST_SHARED_MEMORY:
+            text = f"/dev/shm has {_gib(shared.free)} free: loader workers may die of a bus error"
+            advice = "docker run --shm-size 8g (or --ipc host), or DATA_LOADER.NUM_WORKERS 0"
+            found.append(Finding(WARN, text, advice))
+        else:
+            found.append(Finding(OK, f"/dev/shm, {_gib(shared.free)} free"))
+    return found + _cuda()
+
+
+def _memory() -> tuple[int, int]:
+    """(all, free) bytes of memory, of the container where it has a limit."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = page * os.sysconf("SC_PHYS_PAGES")
+    free = page * os.sysconf("SC_AVPHYS_PAGES")
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
+        free = int(available[1]) * 1024
+    with contextlib.suppress(OSError, ValueError):
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
+        if limit < total:
+            total, free = limit, min(free, max(0, limit - used))
+    return total, free
+
+
+def _cuda() -> list[Finding]:
+    import torch
+
+    built = torch.version.cuda
+    plugged = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+    if not torch.cuda.is_available():
+        if built is None and plugged:
+            text = f"an NVIDIA GPU is here, but torch {torch.__version__} is built for CPUs"
+            advice = "install torch and torchvision for CUDA: https://pytorch.org/get-started"
+            return [Finding(WARN, text, advice)]
+        if plugged:
+            text = f"an NVIDIA GPU is here, but torch (CUDA {built}) cannot use it"
+            advice = "look at nvidia-smi: the driver must be new enough for that CUDA"
+            return [Finding(WARN, text, advice)]
+        return [Finding(OK, "no CUDA: runs on the CPU, which is slow for training")]
+    found = []
+    for i in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(i)
+        bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: MIXED_PRECISION fp16"
+        text = f"CUDA {built}, GPU {i}: {torch.cuda.get_device_name(i)}, "
+        text += f"{_gib(free)} of {_gib(total)} free, {bf16}"
+        found.append(Finding(OK, text))
+    return found
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.1f} GiB"
+
+
+# ---- one forward --------------------------------------------------------------------------------
+
+MODEL = "hiera_tiny_16x224"
+"""The smallest video classifier."""
+
+
+def forward() -> list[Finding]:
+    """The smallest model on one random clip, on the CPU and on the GPU if there is one."""
+    import torch
+
+    from hiera_video import build_model
+
+    torch.manual_seed(0)
+    model = build_model(MODEL).eval()
+    clip = torch.randn(1, 3, 16, 224, 224)
+    found = []
+    reference = None
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        model, clip = model.to(device), clip.to(device)
+        start = time.perf_counter()
+        with torch.inference_mode():
+            logits = model(clip).float().cpu()
+        seconds = time.perf_counter() - start
+        if tuple(logits.shape) != (1, 400) or not torch.isfinite(logits).all():
+            return [*found, Finding(FAIL, f"{MODEL} on {device} gives no finite (1, 400) logits")]
+        if reference is not None and not torch.allclose(logits, reference, rtol=0.05, atol=0.05):
+            off = (logits - reference).abs().max().item()
+            text = f"{MODEL} on {device} differs from the CPU by {off:.3g}"
+            return [*found, Finding(FAIL, text, "the driver, or torch's CUDA build, is broken")]
+        reference = logits
+        how = "the first call" if device == "cuda" else f"threads: {torch.get_num_threads()}"
+        found.append(Finding(OK, f"{MODEL} on {device}: {seconds:.1f} s a clip ({how})"))
+    return found
+
+
+# ---- folders and weights ------------------------------------------------------------------------
+
+LEAST_FREE = 2 << 30
+"""A run keeps a few checkpoints of some 600 MB (Hiera-B with its optimizer)."""
+
+
+def folders() -> list[Finding]:
+    """Where things are written: can they be, and how much room is there?"""
+    from hiera_video.models.download import cache_folder
+
+    return [
+        _folder(cache_folder(), "fetched weights (TORCH_HOME)"),
+        _folder(Path(tempfile.gettempdir()), "temporary files (TMPDIR)"),
+        _folder(Path.cwd(), "this folder, where runs/ goes (OUTPUT_DIR)"),
+    ]
+
+
+def _folder(folder: Path, what: str) -> Finding:
+    there = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    text = f"{what}: {folder}" + ("" if folder.is_dir() else ", made when first needed")
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            free = shutil.disk_usage(there).free
+    except OSError as error:
+        return Finding(WARN, f"{text}: cannot be written ({error.strerror})", "name another")
+    if free < LEAST_FREE:
+        return Finding(WARN, f"{text}: only {_gib(free)} free", "make room, or name another")
+    return Finding(OK, f"{text}, {_gib(free)} free")
+
+
+DEFAULT = ("hiera_base_16x224", "mae_k400_ft_k400")
+"""The weights that the demo and configs/finetune_folder.yaml start from."""
+
+
+def weights() -> list[Finding]:
+    """Which published weights lie in the cache, whole."""
+    from hiera_video.models.download import cached_path
+    from hiera_video.models.published import PUBLISHED
+
+    found, whole = [], []
+    for row in PUBLISHED.values():
+        path = cached_path(row.url)
+        if not path.is_file():
+            continue
+        problem = _not_weights(path)
+        if problem is None:
+            whole.append(str(row))
+        else:
+            advice = f"delete it, then it is fetched again: {path}"
+            found.append(Finding(WARN, f"{row} is damaged: {problem}", advice))
+    if whole:
+        found.append(Finding(OK, f"cached: {', '.join(whole)}"))
+    row = PUBLISHED[DEFAULT]
+    path = cached_path(row.url)
+    if not path.is_file():
+        text = f"not cached: {row}, from which the demo and fine-tuning start"
+        advice = f"fetched when first needed; without a network, put {row.url}\nat {path}"
+        found.append(Finding(WARN, text, advice))
+    return found
+
+
+def _not_weights(path: Path) -> str | None:
+    """Why a cached file is no checkpoint, from its two ends; None if it looks like one."""
+    from hiera_video.models.weights_file import not_a_checkpoint
+
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        start = file.read(512)
+        file.seek(max(0, size - (1 << 16)))
+        end = file.read()
+    if start.startswith(b"PK\x03\x04") and b"PK\x05\x06" not in end:
+        return "its end is missing"  # a zip file has its table of contents there
+    return not_a_checkpoint(start, size)
+
+
+def _decoder_checks() -> Iterator[Check]:
+    for number, name in enumerate(("torchcodec", "pyav", "decord")):
+        title = "Decoders, in the order they are tried" if number == 0 else ""
+        needs = ("torch", "av", "fvcore")
+        yield Check(title, functools.partial(decoder, name), needs=needs, subject=name)
+
+
+CHECKS = (
+    Check("Python and packages", packages, vouches_for=tuple(m for m, _ in REQUIRED.values())),
+    *_decoder_checks(),
+    Check("Machine", machine, needs=("torch",)),
+    Check("One forward", forward, needs=("torch", "fvcore"), seconds=300),
+    Check("Folders", folders, needs=("torch", "iopath", "portalocker")),
+    Check("Published weights", weights, needs=("torch", "iopath", "portalocker")),
+)
