@@ -88,7 +88,7 @@ class GuardedPool:
         memory_limit: bytes of address space that one item may take on top of what its child held
             before (where the system has such limits: Linux).
         preload: modules that the fork server imports for all children, if it is not running yet;
-            the function's own by default.
+            by default what reading videos takes.
         prepare: called in a child, without arguments, before its first item; a function or a name.
 
     Raises RunFailed, when an item is handed in, if children cannot be started.
@@ -108,8 +108,7 @@ class GuardedPool:
             raise ValueError(f"workers={workers} must be at least 1")
         self.time_limit = time_limit
         self.memory_limit = memory_limit
-        home = function.rpartition(".")[0] if isinstance(function, str) else function.__module__
-        self._context = fork_server(preload or [home])
+        self._context = fork_server(preload or ["hiera_video.data.worker_imports"])
         self._task = (function, prepare, time_limit, memory_limit, workers > 1)
         self._closed = False
         self._children: list[_Child] = []
