@@ -176,6 +176,15 @@ def test_checkpoints_inside_an_epoch(videos, tmp_path):
     assert steps == [2, 3]
 
 
+def test_checkpoints_by_steps_are_written_at_the_end_of_an_epoch_too(videos, tmp_path):
+    out = tmp_path / "out"
+    run(config(videos, out, "TRAIN.CHECKPOINT_STEPS", 2, "TRAIN.CHECKPOINT_PERIOD", 100,
+               "TRAIN.KEEP_CHECKPOINTS", 0, "TRAIN.EVAL_PERIOD", 0,
+               "SOLVER.MAX_EPOCH", 3))  # fmt: skip
+    steps = [checkpoint.load(p)["step"] for p in checkpoint.in_order(out / "checkpoints")]
+    assert steps == [2, 4, 6]
+
+
 def test_a_damaged_newest_checkpoint_is_passed_over(videos, tmp_path, capsys):
     straight, out = tmp_path / "straight", tmp_path / "out"
     run(config(videos, straight))

@@ -149,7 +149,8 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
     def finish_epoch() -> bool:
         """Save, validate, keep the best, draw: what is due after `step` steps. False if stopped."""
         epoch, last = -(-step // plan.steps_per_epoch), step >= plan.total_steps
-        path = save() if is_due(cfg.train.checkpoint_period, epoch, last) else None
+        due = is_due(cfg.train.checkpoint_period, epoch, last)
+        path = save() if due or is_due(cfg.train.checkpoint_steps, step, last) else None
         if val_loader is not None and is_due(cfg.train.eval_period, epoch, last):
             judged = averaged(model, ema)
             found = validate(cfg, world, judged, val_loader, stop, voice)
@@ -599,9 +600,9 @@ def mixing_of(mixup: Any, num_classes: int) -> Mixing | None:
     )
 
 
-def is_due(period: int, epoch: int, last: bool) -> bool:
-    """Every `period` epochs (0: never) and after the last."""
-    return last or (period > 0 and epoch % period == 0)
+def is_due(period: int, count: int, last: bool) -> bool:
+    """Every `period` epochs or steps (0: never) and after the last."""
+    return last or (period > 0 and count % period == 0)
 
 
 # ---- where to start -----------------------------------------------------------------------------
