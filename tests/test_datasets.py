@@ -1,7 +1,13 @@
 """The same batches however they are read; one decode per video; failures counted, not replaced."""
 
+import logging
+import multiprocessing
+import multiprocessing.forkserver
 import os
+import re
 import signal
+import time
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -347,19 +353,176 @@ def test_when_nothing_can_be_read_the_run_ends_with_the_reasons(tmp_path):
         list(build_loader(few, batch_size=1))
 
 
-def test_a_worker_that_dies_is_named_with_its_video(manifest, monkeypatch):
-    class Deadly(datasets.TestReader):
-        def __call__(self, sample):
-            if sample.video_id == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return super().__call__(sample)
+# ---- workers that die ---------------------------------------------------------------------------
 
-    monkeypatch.setattr(datasets, "_context", lambda: datasets.multiprocessing.get_context("fork"))
-    dataset = VideoDataset(manifest, SPEC)
-    dataset.reader = Deadly(SPEC)
-    loader = build_loader(dataset, batch_size=1, num_workers=1)
-    with pytest.raises(RunFailed, match=r"while it read .*clip 5.mp4: SIGKILL.*NUM_WORKERS"):
+
+@dataclass(frozen=True)
+class Deadly:
+    """Reads as `reader` does, but for the videos that do something worse: {video id: deed}."""
+
+    reader: datasets.TrainReader | datasets.TestReader
+    deeds: dict[int, str]
+    marks: str = ""
+    """A folder in which deeds that are done once only leave their mark."""
+
+    def __call__(self, sample):
+        deed, _, once = self.deeds.get(sample.video_id, "").partition(" ")
+        if deed and not (once and self._done_before(sample)):
+            if deed == "hangs":
+                time.sleep(1000)
+            elif deed == "exits":
+                os._exit(3)
+            elif deed == "eats":
+                return len(bytearray(16 << 30))
+            else:
+                os.kill(os.getpid(), getattr(signal, deed))
+        return self.reader(sample)
+
+    def _done_before(self, sample):
+        mark = os.path.join(self.marks, str(sample.video_id))
+        if os.path.exists(mark):
+            return True
+        open(mark, "w").close()
+        return False
+
+
+def deadly(manifest, deeds, tmp_path, **settings):
+    dataset = training(manifest, **settings)
+    dataset.reader = Deadly(dataset.reader, deeds, str(tmp_path))
+    return dataset
+
+
+def without(batches, lost):
+    """What is left of batches of one clip a video if the videos `lost` cannot be read."""
+    return [
+        [
+            (video, clip.sum().item())
+            for video, clip in zip(b.video_ids.tolist(), b.clips, strict=True)
+            if video not in lost
+        ]
+        for b in batches
+    ]
+
+
+SETTINGS = {"batch_size": 3, "stop_step": 9}  # across the ends of two epochs
+
+
+@pytest.mark.parametrize(
+    ("deed", "reason"),
+    [
+        ("SIGSEGV", r"crashed the process that read it \(SIGSEGV\)"),
+        ("SIGABRT", r"crashed the process that read it \(SIGABRT\)"),
+        ("exits", r"crashed the process that read it \(exit code 3\)"),
+        ("hangs", r"took longer than 1 s, twice"),
+        ("SIGKILL", r"the process that read it was killed, .*memory, twice"),
+        ("eats", r"needed more than 2\.\d GiB of memory"),
+    ],
+)
+def test_a_video_that_ends_its_worker_costs_that_video(
+    manifest, tmp_path, monkeypatch, caplog, deed, reason
+):
+    monkeypatch.setattr(datasets, "VIDEO_TIME_LIMIT", 1.0)
+    expected = list(build_loader(training(manifest), **SETTINGS))
+    dataset = deadly(manifest, {5: deed}, tmp_path)
+    loader = build_loader(dataset, num_workers=2, **SETTINGS)
+    with caplog.at_level(logging.WARNING):
+        batches = list(loader)
+    loader.close()
+    assert without(batches, ()) == without(expected, {5})
+    failed = [failed for batch in batches for failed in batch.failed]
+    times = sum(5 in batch.video_ids.tolist() for batch in expected)
+    assert [f.video_id for f in failed] == [5] * times
+    assert loader.failures.count == times > 1
+    assert re.fullmatch(reason, failed[0].reason)
+    if deed != "eats":  # that worker survives
+        said = [r.getMessage() for r in caplog.records if "counts as unreadable" in r.getMessage()]
+        assert len(said) == 1
+        assert "clip 5.mp4: " in said[0]
+        assert isinstance(dataset[0, 5], Failed)  # nor is it read in this process
+
+
+def test_hostile_videos_are_counted_exactly(manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "VIDEO_TIME_LIMIT", 1.0)
+    deeds = {1: "SIGSEGV", 4: "hangs", 7: "exits", 8: "eats", 10: "SIGABRT"}
+    expected = list(build_loader(training(manifest), **SETTINGS))
+    loader = build_loader(deadly(manifest, deeds, tmp_path), num_workers=2, **SETTINGS)
+    batches = list(loader)
+    loader.close()
+    assert without(batches, ()) == without(expected, deeds)
+    all_ids = [v for batch in expected for v in batch.video_ids.tolist()]
+    assert loader.failures.count == sum(v in deeds for v in all_ids)
+
+
+def test_a_test_goes_on_after_a_crash_with_every_video_once(manifest):
+    dataset = VideoDataset(manifest, SPEC, num_views=2)
+    dataset.reader = Deadly(dataset.reader, {0: "SIGSEGV", 11: "SIGABRT"})
+    loader = build_loader(dataset, batch_size=2, num_workers=2)
+    for _ in range(2):  # the second time, by a loader that knows them
+        batches = list(loader)
+        assert torch.cat([b.video_ids[::2] for b in batches]).tolist() == list(range(1, 11))
+        assert [f.video_id for b in batches for f in b.failed] == [0, 11]
+    loader.close()
+
+
+@pytest.mark.parametrize("deed", ["SIGKILL once", "hangs once", "SIGTERM once"])
+def test_a_worker_ended_once_changes_nothing(manifest, tmp_path, monkeypatch, caplog, deed):
+    monkeypatch.setattr(datasets, "VIDEO_TIME_LIMIT", 1.0)
+    expected = list(build_loader(training(manifest), **SETTINGS))
+    dataset = deadly(manifest, {6: deed}, tmp_path)
+    loader = build_loader(dataset, num_workers=2, **SETTINGS)
+    with caplog.at_level(logging.WARNING):
+        same(list(loader), expected)
+    loader.close()
+    assert dataset.lost == {}
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert re.search(r"clip 6\.mp4: .*(is replaced|tried once more)", said)
+
+
+def test_an_idle_worker_and_the_fork_server_may_be_killed(manifest, caplog):
+    expected = list(build_loader(training(manifest), **SETTINGS))
+    loader = build_loader(training(manifest), num_workers=2, **SETTINGS)
+    batches = []
+    for batch in loader:
+        batches.append(batch)
+        if len(batches) == 2:
+            time.sleep(1)  # by then the workers have read ahead, and wait
+            os.kill(loader._workers.processes[0].pid, signal.SIGKILL)
+        if len(batches) == 5:
+            os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGKILL)
+    loader.close()
+    same(batches, expected)
+    assert loader.dataset.lost == {}
+    assert "a data loading worker died: SIGKILL, killed, most likely for want of mem" in caplog.text
+    assert "It is replaced" in caplog.text
+
+
+def test_workers_that_die_again_and_again_end_the_run(manifest, tmp_path):
+    deeds = dict.fromkeys(range(12), "SIGKILL")
+    loader = build_loader(deadly(manifest, deeds, tmp_path), num_workers=1, **SETTINGS)
+    with pytest.raises(RunFailed, match=r"worker died while it read .*: SIGKILL.*NUM_WORKERS"):
         list(loader)
+
+
+def test_all_workers_ended_by_sigterm_end_the_run(manifest, tmp_path):
+    deeds = dict.fromkeys(range(12), "SIGTERM")
+    loader = build_loader(deadly(manifest, deeds, tmp_path), num_workers=2, **SETTINGS)
+    with pytest.raises(RunFailed, match="all data loading workers were ended by SIGTERM"):
+        list(loader)
+
+
+def test_batches_after_a_number_of_them_are_the_rest(manifest):
+    dataset = training(manifest)
+    plans = [
+        build_loader(dataset, batch_size=6, grad_accum=3, start_step=1, stop_step=4),
+        build_loader(VideoDataset(manifest, SPEC), batch_size=5, rank=1, world=2),
+    ]
+    for plan in (loader._course.batches for loader in plans):
+        whole = list(plan)
+        for count in range(len(whole) + 1):
+            rest = plan.after(count)
+            assert list(rest) == whole[count:]
+            assert len(rest) == len(whole) - count
+            assert list(rest.after(1)) == whole[count + 1 :]
 
 
 # ---- sizes --------------------------------------------------------------------------------------

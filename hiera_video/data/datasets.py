@@ -10,7 +10,9 @@ and how it is cropped and augmented, of (seed, epoch, video, view). There is no 
 a run resumed at step 120, or on another number of workers or processes, sees the same clips.
 
 A video that cannot be read is counted, never replaced: its clips are missing from the batch, and
-`batch.failed` says which and why.
+`batch.failed` says which and why. That holds for a video which crashes the worker that reads it, or
+takes more time or memory than a video may: the worker is replaced, and the stream goes on with the
+very batch that was due.
 
 Workers are told the path and label of each video they are to read and hold no list, so that their
 number does not multiply the memory of a long one. They are started from a fork server: forking the
@@ -20,15 +22,16 @@ A script that starts workers therefore needs `if __name__ == "__main__":` around
 
 from __future__ import annotations
 
+import logging
 import math
 import multiprocessing
 import os
-import re
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -38,8 +41,9 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.augment import TrainTransform, directional_classes
-from hiera_video.data.decode import DecodeError, VideoInfo, VideoReader
+from hiera_video.data.decode import TIME_LIMIT, DecodeError, VideoInfo, VideoReader
 from hiera_video.data.frame_folder import FrameFolder, open_video
+from hiera_video.data.guard import MEMORY_LIMIT, ended_by, fork_server, limited, wants_memory
 from hiera_video.data.manifests import DataError, Manifest
 from hiera_video.data.randomness import epoch_order, generator_for, uniform
 from hiera_video.data.sampling import Indices, training_clip
@@ -55,6 +59,8 @@ __all__ = [
     "build_loader",
     "check_flip",
 ]
+
+logger = logging.getLogger("hiera_video")
 
 # ---- what comes out -----------------------------------------------------------------------------
 
@@ -103,6 +109,8 @@ class Sample(NamedTuple):
     path: str
     label: int | tuple[int, ...]
     epoch: int
+    lost: str = ""
+    """Why it is not to be read: it ended the workers that tried."""
 
 
 class Clips(NamedTuple):
@@ -220,6 +228,9 @@ class VideoDataset(Dataset):
     TRAIN_CROP_NUM_TEMPORAL) and each of them augmented `num_augment` times (AUG.NUM_SAMPLE).
     Without, it is for testing: `num_views` x `num_crops` fixed clips.
 
+    `lost` holds the videos that ended the workers that read them, {video id: reason}: these are not
+    touched again.
+
     `dataset[i]` (epoch 0) and `dataset[epoch, i]` give a list of float32 [3, T, S, S], or a
     `Failed`.
 
@@ -242,6 +253,7 @@ class VideoDataset(Dataset):
         self.manifest = manifest
         self.spec = spec
         self.seed = seed
+        self.lost: dict[int, str] = {}
         self.train = transform is not None
         if transform is None:
             self.reader = TestReader(spec, num_views, num_crops, decoder)
@@ -264,7 +276,8 @@ class VideoDataset(Dataset):
     def sample(self, video_id: int, epoch: int = 0) -> Sample:
         """What to read for one video in one epoch."""
         video_id = range(len(self))[video_id]
-        return Sample(video_id, self.manifest.paths[video_id], self.manifest.label(video_id), epoch)
+        path, label = self.manifest.paths[video_id], self.manifest.label(video_id)
+        return Sample(video_id, path, label, epoch, self.lost.get(video_id, ""))
 
     def __getitem__(self, key: int | tuple[int, int]) -> list[Tensor] | Failed:
         epoch, video_id = key if isinstance(key, tuple) else (0, key)
@@ -291,6 +304,8 @@ def check_flip(manifest: Manifest) -> None:
 
 
 def _read(reader: TrainReader | TestReader, sample: Sample) -> Clips | Failed:
+    if sample.lost:
+        return Failed(sample.video_id, sample.path, sample.lost)
     try:
         return Clips(reader(sample), sample.label, sample.video_id)
     except DecodeError as error:
@@ -352,6 +367,8 @@ class _TrainBatches:
     parts: int
     start_step: int
     stop_step: int
+    start_part: int = 0
+    """Of the first step, the part to begin with."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -362,7 +379,12 @@ class _TrainBatches:
         return self.batch_size // (self.world * self.parts)
 
     def __len__(self) -> int:
-        return max(self.stop_step - self.start_step, 0) * self.parts
+        return max((self.stop_step - self.start_step) * self.parts - self.start_part, 0)
+
+    def after(self, count: int) -> _TrainBatches:
+        """The batches that come after the first `count`."""
+        steps, part = divmod(self.start_part + count, self.parts)
+        return replace(self, start_step=self.start_step + steps, start_part=part)
 
     def __iter__(self) -> Iterator[list[Sample]]:
         order, ordered_epoch = None, -1
@@ -374,7 +396,7 @@ class _TrainBatches:
                     epoch,
                 )
             videos = order[i * self.batch_size : (i + 1) * self.batch_size]
-            for part in range(self.parts):
+            for part in range(self.start_part * (step == self.start_step), self.parts):
                 mine = videos[part * self.world + self.rank :: self.world * self.parts]
                 yield [self.dataset.sample(video_id, epoch) for video_id in mine.tolist()]
 
@@ -387,17 +409,24 @@ class _TestBatches:
     batch_size: int
     rank: int
     world: int
+    start: int = 0
+    """The batch to begin with."""
 
     @property
     def videos_at_a_time(self) -> int:
         return self.batch_size
 
     def __len__(self) -> int:
-        return math.ceil(len(range(self.rank, len(self.dataset), self.world)) / self.batch_size)
+        mine = range(self.rank, len(self.dataset), self.world)
+        return max(math.ceil(len(mine) / self.batch_size) - self.start, 0)
+
+    def after(self, count: int) -> _TestBatches:
+        """The batches that come after the first `count`."""
+        return replace(self, start=self.start + count)
 
     def __iter__(self) -> Iterator[list[Sample]]:
         mine = range(self.rank, len(self.dataset), self.world)
-        for i in range(0, len(mine), self.batch_size):
+        for i in range(self.start * self.batch_size, len(mine), self.batch_size):
             yield [self.dataset.sample(video_id) for video_id in mine[i : i + self.batch_size]]
 
 
@@ -489,6 +518,14 @@ class Failures:
         return "; ".join(f"{failed.path}: {failed.reason}" for failed in self.first[:3])
 
 
+DEATHS, WITHIN = 5, 100
+"""A run ends when so many workers die, with no video to blame, before so many batches are read."""
+
+VIDEO_TIME_LIMIT = 2 * TIME_LIMIT
+"""Seconds until a worker that reads one video is ended. Longer than what a read gives itself, since
+a decoder that can be interrupted says better what it failed at."""
+
+
 class Loader:
     """An iterable of `Batch`; made by `build_loader`.
 
@@ -498,8 +535,11 @@ class Loader:
         failures: what could not be read since the loader was made.
         notes: what a user should be told.
 
-    Iterating raises RunFailed when no video can be read and when a worker process dies, with the
-    video it was reading.
+    A worker process that dies is replaced, and the batches go on where they were. The video it was
+    reading is given up (`dataset.lost`) if the worker crashed; if it was killed or hung, so that
+    something else may be the cause, at the second time. Each is said with the file's name.
+
+    Iterating raises RunFailed when no video can be read, and when workers die again and again.
     """
 
     def __init__(
@@ -515,11 +555,17 @@ class Loader:
         self.steps_per_epoch = getattr(batches, "steps_per_epoch", 0)
         self.failures = Failures()
         self.notes = list(notes)
-        self._workers = _Workers(num_workers) if num_workers else None
+        self._course = _Course(batches)
+        self._workers = _Workers(dataset, num_workers) if num_workers else None
         manifest = dataset.manifest
         self._loader = DataLoader(
-            _WorkerSide(dataset.reader, self._workers and self._workers.reading),
-            batch_sampler=batches,
+            _WorkerSide(
+                dataset.reader,
+                reading=self._workers and self._workers.reading,
+                time_limit=self._workers.time_limit if self._workers else VIDEO_TIME_LIMIT,
+                memory_limit=MEMORY_LIMIT + 3 * _bytes_per_video(dataset),
+            ),
+            batch_sampler=self._course,
             num_workers=num_workers,
             collate_fn=_Collate(dataset.spec, manifest.num_classes if manifest.multi_label else 0),
             pin_memory=pin_memory and torch.cuda.is_available(),
@@ -534,8 +580,8 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        num_read = 0
-        batches = self._start()
+        done = num_read = 0
+        batches = self._start(after=0)
         while True:
             try:
                 batch = next(batches)
@@ -543,13 +589,18 @@ class Loader:
                 break
             except (RuntimeError, OSError, EOFError) as error:
                 # Where a worker died the loader says so, or trips over what it left half sent.
-                if self._workers is None or (death := self._workers.death(error)) is None:
+                if self._workers is None or not self._workers.count_deaths(error):
                     raise
-                raise RunFailed(self._obituary(*death)) from error
+                self.close()
+                batches = self._start(after=done)
+                continue
+            done += 1
             num_read += len(batch.video_ids)
             self.failures.add(batch.failed, len(batch.video_ids))
             if self.failures.in_a_row >= GIVE_UP_AFTER and (self.dataset.train or not num_read):
                 break
+            if self._workers is not None:
+                self._workers.batches_since_death += 1
             yield batch
         if self.failures.in_a_row and (self.failures.in_a_row >= GIVE_UP_AFTER or not num_read):
             raise RunFailed(
@@ -563,7 +614,9 @@ class Loader:
         if self._workers is not None and iterator is not None:
             iterator._shutdown_workers()
 
-    def _start(self) -> Iterator[Batch]:
+    def _start(self, *, after: int) -> Iterator[Batch]:
+        """The batches that come after the first `after`."""
+        self._course.done = after
         if self._workers is None:
             return iter(self._loader)
         # torch installs a handler that raises wherever the program happens to be when a worker
@@ -574,113 +627,188 @@ class Loader:
         batches = iter(self._loader)
         if handler is not None:
             signal.signal(signal.SIGCHLD, handler)
-        self._workers.remember()
+        self._workers.processes = batches._workers
+        _look_often(batches)
         return batches
 
-    def _obituary(self, video_id: int, cause: str) -> str:
-        more = "DATA_LOADER.NUM_WORKERS 0 reads in the main process, to see more"
-        if video_id < 0:
-            return f"a data loading worker died: {cause}. {more}"
-        return (
-            f"a data loading worker died while it read {self.dataset.manifest.paths[video_id]}: "
-            f"{cause}. If that video is the cause, take it out of the list; {more}"
-        )
+
+def _look_often(batches: Iterator[Batch], seconds: float = 0.5) -> None:
+    """Have torch's iterator look for dead workers more often than every 5 s while it waits."""
+    look, itself = type(batches)._try_get_data, weakref.ref(batches)
+    batches._try_get_data = lambda timeout=seconds: look(itself(), timeout)
+
+
+class _Course:
+    """What a loader reads: its batches, from the one after the first `done`."""
+
+    def __init__(self, batches: _TrainBatches | _TestBatches) -> None:
+        self.batches = batches
+        self.done = 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        return iter(self.batches.after(self.done))
 
 
 class _Workers:
-    """What the main process knows of its workers, so as to say what one died of."""
+    """What the main process knows of its workers: what each was reading, and what one died of."""
 
-    def __init__(self, count: int) -> None:
-        # [worker, (process id, video being read or -1)], written by the workers.
-        self.reading = torch.full((count, 2), -1, dtype=torch.int64).share_memory_()
-        self._processes: dict[int, multiprocessing.process.BaseProcess] = {}
+    def __init__(self, dataset: VideoDataset, count: int) -> None:
+        self.dataset = dataset
+        self.time_limit = VIDEO_TIME_LIMIT
+        self.processes: Sequence[multiprocessing.process.BaseProcess] = ()
+        # [worker]: the video being read or -1, written by the workers.
+        self.reading = torch.full((count,), -1, dtype=torch.int64).share_memory_()
+        self.batches_since_death = 0
+        self._deaths = 0
+        self._suspects: set[int] = set()
 
-    def remember(self) -> None:
-        """Keep the process objects, which know how a worker ended."""
-        self._processes |= {process.pid: process for process in multiprocessing.active_children()}
+    def count_deaths(self, error: Exception) -> bool:
+        """Draw the conclusions if workers have died; False if none has. The others are ended.
 
-    def death(self, error: Exception) -> tuple[int, str] | None:
-        """(video id or -1, cause) if the loader's error comes of a dead worker."""
-        match = re.search(r"DataLoader worker \(pid(?:\(s\))? (\d+)", str(error))
-        pid = int(match[1]) if match else self._dead()
-        if pid is None:
-            return None
-        row = next((row for row in self.reading.tolist() if row[0] == pid), [pid, -1])
-        process = self._processes.get(pid)
-        return row[1], _cause(process.exitcode if process else None)
+        RunFailed where new workers would fare no better.
+        """
+        dead = self._dead()
+        for worker, exitcode in dead:
+            self._count(int(self.reading[worker]), exitcode, error)
+        if len(dead) == len(self.processes) and {code for _, code in dead} == {-signal.SIGTERM}:
+            raise RunFailed("all data loading workers were ended by SIGTERM") from error
+        if dead:
+            for process in self.processes:
+                process.kill()
+            self.reading.fill_(-1)
+        return bool(dead)
 
-    def _dead(self, patience: float = 1.0) -> int | None:
-        """The process id of a worker that ended badly, waiting a moment for the system to say."""
+    def _dead(self, patience: float = 1.0) -> list[tuple[int, int]]:
+        """(worker, exit code) of those that ended, waiting a moment for the system to say."""
         end = time.monotonic() + patience
         while True:
-            for pid, process in self._processes.items():
-                if process.exitcode not in (None, 0):
-                    return pid
-            if time.monotonic() > end:
-                return None
+            codes = [process.exitcode for process in self.processes]
+            dead = [(worker, code) for worker, code in enumerate(codes) if code is not None]
+            if dead or time.monotonic() > end:
+                return dead
             time.sleep(0.05)
 
+    def _count(self, video_id: int, exitcode: int, error: Exception) -> None:
+        ending = ended_by(exitcode)
+        if video_id >= 0:
+            path = self.dataset.manifest.paths[video_id]
+            if ending not in _MAYBE_INNOCENT:
+                self._lose(video_id, f"crashed the process that read it ({ending})")
+                return
+            reason = _MAYBE_INNOCENT[ending].format(limit=self.time_limit)
+            if video_id in self._suspects:
+                self._lose(video_id, f"{reason}, twice")
+                return
+            self._suspects.add(video_id)
+            if ending == "SIGALRM":
+                logger.warning("%s: %s; it is tried once more", path, reason)
+                return
+        while_reading = f" while it read {path}" if video_id >= 0 else ""
+        self._deaths = self._deaths + 1 if self.batches_since_death < WITHIN else 1
+        self.batches_since_death = 0
+        died = f"a data loading worker died{while_reading}: {_cause(exitcode)}"
+        if self._deaths >= DEATHS or (video_id < 0 <= exitcode != _SERVER_GONE):
+            raise RunFailed(
+                f"{died}. DATA_LOADER.NUM_WORKERS 0 reads in the main process, to see more"
+            ) from error
+        logger.warning("%s. It is replaced", died)
+
+    def _lose(self, video_id: int, reason: str) -> None:
+        if video_id in self.dataset.lost:  # two workers had it at once
+            return
+        self.dataset.lost[video_id] = reason
+        logger.warning(
+            "%s: %s; it counts as unreadable from here on",
+            self.dataset.manifest.paths[video_id],
+            reason,
+        )
+
+
+_SERVER_GONE = 255
+"""What multiprocessing says of processes whose fork server was killed."""
+
+_MAYBE_INNOCENT = {
+    "SIGALRM": "took longer than {limit:g} s",
+    "SIGKILL": "the process that read it was killed, most likely for want of memory",
+    "SIGTERM": "the process that read it was ended by SIGTERM",
+    f"exit code {_SERVER_GONE}": "the process that read it was killed",
+}
+"""Ends that a worker may come to for other reasons than the video it reads: memory that all take
+together, a person, a computer put to sleep."""
 
 _CAUSES = {
     "SIGKILL": "killed, most likely for want of memory: take fewer DATA_LOADER.NUM_WORKERS",
-    "SIGSEGV": "the decoder crashed: choose another (DATA.DECODING_BACKEND)",
-    "SIGABRT": "the decoder crashed: choose another (DATA.DECODING_BACKEND)",
     "SIGBUS": "no shared memory left: enlarge /dev/shm (docker run --shm-size 8g)",
 }
 
 
-def _cause(exitcode: int | None) -> str:
-    if exitcode is None:
-        return "it ended for a reason unknown"
+def _cause(exitcode: int) -> str:
+    if exitcode == _SERVER_GONE:
+        return "killed, together with the process that starts them"
     if exitcode >= 0:
         return (
             f"it ended with exit code {exitcode} (a script of your own that starts workers needs "
             f"`if __name__ == '__main__':` around what it does)"
         )
-    name = signal.Signals(-exitcode).name
+    name = ended_by(exitcode)
     return f"{name}, {_CAUSES.get(name, 'a signal from outside')}"
 
 
 @dataclass(frozen=True)
 class _WorkerSide(Dataset):
-    """What a worker holds: how to read a video, and where to note which one it is reading."""
+    """What a worker holds: how to read a video, within which limits, and where to note which one
+    it is reading."""
 
     reader: TrainReader | TestReader
     reading: Tensor | None
+    time_limit: float
+    """Seconds for a video."""
+    memory_limit: int
+    """Bytes for a video, its clips included."""
 
     def __getitem__(self, sample: Sample) -> Clips | Failed:
         worker = get_worker_info()
-        if worker is not None:
-            self.reading[worker.id, 1] = sample.video_id
-        item = _read(self.reader, sample)
-        if worker is not None:
-            self.reading[worker.id, 1] = -1
+        if worker is None:
+            return _read(self.reader, sample)
+        self.reading[worker.id] = sample.video_id
+        item = self._read_limited(sample)
+        self.reading[worker.id] = -1
         return item
+
+    def _read_limited(self, sample: Sample) -> Clips | Failed:
+        try:
+            with limited(self.time_limit, self.memory_limit):
+                return _read(self.reader, sample)
+        except Exception as error:
+            if not wants_memory(error):
+                raise
+            reason = f"needed more than {self.memory_limit / 2**30:.1f} GiB of memory"
+            return Failed(sample.video_id, sample.path, reason)
 
 
 def _init_worker(worker_id: int) -> None:
-    # Ctrl-C is for the main process, which then ends its workers in good order.
+    # Ctrl-C reaches every process of a terminal; the trainer stops the workers when it has saved.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One core per worker: clips are decoded side by side, not each on all cores.
     torch.set_num_threads(1)
-    # Ctrl-C reaches every process of a terminal; the trainer stops the workers when it has saved.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    get_worker_info().dataset.reading[worker_id, 0] = os.getpid()
 
 
 def _prefetch(dataset: VideoDataset, videos: int) -> int:
     """Batches that each worker has ready or under way: one where two would be too much memory."""
-    clip_bytes = 4 * 3 * dataset.spec.num_frames * dataset.spec.crop_size**2
-    return 1 if videos * dataset.clips_per_video * clip_bytes > _LARGE_BATCH else 2
+    return 1 if videos * _bytes_per_video(dataset) > _LARGE_BATCH else 2
+
+
+def _bytes_per_video(dataset: VideoDataset) -> int:
+    """Of the clips that one video gives."""
+    return 4 * 3 * dataset.spec.num_frames * dataset.spec.crop_size**2 * dataset.clips_per_video
 
 
 _LARGE_BATCH = 128 << 20
 
 
 def _context() -> multiprocessing.context.BaseContext:
-    """Workers from a server that has imported what they need and runs no threads."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["hiera_video.data.worker_imports"])
-    return context
+    """Workers from a server that has imported what they need."""
+    return fork_server(["hiera_video.data.worker_imports"])
