@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from hiera_video.data.class_folders import STAND_IN
-from hiera_video.data.manifests import DataError, read_manifest
+from hiera_video.data.class_folders import STAND_IN, Listed, hold_out, own_split, source_namer
+from hiera_video.data.manifests import DataError, Source, read_manifest
 
 
 def touch(root, *names):
@@ -184,3 +184,45 @@ def test_the_real_set_is_read_with_sources_apart(shared_data):
     assert len(train) + len(val) == 300
     assert train.classes == ("noFight", "fight")
     assert all(os.path.exists(train.paths[i]) for i in range(0, len(train), 40))
+
+
+# ---- which source a video is of -----------------------------------------------------------------
+
+
+def namer(folder, group_by=""):
+    return source_namer(Source(path=folder, group_by=group_by))
+
+
+def test_a_column_or_a_pattern_names_the_sources(tmp_path):
+    touch(tmp_path, "a/x_1.mp4")
+    assert namer(tmp_path) is None
+    assert namer(tmp_path, r"(\w)_\d")("a/x_1.mp4") == "x"
+    assert namer(tmp_path, r"(\w)_\d")("a/other.mp4") == ""
+    (tmp_path / "labels.csv").write_text("path,label,source,film\na/x_1.mp4,a,s1,f1\nb.mp4,a,,\n")
+    assert namer(tmp_path)("a/x_1.mp4") == "s1"
+    assert namer(tmp_path, "film")("a/x_1.mp4") == "f1"
+    assert namer(tmp_path, "film")("b.mp4") == ""
+    # What is asked for is never answered with another column.
+    assert namer(tmp_path, r"(\w)_\d")("a/x_1.mp4") == "x"
+    with pytest.raises(DataError, match=r"'sauce' .*no column of labels.csv"):
+        namer(tmp_path, "sauce")
+
+
+def test_what_splits_a_folder(tmp_path):
+    touch(tmp_path, "a/1.mp4")
+    assert own_split(Source(path=tmp_path)) == ""
+    for columns, told in (("fold", "column 'fold' of labels.csv"), ("source", "")):
+        (tmp_path / "labels.csv").write_text(f"path,label,{columns}\na/1.mp4,a,1\n")
+        assert own_split(Source(path=tmp_path)) == told
+    touch(tmp_path / "tree", "training/a/1.mp4", "val/a/2.mp4")
+    assert own_split(Source(path=tmp_path / "tree")) == "folder training"
+
+
+def test_the_held_out_share_does_not_depend_on_the_order_of_the_list():
+    """Sources with as many videos of one class as of the other included."""
+    videos = [Listed(f"{i}.mp4", "ab"[i % 2], f"s{i // 2}") for i in range(40)]
+    source = Source(path=None)
+    taken = {videos[i].path for i in hold_out(videos, source)}
+    turned = videos[::-1]
+    assert {turned[i].path for i in hold_out(turned, source)} == taken
+    assert len(taken) == 8

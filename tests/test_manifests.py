@@ -80,6 +80,14 @@ def test_a_header_and_a_byte_order_mark_are_no_videos(tmp_path):
     assert listed(read_manifest(file)) == [("a.mp4", 1)]
 
 
+@pytest.mark.parametrize("name", ["video 1.mp4", "path,to.mp4", "File clips/a.mp4"])
+def test_a_first_video_that_starts_like_a_header_is_a_video(tmp_path, name):
+    file = write(tmp_path / "train.csv", f"{name} 1\nb.mp4 0\n")
+    assert listed(read_manifest(file)) == [(name, 1), ("b.mp4", 0)]
+    file = write(tmp_path / "bare.csv", f"{name}\nb.mp4\n")
+    assert len(read_manifest(file, need_labels=False)) == 2
+
+
 def test_names_that_are_not_utf8_survive(tmp_path):
     file = tmp_path / "train.csv"
     file.write_bytes(b"caf\xe9.mp4 1\n")

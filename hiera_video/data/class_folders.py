@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +23,7 @@ from hiera_video.data.listing import (
 from hiera_video.data.manifest_rows import Manifest, ManifestRows, Source
 from hiera_video.registry import DATASET_REGISTRY
 
+LABELS_FILE = "labels.csv"
 SPLIT_FOLDERS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation", "validate"),
@@ -43,8 +44,8 @@ def read_folder(source: Source) -> Manifest:
     """
     if not source.path.is_dir():
         raise DataError(f"{source.path} is a file; expected a folder with one folder per class")
-    if (source.path / "labels.csv").is_file():
-        return _read_labels_csv(source, source.path / "labels.csv")
+    if (source.path / LABELS_FILE).is_file():
+        return _read_labels_csv(source, source.path / LABELS_FILE)
     train_folder = _split_folder(source.path, "train")
     if train_folder is None:
         root = source.path
@@ -67,7 +68,7 @@ def read_folder(source: Source) -> Manifest:
     return rows.manifest("folder", str(root), notes=notes)
 
 
-class _Listed(NamedTuple):
+class Listed(NamedTuple):
     """A video before the split: path below the root, class name and what it must stay with."""
 
     path: str
@@ -75,7 +76,7 @@ class _Listed(NamedTuple):
     group: str
 
 
-def hold_out(videos: Sequence[_Listed], source: Source) -> set[int]:
+def hold_out(videos: Sequence[Listed], source: Source) -> set[int]:
     """Indices of the share of `videos` that is held out for validation.
 
     Each class gives about `val_fraction` of its videos, in an order that is a hash of the seed and
@@ -86,9 +87,7 @@ def hold_out(videos: Sequence[_Listed], source: Source) -> set[int]:
     for index, video in enumerate(videos):
         members[video.group].append(index)
     order = sorted(members, key=lambda group: _hash(source.seed, group))
-    main_class = {
-        g: Counter(videos[i].label for i in members[g]).most_common(1)[0][0] for g in order
-    }
+    main_class = {g: _most_common(videos[i].label for i in members[g]) for g in order}
     by_class: dict[str, list[str]] = defaultdict(list)
     for group in order:
         by_class[main_class[group]].append(group)
@@ -107,7 +106,48 @@ def hold_out(videos: Sequence[_Listed], source: Source) -> set[int]:
     return taken
 
 
-def _share(videos: Sequence[_Listed], source: Source) -> tuple[list[int], str]:
+def _most_common(labels: Iterable[str]) -> str:
+    """The most frequent label; of several, the first by name, in whatever order they come."""
+    counts = Counter(labels)
+    return min(counts, key=lambda label: (-counts[label], label))
+
+
+def own_split(source: Source) -> str:
+    """What splits the videos of a folder, in words; empty where a share has to be held out."""
+    table = source.path / LABELS_FILE
+    if table.is_file():
+        columns = next(csv_rows(table, need=("path",)), (0, {}))[1]
+        column = next((name for name in ("split", "fold") if name in columns), "")
+        return f"column {column!r} of {table.name}" if column else ""
+    folder = _split_folder(source.path, "train")
+    return f"folder {folder.name}" if folder else ""
+
+
+def source_namer(source: Source) -> Callable[[str], str] | None:
+    """A function from a video's path, as its list has it, to the name of its source.
+
+    The source is what videos were cut from: videos of one are alike, and belong in one split. Its
+    name is a column of labels.csv (`group_by`, else `source` or `group`), or what the first group
+    of the regular expression `group_by` finds in the path. Videos of unknown source have the name
+    "". None where nothing tells the sources.
+    """
+    table = source.path / LABELS_FILE
+    if source.path.is_dir() and table.is_file():
+        rows = [row for _, row in csv_rows(table, need=("path",), refuse=source.on_bad_line)]
+        column = _source_column(source, rows[0].keys() if rows else ())
+        if column:
+            names = {row["path"]: row[column] for row in rows}
+            return lambda path: names.get(path, "")
+    return _grouping(source) if source.group_by else None
+
+
+def _source_column(source: Source, columns: Collection[str]) -> str:
+    """The column of labels.csv that names the sources; empty where there is none."""
+    wanted = (source.group_by,) if source.group_by else ("source", "group")
+    return next((name for name in wanted if name in columns), "")
+
+
+def _share(videos: Sequence[Listed], source: Source) -> tuple[list[int], str]:
     """Indices of the videos of the split asked for, and a note that says how they were chosen."""
     held_out = hold_out(videos, source)
     wanted = source.split != "train"
@@ -124,10 +164,10 @@ def _read_labels_csv(source: Source, file: Path) -> Manifest:
     if not table:
         raise DataError(f"{file}: no videos below the line of column names")
     columns = table[0][1].keys()
-    group_column = next((c for c in (source.group_by, "source", "group") if c in columns), None)
-    group = _grouping(source) if group_column is None else None
+    group_column = _source_column(source, columns)
+    group = None if group_column else _grouping(source)
     videos = [
-        _Listed(
+        Listed(
             row["path"],
             row.get("label", ""),
             (group(row["path"]) if group else row[group_column]) or row["path"],
@@ -177,7 +217,7 @@ def _classes_of_table(
     return tuple(sorted(names, key=lambda name: int(ids[name])))
 
 
-def _class_folders(root: Path, source: Source) -> tuple[list[_Listed], list[str], list[str]]:
+def _class_folders(root: Path, source: Source) -> tuple[list[Listed], list[str], list[str]]:
     """Videos below each folder of `root`, the names of those folders, and notes.
 
     Where no labels are needed, videos that lie in no folder are taken as well.
@@ -191,10 +231,10 @@ def _class_folders(root: Path, source: Source) -> tuple[list[_Listed], list[str]
         if entry.is_dir() and not entry.name.startswith(".")
     }
     videos = [
-        _Listed(path, name, group(path) or path) for name, paths in found.items() for path in paths
+        Listed(path, name, group(path) or path) for name, paths in found.items() for path in paths
     ]
     if not source.need_labels:
-        videos += [_Listed(path, "", group(path) or path) for path in loose]
+        videos += [Listed(path, "", group(path) or path) for path in loose]
     if not videos:
         raise DataError(_no_videos(root, loose))
     empty = [name for name, paths in found.items() if not paths]

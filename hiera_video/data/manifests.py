@@ -387,6 +387,8 @@ def _other_separator(line: str, separator: str) -> str:
 def _is_header(line: str) -> bool:
     """A first line of column names: `path,label`."""
     words = [word.strip().strip('"').lower() for word in re.split(r"[,;\t ]", line)]
+    if _WHOLE_NUMBER.fullmatch(words[-1]) or is_video(words[-1]):
+        return False  # a file called "video 1.mp4"
     return len(words) > 1 and words[0] in ("path", "file", "filename", "video", "video_path")
 
 
