@@ -79,9 +79,9 @@ class HieraEncoder(nn.Module):
         abs_win: positions as a window part, tiled, plus a global part, resized: the form that
             carries to other sizes (arXiv 2311.05613). Not the published parametrisation.
         act_checkpoint: recompute the blocks' activations in the backward pass to save memory.
-        contrast_stem: start the stem from filters of zero mean and six times the published size,
-            blind to brightness. For small models trained from scratch: where the published start
-            stays at chance on the camera-motion set, this one learns it.
+        contrast_stem: a stem whose filters have zero mean, always, and start at six times the
+            published size: it sees contrast, not brightness. For small models trained from scratch:
+            where the published stem stays at chance on the camera-motion set, this one learns it.
 
     Raises:
         UserError: if sizes do not divide or the tuples' lengths do not fit; it says what does.
@@ -125,7 +125,12 @@ class HieraEncoder(nn.Module):
         self.act_checkpoint, self.contrast_stem = act_checkpoint, contrast_stem
 
         self.patch_embed = PatchEmbed(
-            in_chans, embed_dim, kernel=patch_kernel, stride=patch_stride, padding=patch_padding
+            in_chans,
+            embed_dim,
+            kernel=patch_kernel,
+            stride=patch_stride,
+            padding=patch_padding,
+            contrast=contrast_stem,
         )
         self._add_positions(embed_dim)
 
@@ -371,9 +376,8 @@ def init_layer(module: nn.Module, *, bias: float) -> None:
 
 @torch.no_grad()
 def init_contrast(weight: Tensor) -> None:
-    """Filters [C, C_in, *kernel] of zero mean over each input channel's window."""
+    """Filters [C, C_in, *kernel] of a contrast stem, which takes their means out as it runs."""
     nn.init.normal_(weight, std=6 * INIT_STD)
-    weight -= weight.flatten(2).mean(-1).view(*weight.shape[:2], *[1] * (weight.dim() - 2))
 
 
 def check_stages(stages: Sequence[int], *, q_pool: int, mask_unit_attn: Sequence[bool]) -> None:

@@ -26,6 +26,9 @@ class PatchEmbed(nn.Module):
     Dense, it convolves the whole input. With deleted units it convolves each visible unit with
     a halo of pixels around it, deleted pixels set to zero: the same result as zeroing the input
     and convolving all of it (paper, section 3.2), at the cost of the visible units alone.
+
+    `contrast` takes the mean over its window out of every filter, for each input channel: the stem
+    is blind to brightness and colour as such, and no training can teach it to look at them.
     """
 
     def __init__(
@@ -36,8 +39,10 @@ class PatchEmbed(nn.Module):
         kernel: Sequence[int],
         stride: Sequence[int],
         padding: Sequence[int],
+        contrast: bool = False,
     ) -> None:
         super().__init__()
+        self.contrast = contrast
         self.stride, self.kernel, self.padding = tuple(stride), tuple(kernel), tuple(padding)
         self.proj = CONVOLUTIONS[len(kernel)](
             in_chans, embed_dim, kernel_size=self.kernel, stride=self.stride, padding=self.padding
@@ -45,15 +50,20 @@ class PatchEmbed(nn.Module):
 
     def forward(self, clips: Tensor, layout: TokenLayout) -> Tensor:
         """Clips [B, C_in, *input_size] -> tokens [B, U, n, C]."""
-        return layout.to_units(self.proj(clips).movedim(1, -1))
+        return layout.to_units(self._convolve(clips, self.padding).movedim(1, -1))
 
     def visible(self, clips: Tensor, layout: TokenLayout, keep: Tensor, ids: Tensor) -> Tensor:
         """Tokens of the kept units alone, [B, k, n, C]; deleted pixels have no influence."""
         windows = self._windows(clips * pixel_mask(keep, layout, clips), layout, ids)
-        convolve = CONVOLVE[layout.dims]
-        x = convolve(windows, self.proj.weight, self.proj.bias, stride=self.stride)
+        x = self._convolve(windows, padding=0)
         x = x.movedim(1, -1).unflatten(0, (clips.shape[0], -1))  # [B, k, *unit, C]
         return layout.from_unit_raster(x)
+
+    def _convolve(self, pixels: Tensor, padding: int | tuple[int, ...]) -> Tensor:
+        filters, convolve = self.proj.weight, CONVOLVE[len(self.kernel)]
+        if self.contrast:
+            filters = filters - filters.mean(dim=tuple(range(2, filters.ndim)), keepdim=True)
+        return convolve(pixels, filters, self.proj.bias, stride=self.stride, padding=padding)
 
     def _windows(self, clips: Tensor, layout: TokenLayout, ids: Tensor) -> Tensor:
         """Pixels that the tokens of each kept unit read: [B * k, C_in, *window]."""
