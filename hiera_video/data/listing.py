@@ -97,8 +97,11 @@ def scan_folder(folder: Path) -> list[os.DirEntry]:
         raise DataError(f"cannot read folder {folder}: {error.strerror}") from error
 
 
-def videos_below(root: Path) -> list[str]:
-    """Sorted relative paths of the videos at any depth; links are followed, loops are not."""
+def videos_below(root: Path, wanted: Callable[[str], bool] = is_video) -> list[str]:
+    """Sorted relative paths of the videos at any depth; links are followed, loops are not.
+
+    `wanted` tells by its name whether a file is one.
+    """
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
@@ -112,7 +115,7 @@ def videos_below(root: Path) -> list[str]:
         found += [
             os.path.normpath(os.path.join(relative, name))
             for name in files
-            if is_video(name) and not name.startswith(".")
+            if wanted(name) and not name.startswith(".")
         ]
     return sorted(found)
 

@@ -46,6 +46,14 @@ class PathTable(Sequence[str]):
     def __getitem__(self, index: int) -> str:  # type: ignore[override]
         return os.path.join(self.root, self.relative(index))
 
+    def equals(self, other: PathTable) -> bool:
+        """Whether both hold the same paths in the same order."""
+        return (
+            self.root == other.root
+            and np.array_equal(self._ends, other._ends)
+            and np.array_equal(self._blob, other._blob)
+        )
+
     def relative(self, index: int) -> str:
         """The path as the list wrote it, below `root`."""
         index = range(len(self))[index]
