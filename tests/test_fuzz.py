@@ -19,6 +19,7 @@ from test_checkpoint import flips, state_of
 from tiny_runs import same
 
 from hiera_video.data.decode import available_decoders, probe, read_frames
+from hiera_video.data.decoders.container import demux
 from hiera_video.data.guard import Casualty, GuardedPool
 from hiera_video.engine import checkpoint
 from hiera_video.models.weights import WeightsError, read_checkpoint
@@ -166,6 +167,22 @@ def test_damaged_videos_are_read_or_refused(made):
     assert min(kinds["read"], kinds["refused"]) >= 10  # the damage is neither nothing nor all
     assert peak < 1 << 30
     assert not [loss for loss in lost if loss[0][3] in ("auto", "pyav")]
+
+
+def test_packets_of_streams_that_begin_in_mid_file_are_passed_over():
+    """PyAV trips over them with an IndexError, now and then; found by the two thousand below."""
+
+    class Container:
+        left = ["a", "b", IndexError("list index out of range"), "c"]
+
+        def demux(self, stream):
+            while self.left:
+                packet = self.left.pop(0)
+                if isinstance(packet, Exception):
+                    raise packet
+                yield packet
+
+    assert list(demux(Container(), "video")) == ["a", "b", "c"]
 
 
 @pytest.mark.slow

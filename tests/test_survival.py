@@ -61,7 +61,7 @@ def words(tmp_path_factory, videos):
 def straight(tmp_path_factory, words):
     """What SHORT comes to when nothing happens to it."""
     out = tmp_path_factory.mktemp("straight") / "out"
-    done = run_child(*words(out))
+    done = run_child(*words(out), timeout=1200)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -98,7 +98,7 @@ def wait_for(child, *, steps):
 
 def assert_goes_on_to(straight, out, words):
     """The same command ends the run as if nothing had happened to it."""
-    done = run_child(*words)
+    done = run_child(*words, timeout=1200)
     assert done.returncode == 0, done.stderr
     a, b = final(straight), final(out)
     for key in LEARNT:
@@ -169,7 +169,7 @@ def test_a_worker_that_is_killed_is_named_and_replaced(straight, words, tmp_path
         workers = [pid for pid in descendants(child.pid) if depth(pid, child.pid) == 2]
         assert workers
         os.kill(workers[0], signal.SIGKILL)
-        said, errors = child.communicate(timeout=120)
+        said, errors = child.communicate(timeout=600)
     assert child.returncode == 0, errors + said
     assert "worker" in said + errors
     assert "SIGKILL" in said + errors
@@ -216,7 +216,7 @@ def test_sigterm_saves_and_exits_0_and_goes_on_bit_for_bit(straight, words, tmp_
     with started(*rare) as child:
         wait_for(child, steps=3)
         child.terminate()
-        said, errors = child.communicate(timeout=120)
+        said, errors = child.communicate(timeout=600)
     assert child.returncode == 0, errors
     assert "stopped by SIGTERM" in said
     assert 3 <= final(out)["step"] < 16
@@ -250,7 +250,7 @@ def test_a_disk_that_fills_up_keeps_the_old_checkpoints(straight, words, small_d
         with open(small_disk / "filler", "wb", buffering=0) as filler, contextlib.suppress(OSError):
             while filler.write(bytes(4096)):
                 pass
-        said, errors = child.communicate(timeout=120)
+        said, errors = child.communicate(timeout=600)
     assert_ended_for_want_of_room(child, said, errors, "No space left on device")
     assert_all_readable(out)
     assert final(out)["step"] >= 2
@@ -266,7 +266,7 @@ def test_a_file_that_may_not_grow_keeps_the_old_checkpoints(straight, words, tmp
         wait_for(child, steps=3)
         one = checkpoint.in_order(out / "checkpoints")[-1].stat().st_size
         resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (one // 2, one // 2))
-        said, errors = child.communicate(timeout=120)
+        said, errors = child.communicate(timeout=600)
     assert_ended_for_want_of_room(child, said, errors, "File too large")
     assert_all_readable(out)
     assert final(out)["step"] >= 2
@@ -291,7 +291,7 @@ def test_a_read_only_folder_is_refused_before_the_first_step(words, tmp_path, re
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     else:
         folder.chmod(0o500)
-    done = run_child(*words(folder))
+    done = run_child(*words(folder), timeout=1200)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"error: cannot write to OUTPUT_DIR {folder}")
     assert "OUTPUT_DIR runs/my_run" in done.stderr
@@ -303,7 +303,7 @@ def test_a_folder_that_goes_away_ends_the_run(words, tmp_path):
     with started(*words(out)) as child:
         wait_for(child, steps=2)
         out.rename(tmp_path / "elsewhere")
-        said, errors = child.communicate(timeout=120)
+        said, errors = child.communicate(timeout=600)
     assert child.returncode == 1, errors + said
     assert f"error: could not write {out}" in errors
     assert "Traceback" not in errors

@@ -316,12 +316,26 @@ def _packets(container, stream, deadline: Deadline):
     import av
 
     try:
-        for packet in container.demux(stream):
+        for packet in demux(container, stream):
             deadline.check()
             if packet.size:  # the one at the end has none
                 yield packet
     except av.FFmpegError:
         deadline.check()  # the time is over, or else the rest of the file is damaged
+
+
+def demux(container, stream):
+    """The packets of `stream`, and one without content at the end; av.FFmpegError at damage.
+
+    Broadcast files and FLV may announce further streams in mid-file. PyAV trips over the first
+    packet of such a stream, which is passed over here: it is never of `stream`.
+    """
+    while True:
+        try:
+            yield from container.demux(stream)
+        except IndexError:
+            continue
+        return
 
 
 def _closed_keys(pts: np.ndarray, starts) -> np.ndarray:

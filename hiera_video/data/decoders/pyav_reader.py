@@ -19,6 +19,7 @@ from hiera_video.data.decoders.container import (
     FrameIndex,
     check_size,
     choose_stream,
+    demux,
     error_reason,
     open_container,
     prepare_decoder,
@@ -119,7 +120,7 @@ class PyavReader:
             context = stream.codec_context
             context.skip_frame = "DEFAULT"
             skips = not exact and context.codec.name in _SKIPS_UNREFERENCED
-            for packet in container.demux(stream):
+            for packet in demux(container, stream):
                 deadline.check()
                 if not packet.size:
                     break
@@ -170,7 +171,7 @@ class PyavReader:
         stream.codec_context.skip_frame = "DEFAULT"
         clean = False
         try:
-            for packet in container.demux(stream):
+            for packet in demux(container, stream):
                 deadline.check()
                 for frame in stream.codec_context.decode(packet if packet.size else None):
                     clean = clean or not frame.is_corrupt

@@ -17,6 +17,7 @@ from hiera_video.data.decoders.container import (
     Deadline,
     DecodeError,
     FrameIndex,
+    demux,
     error_reason,
     open_container,
 )
@@ -72,7 +73,7 @@ def _copy(path: str, index: FrameIndex, target: io.BytesIO, format: str, deadlin
     ):
         stream = source.streams[index.stream]
         twin = sink.add_stream_from_template(stream)
-        packets = (packet for packet in source.demux(stream) if packet.size)
+        packets = (packet for packet in demux(source, stream) if packet.size)
         for packet, kept, closed in zip(packets, keep, index.closed, strict=False):
             deadline.check()
             if kept:
