@@ -173,7 +173,8 @@ def test_packets_of_streams_that_begin_in_mid_file_are_passed_over():
     """PyAV trips over them with an IndexError, now and then; found by the two thousand below."""
 
     class Container:
-        left = ["a", "b", IndexError("list index out of range"), "c"]
+        def __init__(self):
+            self.left = ["a", "b", IndexError("list index out of range"), "c"]
 
         def demux(self, stream):
             while self.left:
