@@ -118,7 +118,7 @@ def assert_all_readable(out):
 def test_killed_fifty_times_ends_with_the_same_weights(videos, tmp_path):
     """SIGKILL at random moments, with and without a worker, in the middle of a save too."""
     straight, out = tmp_path / "straight", tmp_path / "out"
-    extra = (*HEAVY, "SOLVER.MAX_EPOCH", 400, "TRAIN.CHECKPOINT_STEPS", 5,
+    extra = (*HEAVY, "SOLVER.MAX_EPOCH", 250, "TRAIN.CHECKPOINT_STEPS", 5,
              "TRAIN.CHECKPOINT_PERIOD", 1000, "TRAIN.EVAL_PERIOD", 25,
              "TEST.ENABLE", "false")  # fmt: skip
     words = ["--cfg", empty(tmp_path)]
