@@ -23,7 +23,6 @@ interrupted.
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 import sys
 import time
@@ -215,8 +214,7 @@ class _Progress:
 
 def training_command(out: str, root: str) -> str:
     """One line for a shell that trains on the manifests in `out`."""
-    here = os.path.relpath(ROOT)
-    near = Path("") if here == "." else Path(here)
+    near = Path("") if Path.cwd() == ROOT else ROOT
     words = ["python", str(near / "tools" / "run_net.py")]
     words += ["--cfg", str(near / "configs" / "finetune_folder.yaml")]
     words += ["DATA.PATH_TO_DATA_DIR", out, "DATA.PATH_PREFIX", root]
