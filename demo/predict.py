@@ -29,6 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a b
 from hiera_video import __version__
 from hiera_video.cli import DONE, FAILED, INTERRUPTED, run
 from hiera_video.config import Config, add_config_arguments, config_from_args
+from hiera_video.data.guard import GuardedPool, decoding_process
+from hiera_video.data.video_files import find_videos, is_video_name
 from hiera_video.errors import RunFailed, UserError
 
 if TYPE_CHECKING:
@@ -40,23 +42,31 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if args.top_k < 1:
         raise UserError(f"--top-k {args.top_k}: at least 1")
-    cfg = _config(args)
-
-    # Imported here: torch takes seconds that --help and a mistyped flag need not wait for.
-    from hiera_video.data.sampling import check_window
-    from hiera_video.data.views import parse_views
-    from hiera_video.predict import Predictor, find_videos, is_video_name
-
     if args.csv is not None and is_video_name(args.csv):
         raise UserError(f"--csv {args.csv} is named like a video; name a .csv file")
+    cfg = _config(args)
+    files = find_videos(args.paths)
+    # Videos are read in a process of their own, which no file can take this one down with. It
+    # starts first, and has imported its libraries by the time that the model is there.
+    with decoding_process() as process:
+        return _label_files(files, args, cfg, process)
+
+
+def _label_files(
+    files: Sequence[str], args: argparse.Namespace, cfg: Config | None, process: GuardedPool
+) -> int:
+    # Imported here: torch takes seconds that --help and a mistyped name need not wait for.
+    from hiera_video.data.sampling import check_window
+    from hiera_video.data.views import parse_views
+    from hiera_video.predict import Predictor
+
     if args.timeline is not None:
         check_window(args.timeline)
     views = _views(args, cfg, parse_views)
-    files = find_videos(args.paths)
     with _outputs(args) as outputs:
         # Whatever a library prints while loading must not end up in the JSON.
         with contextlib.redirect_stdout(sys.stderr):
-            predictor = Predictor.load(**_choices(args, cfg), views=views)
+            predictor = Predictor.load(**_choices(args, cfg), views=views, process=process)
         return _label_all(predictor, files, args, outputs)
 
 

@@ -11,10 +11,9 @@ labels of a video are what the test counted.
 
 from __future__ import annotations
 
-import glob
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,10 +23,12 @@ from torch import Tensor, nn
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.frame_folder import open_video
-from hiera_video.data.manifests import VIDEO_SUFFIXES, read_class_names
+from hiera_video.data.guard import GuardedPool
+from hiera_video.data.guarded_video import GuardedVideo
+from hiera_video.data.manifests import read_class_names
 from hiera_video.data.sampling import window_clips
 from hiera_video.data.transforms import check_num_crops
-from hiera_video.data.views import load_test_views, read_views
+from hiera_video.data.views import Reader, read_test_views, read_views
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.labels import load_labels
 from hiera_video.models import build_model
@@ -48,9 +49,6 @@ from hiera_video.scoring import choose_device, choose_dtype, takes_images, view_
 
 DEFAULT_MODEL = "hiera_base_16x224"
 BUNDLED = Path(__file__).parent / "bundled"
-
-PLAYLIST_SUFFIXES = frozenset((".concat", ".ffconcat", ".m3u", ".m3u8", ".mpd", ".pls", ".sdp"))
-"""Lists of videos: found in folders so that they are refused by name, never opened."""
 
 OnProgress = Callable[[float], None]
 """Called with the share of a video's work that is done, 0 to 1."""
@@ -139,6 +137,8 @@ class Predictor:
         batch_size: most views per forward pass; any value gives the same scores.
         decoder: "auto" or the name of one, see `data/decode.py`.
         multi_label: the model was trained with a yes or no per class: sigmoid, not softmax.
+        process: reads the files (`guard.decoding_process`), so that one which crashes or hangs a
+            decoder is an error like others; None: they are read here.
         model_name, weights_name: what results say they come from.
         warn: called with each line the user should read; stderr by default.
 
@@ -158,6 +158,7 @@ class Predictor:
         batch_size: int = 4,
         decoder: str = "auto",
         multi_label: bool = False,
+        process: GuardedPool | None = None,
         model_name: str = "",
         weights_name: str = "",
         warn: Callable[[str], None] | None = None,
@@ -180,6 +181,7 @@ class Predictor:
         self.batch_size = batch_size
         self.decoder = decoder
         self.multi_label = multi_label
+        self.process = process
         self.model_name = model_name or type(model).__name__
         self.weights_name = weights_name
 
@@ -207,7 +209,7 @@ class Predictor:
             spec: replaces the sampling and normalisation that come with the weights.
             model_kwargs: further arguments of the model's builder.
             warn: called with each line the user should read; stderr by default.
-            settings: `views`, `device`, `dtype`, `batch_size`, `decoder`, `multi_label`.
+            settings: `views`, `device`, `dtype`, `batch_size`, `decoder`, `multi_label`, `process`.
 
         Raises:
             UserError, WeightsError: unknown names, missing or unfit files.
@@ -242,7 +244,8 @@ class Predictor:
         Raises DecodeError for a file that cannot be decoded, RunFailed if the model cannot be run
         on it.
         """
-        clips = load_test_views(path, self.spec, *self.views, decoder=self.decoder)
+        with self._open(path) as reader:
+            clips = read_test_views(reader, self.spec, *self.views)
         done = 0
 
         def advance(views_done: int) -> None:
@@ -267,7 +270,7 @@ class Predictor:
         them. Raises as calling the predictor does, after the windows that could be labelled.
         """
         num_views, num_crops = self.views
-        with open_video(path, self.decoder) as reader:
+        with self._open(path) as reader:
             info = reader.info
             for window in window_clips(info.times, info.fps, self.spec, seconds, num_views):
                 clips = read_views(reader, window.views, self.spec, num_crops)
@@ -275,6 +278,11 @@ class Predictor:
                 yield Window(start=window.start, end=window.end, labels=labels)
                 if on_progress is not None:
                     on_progress(min(window.end / max(info.duration, window.end), 1.0))
+
+    def _open(self, path: str | os.PathLike) -> Reader:
+        if self.process is None:
+            return open_video(path, self.decoder)
+        return GuardedVideo(path, self.process, self.decoder)
 
     def blank(self, path: str | os.PathLike, error: str | None = None) -> Prediction:
         """A `Prediction` for `path` without labels: the start of one, or a file that failed."""
@@ -326,75 +334,6 @@ class Predictor:
         best = scores.topk(min(top_k, len(scores)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Label(self.classes[index], score) for index, score in pairs]
-
-
-# ---- finding videos ----
-
-
-def find_videos(paths: Iterable[str]) -> list[str]:
-    """The files that files, folders and globs name, in the order given, each once.
-
-    A file is taken whatever it is called. A folder is searched with its subfolders for names that
-    end like a video or a playlist (in any case, hidden ones aside), in sorted order; a playlist is
-    then refused by the decoder, visibly, instead of being passed over. A glob ("clips/**/*.mp4")
-    takes what a folder would take, and folders that match are searched.
-
-    Raises UserError: no such file, nothing to label in a folder, a glob that matches nothing.
-    """
-    found: dict[str, str] = {}
-    for path in paths:
-        for file in _videos_of(os.fspath(path)):
-            found.setdefault(os.path.abspath(file), file)
-    return list(found.values())
-
-
-def is_video_name(path: str) -> bool:
-    """Whether a folder's search takes this name: not hidden, and a video's or playlist's ending."""
-    name = os.path.basename(path)
-    suffix = os.path.splitext(name)[1].lower()
-    return not name.startswith(".") and suffix in (*VIDEO_SUFFIXES, *PLAYLIST_SUFFIXES)
-
-
-def _videos_of(path: str) -> list[str]:
-    if os.path.isdir(path):
-        return _videos_in(path)
-    if os.path.lexists(path):  # first of all: a name may hold the signs of a glob, "clip [1].mp4"
-        return [path]
-    if not glob.has_magic(path):
-        raise UserError(f"no such file or folder: {path!r}")
-    matches = sorted(glob.glob(path, recursive=True))
-    files = []
-    for match in matches:
-        if os.path.isdir(match):
-            files += _walk(match)
-        elif is_video_name(match):
-            files.append(match)
-    if not files:
-        found = f"{len(matches)} names, none of them a video's" if matches else "nothing"
-        raise UserError(f"{path!r} matches {found}; {_looked_for()}")
-    return files
-
-
-def _videos_in(folder: str) -> list[str]:
-    files = _walk(folder)
-    if not files:
-        raise UserError(f"no videos in the folder {folder!r} or below it; {_looked_for()}")
-    return files
-
-
-def _walk(folder: str) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot look into the folder {error.filename!r}: {error.strerror}")
-
-    files = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [os.path.join(parent, name) for name in sorted(names) if is_video_name(name)]
-    return files
-
-
-def _looked_for() -> str:
-    return f"looked for names that end in {' '.join(sorted(VIDEO_SUFFIXES))}"
 
 
 # ---- loading ----

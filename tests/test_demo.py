@@ -12,9 +12,11 @@ import time
 import pytest
 import torch
 from clips import write_clip
+from test_guarded_video import serve_or_worse
 from test_predict import CLASSES, NAME, SPEC, TINY, tiny_model, write_checkpoint
 
 from hiera_video import Predictor, __version__
+from hiera_video.data.guard import GuardedPool
 from hiera_video.errors import UserError
 
 
@@ -94,6 +96,17 @@ def test_a_bad_file_is_reported_and_the_rest_is_labelled(call, clips):
     assert "      error: " in out
     assert "error: ./bad.mp4: " in err
     assert "1 of 3 files" in err
+
+
+def test_a_file_that_crashes_its_decoder_is_one_error_among_labels(call, clips, demo, monkeypatch):
+    os.rename("bad.mp4", "crash.mp4")
+    monkeypatch.setattr(demo, "decoding_process", lambda: GuardedPool(serve_or_worse))
+    code, out, err = call(".", "--timeline", 1)
+    assert code == 1
+    names = [line for line in out.splitlines() if not line.startswith(" ")]
+    assert names == ["./-dash ü.mp4", "./b.mp4", "./crash.mp4"]
+    assert out.count("  1 ") == 2
+    assert "error: ./crash.mp4: reading it in a process of its own: crashed (SIGSEGV)" in err
 
 
 def test_names_that_would_steer_the_terminal_are_escaped(call, clips):

@@ -14,6 +14,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import VideoDataset, build_loader
 from hiera_video.data.decode import DecodeError, VideoReader, available_decoders
 from hiera_video.data.manifests import read_manifest
+from hiera_video.data.video_files import find_videos
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import distributed
 from hiera_video.engine.evaluate import score_videos
@@ -21,7 +22,7 @@ from hiera_video.errors import RunFailed, UserError
 from hiera_video.labels import load_labels
 from hiera_video.models.published import PUBLISHED
 from hiera_video.models.weights import WeightsError
-from hiera_video.predict import Label, Prediction, find_videos
+from hiera_video.predict import Label, Prediction
 from hiera_video.scoring import view_scores
 
 NAME = "hiera_base_16x224"

@@ -35,8 +35,10 @@ with contextlib.suppress(ImportError):  # not on Windows: no limit of memory the
 
 __all__ = [
     "MEMORY_LIMIT",
+    "SERVER_GONE",
     "Casualty",
     "GuardedPool",
+    "decoding_process",
     "ended_by",
     "fork_server",
     "limited",
@@ -46,8 +48,11 @@ __all__ = [
 MEMORY_LIMIT = 2 << 30
 """Bytes one video may take beyond what its process held before: two of the largest reads."""
 
-START_LIMIT = 300.0
-"""Seconds a child may take to import what it needs (torch, from a slow disk)."""
+SERVER_GONE = 255
+"""What multiprocessing takes for the exit code of processes whose fork server was killed."""
+
+START_LIMIT = 900.0
+"""Seconds a child may take to import what it needs: torch, from a slow disk, on a busy machine."""
 
 T = TypeVar("T")
 
@@ -68,6 +73,17 @@ class Casualty(Exception):
 
     def __str__(self) -> str:
         return self.reason
+
+
+def decoding_process() -> GuardedPool:
+    """The process in which `guarded_video.GuardedVideo` reads files; it finds out meanwhile which
+    decoders work."""
+    return GuardedPool(
+        "hiera_video.data.guarded_video.serve",
+        # A read gives itself one minute (decode.TIME_LIMIT), and says better what it failed at.
+        time_limit=120.0,
+        prepare="hiera_video.data.decode.available_decoders",
+    )
 
 
 # ---- the pool -----------------------------------------------------------------------------------
@@ -207,6 +223,10 @@ class GuardedPool:
     # ---- children ----
 
     def _start(self, workers: int) -> None:
+        if hasattr(
+            signal, "pthread_sigmask"
+        ):  # Ctrl-C is not for the fork server: it inherits this
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         for _ in range(workers):
             child = _Child(self._context, self._task)
             self._children.append(child)
@@ -227,6 +247,9 @@ _KILLED: Any = object()
 _NEVER = float("inf")
 _GRACE = 30.0
 """Seconds after the limit at which a child ends by itself, where nobody is left to end it."""
+
+_BY_OTHERS = ("SIGKILL", "SIGTERM", f"exit code {SERVER_GONE}")
+"""Ends that no decoder comes to by itself."""
 
 _STARTS = 3
 """Times that a child may fail to start, one after the other."""
@@ -333,7 +356,7 @@ class _Child:
                     "around what it does"
                 )
         ending = ended_by(exitcode)
-        self.outcome = _KILLED if ending == "SIGKILL" else Casualty(f"crashed ({ending})")
+        self.outcome = _KILLED if ending in _BY_OTHERS else Casualty(f"crashed ({ending})")
         self._renew()
         return self.item is not _END
 

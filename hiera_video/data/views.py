@@ -17,6 +17,7 @@ from torch import Tensor
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.decode import VideoReader
 from hiera_video.data.frame_folder import FrameFolder, open_video
+from hiera_video.data.guarded_video import GuardedVideo
 from hiera_video.data.sampling import Indices, uniform_views
 from hiera_video.data.transforms import SPATIAL_CROPS, normalize, spatial_crops
 from hiera_video.errors import UserError
@@ -25,6 +26,8 @@ _DECODED_BYTES = 128 << 20
 """Whole decoded frames held at once: 20 at 1080p."""
 
 _MOST_TEMPORAL_VIEWS = 100
+
+Reader = VideoReader | FrameFolder | GuardedVideo
 
 
 def parse_views(text: str) -> tuple[int, int]:
@@ -53,23 +56,33 @@ def load_test_views(
     DecodeError for what cannot be decoded, UserError for views or a decoder that do not exist.
     """
     with open_video(path, decoder) as reader:
-        info = reader.info
-        views = uniform_views(info.num_frames, info.fps, spec, num_views)
-        return read_views(reader, views, spec, num_crops)
+        return read_test_views(reader, spec, num_views, num_crops)
 
 
-def read_views(
-    reader: VideoReader | FrameFolder, views: Indices, spec: ClipSpec, num_crops: int
-) -> Tensor:
+def read_test_views(reader: Reader, spec: ClipSpec, num_views: int, num_crops: int) -> Tensor:
+    """What `load_test_views` gives, of an open video."""
+    info = reader.info
+    views = uniform_views(info.num_frames, info.fps, spec, num_views)
+    return read_views(reader, views, spec, num_crops)
+
+
+def read_views(reader: Reader, views: Indices, spec: ClipSpec, num_crops: int) -> Tensor:
     """The clips at the frames `views` [K, T] of an open video: float32 [K * S, 3, T, H, W]."""
     wanted, place = np.unique(views, return_inverse=True)
     place = torch.from_numpy(place.reshape(views.shape))
     step = max(1, _DECODED_BYTES // (3 * reader.info.width * reader.info.height))
     parts = [
-        spatial_crops(reader.read(wanted[i : i + step]), spec.crop_size, num_crops)
+        _crops(reader, wanted[i : i + step], spec.crop_size, num_crops)
         for i in range(0, len(wanted), step)
     ]
     crops = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]  # S x [U, 3, H, W]
     return torch.stack(
         [normalize(crop[frames], spec.mean, spec.std) for frames in place for crop in crops]
     )
+
+
+def _crops(reader: Reader, indices: Indices, crop_size: int, num_crops: int) -> list[Tensor]:
+    """S times uint8 [T, 3, H, W], cut where the frames are."""
+    if isinstance(reader, GuardedVideo):
+        return reader.read_crops(indices, crop_size, num_crops)
+    return spatial_crops(reader.read(indices), crop_size, num_crops)

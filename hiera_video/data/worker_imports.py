@@ -7,6 +7,11 @@ here are left out: the worker that uses them will say so.
 import contextlib
 import importlib
 
-for name in ("hiera_video.data.datasets", "hiera_video.data.rand_augment", "torchcodec.decoders"):
+for name in (
+    "hiera_video.data.datasets",
+    "hiera_video.data.rand_augment",
+    "torchcodec.decoders",
+    "av",
+):
     with contextlib.suppress(Exception):
         importlib.import_module(name)

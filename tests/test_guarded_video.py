@@ -1,0 +1,89 @@
+"""A video read in another process gives the same crops, and its failures are errors like others."""
+
+import os
+import signal
+import time
+
+import pytest
+import torch
+from clips import write_clip
+
+from hiera_video.clip_spec import ClipSpec
+from hiera_video.data import guarded_video
+from hiera_video.data.decode import DecodeError, FrameIndexError, VideoReader
+from hiera_video.data.guard import GuardedPool
+from hiera_video.data.guarded_video import GuardedVideo
+from hiera_video.data.transforms import spatial_crops
+from hiera_video.data.views import load_test_views, read_test_views
+from hiera_video.errors import UserError
+
+SPEC = ClipSpec(num_frames=4, sampling_rate=2, crop_size=32)
+
+
+def serve_or_worse(request):
+    """`serve`, but for files that are named after what they do to a decoder."""
+    name = os.path.basename(request[1][0])
+    if name.startswith("crash"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name.startswith("hang"):
+        time.sleep(1000)
+    if name.startswith("bloat"):
+        bytearray(16 << 30)
+    return guarded_video.serve(request)
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with GuardedPool(serve_or_worse, time_limit=10) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    return str(write_clip(tmp_path_factory.mktemp("guarded") / "clip.mp4", frames=40))
+
+
+def test_crops_and_views_are_those_read_here(pool, clip):
+    with VideoReader(clip) as here, GuardedVideo(clip, pool) as there:
+        assert there.info.num_frames == here.info.num_frames == 40
+        assert there.info.times.tolist() == here.info.times.tolist()
+        for indices in ([0, 7, 39], [3]):
+            expected = spatial_crops(here.read(indices), 32, 3)
+            for mine, theirs in zip(there.read_crops(indices, 32, 3), expected, strict=True):
+                assert torch.equal(mine, theirs)
+        assert torch.equal(read_test_views(there, SPEC, 3, 3), load_test_views(clip, SPEC, 3, 3))
+
+
+def test_two_videos_may_be_read_in_turn(pool, clip, tmp_path):
+    other = write_clip(tmp_path / "other.mp4", frames=20, first_index=500)
+    with GuardedVideo(clip, pool) as one, GuardedVideo(other, pool) as two:
+        for video, path in ((one, clip), (two, other), (one, clip)):
+            (crop,) = video.read_crops([5], 64, 1)
+            (expected,) = spatial_crops(VideoReader(path).read([5]), 64, 1)
+            assert torch.equal(crop, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("crash.mp4", r"crashed \(SIGSEGV\)"),
+        ("hang.mp4", "took longer than 10 s"),
+        ("bloat.mp4", "needed more than 2 GiB"),
+        ("text.mp4", "is a text file"),
+    ],
+)
+def test_a_bad_file_is_a_decode_error_and_the_next_is_read(pool, clip, tmp_path, name, reason):
+    path = tmp_path / name
+    path.write_text("not a video")
+    with pytest.raises(DecodeError, match=reason) as error:
+        GuardedVideo(path, pool)
+    assert error.value.path == str(path)
+    with GuardedVideo(clip, pool) as video:
+        assert len(video.read_crops([0], 32, 1)) == 1
+
+
+def test_wrong_use_is_told_as_here(pool, clip):
+    with pytest.raises(UserError, match="choose one of auto"):
+        GuardedVideo(clip, pool, "vlc")
+    with GuardedVideo(clip, pool) as video, pytest.raises(FrameIndexError, match="frame 40 of"):
+        video.read_crops([40], 32, 1)
