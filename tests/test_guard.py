@@ -95,17 +95,17 @@ def test_bad_items_among_good_ones_are_counted_exactly(pool):
 
 
 def test_a_hang_is_ended_at_the_limit():
-    with GuardedPool(act, time_limit=0.5) as pool:
-        assert reason(pool, "hang") == ("took longer than 0.5 s", "time")
-        with pytest.raises(Casualty, match=r"longer than 0\.5 s"):
+    with GuardedPool(act, time_limit=3) as pool:
+        assert reason(pool, "hang") == ("took longer than 3 s", "time")
+        with pytest.raises(Casualty, match="longer than 3 s"):
             pool.call(("hang",))
         assert pool.call(("next",))[0] == "next"
 
 
 def test_the_time_counts_the_work_not_the_waiting():
-    with GuardedPool(act, time_limit=1.0) as pool:
+    with GuardedPool(act, time_limit=3) as pool:
         first = next(outcomes := pool.map([("a",), ("b",)]))
-        time.sleep(1.5)  # the reader of the outcomes is slow, the child is not
+        time.sleep(4)  # the reader of the outcomes is slow, the child is not
         assert [first[1][0], *(value[0] for _, value in outcomes)] == ["a", "b"]
 
 
@@ -204,9 +204,9 @@ try:
 except MemoryError as error:
     print("refused", wants_memory(error))
 print(len(bytearray({200 * MIB})))
-with limited(0.2, {100 * MIB}):
+with limited(2, {100 * MIB}):
     pass
-time.sleep(0.4)
+time.sleep(2.5)
 print("alive", flush=True)
 with limited(0.2, {100 * MIB}):
     time.sleep(100)

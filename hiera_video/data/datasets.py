@@ -43,7 +43,14 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.augment import TrainTransform, directional_classes
 from hiera_video.data.decode import TIME_LIMIT, DecodeError, VideoInfo, VideoReader
 from hiera_video.data.frame_folder import FrameFolder, open_video
-from hiera_video.data.guard import MEMORY_LIMIT, ended_by, fork_server, limited, wants_memory
+from hiera_video.data.guard import (
+    MEMORY_LIMIT,
+    SERVER_GONE,
+    ended_by,
+    fork_server,
+    limited,
+    wants_memory,
+)
 from hiera_video.data.manifests import DataError, Manifest
 from hiera_video.data.randomness import epoch_order, generator_for, uniform
 from hiera_video.data.sampling import Indices, training_clip
@@ -310,6 +317,12 @@ def _read(reader: TrainReader | TestReader, sample: Sample) -> Clips | Failed:
         return Clips(reader(sample), sample.label, sample.video_id)
     except DecodeError as error:
         return Failed(sample.video_id, sample.path, str(error.reason))
+
+
+def try_to_read(request: tuple[TrainReader | TestReader, Sample]) -> Failed | None:
+    """What is wrong with a video, if anything: for a process of its own (`guard.GuardedPool`)."""
+    item = _read(*request)
+    return item if isinstance(item, Failed) else None
 
 
 @dataclass(frozen=True)
@@ -710,7 +723,7 @@ class _Workers:
         self._deaths = self._deaths + 1 if self.batches_since_death < WITHIN else 1
         self.batches_since_death = 0
         died = f"a data loading worker died{while_reading}: {_cause(exitcode)}"
-        if self._deaths >= DEATHS or (video_id < 0 <= exitcode != _SERVER_GONE):
+        if self._deaths >= DEATHS or (video_id < 0 <= exitcode != SERVER_GONE):
             raise RunFailed(
                 f"{died}. DATA_LOADER.NUM_WORKERS 0 reads in the main process, to see more"
             ) from error
@@ -727,14 +740,11 @@ class _Workers:
         )
 
 
-_SERVER_GONE = 255
-"""What multiprocessing says of processes whose fork server was killed."""
-
 _MAYBE_INNOCENT = {
     "SIGALRM": "took longer than {limit:g} s",
     "SIGKILL": "the process that read it was killed, most likely for want of memory",
     "SIGTERM": "the process that read it was ended by SIGTERM",
-    f"exit code {_SERVER_GONE}": "the process that read it was killed",
+    f"exit code {SERVER_GONE}": "the process that read it was killed",
 }
 """Ends that a worker may come to for other reasons than the video it reads: memory that all take
 together, a person, a computer put to sleep."""
@@ -746,7 +756,7 @@ _CAUSES = {
 
 
 def _cause(exitcode: int) -> str:
-    if exitcode == _SERVER_GONE:
+    if exitcode == SERVER_GONE:
         return "killed, together with the process that starts them"
     if exitcode >= 0:
         return (

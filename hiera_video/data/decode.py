@@ -33,7 +33,7 @@ import io
 import itertools
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -60,6 +60,7 @@ from hiera_video.data.decoders.container import (
 from hiera_video.data.decoders.decord_reader import DecordReader
 from hiera_video.data.decoders.pyav_reader import PyavReader
 from hiera_video.data.decoders.torchcodec_reader import TorchcodecReader
+from hiera_video.data.guard import wants_memory
 from hiera_video.errors import UserError
 
 __all__ = [
@@ -180,7 +181,8 @@ class VideoReader:
         if info is not None and info.index is not None and info.index.identity == identity:
             self.info = dataclasses.replace(info, decoder=self._names[0])
         else:
-            self.info = self._scan(identity, deadline)
+            with _surprises_are_the_files(self._path):
+                self.info = self._scan(identity, deadline)
 
     def __enter__(self) -> VideoReader:
         return self
@@ -212,7 +214,8 @@ class VideoReader:
         if not len(wanted):
             return torch.empty(0, 3, self.info.height, self.info.width, dtype=torch.uint8)
         distinct, back = np.unique(wanted, return_inverse=True)
-        frames = self._read_distinct(distinct, Deadline(self._path, self._time_limit))
+        with _surprises_are_the_files(self._path):
+            frames = self._read_distinct(distinct, Deadline(self._path, self._time_limit))
         if np.array_equal(distinct, wanted):
             return frames
         return frames[torch.from_numpy(back)]
@@ -303,6 +306,20 @@ class VideoReader:
                 f"{self._names[0]} returned frames of {tuple(frames.shape[1:])}, not {expected}",
             )
         return frames
+
+
+@contextlib.contextmanager
+def _surprises_are_the_files(path: str) -> Iterator[None]:
+    """Whatever libraries raise over a damaged file costs that file, not the run."""
+    try:
+        yield
+    except (DecodeError, UserError):
+        raise
+    except Exception as error:
+        if wants_memory(error):  # whoever set the limit knows how to say it
+            raise
+        reason = f"unexpected {type(error).__name__}: {error_reason(error)}"
+        raise DecodeError(path, reason) from error
 
 
 # ---- which decoder ----

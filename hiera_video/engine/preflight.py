@@ -6,6 +6,7 @@ that goes on, the data and its labels, one decoded batch, the starting weights.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
@@ -14,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hiera_video.data.datasets import Failed, VideoDataset
+from hiera_video.data.datasets import Failed, VideoDataset, try_to_read
+from hiera_video.data.guard import Casualty, GuardedPool
 from hiera_video.data.manifests import DataError, Manifest, read_manifest
 from hiera_video.engine import checkpoint
 from hiera_video.engine.distributed import World
@@ -231,18 +233,29 @@ def _no_data(path: str) -> str:
     )
 
 
-def require_readable(dataset: VideoDataset, *, what: str, tries: int = 8) -> None:
+def require_readable(
+    dataset: VideoDataset, *, what: str, tries: int = 8, guarded: bool = False
+) -> None:
     """Decode one video, the first of up to `tries` spread over the list that can be read.
+
+    guarded: in a process of its own, as the loader's workers will, so that a video which crashes
+    its decoder is one that cannot be read.
 
     RunFailed with the reasons where none can.
     """
     count = min(tries, len(dataset))
     failed = []
-    for i in range(count):
-        clips = dataset[0, i * len(dataset) // count]
-        if not isinstance(clips, Failed):
-            return
-        failed.append(clips)
+    with GuardedPool(try_to_read) if guarded else contextlib.nullcontext() as pool:
+        for i in range(count):
+            sample = dataset.sample(i * len(dataset) // count)
+            try:
+                request = (dataset.reader, sample)
+                outcome = pool.call(request) if guarded else try_to_read(request)
+            except Casualty as casualty:
+                outcome = Failed(sample.video_id, sample.path, casualty.reason)
+            if outcome is None:
+                return
+            failed.append(outcome)
     reasons = "\n  ".join(f"{f.path}: {f.reason}" for f in failed)
     raise RunFailed(f"none of {count} {what} videos tried can be read:\n  {reasons}")
 
