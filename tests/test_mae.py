@@ -278,3 +278,21 @@ def test_a_mask_that_deletes_nothing_is_refused():
     keep = torch.ones(2, model.num_mask_units, dtype=torch.bool)
     with pytest.raises(UserError, match="nothing to predict"):
         model(clips_for(model), keep)
+
+
+def test_with_a_contrast_stem_the_encoder_starts_as_a_classifier_and_predicts_the_mean():
+    size = {"input_size": (8, 64, 64), "embed_dim": 32, "num_heads": 1, "stages": (1, 1, 2, 1)}
+    plain = build_model("mae_hiera_tiny_16x224", decoder_embed_dim=64, decoder_num_heads=2, **size)
+    model = build_model(
+        "mae_hiera_tiny_16x224",
+        decoder_embed_dim=64,
+        decoder_num_heads=2,
+        contrast_stem=True,
+        **size,
+    )
+    xavier = (2 / (32 + 96)) ** 0.5
+    assert plain.encoder.blocks[0].attn.qkv.weight.std().item() == pytest.approx(xavier, rel=0.1)
+    assert model.encoder.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.1)
+    clips = torch.randn(2, 3, 8, 64, 64)
+    assert model(clips).pred.abs().max() < 0.1 < plain(clips).pred.abs().max()
+    assert model(clips).loss.item() == pytest.approx(1, abs=0.05)

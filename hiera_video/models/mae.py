@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -161,7 +162,13 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder.random_keep(batch, ratio, generator)
 
     def reset_parameters(self) -> None:
-        """The published initialisation of autoencoders: Xavier-uniform weights, zero biases."""
+        """The published initialisation of autoencoders: Xavier-uniform weights, zero biases.
+
+        With a contrast stem the encoder starts as that of a classifier instead, and the first
+        prediction is next to zero, the mean pixel. Otherwise a short pretraining spends itself on
+        drowning what the stem sees, which at first only disturbs the prediction, and the
+        classifier that starts from it stays at chance for hundreds of steps.
+        """
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
                 init_layer(module, bias=0.0)
@@ -172,7 +179,10 @@ class MaskedAutoencoder(nn.Module):
             # the stem as if it were linear, on its flattened kernel
             nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.flatten(1))
         if self.encoder.contrast_stem:
+            self.encoder.apply(partial(init_layer, bias=0.0))
             init_contrast(self.encoder.patch_embed.proj.weight)
+            with torch.no_grad():
+                self.decoder_pred.weight.mul_(0.01)
         for name, parameter in self.named_parameters():
             if "pos_embed" in name or name == "mask_token":
                 nn.init.normal_(parameter, std=INIT_STD)
