@@ -12,19 +12,26 @@ INSTALLED := .venv/.installed
 .PHONY: quickstart test slow clean install
 .DELETE_ON_ERROR:
 
-RUN := runs/quickstart/finetune
+RUN := runs/quickstart
 CLIP := data/camera_motion_plain/val/zoom in/00000.mp4
 
 quickstart: install
-	@echo; echo "1/2  train a small Hiera to name camera motions, and test it: minutes on a CPU"
-	@$(BIN)/python tools/run_net.py --cfg configs/quickstart/finetune.yaml
-	@echo; echo "2/2  label a clip with it"
-	@$(BIN)/python demo/predict.py "$(CLIP)" --weights $(RUN)/checkpoints/best.pyth
-	@echo "Look at $(RUN): curves.png, confusion.png, predictions.csv."
+	@echo; echo "1/4  pretrain a small Hiera by masked autoencoding, for a few steps"
+	@$(BIN)/python tools/run_net.py --cfg configs/quickstart/pretrain.yaml
+	@echo; echo "2/4  fine-tune it to name camera motions, and test it"
+	@$(BIN)/python tools/run_net.py --cfg configs/quickstart/finetune.yaml \
+		OUTPUT_DIR $(RUN)/finetune_pretrained \
+		TRAIN.CHECKPOINT_FILE_PATH $(RUN)/pretrain/checkpoints/checkpoint_epoch_00001.pyth
+	@echo; echo "3/4  label a clip with it"
+	@$(BIN)/python demo/predict.py "$(CLIP)" \
+		--weights $(RUN)/finetune_pretrained/checkpoints/best.pyth
+	@echo; echo "4/4  label it with the bundled model, which trained for an hour"
+	@$(BIN)/python demo/predict.py "$(CLIP)" --weights camera_motion
+	@echo "Look at $(RUN): pictures/, curves.png, confusion.png, predictions.csv."
 	@echo "Next:  source .venv/bin/activate"
 	@echo "       python demo/predict.py YOUR.mp4              # Kinetics labels; fetches some 200 MB once"
 	@echo "       python tools/run_net.py --cfg configs/finetune_folder.yaml DATA.PATH_TO_DATA_DIR VIDEOS/"
-	@echo "       python tools/run_net.py --cfg configs/quickstart/pretrain.yaml"
+	@echo "       the same with configs/small/finetune_folder.yaml on a CPU, without a download"
 
 test: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

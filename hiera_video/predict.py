@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,17 +37,16 @@ from hiera_video.models.weights import (
     Checkpoint,
     PublishedWeights,
     WeightsError,
+    bundled,
     fetch,
     load_weights,
     names_for,
-    read_checkpoint,
     resolve,
 )
 from hiera_video.registry import MODEL_REGISTRY
 from hiera_video.scoring import choose_device, choose_dtype, takes_images, view_scores
 
 DEFAULT_MODEL = "hiera_base_16x224"
-BUNDLED = Path(__file__).parent / "bundled"
 
 OnProgress = Callable[[float], None]
 """Called with the share of a video's work that is done, 0 to 1."""
@@ -352,12 +350,12 @@ def _default_weights(
     try:
         fetch(trained[0].url)
     except WeightsError as error:
-        bundled = sorted(BUNDLED.glob("*.pyth")) if model is None else []
-        if not bundled:
+        packaged = bundled() if model is None else {}
+        if not packaged:
             raise
-        checkpoint = read_checkpoint(bundled[0])
+        checkpoint, _ = resolve(next(iter(packaged)))
         warn(_bundled_warning(checkpoint, trained[0], error))
-        return checkpoint, None, f"bundled {bundled[0].stem}"
+        return checkpoint, None, checkpoint.label
     checkpoint, published = resolve(str(trained[0]), name)
     return checkpoint, published, checkpoint.label
 

@@ -20,6 +20,7 @@ from hiera_video.engine import distributed
 from hiera_video.engine.evaluate import score_videos
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.labels import load_labels
+from hiera_video.models import weights
 from hiera_video.models.published import PUBLISHED
 from hiera_video.models.weights import WeightsError
 from hiera_video.predict import Label, Prediction
@@ -375,7 +376,7 @@ def offline(tmp_path, monkeypatch):
         raise WeightsError(f"cannot fetch {url}: no network")
 
     monkeypatch.setattr(predict, "fetch", unreachable)
-    monkeypatch.setattr(predict, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(weights, "BUNDLED", tmp_path / "bundled")
     (tmp_path / "bundled").mkdir()
     return tmp_path / "bundled"
 

@@ -44,7 +44,7 @@ from hiera_video.data.decode import VideoReader
 from hiera_video.data.synthetic import LABELS
 from hiera_video.data.views import load_test_views
 from hiera_video.errors import UserError
-from hiera_video.predict import BUNDLED, Predictor
+from hiera_video.predict import Predictor
 from hiera_video.scoring import clip_scores
 
 FOOTAGE = Path(__file__).resolve().parents[2] / "shared" / "data" / "clips"
@@ -249,7 +249,11 @@ def main(argv: Sequence[str]) -> int:
         description=__doc__,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    parser.add_argument("--weights", help="checkpoint file; default: the one in the package")
+    parser.add_argument(
+        "--weights",
+        default="camera_motion",
+        help="checkpoint file; default: the one in the package",
+    )
     parser.add_argument("--footage", type=Path, default=FOOTAGE, help="folder of the real clips")
     parser.add_argument("--synthetic", type=int, default=450, metavar="N", help="synthetic clips")
     parser.add_argument("--repeats", type=int, default=4, help="clips of each source and label")
@@ -258,7 +262,7 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     if args.synthetic < 0 or args.repeats < 1:
         raise UserError("--synthetic must be at least 0 and --repeats at least 1")
-    predictor = Predictor.load(weights=args.weights or _bundled(), views=(1, 1), device=args.device)
+    predictor = Predictor.load(weights=args.weights, views=(1, 1), device=args.device)
     if set(predictor.classes) != set(LABELS):
         raise UserError(
             f"{predictor.weights_name}: knows {len(predictor.classes)} classes "
@@ -287,13 +291,6 @@ def main(argv: Sequence[str]) -> int:
         report["results"] = [asdict(result) for result in results]
         args.json.write_text(json.dumps(report, indent=1))
     return cli.DONE
-
-
-def _bundled() -> Path:
-    found = sorted(BUNDLED.glob("*.pyth"))
-    if not found:
-        raise UserError(f"no weights in {BUNDLED}; name a checkpoint with --weights")
-    return found[0]
 
 
 def print_report(predictor: Predictor, results: Sequence[Result]) -> None:

@@ -46,6 +46,7 @@ __all__ = [
     "LoadReport",
     "PublishedWeights",
     "WeightsError",
+    "bundled",
     "cache_folder",
     "cached_path",
     "fetch",
@@ -68,7 +69,8 @@ def resolve(
 
     Args:
         weights: a name of the table ("mae_k400_ft_k400" with `model_name`, or
-            "hiera_base_16x224.mae_k400_ft_k400" by itself), a local file, or an http(s) address.
+            "hiera_base_16x224.mae_k400_ft_k400" by itself), the name of a model that comes with
+            the package ("camera_motion"), a local file, or an http(s) address.
         model_name: registered name of the model they are for, if known.
 
     Returns:
@@ -81,6 +83,10 @@ def resolve(
             read.
     """
     text = os.fspath(weights)
+    if text in (packaged := bundled()):
+        checkpoint = read_checkpoint(packaged[text])
+        checkpoint.name = f"bundled {text}"
+        return checkpoint, None
     row = _table_row(text, model_name)
     if row is not None:
         checkpoint = _read_fetched(row.url)
@@ -97,6 +103,14 @@ def resolve(
         checkpoint.published = row
         checkpoint.model_name, checkpoint.spec = row.model, row.spec
     return checkpoint, row
+
+
+BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
+
+
+def bundled() -> dict[str, Path]:
+    """The checkpoints that come with the package, by name."""
+    return {path.stem: path for path in sorted(BUNDLED.glob("*.pyth"))}
 
 
 def load_pretrained(
@@ -171,6 +185,8 @@ def _public_by_name(
 def _no_such_weights(text: str, model_name: str | None) -> str:
     """What came, what is near, and what is allowed."""
     ways = "a local file, an https:// address, or a published name"
+    if packaged := bundled():
+        ways += f", or {', '.join(packaged)}, which is part of this package"
     if "/" in text or "\\" in text or Path(text).suffix in FILE_ENDINGS:
         return f"no such weights file: {text}; --weights takes {ways} (hiera_base_16x224.mae_k400)"
     own = names_for(model_name) if model_name else []
@@ -182,7 +198,7 @@ def _no_such_weights(text: str, model_name: str | None) -> str:
             hint = f"it is published for other models: did you mean {owner}.{text}?"
     else:
         full = [str(row) for row in PUBLISHED.values()]
-        near = difflib.get_close_matches(text, own + full, n=3, cutoff=0.5)
+        near = difflib.get_close_matches(text, [*own, *full, *packaged], n=3, cutoff=0.5)
         hint = f"did you mean {' or '.join(near)}?" if near else "no published name is near it."
     listed = f"; {model_name} has {', '.join(own)}" if own else ""
     return f"unknown weights {text!r}: {hint} Allowed are {ways}{listed}"

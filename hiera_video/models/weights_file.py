@@ -64,6 +64,8 @@ class Checkpoint:
     """Epochs finished, if the file says so."""
     published: PublishedWeights | None = None
     """The row of the table of public checkpoints, if it is one."""
+    name: str = ""
+    """What it is called, if it comes with the package."""
 
     @property
     def is_autoencoder(self) -> bool:
@@ -78,8 +80,8 @@ class Checkpoint:
 
     @property
     def label(self) -> str:
-        """How messages name it: the table's name for published weights, else the path."""
-        return str(self.published) if self.published else self.path
+        """How messages name it: by its published name or the package's, else the path."""
+        return str(self.published) if self.published else self.name or self.path
 
 
 # ---- reading ------------------------------------------------------------------------------------
