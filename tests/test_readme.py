@@ -52,14 +52,17 @@ def home(tmp_path_factory, repository):
     for label in ("jump", "wave"):
         (folder / "videos" / label).mkdir(parents=True)
         for i in range(3):
-            write_clip(folder / f"videos/{label}/{i}.mp4", frames=12 + i, fps=10, size=(64, 64))
+            clip = folder / f"videos/{label}/{i}.mp4"
+            start = 100 * i + ord(label[0])  # no two clips alike, or the audit objects
+            write_clip(clip, frames=12 + i, fps=10, size=(64, 64), first_index=start)
     os.environ["TORCH_HOME"] = str(folder / "torch")
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     row = PUBLISHED["hiera_base_16x224", "mae_k400_ft_k400"]
     path = cached_path(row.url)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_published(redraw(build_model("hiera_base_16x224")), path)
     yield folder
-    del os.environ["TORCH_HOME"]
+    del os.environ["TORCH_HOME"], os.environ["XDG_CACHE_HOME"]
 
 
 def run(home, line):

@@ -38,6 +38,9 @@ AT_ONCE = 1000
 CLIPS_TIMED = 16
 """Videos of which a clip is read with a watch in hand."""
 
+PRELOAD = ("hiera_video.data.audit_file", "hiera_video.data.worker_imports")
+"""What all children need: seconds of imports, paid once."""
+
 Progress = Callable[[str, int, int], None]
 """progress(what, done, total): called often; total 0 ends it."""
 
@@ -244,7 +247,7 @@ def _look(
 
     workers = min(workers, len(unknown))
     name = "hiera_video.data.audit_file.examine"
-    with GuardedPool(name, workers=workers, time_limit=time_limit) as pool:
+    with GuardedPool(name, workers=workers, time_limit=time_limit, preload=PRELOAD) as pool:
         for job, seen in pool.map(jobs()):
             if isinstance(seen, Casualty):
                 seen = Seen("unreadable", seen.reason)
@@ -355,7 +358,7 @@ def _project(
     ]
     if jobs:
         name = "hiera_video.data.audit_file.time_clip"
-        with GuardedPool(name, workers=1, time_limit=time_limit) as pool:
+        with GuardedPool(name, time_limit=time_limit, preload=PRELOAD) as pool:
             for job, seconds in pool.map(jobs):
                 if not isinstance(seconds, Casualty):
                     times[job.entry] = seconds

@@ -9,7 +9,7 @@ from typing import BinaryIO
 import numpy as np
 
 from hiera_video.data.decode import VideoInfo
-from hiera_video.data.decoders.container import Deadline, open_container
+from hiera_video.data.decoders.container import TIME_LIMIT, Deadline, open_container
 
 _ENDINGS = {
     "mov": (".mp4", ".m4v", ".mov", ".3gp", ".f4v"),
@@ -52,7 +52,7 @@ def unkept_claim(info: VideoInfo) -> str:
     in part only of the whole file, whose sound may be the longer part: half a second, and one part
     in twenty, are forgiven.
     """
-    container = open_container(info.path, Deadline(info.path, 60.0))
+    container = open_container(info.path, Deadline(info.path, TIME_LIMIT))
     try:
         stream = container.streams[info.index.stream]
         packets, stated = len(info.index.pts), stream.frames

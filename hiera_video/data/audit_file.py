@@ -21,6 +21,7 @@ from hiera_video.data.audit_claims import irregular, oddities, unkept_claim
 from hiera_video.data.audit_records import ClipJob, Job, Seen
 from hiera_video.data.decode import VideoInfo, VideoReader
 from hiera_video.data.decoders.container import (
+    TIME_LIMIT,
     Deadline,
     DecodeError,
     choose_stream,
@@ -76,7 +77,7 @@ def _examine_video(job: Job) -> Seen:
     kind = reason = ""
     pictures = b""
     if not job.quick:
-        count = _decode_all(info, job.seconds)
+        count = decode_all(info, job.seconds)
         pictures = count.digest if count.complete else b""
         if len(count.sizes) > 1:
             sizes = " and ".join(f"{w}x{h}" for w, h in sorted(count.sizes))
@@ -165,14 +166,14 @@ def plane_sum(frame, number: int) -> int:
     return zlib.crc32(np.ascontiguousarray(lines[:, :width]))
 
 
-def _decode_all(info: VideoInfo, seconds: float) -> _Count:
+def decode_all(info: VideoInfo, seconds: float) -> _Count:
     """Decode every frame once, in the file's order, going on behind damage."""
     import av
 
     count = _Count()
     count.start(info)
     missing = None if info.index.sequential else set(info.index.frame_pts().tolist())
-    container = open_container(info.path, Deadline(info.path, seconds))
+    container = open_container(info.path, Deadline(info.path, TIME_LIMIT))
     end = time.monotonic() + seconds
     try:
         stream = choose_stream(info.path, container)
@@ -182,7 +183,9 @@ def _decode_all(info: VideoInfo, seconds: float) -> _Count:
             try:
                 packet = next(packets, None)
             except av.FFmpegError:
-                break  # the rest cannot be read; the index ends here as well
+                # The rest cannot be read, and the index ends here as well; or a read took too long.
+                count.complete = time.monotonic() <= end
+                break
             if packet is None:
                 break
             if time.monotonic() > end:
@@ -254,6 +257,6 @@ def time_clip(job: ClipJob) -> float:
     torch.set_num_threads(1)
     reader = TrainReader(TrainTransform(job.spec, flip=0.0), decoder=job.decoder)
     reader(Sample(0, job.path, 0, 0))  # the file's own pages, and what is loaded at first use
-    start = time.perf_counter()
+    start = time.process_time()
     reader(Sample(0, job.path, 0, 0))
-    return time.perf_counter() - start
+    return time.process_time() - start
