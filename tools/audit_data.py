@@ -142,7 +142,13 @@ def arguments() -> argparse.ArgumentParser:
     add("--strict", action="store_true", help="remarks count as well: exit 1 for them")
     add("--workers", type=_number(1), default=_cores(), metavar="N", help="default: one a core")
     add("--time-limit", type=float, default=120.0, metavar="S", help="seconds a file (120)")
-    add("--most", type=_number(0), default=50, metavar="N", help="rows of a kind (50; 0: all)")
+    add(
+        "--most",
+        type=_number(0),
+        default=50,
+        metavar="N",
+        help="problems shown of a kind, and half as many remarks (50; 0: all)",
+    )
     add("--memory", metavar="FILE", help="where results are remembered; none: nowhere")
     add("--afresh", action="store_true", help="look at every file, remembered or not")
     return parser

@@ -25,7 +25,7 @@ MOST_CLASSES_SHOWN = 30
 
 
 def table(result: Audit, notes: Sequence[str], most: int | None) -> Iterator[str]:
-    """Lines for a terminal; at most `most` problems of each kind, and a fifth of it of remarks."""
+    """Lines for a terminal; at most `most` problems of each kind, half as many remarks."""
     yield from (f"note: {note}" for note in notes)
     yield from _splits(result)
     yield from _histogram(result)
@@ -34,7 +34,7 @@ def table(result: Audit, notes: Sequence[str], most: int | None) -> Iterator[str
             yield ""
             yield title
         for kind, meaning in kinds.items():
-            rows = most if title == "PROBLEMS" or most is None else -(-most // 5)
+            rows = most if title == "PROBLEMS" or most is None else -(-most // 2)
             yield from _findings(result, kind, meaning, rows)
     yield ""
     yield from _conclusion(result)
