@@ -11,7 +11,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import VideoDataset, build_loader
 from hiera_video.data.manifests import read_manifest
 
-LINES = 1_000_000
+LINES, FEW = 1_000_000, 64
 SPEC = ClipSpec(num_frames=2, sampling_rate=1, crop_size=32)
 MIB = 1 << 20
 
@@ -55,13 +55,13 @@ def first_batches(folder, workers=2):
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/smaps_rollup"), reason="memory maps of Linux")
 def test_a_million_lines_start_in_seconds_and_leak_into_no_worker(tmp_path):
-    first_batches(write_list(tmp_path / "first", 16))  # what is imported once, is
-    short = first_batches(write_list(tmp_path / "short", 16))
+    first_batches(write_list(tmp_path / "first", FEW))  # what is imported once, is
+    short = first_batches(write_list(tmp_path / "short", FEW))
     long = first_batches(write_list(tmp_path / "long", LINES))
     print(
-        f"{long[0]} lines: first batches after {long[1]:.1f} s ({short[1]:.1f} s for 16 lines), "
+        f"{long[0]} lines: first batches after {long[1]:.1f} s ({short[1]:.1f} s for {FEW} lines), "
         f"{long[2] / MIB:.0f} MiB in this process, in each worker "
-        f"{max(long[3]) / MIB:.0f} MiB of its own ({max(short[3]) / MIB:.0f} MiB for 16 lines)"
+        f"{max(long[3]) / MIB:.0f} MiB of its own ({max(short[3]) / MIB:.0f} MiB for {FEW} lines)"
     )
     assert long[0] == LINES
     assert long[1] < 300  # to be told of a loader that hangs; the seconds are printed
