@@ -148,7 +148,6 @@ def test_killed_fifty_times_ends_with_the_same_weights(videos, tmp_path):
     assert losses(out) == expected
 
 
-@pytest.mark.xfail(strict=True, reason="workers do not watch the main process, only each other")
 def test_a_killed_run_leaves_no_workers(words, tmp_path):
     with started(*words(tmp_path / "out", "DATA_LOADER.NUM_WORKERS", 1)) as child:
         wait_for(child, steps=1)

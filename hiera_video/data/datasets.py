@@ -46,6 +46,7 @@ from hiera_video.data.frame_folder import FrameFolder, open_video
 from hiera_video.data.guard import (
     MEMORY_LIMIT,
     SERVER_GONE,
+    end_with_parent,
     ended_by,
     fork_server,
     limited,
@@ -805,6 +806,7 @@ def _init_worker(worker_id: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # One core per worker: clips are decoded side by side, not each on all cores.
     torch.set_num_threads(1)
+    end_with_parent()
 
 
 def _prefetch(dataset: VideoDataset, videos: int) -> int:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
@@ -39,6 +40,7 @@ __all__ = [
     "Casualty",
     "GuardedPool",
     "decoding_process",
+    "end_with_parent",
     "ended_by",
     "fork_server",
     "limited",
@@ -430,6 +432,22 @@ def _named(function: Callable | str) -> Callable:
 
 
 # ---- limits -------------------------------------------------------------------------------------
+
+
+def end_with_parent() -> None:
+    """Have this process end when the one that started it is gone, killed even.
+
+    Torch's workers look at their parent process for that. Here this is the fork server, which in
+    turn lives as long as any of its children does: together they would stay for ever.
+    """
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True, name="watches the parent").start()
 
 
 @contextlib.contextmanager
