@@ -16,11 +16,11 @@ import pytest
 from clips import picture, write_audio_only, write_clip
 from conftest import REPOSITORY
 
-from hiera_video.data import audit as audit_module
-from hiera_video.data import audit_file
-from hiera_video.data.audit_file import decode_all, examine, sample_digest
-from hiera_video.data.audit_memory import AuditMemory, Identity
-from hiera_video.data.audit_records import PROBLEMS, REMARKS, Findings, Job, Seen
+from hiera_video.data.audit import audit as audit_module
+from hiera_video.data.audit import file as audit_file
+from hiera_video.data.audit.file import decode_all, examine, sample_digest
+from hiera_video.data.audit.memory import AuditMemory, Identity
+from hiera_video.data.audit.records import PROBLEMS, REMARKS, Findings, Job, Seen
 from hiera_video.data.manifests import read_manifest
 from hiera_video.errors import UserError
 

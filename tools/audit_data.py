@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 
 from hiera_video import cli
 from hiera_video.config import Config, add_config_arguments, config_from_args
-from hiera_video.data import audit_report
-from hiera_video.data.audit import Audit, audit
-from hiera_video.data.audit_lists import read_parts
-from hiera_video.data.audit_memory import AuditMemory, default_memory_file
-from hiera_video.data.audit_records import Findings
+from hiera_video.data.audit import report as audit_report
+from hiera_video.data.audit.audit import Audit, audit
+from hiera_video.data.audit.lists import read_parts
+from hiera_video.data.audit.memory import AuditMemory, default_memory_file
+from hiera_video.data.audit.records import Findings
 from hiera_video.errors import UserError
 
 

@@ -17,8 +17,8 @@ import zlib
 import numpy as np
 import torch
 
-from hiera_video.data.audit_claims import irregular, oddities, unkept_claim
-from hiera_video.data.audit_records import ClipJob, Job, Seen
+from hiera_video.data.audit.claims import irregular, oddities, unkept_claim
+from hiera_video.data.audit.records import ClipJob, Job, Seen
 from hiera_video.data.decode import VideoInfo, VideoReader
 from hiera_video.data.decoders.container import (
     TIME_LIMIT,

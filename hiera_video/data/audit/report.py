@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.data.audit import Audit
-from hiera_video.data.audit_lists import UNUSED, Part
-from hiera_video.data.audit_records import PROBLEMS, REMARKS, Finding
+from hiera_video.data.audit.audit import Audit
+from hiera_video.data.audit.lists import UNUSED, Part
+from hiera_video.data.audit.records import PROBLEMS, REMARKS, Finding
 from hiera_video.data.listing import DataError, is_video
 from hiera_video.errors import RunFailed
 

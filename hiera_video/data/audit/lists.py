@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.data.audit_records import Findings
+from hiera_video.data.audit.records import Findings
 from hiera_video.data.class_folders import SPLIT_FOLDERS
 from hiera_video.data.listing import (
     DataError,
