@@ -14,6 +14,8 @@ from test_hiera import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from hiera_video import build_model, list_models
+from hiera_video.data import synthetic
+from hiera_video.data.synthetic import LABELS
 from hiera_video.errors import UserError
 from hiera_video.models.tokens import unit_ids, units_to_raster
 
@@ -296,3 +298,33 @@ def test_with_a_contrast_stem_the_encoder_starts_as_a_classifier_and_predicts_th
     clips = torch.randn(2, 3, 8, 64, 64)
     assert model(clips).pred.abs().max() < 0.1 < plain(clips).pred.abs().max()
     assert model(clips).loss.item() == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.slow
+def test_it_learns_32_clips_by_heart():
+    """Half of the pixels' variance explained, under masks that change at every step."""
+    clips = [
+        synthetic.render_clip(LABELS[i % 9], i, frames=8, size=32, fps=5, plain=True)
+        for i in range(32)
+    ]
+    clips = (torch.stack(clips).transpose(1, 2) / 255 - 0.45) / 0.225
+    torch.manual_seed(0)
+    model = build_model(
+        "mae_hiera_tiny_16x224",
+        input_size=(8, 32, 32),
+        **{"embed_dim": 32, "num_heads": 1, "stages": (1, 1, 2, 1), "mask_ratio": 0.5},
+        **{"decoder_embed_dim": 128, "decoder_depth": 2, "decoder_num_heads": 4},
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, betas=(0.9, 0.95))
+    losses = []
+    for step in range(300):
+        optimizer.param_groups[0]["lr"] = 2e-3 * min(1, (step + 1) / 30)
+        loss = model(clips).loss
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if sum(losses[-10:]) / 10 < 0.5 and step > 10:
+            return
+    pytest.fail(f"the loss is still {losses[-1]:.3f} after {len(losses)} steps")
