@@ -29,6 +29,7 @@ import os
 import signal
 import threading
 import time
+import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -572,6 +573,8 @@ class Loader:
         self._course = _Course(batches)
         self._workers = _Workers(dataset, num_workers) if num_workers else None
         manifest = dataset.manifest
+        # Torch warns where workers outnumber cores, which a recipe for bigger machines may do.
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
         self._loader = DataLoader(
             _WorkerSide(
                 dataset.reader,

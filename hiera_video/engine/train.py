@@ -31,7 +31,7 @@ from hiera_video.engine import checkpoint, evaluate, optim, preflight, report, t
 from hiera_video.engine.distributed import World
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
-from hiera_video.models.weights import load_weights
+from hiera_video.models.weights import WeightsError, load_weights
 
 SUMS = ("loss", "clips", "top1", "top5", "failed")
 """What is summed over the clips of a step and of an epoch; `failed` counts videos."""
@@ -644,9 +644,14 @@ def same_version(stored: str, cfg: Any) -> str:
 
 def start_from_weights(cfg: Any, world: World, model: nn.Module, say: Any) -> None:
     """Load TRAIN.CHECKPOINT_FILE_PATH into the model and say what was loaded and what was not."""
-    stored, _ = evaluate.resolve_everywhere(
-        world, cfg.train.checkpoint_file_path, cfg.model.model_name
-    )
+    name = cfg.train.checkpoint_file_path
+    try:
+        stored, _ = evaluate.resolve_everywhere(world, name, cfg.model.model_name)
+    except WeightsError as error:
+        raise UserError(
+            f"{error}\nTo start without them: TRAIN.CHECKPOINT_FILE_PATH '' (random weights), or "
+            "--cfg configs/small/finetune_folder.yaml (the small model of this package)"
+        ) from None
     say(str(load_weights(model, stored)))
 
 

@@ -135,7 +135,8 @@ def _failures_explained(url: str, target: Path) -> Iterator[None]:
         raise WeightsError(
             f"cannot fetch {url}: {_why(error)}\n"
             f"  put the file here, then run the same again:  {target}\n"
-            "  or name a file that you have:                --weights FILE\n"
+            "  or name a file that you have in its place:   --weights FILE in demo/predict.py, "
+            "TRAIN.CHECKPOINT_FILE_PATH FILE in training\n"
             "  or set TORCH_HOME to a folder that has it:   $TORCH_HOME/hiera_video/"
             f"{target.name}"
         ) from None
