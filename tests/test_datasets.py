@@ -485,7 +485,9 @@ def test_an_idle_worker_and_the_fork_server_may_be_killed(manifest, caplog):
     loader.close()
     same(batches, expected)
     assert loader.dataset.lost == {}
-    assert "worker died: SIGTERM, a signal from outside. It is replaced" in caplog.text
+    # of what, depends on whether the loader looked before the server was killed as well
+    assert "a data loading worker died: " in caplog.text
+    assert "It is replaced" in caplog.text
 
 
 def test_workers_that_die_again_and_again_end_the_run(manifest, tmp_path, monkeypatch):
