@@ -386,7 +386,7 @@ def test_wrong_use_is_one_line_without_a_traceback(repository_path, clips):
 
 
 def test_ctrl_c_writes_what_is_done(repository_path, weights, clips):
-    write_clip(clips / "long.mp4", frames=1500, size=(32, 32))
+    write_clip(clips / "long.mp4", frames=6000, size=(32, 32))
     running = process(
         repository_path, "b.mp4", "long.mp4", "--weights", weights, "--views", "1x1", "--json",
         "--csv", "out.csv", "--timeline", "0.04",
