@@ -55,9 +55,10 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
     # ---- data -----------------------------------------------------------------------------
     train_list, val_list = world.on_main(read_lists, cfg)
     dataset, validation = training_set(cfg, train_list), validation_set(cfg, val_list)
-    world.on_main(preflight.require_readable, dataset, what="training")
+    guarded = cfg.data_loader.num_workers > 0
+    world.on_main(preflight.require_readable, dataset, what="training", guarded=guarded)
     if validation is not None:
-        world.on_main(preflight.require_readable, validation, what="validation")
+        world.on_main(preflight.require_readable, validation, what="validation", guarded=guarded)
     plan = plan_of(cfg, dataset, world)
     data_id = preflight.fingerprint(train_list)
     names = preflight.class_names(train_list, cfg.model.num_classes)
