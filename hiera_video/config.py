@@ -36,7 +36,7 @@ import yaml
 from hiera_video.cli import add_import_argument
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import UserError
-from hiera_video.registry import import_user_module
+from hiera_video.registry import MODEL_REGISTRY, arguments_of, import_user_module
 
 
 class ConfigError(UserError):
@@ -70,6 +70,10 @@ def setting(
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
+
+
+ONE_SIZE_FAMILIES = ("hiera_", "ladder_", "mvitv2_", "videomae_")
+"""What the names of the package's models contain that are built for one size of clips."""
 
 
 # ---- sections -----------------------------------------------------------------------------------
@@ -453,7 +457,7 @@ class Config(Section):
                 f"DATA.MULTI_LABEL=true needs MODEL.LOSS_FUNC=bce_logit, "
                 f"not {self.model.loss_func!r}"
             )
-        if self._is_hiera and self.data.train_crop_size != self.data.test_crop_size:
+        if self._takes_input_size and self.data.train_crop_size != self.data.test_crop_size:
             raise ConfigError(
                 f"DATA.TEST_CROP_SIZE={self.data.test_crop_size} must equal "
                 f"DATA.TRAIN_CROP_SIZE={self.data.train_crop_size}: "
@@ -463,8 +467,9 @@ class Config(Section):
     def model_arguments(self) -> dict[str, Any]:
         """Keyword arguments for `build_model`, besides `num_classes`: what the recipe sets.
 
-        A setting left at None is not passed, so the builder's own default holds. Models of the
-        Hiera family get `input_size` from DATA; others take theirs from MODEL.KWARGS.
+        A setting left at None is not passed, so the builder's own default holds. Models whose
+        builder takes `input_size` get it from DATA; others take any size, or what MODEL.KWARGS
+        says.
         """
         frames, side = self.data.num_frames, self.data.train_crop_size
         arguments: dict[str, Any] = {
@@ -473,7 +478,7 @@ class Config(Section):
             "drop_path_rate": self.hiera.droppath_rate,
             "abs_win": self.hiera.abs_win,
         }
-        if self._is_hiera:
+        if self._takes_input_size:
             arguments["input_size"] = (frames, side, side) if frames > 1 else (side, side)
         if self.task == "pretrain":
             arguments["mask_ratio"] = self.aug.mask_ratio
@@ -503,8 +508,19 @@ class Config(Section):
         return _assemble(_entries_of_text(text, source))
 
     @property
-    def _is_hiera(self) -> bool:
-        return "hiera" in self.model.model_name
+    def _takes_input_size(self) -> bool:
+        """Whether the model is built for one size of clips.
+
+        Its builder says so, once it is known: the package's own are registered by what imports
+        torch, for which no config waits. Until then, and for a builder that names no arguments, the
+        family in its name says it.
+        """
+        name = self.model.model_name
+        if name in MODEL_REGISTRY:
+            arguments = arguments_of(MODEL_REGISTRY.get(name))
+            if arguments - {"num_classes"}:
+                return "input_size" in arguments
+        return any(family in name for family in ONE_SIZE_FAMILIES)
 
 
 # ---- reading files and command lines ------------------------------------------------------------

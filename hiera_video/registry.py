@@ -10,8 +10,10 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
+import inspect
 import sys
 import traceback
+import typing
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,46 @@ MODEL_REGISTRY = Registry("model")
 
 DATASET_REGISTRY = Registry("data set")
 """What TRAIN.DATASET and TEST.DATASET name."""
+
+
+def arguments_of(builder: Callable) -> set[str]:
+    """Names of the arguments that a builder understands.
+
+    Those of its own signature and, where that takes any (`**overrides`), those of the class it is
+    annotated to return, or is, and of that class's bases as long as they pass any on. A class
+    that hands its `**kwargs` to a part of its own names that part's class as `kwargs_of`.
+    """
+    parameters = inspect.signature(builder).parameters
+    if not _takes_any(parameters):
+        return set(parameters)
+    names = {name for name, parameter in parameters.items() if parameter.kind not in _PACKED}
+    built = _class_of(builder)
+    for cls in [*built.__mro__[:-1], *getattr(built, "kwargs_of", object).__mro__[:-1]]:
+        if "__init__" not in vars(cls):
+            continue
+        parameters = inspect.signature(cls.__init__).parameters
+        names |= {name for name, parameter in parameters.items() if parameter.kind not in _PACKED}
+        if not _takes_any(parameters):
+            break
+    return names - {"self"}
+
+
+_PACKED = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+
+
+def _takes_any(parameters: typing.Mapping[str, inspect.Parameter]) -> bool:
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
+def _class_of(builder: Callable) -> type:
+    """What a builder says it builds; `object` where it does not say."""
+    if isinstance(builder, type):
+        return builder
+    try:
+        built = typing.get_type_hints(builder).get("return")
+    except (NameError, TypeError):  # a name that is imported for type checkers alone
+        built = None
+    return built if isinstance(built, type) else object
 
 
 def import_user_module(name: str) -> None:

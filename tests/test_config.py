@@ -25,6 +25,7 @@ from hiera_video.config import (
     load_config,
 )
 from hiera_video.errors import UserError
+from hiera_video.registry import MODEL_REGISTRY
 
 
 @pytest.fixture
@@ -556,6 +557,25 @@ def test_model_arguments_of_pretraining():
 def test_models_of_others_get_their_own_arguments_only():
     cfg = load_config(None, ["MODEL.MODEL_NAME", "x3d_s", "MODEL.KWARGS", "{width: 2}"])
     assert cfg.model_arguments() == {"width": 2}
+
+
+def test_the_builder_says_whether_a_model_is_built_for_one_size(monkeypatch):
+    monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+
+    @MODEL_REGISTRY.register
+    def sized(num_classes: int = 2, input_size: tuple = (16, 224, 224)): ...
+
+    @MODEL_REGISTRY.register
+    def hiera_of_any_size(num_classes: int = 2, width: int = 8): ...
+
+    other_size = ["DATA.TEST_CROP_SIZE", "256"]
+    assert load_config(None, ["MODEL.MODEL_NAME", "sized"]).model_arguments() == {
+        "input_size": (16, 224, 224)
+    }
+    with pytest.raises(ConfigError, match="sized is built for one size"):
+        load_config(None, ["MODEL.MODEL_NAME", "sized", *other_size])
+    cfg = load_config(None, ["MODEL.MODEL_NAME", "hiera_of_any_size", *other_size])
+    assert cfg.model_arguments() == {}
 
 
 # ---- command lines ------------------------------------------------------------------------------

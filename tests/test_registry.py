@@ -12,6 +12,7 @@ from hiera_video.registry import (
     MODEL_REGISTRY,
     Registry,
     UnknownNameError,
+    arguments_of,
     import_user_module,
 )
 
@@ -164,3 +165,46 @@ def test_the_current_folder_does_not_hide_installed_packages(here):
     sys.modules.pop("yaml", None)
     import_user_module("yaml")
     assert "site-packages" in sys.modules["yaml"].__file__
+
+
+# ---- what a builder takes -----------------------------------------------------------------------
+
+
+class Base:
+    def __init__(self, depth: int = 2, *, input_size: tuple = (4, 4)) -> None: ...
+
+
+class Derived(Base):
+    def __init__(self, *args, num_classes: int = 3, **kwargs) -> None: ...
+
+
+class Around:
+    kwargs_of = Base
+
+    def __init__(self, *args, decoder_depth: int = 1, **kwargs) -> None: ...
+
+
+def plain(width: int = 1, num_classes: int = 2): ...
+
+
+def passing_on(num_classes: int = 2, **overrides) -> Derived: ...
+
+
+def around(**overrides) -> Around: ...
+
+
+def silent(num_classes: int = 2, **overrides): ...
+
+
+@pytest.mark.parametrize(
+    ("builder", "arguments"),
+    [
+        (plain, {"width", "num_classes"}),
+        (passing_on, {"num_classes", "depth", "input_size"}),
+        (around, {"decoder_depth", "depth", "input_size"}),
+        (silent, {"num_classes"}),
+        (Derived, {"num_classes", "depth", "input_size"}),
+    ],
+)
+def test_arguments_of_a_builder_are_those_of_the_class_it_builds(builder, arguments):
+    assert arguments_of(builder) == arguments

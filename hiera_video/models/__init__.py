@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from hiera_video.errors import UserError
 from hiera_video.models import hiera, mae
 from hiera_video.models.hiera import Hiera, HieraEncoder
 from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
-from hiera_video.registry import MODEL_REGISTRY
+from hiera_video.registry import MODEL_REGISTRY, arguments_of
 
 __all__ = [
     "Hiera",
@@ -58,23 +57,14 @@ def build_model(
     except TypeError as error:
         if "argument" not in str(error):
             raise
-        raise UserError(f"{name}: {error}; it takes {', '.join(arguments_of(builder))}") from error
+        raise UserError(
+            f"{name}: {error}; it takes {', '.join(sorted(arguments_of(builder)))}"
+        ) from error
     if pretrained:
         from hiera_video.models import weights  # heavy (iopath), and only needed here
 
         weights.load_pretrained(model, name, pretrained, num_classes=num_classes)
     return model
-
-
-def arguments_of(builder: Any) -> list[str]:
-    """Names of the arguments a builder understands, its model's constructor included."""
-    names = set(inspect.signature(builder).parameters)
-    model = inspect.signature(builder).return_annotation
-    classes = {"Hiera": Hiera, "MaskedAutoencoder": MaskedAutoencoder}
-    for cls in (classes.get(str(model)), HieraEncoder if str(model) in classes else None):
-        if cls is not None:
-            names |= set(inspect.signature(cls.__init__).parameters)
-    return sorted(names - {"self", "args", "kwargs", "overrides"})
 
 
 del hiera, mae  # imported for what they register

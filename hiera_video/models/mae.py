@@ -71,6 +71,8 @@ class MaskedAutoencoder(nn.Module):
         UserError: for settings that do not fit each other.
     """
 
+    kwargs_of = HieraEncoder
+
     def __init__(
         self,
         *args: Any,
