@@ -1,0 +1,206 @@
+"""What stands between another library's network and this package: the model contract.
+
+Shapes: B batch, T frames, H and W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from hiera_video.errors import UserError
+
+
+class Baseline(nn.Module):
+    """A network of another library as a classifier of this package.
+
+    The linear layer that gives the logits is reachable as `head` too, so that its parameters are
+    called `head.weight` and `head.bias` whatever the library calls them (a linear probe trains
+    `head.*`). The state dict has the library's own keys and no others.
+
+    Args:
+        network: the library's model, without a softmax at its end.
+        head: name of its last linear layer, e.g. "blocks.6.proj".
+        input_size: (T, H, W) that it is built for.
+        any_crop: larger H and W are taken too (a convolutional network averages over more places).
+        head_init_std: standard deviation of a fresh head's weights; its bias starts at zero.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        head: str,
+        input_size: Sequence[int],
+        any_crop: bool = False,
+        head_init_std: float = 0.01,
+    ) -> None:
+        super().__init__()
+        self.head = network.get_submodule(head)  # before `network`: this name is the parameters'
+        self.network = network
+        self.head_keys = (f"{head}.weight", f"{head}.bias")
+        self.input_size = tuple(input_size)
+        self.any_crop = any_crop
+        self.head_init_std = head_init_std
+        speak_library_keys(self)
+
+    @property
+    def num_classes(self) -> int:
+        """K, the outputs of the head."""
+        return self.head.out_features
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that weight decay must leave alone; none by default."""
+        return set()
+
+    def reset_head(self) -> None:
+        """Fresh values for the last linear layer, as the library draws them."""
+        nn.init.normal_(self.head.weight, std=self.head_init_std)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Normalised pixels [B, 3, T, H, W] -> logits [B, K].
+
+        Raises:
+            UserError: if `clips` has a size that the network was not built for.
+        """
+        self._check_clips(clips)
+        return self.logits(clips)
+
+    def logits(self, clips: Tensor) -> Tensor:
+        """The library's part of `forward`."""
+        return self.network(clips)
+
+    def _check_clips(self, clips: Tensor) -> None:
+        frames, *sides = self.input_size
+        fits = clips.dim() == 5 and tuple(clips.shape[1:3]) == (3, frames)
+        if fits and self.any_crop:
+            fits = all(size >= least for size, least in zip(clips.shape[3:], sides, strict=True))
+        elif fits:
+            fits = list(clips.shape[3:]) == sides
+        if not fits:
+            sides_or_more = [f"{side} or more" if self.any_crop else str(side) for side in sides]
+            raise UserError(
+                f"input of shape {tuple(clips.shape)}; this model takes [B, 3, {frames}, "
+                f"{', '.join(sides_or_more)}] (build it with input_size= for another size)"
+            )
+
+
+class LayeredBaseline(Baseline):
+    """A transformer of another library: its blocks are numbered, for layer decay.
+
+    Args:
+        blocks: name of its list of blocks, e.g. "blocks".
+        embedding: beginnings of the names of what feeds the first block.
+        no_decay: beginnings of the names of positions and class tokens.
+        act_checkpoint: recompute each block in the backward pass: less memory, more time.
+        kwargs: see `Baseline`.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        blocks: str,
+        embedding: Sequence[str],
+        no_decay: Sequence[str] = (),
+        act_checkpoint: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(network, **kwargs)
+        self.blocks_name = f"network.{blocks}."
+        self.embedding = tuple(f"network.{name}" for name in embedding)
+        self.no_decay = tuple(f"network.{name}" for name in no_decay)
+        self.depth = len(network.get_submodule(blocks))
+        if act_checkpoint:
+            recompute(network.get_submodule(blocks))
+
+    @property
+    def num_layers(self) -> int:
+        """The largest `layer_id`: depth + 1."""
+        return self.depth + 1
+
+    def layer_id(self, name: str) -> int:
+        """Depth of a parameter for layer decay: embedding 0; block i: i + 1; rest last."""
+        if name.startswith(self.embedding):
+            return 0
+        if name.startswith(self.blocks_name):
+            return int(name.removeprefix(self.blocks_name).split(".")[0]) + 1
+        return self.num_layers
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of position embeddings and class tokens."""
+        if not self.no_decay:
+            return set()
+        return {name for name, _ in self.named_parameters() if name.startswith(self.no_decay)}
+
+
+def recompute(blocks: Iterable[nn.Module]) -> None:
+    """Make every block forget its activations and compute them again in the backward pass."""
+    for block in blocks:
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def check_video_size(
+    name: str, input_size: Sequence[int], *, frames: int = 1, side: int = 1, square: bool = False
+) -> tuple[int, int, int]:
+    """(T, H, W) as the builder of `name` can use it: T a multiple of `frames`, H and W of `side`.
+
+    Raises:
+        UserError: it is not three such numbers.
+    """
+    size = tuple(input_size)
+    whole = len(size) == 3 and all(isinstance(n, int) and n > 0 for n in size)
+    if not whole or size[0] % frames or size[1] % side or size[2] % side:
+        raise UserError(
+            f"{name}: input_size={size} must be (frames, height, width), multiples of "
+            f"({frames}, {side}, {side})"
+        )
+    if square and size[1] != size[2]:
+        raise UserError(f"{name}: input_size={size} must be square: equal height and width")
+    return size
+
+
+def on_default_device(build: functools.partial) -> nn.Module:
+    """Build on the CPU, then move to the device that stands in force (`torch.device("meta")`).
+
+    For libraries that reckon with tensors while they build: on the meta device those hold nothing.
+    """
+    device = torch.get_default_device()
+    with torch.device("cpu"):
+        network = build()
+    return network if device.type == "cpu" else network.to(device)
+
+
+def speak_library_keys(module: nn.Module) -> None:
+    """Make a module that wraps a library's `network` save and load the library's own keys.
+
+    `network.blocks.0...` is written `blocks.0...`. Where the module names the last linear layer
+    `head` besides (`head_keys`), its tensors are written once, under the library's name.
+    """
+    module.register_state_dict_post_hook(_drop_prefix)
+    module.register_load_state_dict_pre_hook(_add_prefix)
+
+
+def _drop_prefix(module: nn.Module, state: dict, prefix: str, _metadata: Any) -> None:
+    ours, head = f"{prefix}network.", f"{prefix}head."
+    items = [
+        (prefix + key.removeprefix(ours) if key.startswith(ours) else key, state[key])
+        for key in list(state)
+        if not key.startswith(head)
+    ]
+    state.clear()
+    state.update(items)
+
+
+def _add_prefix(module: nn.Module, state: dict, prefix: str, *_unused: Any) -> None:
+    own = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
+    state.update({f"{prefix}network.{key.removeprefix(prefix)}": own[key] for key in own})
+    for key in getattr(module, "head_keys", ()):
+        if prefix + key in own:
+            state[f"{prefix}head.{key.rpartition('.')[2]}"] = own[prefix + key]

@@ -1,0 +1,337 @@
+"""PyTorchVideo's hub models: ResNets in space and time, SlowFast, X3D and MViTv1.
+
+The names, depths and kernels are those of `pytorchvideo.models.hub` (0.1.5), so that the published
+files fit; networks come from its builders. What its hub leaves to the user stands here: two
+pathways are cut out of one clip, other numbers of frames and other crops change the pooling of the
+head, and the softmax that two of its heads end in is left to whoever reads the scores.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.models.baselines.adapter import (
+    Baseline,
+    LayeredBaseline,
+    check_video_size,
+    on_default_device,
+)
+from hiera_video.registry import MODEL_REGISTRY
+
+SPATIAL_STRIDE = 32
+"""Pixels of the input per place of the last feature map, for every convolutional model here."""
+
+
+class ScorePooled(Baseline):
+    """A convolutional network whose published head averages *probabilities* over places.
+
+    At the crop it is built for the head sees one place, and the logits are the linear layer's. A
+    larger crop has several: the library takes a softmax at each and averages. The logarithm of that
+    average is returned, whose softmax it is.
+    """
+
+    def logits(self, clips: Tensor) -> Tensor:
+        places = self.network(clips).flatten(2)  # (B, K, places)
+        if places.shape[2] == 1:
+            return places.squeeze(2)
+        return places.log_softmax(dim=1).logsumexp(dim=2) - math.log(places.shape[2])
+
+
+class TwoPathways(Baseline):
+    """SlowFast: the fast pathway sees every frame of the clip, the slow one every `alpha`-th.
+
+    Args:
+        alpha: frames of the fast pathway for one of the slow.
+        kwargs: see `Baseline`.
+    """
+
+    def __init__(self, network: nn.Module, *, alpha: int, **kwargs: Any) -> None:
+        super().__init__(network, **kwargs)
+        self.alpha = alpha
+
+    def logits(self, clips: Tensor) -> Tensor:
+        return self.network(split_pathways(clips, self.alpha))
+
+
+def split_pathways(clips: Tensor, alpha: int) -> list[Tensor]:
+    """[B, C, T, H, W] -> [slow [B, C, T / alpha, H, W], fast: the clip itself].
+
+    The slow frames are spread from the first to the last (`linspace`, rounded down), as SlowFast
+    and PyTorchVideo's tutorials pick them: 0 4 8 13 17 22 26 31 of 32.
+    """
+    frames = clips.shape[2]
+    picked = torch.linspace(0, frames - 1, frames // alpha, device="cpu").long()
+    return [clips.index_select(2, picked.to(clips.device)), clips]
+
+
+# ---- convolutional networks ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Convolutional:
+    """What tells one convolutional hub model from another."""
+
+    builder: str
+    """PyTorchVideo's, "module.function"."""
+    input_size: tuple[int, int, int]
+    """(T, H, W) it was trained with."""
+    head: str
+    """Name of the last linear layer."""
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    """What the hub gives the builder, apart from sizes."""
+    temporal_stride: int = 1
+    """Frames of the input for one step of the last feature map."""
+
+
+_SIX_IN_STAGE_4 = ((3, 1, 1),) * 6 + ((1, 1, 1),) * 17
+
+CONVOLUTIONAL: dict[str, Convolutional] = {
+    "slow_r50": Convolutional(
+        builder="resnet.create_resnet",
+        input_size=(8, 224, 224),
+        head="blocks.5.proj",
+        arguments={"model_depth": 50, "stem_conv_kernel_size": (1, 7, 7)},
+    ),
+    "c2d_r50": Convolutional(
+        builder="resnet.create_resnet",
+        input_size=(8, 224, 224),
+        head="blocks.6.proj",
+        arguments={
+            "stem_conv_kernel_size": (1, 7, 7),
+            "stage1_pool": nn.MaxPool3d,
+            "stage_conv_a_kernel_size": ((1, 1, 1),) * 4,
+        },
+        temporal_stride=2,
+    ),
+    "i3d_r50": Convolutional(
+        builder="resnet.create_resnet",
+        input_size=(8, 224, 224),
+        head="blocks.6.proj",
+        arguments={
+            "stem_conv_kernel_size": (5, 7, 7),
+            "stage1_pool": nn.MaxPool3d,
+            "stage_conv_a_kernel_size": (
+                (3, 1, 1),
+                [(3, 1, 1), (1, 1, 1)],
+                [(3, 1, 1), (1, 1, 1)],
+                [(1, 1, 1), (3, 1, 1)],
+            ),
+        },
+        temporal_stride=2,
+    ),
+    "csn_r101": Convolutional(
+        builder="csn.create_csn",
+        input_size=(32, 224, 224),
+        head="blocks.5.proj",
+        arguments={"model_depth": 101, "stem_pool": nn.MaxPool3d},
+        temporal_stride=8,
+    ),
+    "r2plus1d_r50": Convolutional(
+        builder="r2plus1d.create_r2plus1d",
+        input_size=(16, 224, 224),
+        head="blocks.5.proj",
+        arguments={"dropout_rate": 0.5},
+        temporal_stride=4,
+    ),
+    "slowfast_r50": Convolutional(
+        builder="slowfast.create_slowfast",
+        input_size=(32, 224, 224),
+        head="blocks.6.proj",
+        arguments={"model_depth": 50, "slowfast_fusion_conv_kernel_size": (7, 1, 1)},
+    ),
+    "slowfast_r101": Convolutional(
+        builder="slowfast.create_slowfast",
+        input_size=(32, 224, 224),
+        head="blocks.6.proj",
+        arguments={"model_depth": 101, "slowfast_fusion_conv_kernel_size": (5, 1, 1)},
+    ),
+    "slowfast_16x8_r101_50_50": Convolutional(
+        builder="slowfast.create_slowfast",
+        input_size=(64, 224, 224),
+        head="blocks.6.proj",
+        arguments={
+            "model_depth": 101,
+            "slowfast_fusion_conv_kernel_size": (5, 1, 1),
+            "stage_conv_a_kernel_sizes": (
+                ((1, 1, 1), (1, 1, 1), _SIX_IN_STAGE_4, (3, 1, 1)),
+                ((3, 1, 1), (3, 1, 1), _SIX_IN_STAGE_4, (3, 1, 1)),
+            ),
+        },
+    ),
+    **{
+        name: Convolutional(
+            builder="x3d.create_x3d", input_size=size, head="blocks.5.proj", arguments=arguments
+        )
+        for name, size, arguments in (
+            ("x3d_xs", (4, 160, 160), {}),
+            ("x3d_s", (13, 160, 160), {}),
+            ("x3d_m", (16, 224, 224), {}),
+            ("x3d_l", (16, 312, 312), {"depth_factor": 5.0}),
+        )
+    },
+}
+"""The hub's models, with its arguments (`pytorchvideo/models/hub/*.py` of 0.1.5)."""
+
+
+def build_convolutional(
+    name: str,
+    *,
+    num_classes: int,
+    input_size: Sequence[int] | None,
+    head_dropout: float | None,
+    library: Mapping[str, Any],
+) -> Baseline:
+    """The network of a name of `CONVOLUTIONAL`; its head pools what `input_size` leaves to pool."""
+    variant = CONVOLUTIONAL[name]
+    arguments = {**variant.arguments, "model_num_class": num_classes, **library}
+    if head_dropout is not None:
+        arguments["dropout_rate"] = head_dropout
+    alpha = arguments.get("slowfast_fusion_conv_stride", (4, 1, 1))[0]
+    is_slowfast, is_x3d = "slowfast" in variant.builder, "x3d" in variant.builder
+    size = check_video_size(
+        name,
+        input_size or variant.input_size,
+        frames=alpha if is_slowfast else variant.temporal_stride,
+        square=is_x3d,
+    )
+    time = size[0] // variant.temporal_stride
+    space = tuple(math.ceil(side / SPATIAL_STRIDE) for side in size[1:])
+    if is_x3d:
+        arguments |= {"input_clip_length": size[0], "input_crop_size": size[1]}
+    elif is_slowfast:
+        arguments["head_pool_kernel_sizes"] = ((time // alpha, *space), (time, *space))
+    else:
+        arguments["head_pool_kernel_size"] = (time, *space)
+    contract = {"head": variant.head, "input_size": size, "any_crop": True}
+    if is_slowfast:
+        return TwoPathways(_builder(variant.builder)(**arguments), alpha=alpha, **contract)
+    if is_x3d or "r2plus1d" in variant.builder:  # whose published heads end in a softmax
+        arguments |= {"head_activation": None, "head_output_with_global_average": False}
+        network = _builder(variant.builder)(**arguments)
+        _plain_numbers(network)
+        return ScorePooled(network, **contract)
+    return Baseline(_builder(variant.builder)(**arguments), **contract)
+
+
+def _plain_numbers(network: nn.Module) -> None:
+    """X3D's builder leaves numpy's numbers in its pooling, which torch.compile has no use for."""
+    for module in network.modules():
+        if isinstance(module, nn.AvgPool3d):
+            module.kernel_size = tuple(int(n) for n in module.kernel_size)
+
+
+def register_convolutional(name: str) -> None:
+    """Register a model of `CONVOLUTIONAL` under the hub's name."""
+
+    def build(
+        num_classes: int = 400,
+        *,
+        input_size: Sequence[int] | None = None,
+        head_dropout: float | None = None,
+        library: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Baseline:
+        return build_convolutional(
+            name,
+            num_classes=num_classes,
+            input_size=input_size,
+            head_dropout=head_dropout,
+            library=library,
+        )
+
+    frames, side, _ = CONVOLUTIONAL[name].input_size
+    build.__doc__ = f"PyTorchVideo's {name} for clips of {frames} frames, {side}x{side} or larger."
+    build.any_crop = True
+    MODEL_REGISTRY.register(name=name)(build)
+
+
+# ---- MViTv1 -------------------------------------------------------------------------------
+
+MVIT_BASE: dict[str, Any] = {
+    "embed_dim_mul": [[1, 2.0], [3, 2.0], [14, 2.0]],
+    "atten_head_mul": [[1, 2.0], [3, 2.0], [14, 2.0]],
+    "pool_q_stride_size": [[1, 1, 2, 2], [3, 1, 2, 2], [14, 1, 2, 2]],
+    "pool_kv_stride_adaptive": [1, 8, 8],
+    "pool_kvq_kernel": [3, 3, 3],
+}
+"""The hub's configuration of MViTv1-B for video."""
+
+
+def build_mvit(
+    name: str,
+    *,
+    num_classes: int,
+    input_size: Sequence[int],
+    head_dropout: float | None,
+    drop_path_rate: float,
+    act_checkpoint: bool,
+    library: Mapping[str, Any],
+) -> LayeredBaseline:
+    """MViTv1 with positions for exactly `input_size`."""
+    size = check_video_size(name, input_size, frames=2, side=SPATIAL_STRIDE)
+    arguments = {**MVIT_BASE, "head_num_classes": num_classes, **library}
+    arguments |= {"spatial_size": size[1:], "temporal_size": size[0]}
+    arguments["droppath_rate_block"] = drop_path_rate
+    if head_dropout is not None:
+        arguments["head_dropout_rate"] = head_dropout
+    builder = _builder("vision_transformers.create_multiscale_vision_transformers")
+    return LayeredBaseline(
+        on_default_device(functools.partial(builder, **arguments)),
+        head="head.proj",
+        input_size=size,
+        head_init_std=0.02,
+        blocks="blocks",
+        embedding=("patch_embed.", "cls_positional_encoding."),
+        no_decay=("cls_positional_encoding.",),
+        act_checkpoint=act_checkpoint,
+    )
+
+
+def register_mvit(name: str, frames: int) -> None:
+    """Register MViTv1-B for clips of `frames` frames under the hub's name."""
+
+    def build(
+        num_classes: int = 400,
+        *,
+        input_size: Sequence[int] = (frames, 224, 224),
+        head_dropout: float | None = None,
+        drop_path_rate: float = 0.0,
+        act_checkpoint: bool = False,
+        library: Mapping[str, Any] = MappingProxyType({}),
+    ) -> LayeredBaseline:
+        return build_mvit(
+            name,
+            num_classes=num_classes,
+            input_size=input_size,
+            head_dropout=head_dropout,
+            drop_path_rate=drop_path_rate,
+            act_checkpoint=act_checkpoint,
+            library=library,
+        )
+
+    build.__doc__ = f"PyTorchVideo's MViTv1-B for clips of {frames} frames, 224x224."
+    MODEL_REGISTRY.register(name=name)(build)
+
+
+def _builder(name: str) -> Callable[..., nn.Module]:
+    """A builder of `pytorchvideo.models`, by "module.function"."""
+    module, _, function = name.partition(".")
+    with warnings.catch_warnings():
+        # what it scripts while it is imported is nothing that we use
+        warnings.filterwarnings("ignore", message=".*torch.jit.script")
+        return getattr(importlib.import_module(f"pytorchvideo.models.{module}"), function)
+
+
+for _name in CONVOLUTIONAL:
+    register_convolutional(_name)
+register_mvit("mvit_base_16x4", frames=16)
+register_mvit("mvit_base_32x3", frames=32)

@@ -1,0 +1,103 @@
+"""torchvision's MViT: `torchvision_mvit_v1_b` and `torchvision_mvit_v2_s`.
+
+The same two networks are here as PyTorchVideo's `mvit_base_16x4` and as this package's own
+`mvitv2_small_16x224`; torchvision's are the reference that the latter is held against.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Sequence
+
+from hiera_video.compat import ensure_torchvision
+from hiera_video.errors import UserError
+from hiera_video.models.baselines.adapter import (
+    LayeredBaseline,
+    check_video_size,
+    on_default_device,
+)
+from hiera_video.registry import MODEL_REGISTRY
+
+INPUT_SIZE = (16, 224, 224)
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    input_size: Sequence[int],
+    head_dropout: float,
+    drop_path_rate: float,
+    act_checkpoint: bool,
+) -> LayeredBaseline:
+    """torchvision's `name`, "mvit_v1_b" or "mvit_v2_s", in the one size that it offers.
+
+    Raises:
+        UserError: another size; torchvision is missing or does not fit torch.
+    """
+    size = check_video_size(f"torchvision_{name}", input_size)
+    if size != INPUT_SIZE:
+        raise UserError(
+            f"torchvision_{name}: input_size={size}; torchvision builds it for {INPUT_SIZE} alone"
+        )
+    ensure_torchvision()
+    builder = getattr(importlib.import_module("torchvision.models.video"), name)
+    network = on_default_device(
+        functools.partial(
+            builder,
+            num_classes=num_classes,
+            dropout=head_dropout,
+            stochastic_depth_prob=drop_path_rate,
+        )
+    )
+    return LayeredBaseline(
+        network,
+        head="head.1",
+        input_size=size,
+        head_init_std=0.02,
+        blocks="blocks",
+        embedding=("conv_proj.", "pos_encoding."),
+        no_decay=("pos_encoding.",),
+        act_checkpoint=act_checkpoint,
+    )
+
+
+@MODEL_REGISTRY.register()
+def torchvision_mvit_v1_b(
+    num_classes: int = 400,
+    *,
+    input_size: Sequence[int] = INPUT_SIZE,
+    head_dropout: float = 0.5,
+    drop_path_rate: float = 0.2,
+    act_checkpoint: bool = False,
+) -> LayeredBaseline:
+    """torchvision's MViTv1-B for clips of 16 frames, 224x224."""
+    return build(
+        "mvit_v1_b",
+        num_classes=num_classes,
+        input_size=input_size,
+        head_dropout=head_dropout,
+        drop_path_rate=drop_path_rate,
+        act_checkpoint=act_checkpoint,
+    )
+
+
+@MODEL_REGISTRY.register()
+def torchvision_mvit_v2_s(
+    num_classes: int = 400,
+    *,
+    input_size: Sequence[int] = INPUT_SIZE,
+    head_dropout: float = 0.5,
+    drop_path_rate: float = 0.2,
+    act_checkpoint: bool = False,
+) -> LayeredBaseline:
+    """torchvision's MViTv2-S for clips of 16 frames, 224x224."""
+    return build(
+        "mvit_v2_s",
+        num_classes=num_classes,
+        input_size=input_size,
+        head_dropout=head_dropout,
+        drop_path_rate=drop_path_rate,
+        act_checkpoint=act_checkpoint,
+    )

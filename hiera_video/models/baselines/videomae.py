@@ -1,0 +1,267 @@
+"""VideoMAE as Hugging Face's transformers has it: classifiers, and the autoencoder they come from.
+
+transformers is optional (`pip install hiera_video[videomae]`): the names are always listed, and
+building one without the library is a sentence that says what to install.
+
+Its clips are [B, T, 3, H, W], normalised with ImageNet's statistics. A token is a cube of 2 frames
+and 16x16 pixels. Masking is by *tubes*: one mask for all times. So a mask unit here is a tube, one
+place of the 14x14 grid through the whole clip, 196 in all, and `keep` [B, 196] (True = visible)
+stands for a mask of 1568 tokens.
+
+Shapes: B batch, T frames, U tubes (mask units), k of them kept, K classes.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.errors import UserError
+from hiera_video.models.baselines.adapter import (
+    LayeredBaseline,
+    check_video_size,
+    recompute,
+    speak_library_keys,
+)
+from hiera_video.models.mae import MAEOutput
+from hiera_video.models.tokens import count_kept
+from hiera_video.registry import MODEL_REGISTRY
+
+TUBELET, PATCH = 2, 16
+"""Frames and pixels of a token's cube."""
+
+SIZES: dict[str, dict[str, int]] = {
+    "small": {
+        "hidden_size": 384,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 16,
+        "decoder_hidden_size": 192,
+        "decoder_intermediate_size": 768,
+        "decoder_num_hidden_layers": 12,
+        "decoder_num_attention_heads": 3,
+    },
+    "base": {
+        "hidden_size": 768,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "decoder_hidden_size": 384,
+        "decoder_intermediate_size": 1536,
+        "decoder_num_hidden_layers": 4,
+        "decoder_num_attention_heads": 6,
+    },
+    "large": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "decoder_hidden_size": 512,
+        "decoder_intermediate_size": 2048,
+        "decoder_num_hidden_layers": 12,
+        "decoder_num_attention_heads": 8,
+    },
+}
+"""The published configurations (config.json of MCG-NJU/videomae-* on the Hugging Face hub)."""
+
+
+class VideoMAEClassifier(LayeredBaseline):
+    """VideoMAE's ViT: mean over tokens, LayerNorm, one linear layer.
+
+    Args:
+        head_dropout: dropout before the linear layer, which the library does not have.
+        kwargs: see `LayeredBaseline`.
+    """
+
+    def __init__(self, network: nn.Module, *, head_dropout: float = 0.0, **kwargs: Any) -> None:
+        super().__init__(network, **kwargs)
+        if head_dropout > 0:
+            self.dropout = nn.Dropout(head_dropout)
+            self.head.register_forward_pre_hook(lambda _, features: self.dropout(features[0]))
+
+    def logits(self, clips: Tensor) -> Tensor:
+        return self.network(clips.transpose(1, 2)).logits
+
+
+class VideoMAEPretraining(nn.Module):
+    """VideoMAE's autoencoder under this package's contract: keep masks in, a loss out.
+
+    Args:
+        network: transformers' `VideoMAEForPreTraining`.
+        input_size: (T, H, W).
+        mask_ratio: share of the tubes deleted when nobody gives a mask. Published: 0.9, which is
+            176 of 196 and leaves 20 (the deleted ones are rounded down, not the kept ones).
+        act_checkpoint: recompute each block in the backward pass.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        input_size: Sequence[int],
+        mask_ratio: float,
+        act_checkpoint: bool,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.input_size = tuple(input_size)
+        self.grid = (input_size[0] // TUBELET, input_size[1] // PATCH, input_size[2] // PATCH)
+        tubes_kept(self.num_mask_units, mask_ratio)  # refuses a ratio out of range
+        self.mask_ratio = mask_ratio
+        speak_library_keys(self)
+        if act_checkpoint:
+            recompute(network.videomae.encoder.layer)
+            recompute(network.decoder.decoder_layers)
+
+    @property
+    def num_mask_units(self) -> int:
+        """U, the tubes of a clip: 196 for 224x224."""
+        return self.grid[1] * self.grid[2]
+
+    def random_keep(
+        self, batch: int, mask_ratio: float | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """A random keep mask bool [B, U]; the model's own ratio unless one is given."""
+        units = self.num_mask_units
+        count = tubes_kept(units, self.mask_ratio if mask_ratio is None else mask_ratio)
+        ours = self.network.encoder_to_decoder.weight.device
+        device = ours if generator is None else generator.device
+        order = torch.rand(batch, units, device=device, generator=generator).argsort(dim=1)
+        keep = torch.zeros(batch, units, dtype=torch.bool, device=device)
+        return keep.scatter_(1, order[:, :count], True).to(ours)
+
+    def no_weight_decay(self) -> set[str]:
+        """No names: positions are fixed sines, and the mask token decays as the rest."""
+        return set()
+
+    def forward(self, clips: Tensor, keep: Tensor | None = None) -> MAEOutput:
+        """Delete tubes, encode the rest, predict the deleted cubes.
+
+        Args:
+            clips: pixels [B, 3, T, H, W], normalised with ImageNet's mean and deviation: the
+                library takes these out again before it makes the targets.
+            keep: bool [B, U], True = visible, the same number per clip; None draws one.
+
+        Returns:
+            `loss`: mean squared error on pixels normalised per cube and channel. `pred`: predicted
+            pixels of the deleted cubes [B, T/2 * (U - k), 1536]: times, in each the deleted tubes
+            in raster order; a cube's values are ordered (frame, row, column, channel).
+
+        Raises:
+            UserError: `clips` has another size than the model, or `keep` is no usable mask.
+        """
+        if tuple(clips.shape[1:]) != (3, *self.input_size):
+            raise UserError(
+                f"input of shape {tuple(clips.shape)}; this model takes [B, 3, "
+                f"{', '.join(map(str, self.input_size))}] (build it with input_size= for another)"
+            )
+        if keep is None:
+            keep = self.random_keep(clips.shape[0])
+        kept = count_kept(keep, batch=clips.shape[0], num_units=self.num_mask_units)
+        if kept == self.num_mask_units:
+            raise UserError("keep deletes no mask unit, so there is nothing to predict")
+        out = self.network(clips.transpose(1, 2), bool_masked_pos=self._deleted_tokens(keep))
+        return MAEOutput(out.loss, out.logits, keep)
+
+    def _deleted_tokens(self, keep: Tensor) -> Tensor:
+        """Keep mask of tubes [B, U] -> mask of tokens [B, T/2 * U], True = deleted."""
+        return ~keep.repeat(1, self.grid[0])
+
+
+def tubes_kept(num_units: int, mask_ratio: float) -> int:
+    """Tubes that stay visible: U - int(U * ratio), at least one (published: 20 of 196 at 0.9).
+
+    Raises:
+        UserError: if `mask_ratio` is outside [0, 1).
+    """
+    if not 0.0 <= mask_ratio < 1.0:
+        raise UserError(f"mask_ratio={mask_ratio!r} must be at least 0 and below 1")
+    return max(1, num_units - int(num_units * mask_ratio))
+
+
+# ---- building -----------------------------------------------------------------------------
+
+
+def transformers_class(name: str) -> Any:
+    """A class of transformers' VideoMAE; UserError where the library is not installed."""
+    if importlib.util.find_spec("transformers") is None:
+        raise UserError(
+            "VideoMAE needs Hugging Face's transformers, which is not installed; install it with: "
+            "pip install transformers  (or pip install 'hiera_video[videomae]')"
+        )
+    module = "configuration_videomae" if name == "VideoMAEConfig" else "modeling_videomae"
+    return getattr(importlib.import_module(f"transformers.models.videomae.{module}"), name)
+
+
+def configuration(
+    size: str, input_size: Sequence[int], *, library: dict[str, Any], **settings: Any
+) -> Any:
+    """transformers' configuration of a size of `SIZES`, for clips of `input_size`."""
+    frames, height, width = input_size
+    return transformers_class("VideoMAEConfig")(
+        **{
+            **SIZES[size],
+            "num_frames": frames,
+            "image_size": [height, width],
+            **settings,
+            **library,
+        }
+    )
+
+
+def register_variants(size: str) -> None:
+    """Register `videomae_{size}_16x224` and `mae_videomae_{size}_16x224`."""
+
+    def classifier(
+        num_classes: int = 400,
+        *,
+        input_size: Sequence[int] = (16, 224, 224),
+        head_dropout: float = 0.0,
+        act_checkpoint: bool = False,
+        library: dict[str, Any] | None = None,
+    ) -> VideoMAEClassifier:
+        name = f"videomae_{size}_16x224"
+        clip = check_video_size(name, input_size, frames=TUBELET, side=PATCH)
+        network = transformers_class("VideoMAEForVideoClassification")(
+            configuration(size, clip, num_labels=num_classes, library=library or {})
+        )
+        return VideoMAEClassifier(
+            network,
+            head="classifier",
+            head_dropout=head_dropout,
+            input_size=clip,
+            head_init_std=0.02,
+            blocks="videomae.encoder.layer",
+            embedding=("videomae.embeddings.",),
+            act_checkpoint=act_checkpoint,
+        )
+
+    def autoencoder(
+        *,
+        mask_ratio: float = 0.9,
+        input_size: Sequence[int] = (16, 224, 224),
+        act_checkpoint: bool = False,
+        library: dict[str, Any] | None = None,
+    ) -> VideoMAEPretraining:
+        name = f"mae_videomae_{size}_16x224"
+        clip = check_video_size(name, input_size, frames=TUBELET, side=PATCH)
+        network = transformers_class("VideoMAEForPreTraining")(
+            configuration(size, clip, use_mean_pooling=False, library=library or {})
+        )
+        return VideoMAEPretraining(
+            network, input_size=clip, mask_ratio=mask_ratio, act_checkpoint=act_checkpoint
+        )
+
+    classifier.__doc__ = f"transformers' VideoMAE-{size} classifier for clips of 16x224x224."
+    autoencoder.__doc__ = f"transformers' VideoMAE-{size} autoencoder for clips of 16x224x224."
+    MODEL_REGISTRY.register(name=f"videomae_{size}_16x224")(classifier)
+    MODEL_REGISTRY.register(name=f"mae_videomae_{size}_16x224")(autoencoder)
+
+
+for _size in SIZES:
+    register_variants(_size)
