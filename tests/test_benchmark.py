@@ -1,20 +1,24 @@
-"""The benchmark command: a real run on small models; never a time."""
+"""The benchmark command: turns, arithmetic and reports; never a time."""
 
+import argparse
 import importlib.util
 import json
-import subprocess
 import sys
 
 import pytest
 import torch
-from randomness import redraw
 
-from hiera_video import build_model
+from hiera_video.benchmark import machine, measure, tables
+from hiera_video.benchmark.measure import Contender
+from hiera_video.benchmark.tables import Column
 from hiera_video.errors import UserError
+
+CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def benchmark(repository):
+def command(repository):
+    """tools/benchmark.py as a module."""
     spec = importlib.util.spec_from_file_location("benchmark", repository / "tools/benchmark.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["benchmark"] = module
@@ -22,92 +26,174 @@ def benchmark(repository):
     return module
 
 
-def contender(benchmark, log, name):
-    return benchmark.Contender(
-        model="m",
-        implementation=name,
-        mode="forward",
-        dtype="fp32",
-        batch=2,
-        gmacs=4.0,
-        run=lambda: log.append(name),
-    )
+def logging(log, name, **settings):
+    return Contender({"name": name}, run=lambda: log.append(name), **settings)
 
 
-def test_contenders_take_turns_and_the_first_round_does_not_count(benchmark):
+# ---- measuring ------------------------------------------------------------------------------
+
+
+def test_contenders_take_turns_after_all_are_warm(monkeypatch):
+    monkeypatch.setattr(measure, "SHORTEST", 0.0)
     log = []
-    contenders = [contender(benchmark, log, name) for name in ("ours", "theirs")]
-    benchmark.interleave(contenders, repeats=3, device=torch.device("cpu"))
+    contenders = [logging(log, name) for name in ("ours", "theirs")]
+    measure.interleave(contenders, repeats=3, device=CPU)
     assert log == ["ours", "theirs"] * 4
     assert [len(c.seconds) for c in contenders] == [3, 3]
+    assert all(c.first_seconds is not None for c in contenders)
 
 
-def test_summary_is_arithmetic_on_the_measurements(benchmark):
-    ours = contender(benchmark, [], "hiera_video")
-    theirs = contender(benchmark, [], benchmark.REFERENCE)
-    ours.seconds, theirs.seconds = [1.0, 2.0, 4.0], [3.0, 4.0, 4.0]
-    row, reference = benchmark.summarise([ours, theirs], {"fp32": 8.0})
-    assert row["ms"] == 2000
-    assert (row["ms_min"], row["ms_max"], row["repeats"]) == (1000, 4000, 3)
-    assert row["clips_per_s"] == 1.0
-    assert (row["gmacs_per_s"], row["of_peak"]) == (2.0, 0.25)
-    assert row["ratio"] == 2.0  # of 3, 2 and 1
-    assert reference["ratio"] == 1.0
+def test_short_calls_are_repeated_within_a_measurement(monkeypatch):
+    monkeypatch.setattr(measure, "SHORTEST", 1e9)  # nothing is long enough
+    log = []
+    contender = logging(log, "quick")
+    measure.interleave([contender], repeats=2, device=CPU)
+    assert contender.calls == measure.MOST_CALLS
+    assert len(log) == 2 + 2 * measure.MOST_CALLS  # two to warm up, then each measurement
+    assert len(contender.seconds) == 2
 
 
-def test_models_that_disagree_are_not_compared(benchmark):
-    sizes = {"input_size": (64, 64), "embed_dim": 16, "stages": (1, 1, 1, 1), "num_classes": 5}
-    ours = redraw(build_model("hiera_tiny_224", **sizes))
-    theirs = redraw(build_model("hiera_tiny_224", **sizes), seed=1)
-    with pytest.raises(UserError, match="differ"):
-        benchmark.check_agreement("m", ours, theirs, torch.randn(1, 3, 64, 64), None)
+def test_who_runs_out_of_memory_is_out_and_the_others_go_on(monkeypatch):
+    monkeypatch.setattr(measure, "SHORTEST", 0.0)
+    left = [2]
+
+    def fails_in_the_second_round():
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("no")
+
+    log = []
+    greedy = Contender({"name": "greedy"}, run=fails_in_the_second_round)
+    modest = logging(log, "modest")
+    measure.interleave([greedy, modest], repeats=3, device=CPU)
+    assert (len(greedy.seconds), greedy.failed) == (1, "out of memory")
+    assert (len(modest.seconds), modest.failed) == (3, "")
 
 
-def test_command_writes_what_it_prints(repository, tmp_path):
-    pytest.importorskip("hiera")
-    record = tmp_path / "out.json"
-    command = [sys.executable, "tools/benchmark.py", "model", "--names", "hiera_tiny_224"]
-    command += ["--repeats", "1", "--dtype", "fp32"]
-    done = subprocess.run(
-        [*command, "--json", str(record)], cwd=repository, capture_output=True, text=True
+def test_a_row_is_arithmetic_on_the_measurements():
+    ours = Contender({"who": "a"}, run=int, samples=2, gmacs=4.0, seconds=[1.0, 2.0, 4.0])
+    row = measure.row_of(ours, peak=8.0)
+    assert (row["ms"], row["ms_min"], row["ms_max"], row["repeats"]) == (2000, 1000, 4000, 3)
+    assert row["samples_per_s"] == 1.0
+    assert (row["gmacs_per_s"], row["of_peak"], row["floor_ms"]) == (2.0, 0.25, 500.0)
+    assert row["who"] == "a"
+
+
+def test_a_ratio_is_of_neighbours_and_per_sample():
+    ours = Contender({}, run=int, samples=2, seconds=[1.0, 2.0, 4.0])
+    theirs = Contender({}, run=int, samples=2, seconds=[3.0, 4.0, 4.0])
+    assert measure.ratio_of(ours, theirs) == 2.0  # of 3, 2 and 1
+    assert measure.ratio_of(theirs, theirs) == 1.0
+    theirs.samples = 8  # four times the work in the same time
+    assert measure.ratio_of(ours, theirs) == 0.5
+    assert measure.ratio_of(ours, None) is None
+    assert measure.ratio_of(ours, Contender({}, run=int)) is None  # interrupted before its turn
+
+
+def test_parts_are_medians():
+    contender = Contender({}, run=int, seconds=[1.0, 1.0, 1.0])
+    contender.part_seconds = [{"stem": 1.0, "rest": 5.0}, {"stem": 3.0, "rest": 4.0}]
+    contender.part_seconds.append({"stem": 2.0, "rest": 6.0})
+    assert measure.row_of(contender)["parts_ms"] == {"stem": 2000.0, "rest": 5000.0}
+
+
+def test_peak_is_the_best_of_several_shapes_and_looks(monkeypatch):
+    monkeypatch.setitem(measure.SHAPES, "cpu", ((8, 4, 2), (16, 16, 16)))
+    seconds = iter([1e-6, 4e-6, 2e-6, 1e-6])
+    monkeypatch.setattr(measure.Peak, "_best_seconds", lambda *_, **__: next(seconds))
+    peak = measure.Peak(CPU, {"fp32": torch.float32})
+    peak.look()
+    assert peak["fp32"] == pytest.approx(16**3 / 4 / 1e3)
+    peak.look()
+    assert peak["fp32"] == pytest.approx(16**3 / 1e3)
+    assert peak.facts()["fp32"]["by_shape"]["8x4x2"] == pytest.approx(64 / 1e3)
+
+
+def test_peak_skips_shapes_that_would_take_minutes(monkeypatch):
+    monkeypatch.setitem(measure.SHAPES, "cpu", ((8, 4, 2), (4096, 4096, 4096)))
+    monkeypatch.setattr(measure.Peak, "_best_seconds", lambda *_, **__: 1.0)
+    peak = measure.Peak(CPU, {"bf16": torch.bfloat16})
+    peak.look()
+    assert set(peak.by_shape["bf16"]) == {"8x4x2"}
+
+
+def test_peak_really_multiplies(monkeypatch):
+    monkeypatch.setitem(measure.SHAPES, "cpu", ((64, 32, 16),))
+    peak = measure.Peak(CPU, {"fp32": torch.float32})
+    peak.look(times=1)
+    assert peak["fp32"] > 0
+
+
+# ---- reporting ------------------------------------------------------------------------------
+
+COLUMNS = (Column("name", "name"), Column("ms", "ms", ".1f"), Column("note", "note"))
+
+
+def outputs(tmp_path):
+    return argparse.Namespace(
+        json=str(tmp_path / "deep" / "out.json"), markdown=str(tmp_path / "out.md")
     )
-    assert done.returncode == 0, done.stderr
-    rows = json.loads(record.read_text())["rows"]
-    assert [(r["implementation"], r["mode"]) for r in rows] == [
-        ("hiera_video", "forward"),
-        ("hiera-transformer", "forward"),
-    ]
-    assert rows[0]["gmacs"] == pytest.approx(4.90, rel=0.005)
-    assert "x ref" in done.stdout
 
 
-def test_both_passes_run_for_every_kind_of_model(benchmark):
-    for name in ("hiera_tiny_16x224", "mae_hiera_tiny_16x224"):
-        sizes = {"input_size": (4, 64, 64), "embed_dim": 16, "stages": (1, 1, 1, 1)}
-        model = build_model(name, **sizes)
-        clips = torch.randn(1, 3, 4, 64, 64)
-        keep = model.random_keep(1, 0.5) if benchmark.is_autoencoder(model) else None
-        for mode in ("forward", "train"):
-            step = benchmark.step_of(model, clips, keep, mode=mode, dtype=torch.float32)
-            step()
-        assert all(p.grad is not None for p in model.parameters())
-        assert benchmark.multiply_adds(model, clips, keep) > 0
+def test_report_prints_and_writes(tmp_path, capsys):
+    args = outputs(tmp_path)
+    with tables.Report(args, facts={"cpu": "x", "gpu": None}, columns=COLUMNS) as report:
+        report.rows += [{"name": "a", "ms": 1.26, "more": [1, 2]}, {"name": "b"}]
+        report.notes.append("All is said.")
+        report.record["peak"] = 3
+    printed = capsys.readouterr().out
+    assert printed.splitlines() == ["cpu x", "name  ms", "a     1.3", "b", "All is said."]
+    record = json.loads((tmp_path / "deep" / "out.json").read_text())
+    assert record["rows"][0]["more"] == [1, 2]
+    assert (record["peak"], record["machine"]["cpu"], record["unfinished"]) == (3, "x", None)
+    markdown = (tmp_path / "out.md").read_text()
+    assert "| name | ms |\n|---|---|\n| a | 1.3 |\n| b |  |\n" in markdown
+    assert "All is said." in markdown
 
 
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        (["--names", "hiera_bse_224"], "hiera_base_224"),
-        (["--dtype", "fp7"], "fp7"),
-    ],
-)
-def test_wrong_use_is_named(benchmark, arguments, complaint):
-    with pytest.raises(UserError, match=complaint):
-        benchmark.main(["model", *arguments])
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("b does not exist")])
+def test_what_was_measured_survives_an_end_half_way(tmp_path, capsys, error):
+    def run():
+        with tables.Report(outputs(tmp_path), facts={}, columns=COLUMNS) as report:
+            report.rows.append({"name": "a", "ms": 2.0})
+            raise error
+
+    with pytest.raises(type(error)):
+        run()
+    printed = capsys.readouterr().out
+    assert "a     2.0" in printed
+    assert "so far" in printed
+    assert json.loads((tmp_path / "deep" / "out.json").read_text())["unfinished"]
 
 
-def test_wrong_numbers_exit_2(benchmark, capsys):
+def test_a_format_that_is_emulated_is_left_out_unless_asked_for(monkeypatch, capsys):
+    slow = lambda name, device: (torch.float32, None if name == "fp32" else "slow")  # noqa: E731
+    monkeypatch.setattr(machine, "choose_dtype", slow)
+    assert list(machine.usable_dtypes([], CPU)) == ["fp32"]
+    assert "bf16: left out" in capsys.readouterr().out
+    assert list(machine.usable_dtypes(["bf16"], CPU)) == ["bf16"]
+
+
+def test_facts_name_versions(capsys):
+    facts = machine.machine_facts(CPU, ["torchvision", "no-such-package"])
+    assert facts["torchvision"]
+    assert facts["no-such-package"] is None
+    assert facts["threads"] == torch.get_num_threads()
+
+
+# ---- command line ---------------------------------------------------------------------------
+
+
+def test_every_subcommand_says_what_it_takes(command, capsys):
+    for name in command.COMMANDS:
+        with pytest.raises(SystemExit) as stop:
+            command.main([name, "--help"])
+        assert stop.value.code == 0
+        assert "--json" in capsys.readouterr().out
+
+
+def test_wrong_numbers_exit_2(command, capsys):
     with pytest.raises(SystemExit) as stop:
-        benchmark.main(["model", "--repeats", "0"])
+        command.main(["model", "--repeats", "0"])
     assert stop.value.code == 2
     assert "at least 1" in capsys.readouterr().err

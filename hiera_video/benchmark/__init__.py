@@ -1,0 +1,1 @@
+"""What `tools/benchmark.py` runs: a file per subcommand, over `measure`, `machine`, `tables`."""

@@ -1,0 +1,124 @@
+"""Where a number was taken: the machine, the versions, and what it computes natively."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hiera_video import __version__
+from hiera_video.scoring import choose_device, choose_dtype
+
+DTYPES = ("fp32", "bf16", "fp16")
+
+
+def machine_facts(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """What a reader needs to know to place a number.
+
+    Args:
+        packages: names of the libraries that take part, whose versions are told; absent ones are
+            None.
+    """
+    return {
+        "date": time.strftime("%Y-%m-%d"),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        **device_facts(device),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "hiera_video": __version__,
+        **{package: installed_version(package) for package in packages},
+    }
+
+
+def device_facts(device: torch.device) -> dict[str, Any]:
+    """The device's name; of a GPU also what decides its speed."""
+    if device.type != "cuda":
+        return {"device": "cpu"}
+    properties = torch.cuda.get_device_properties(device)
+    return {
+        "device": properties.name,
+        "device_memory_gib": round(properties.total_memory / 2**30, 1),
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+
+
+def cpu_name() -> str:
+    """The processor's name, as the kernel gives it where there is one."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def installed_version(package: str) -> str | None:
+    """The version of an installed package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def usable_dtypes(names: Sequence[str], device: torch.device) -> dict[str, torch.dtype]:
+    """The number formats asked for; without asking, those that this device computes natively.
+
+    Raises UserError for a name that is no format.
+    """
+    chosen = {}
+    for name in names or DTYPES:
+        dtype, warning = choose_dtype(name, device)
+        if warning and not names:
+            print(f"{name}: left out, not native on this device (--dtype {name} forces it)")
+            continue
+        if warning:
+            print(f"warning: {warning}", file=sys.stderr)
+        chosen[name] = dtype
+    return chosen
+
+
+# ---- arguments that every subcommand has --------------------------------------------------------
+
+
+def add_machine_arguments(parser: argparse.ArgumentParser, *, repeats: int = 7) -> None:
+    """`--device`, `--threads` and `--repeats`."""
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (auto)")
+    parser.add_argument("--threads", type=positive, help="CPU threads (torch's choice)")
+    parser.add_argument(
+        "--repeats", type=positive, default=repeats, help=f"measurements of each ({repeats})"
+    )
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """The device asked for; sets the number of CPU threads too.
+
+    Raises UserError where the device is not there.
+    """
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    return choose_device(args.device)
+
+
+def positive(text: str) -> int:
+    """A whole number of at least 1, for argparse."""
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return value

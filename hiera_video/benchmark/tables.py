@@ -1,0 +1,172 @@
+"""What a benchmark leaves behind: a table on the terminal, one for the docs, JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: its title, and how a row shows it (a key, or a function of the row)."""
+
+    title: str
+    show: str | Callable[[Row], Any]
+    form: str = ""
+    """Format of the value, such as ".1f"; a value of None is an empty cell."""
+
+    def text(self, row: Row) -> str:
+        value = row.get(self.show) if isinstance(self.show, str) else self.show(row)
+        return "" if value is None else format(value, self.form)
+
+
+def spread(row: Row) -> str | None:
+    """ "120-135": the quickest and the slowest measurement in milliseconds, as the median reads."""
+    if "ms_min" not in row:
+        return row.get("failed")
+    digits = 0 if row["ms_min"] >= 100 else 1 if row["ms_min"] >= 10 else 2
+    return f"{row['ms_min']:.{digits}f}-{row['ms_max']:.{digits}f}"
+
+
+def percent(key: str) -> Callable[[Row], str | None]:
+    """A share, in whole percent."""
+    return lambda row: f"{100 * row[key]:.0f} %" if row.get(key) is not None else None
+
+
+def mebibytes(key: str) -> Callable[[Row], str | None]:
+    """Bytes, in MiB."""
+    return lambda row: f"{row[key] / 2**20:,.0f}" if row.get(key) is not None else None
+
+
+TIMES = (
+    Column("median ms", "ms", ".1f"),
+    Column("min-max", spread),
+)
+"""The columns of every measurement."""
+
+
+def cells_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
+    """Titles and rows as text, without the columns in which no row has anything."""
+    lines = [[column.text(row) for column in columns] for row in rows]
+    used = [i for i in range(len(columns)) if any(line[i] for line in lines)]
+    return [[columns[i].title for i in used], *([line[i] for i in used] for line in lines)]
+
+
+def print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
+    """A plain table on standard output."""
+    cells = cells_of(rows, columns)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    for line in cells:
+        print("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip())
+
+
+def markdown_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """The same table in Markdown."""
+    cells = cells_of(rows, columns)
+    lines = [f"| {' | '.join(line)} |" for line in cells]
+    return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]]) + "\n"
+
+
+def facts_line(facts: dict[str, Any]) -> str:
+    """The conditions in one line."""
+    return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """`--json FILE` and `--markdown FILE`."""
+    parser.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
+    parser.add_argument(
+        "--markdown", metavar="FILE", help="write the table, with its conditions, to FILE"
+    )
+
+
+class Report:
+    """Collects rows; when the block ends, however it ends, prints and writes what there is.
+
+        with Report(args, facts=machine_facts(device), columns=COLUMNS) as report:
+            report.rows += ...
+
+    An interrupt or an error half-way therefore loses nothing that was measured.
+
+    Args:
+        args: of the command line, with `json` and `markdown`.
+        facts: the conditions, see `machine.machine_facts`.
+        columns: of the printed table; JSON has every key of every row.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, *, facts: dict[str, Any], columns: Sequence[Column]
+    ) -> None:
+        self.args, self.facts, self.columns = args, facts, columns
+        self.rows: list[Row] = []
+        self.notes: list[str] = []
+        """Sentences under the table."""
+        self.record: dict[str, Any] = {}
+        """More for JSON, beside the rows."""
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if not self.rows:
+            return
+        unfinished = None if error is None else str(error) or kind.__name__
+        if unfinished is not None:
+            self.notes.append(f"unfinished ({unfinished}): this is what was measured so far")
+        print(facts_line(self.facts))
+        print_table(self.rows, self.columns)
+        for note in self.notes:
+            print(note)
+        self._write(unfinished)
+
+    def _write(self, unfinished: str | None) -> None:
+        if self.args.json is not None:
+            record = {
+                "command": sys.argv,
+                "unfinished": unfinished,
+                "machine": self.facts,
+                **self.record,
+                "notes": self.notes,
+                "rows": self.rows,
+            }
+            write_text(self.args.json, json.dumps(record, indent=1, default=_plain) + "\n")
+        if self.args.markdown is not None:
+            notes = "".join(f"\n{note}\n" for note in self.notes)
+            command = shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]])
+            write_text(
+                self.args.markdown,
+                f"{facts_line(self.facts)}\n\n```\n{command}\n```\n\n"
+                f"{markdown_table(self.rows, self.columns)}{notes}",
+            )
+
+
+def write_text(path: str, text: str) -> None:
+    """Write a file, making its folder."""
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_text(text, encoding="utf-8")
+
+
+def _plain(value: Any) -> Any:
+    """What JSON has no form for."""
+    if isinstance(value, (torch.dtype, torch.device, Path)):
+        return str(value)
+    if isinstance(value, (set, frozenset)):
+        return sorted(value)
+    raise TypeError(f"{type(value).__name__} in a benchmark's record")
