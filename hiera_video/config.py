@@ -129,6 +129,9 @@ class HieraConfig(Section):
     """Blocks of the decoder (8 in the paper)."""
     decoder_num_heads: int | None = setting(None, at_least=1)
     """Heads of the decoder's attention (8 for video in the paper's table)."""
+    decode_ratio: float | None = setting(None, above=0, at_most=1)
+    """Share of the deleted mask units that a pretraining step decodes: below 1 is faster, and
+    beyond the paper. None and 1 decode them all."""
 
 
 @dataclass(frozen=True)
@@ -295,6 +298,9 @@ class TrainConfig(Section):
     """Number format of the forward pass; weights and loss stay float32."""
     compile: bool = setting(False)
     """torch.compile the model: slower to start, faster afterwards."""
+    compile_mode: str = setting("default", choices=("default", "reduce-overhead", "max-autotune"))
+    """How COMPILE goes about it: reduce-overhead replays CUDA graphs, max-autotune also takes
+    minutes to try kernels out; both are for GPUs."""
     ema_decay: float = setting(0.0, at_least=0, below=1)
     """Average of the weights over training, e.g. 0.9999, which is then what is evaluated; 0: off"""
     class_weights: str = setting("none", choices=("none", "balanced"))
@@ -485,6 +491,7 @@ class Config(Section):
             arguments["decoder_embed_dim"] = self.hiera.decoder_embed_dim
             arguments["decoder_depth"] = self.hiera.decoder_depth
             arguments["decoder_num_heads"] = self.hiera.decoder_num_heads
+            arguments["decode_ratio"] = self.hiera.decode_ratio
             del arguments["head_dropout"]  # an autoencoder has no classifier
         arguments.update(self.model.kwargs)
         return {name: value for name, value in arguments.items() if value is not None}

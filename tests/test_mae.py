@@ -58,7 +58,7 @@ def deleted_tokens_in_raster_order(model, pred, keep):
 def test_every_autoencoder_is_registered():
     sizes = ("tiny", "small", "base", "base_plus", "large", "huge")
     expected = {f"mae_hiera_{size}_{kind}" for size in sizes for kind in ("224", "16x224")}
-    assert set(list_models("mae_*")) == expected
+    assert set(list_models("mae_hiera_*")) == expected
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -328,3 +328,91 @@ def test_it_learns_32_clips_by_heart():
         if sum(losses[-10:]) / 10 < 0.5 and step > 10:
             return
     pytest.fail(f"the loss is still {losses[-1]:.3f} after {len(losses)} steps")
+
+
+# ---- decoding a part of the deleted units ----------------------------------------------------
+
+
+def partial_mae(ratio: float):
+    return redraw(small_mae("mae_hiera_tiny_16x224", decode_ratio=ratio))
+
+
+def test_partial_decoding_takes_its_loss_on_the_units_it_drew():
+    torch.manual_seed(0)
+    model = partial_mae(0.25).train()
+    clips, keep = clips_for(model), model.random_keep(2)
+    deleted = int((~keep[0]).sum())
+    out = model(clips, keep)
+    assert not (out.decoded & keep).any()
+    assert out.decoded.sum(dim=1).tolist() == [max(1, round(deleted / 4))] * 2
+    wanted = unit_ids(out.decoded, int(out.decoded[0].sum()))
+    assert out.pred.shape[:2] == (2, len(wanted) // 2)
+    expected = (out.pred - model.targets(clips, wanted)).square().mean()
+    torch.testing.assert_close(out.loss, expected)
+    out.loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_partial_decoding_draws_anew_and_repeats_with_the_seed():
+    model = partial_mae(0.25).train()
+    clips, keep = clips_for(model), model.random_keep(2)
+    drawn = []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        drawn.append(model(clips, keep).decoded)
+    assert not torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
+def test_evaluation_decodes_every_deleted_unit():
+    model, whole = partial_mae(0.25).eval(), partial_mae(1.0).eval()
+    whole.load_state_dict(model.state_dict())
+    clips, keep = clips_for(model), model.random_keep(2)
+    assert torch.equal(model(clips, keep).pred, whole(clips, keep).pred)
+    assert torch.equal(whole.train()(clips, keep).decoded, ~keep)
+
+
+def test_units_that_are_not_decoded_have_no_influence():
+    model = partial_mae(0.25).eval()
+    clips, keep = clips_for(model)[:1], model.random_keep(1)
+    visible = unit_ids(keep, int(keep.sum()))
+    wanted = unit_ids(~keep, int((~keep).sum()))
+    latent = model.encode(clips, keep)
+    with torch.no_grad():
+        some = model.decode_units(latent, visible, wanted[:2])
+        every = model.decode_units(latent, visible, wanted)
+        grid = model.decoder_pos_embed.unflatten(1, model.encoder.layout.grid_shape(2))
+        grid += 0  # a view: what follows changes the parameter
+        absent = wanted[2:]
+        units = model.encoder.layout.unit_grid
+        for unit in absent.tolist():
+            at = [int(i) for i in torch.unravel_index(torch.tensor(unit), units)]
+            t, y, x = at
+            grid[0, t, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2] += 100
+        again = model.decode_units(latent, visible, wanted[:2])
+        other = model.decode_units(latent, visible, wanted)
+    assert torch.equal(some, again)
+    assert not torch.allclose(every[:, :2], other[:, :2])
+
+
+@pytest.mark.parametrize("ratio", [0.0, -0.5, 1.5])
+def test_impossible_decode_ratios_are_named(ratio):
+    with pytest.raises(UserError, match="decode_ratio"):
+        small_mae("mae_hiera_tiny_16x224", decode_ratio=ratio)
+
+
+def test_activations_are_not_overwritten_where_gradients_need_them():
+    """Without gradients the GELU works in place: in training it must not."""
+    model = redraw(small_mae("mae_hiera_tiny_16x224")).eval()
+    clips, keep = clips_for(model), model.random_keep(2)
+    with torch.no_grad():
+        quiet = model(clips, keep).loss
+    loud = model(clips, keep).loss
+    assert torch.equal(quiet, loud)
+    loud.backward()
+    reference = redraw(small_mae("mae_hiera_tiny_16x224")).eval()
+    for block in [*reference.encoder.blocks, *reference.decoder_blocks]:
+        block.mlp.act = torch.nn.GELU()
+    reference(clips, keep).loss.backward()
+    for mine, plain in zip(model.parameters(), reference.parameters(), strict=True):
+        assert torch.equal(mine.grad, plain.grad)

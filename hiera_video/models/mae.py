@@ -48,10 +48,13 @@ class MAEOutput(NamedTuple):
     loss: Tensor
     """Mean squared error on normalised pixels of the deleted tokens; a float32 scalar."""
     pred: Tensor
-    """Predicted pixels [B, U - k, n, P]: deleted units in raster order, tokens of each in raster
-    order, P values of one token (see `MaskedAutoencoder.targets`)."""
+    """Predicted pixels [B, D, n, P] of the decoded units, in raster order, tokens of each in raster
+    order, P values of one token (see `MaskedAutoencoder.targets`). D is U - k, every deleted unit,
+    unless `decode_ratio` says fewer."""
     keep: Tensor
     """The mask used, bool [B, U], True = visible."""
+    decoded: Tensor | None = None
+    """Which units `pred` and the loss are of, bool [B, U]; None: every deleted one."""
 
 
 class MaskedAutoencoder(nn.Module):
@@ -63,6 +66,9 @@ class MaskedAutoencoder(nn.Module):
         decoder_num_heads: its heads. The published code builds 16 for every model; the paper's
             video recipe says 8 (Table 11). Weights fit both.
         mask_ratio: share of the units deleted when `forward` draws the mask.
+        decode_ratio: share of the deleted units that a training step decodes and takes its loss on,
+            drawn anew each time. Below 1 goes beyond the paper: the decoder, more than half of a
+            step, costs less, and sees fewer mask tokens. In evaluation all are decoded.
         kwargs: of the encoder, see `HieraEncoder`.
 
     The state dict speaks the published flat keys (`blocks.0...`, not `encoder.blocks.0...`).
@@ -80,6 +86,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_depth: int = 8,
         decoder_num_heads: int = 16,
         mask_ratio: float = 0.6,
+        decode_ratio: float = 1.0,
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -89,9 +96,12 @@ class MaskedAutoencoder(nn.Module):
                 f"decoder_num_heads={decoder_num_heads}"
             )
         self.encoder = HieraEncoder(*args, **{"q_pool": 2, **kwargs})
+        self.encoder._check_maskable()
         layout = self.encoder.layout
         num_kept(layout.num_units, mask_ratio)  # refuses a ratio out of range
-        self.mask_ratio = mask_ratio
+        if not 0.0 < decode_ratio <= 1.0:
+            raise UserError(f"decode_ratio={decode_ratio!r} must be above 0 and at most 1 (all)")
+        self.mask_ratio, self.decode_ratio = mask_ratio, decode_ratio
         pools = self.encoder.q_pool
         if layout.dims == 3 and layout.q_stride[0] != 1:
             raise UserError(f"a video autoencoder cannot pool time: q_stride={layout.q_stride}")
@@ -212,10 +222,23 @@ class MaskedAutoencoder(nn.Module):
             if kept == units:
                 raise UserError("keep deletes no mask unit, so there is nothing to predict")
         visible = unit_ids(keep, kept)
-        deleted = unit_ids(~keep, units - kept)
+        decoded, count = self.choose_decoded(keep, units - kept)
+        wanted = unit_ids(decoded, count)
         latent = self.encode_units(clips, keep, visible)
-        pred = self.decode_units(latent, visible, deleted)
-        return MAEOutput(self.loss(pred, self.targets(clips, deleted)), pred, keep)
+        pred = self.decode_units(latent, visible, wanted)
+        return MAEOutput(self.loss(pred, self.targets(clips, wanted)), pred, keep, decoded)
+
+    def choose_decoded(self, keep: Tensor, deleted: int) -> tuple[Tensor, int]:
+        """The units to decode, bool [B, U], and how many per clip: `decode_ratio` of the deleted.
+
+        Drawn from the default generator in training; in evaluation, all of them.
+        """
+        if not self.training or self.decode_ratio == 1.0:
+            return ~keep, deleted
+        count = max(1, round(deleted * self.decode_ratio))
+        noise = torch.rand(keep.shape, device=keep.device).masked_fill(keep, 2.0)
+        smallest = noise.argsort(dim=1)[:, :count]
+        return torch.zeros_like(keep).scatter_(1, smallest, True), count
 
     def encode(self, clips: Tensor, keep: Tensor) -> Tensor:
         """Fused, normed features of the kept units: [B, k, n, C], tokens raster in their unit."""
@@ -240,16 +263,20 @@ class MaskedAutoencoder(nn.Module):
             fused = fused + head(maps).flatten(2).transpose(1, 2).unflatten(0, fused.shape[:2])
         return fused
 
-    def decode_units(self, latent: Tensor, visible: Tensor, deleted: Tensor) -> Tensor:
-        """Kept features [B, k, n, C] -> predicted pixels of deleted units [B, U - k, n, P]."""
-        x = self.decoder_embed(latent)
-        batch, _, n, width = x.shape
-        filled = self.mask_token.to(x.dtype).expand(batch * self.num_mask_units, n, width)
-        filled = filled.index_copy(0, visible, x.flatten(0, 1))
-        x = filled.unflatten(0, (batch, -1)) + self.decoder_positions()
+    def decode_units(self, latent: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
+        """Kept features [B, k, n, C] -> predicted pixels of the wanted units [B, D, n, P].
+
+        `visible` and `wanted` are flat positions of units, see `unit_ids`. Attention is global, so
+        the visible units simply come first and the wanted ones are the rest.
+        """
+        positions = self.decoder_positions()[0]  # (U, n, W)
+        seen = self.decoder_embed(latent)
+        masks = self.mask_token + positions.index_select(0, wanted % self.num_mask_units)
+        seen = seen + positions.index_select(0, visible % self.num_mask_units).view_as(seen)
+        x = torch.cat([seen, masks.unflatten(0, (seen.shape[0], -1))], dim=1)
         for block in self.decoder_blocks:
             x = block(x)
-        return self.decoder_pred(self.decoder_norm(pick_units(x, deleted)))
+        return self.decoder_pred(self.decoder_norm(x[:, seen.shape[1] :]))
 
     def decoder_positions(self) -> Tensor:
         """Decoder positions, stored in raster order, as [1, U, n, C]."""
@@ -306,13 +333,13 @@ class MaskedAutoencoder(nn.Module):
         grid = layout.grid_shape(self.encoder.q_pool)
         return x.reshape(x.shape[0], channels, *(g * p for g, p in zip(grid, patch, strict=True)))
 
-    def targets(self, clips: Tensor, deleted: Tensor) -> Tensor:
-        """Normalised pixels of the deleted units at flat positions `deleted`: [B, U - k, n, P].
+    def targets(self, clips: Tensor, wanted: Tensor) -> Tensor:
+        """Normalised pixels of the units at flat positions `wanted`: [B, D, n, P].
 
         Each token is normalised over its pixels and channels together, with the unbiased
         variance, in float32 whatever the precision around it.
         """
-        pixels = pick_units(self.pixel_tokens(clips), deleted).float()
+        pixels = pick_units(self.pixel_tokens(clips), wanted).float()
         return (pixels - pixels.mean(-1, keepdim=True)) / (
             pixels.var(-1, keepdim=True) + TARGET_EPS
         ).sqrt()
@@ -331,7 +358,7 @@ class MaskedAutoencoder(nn.Module):
 
         Args:
             clips: normalised pixels [B, C_in, *input_size].
-            pred: [B, U - k, n, P] as `forward` returns it.
+            pred: [B, U - k, n, P] as `forward` returns it where every deleted unit is decoded.
             keep: bool [B, U].
 
         Returns:
