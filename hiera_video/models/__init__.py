@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from hiera_video.errors import UserError
-from hiera_video.models import baselines, hiera, mae
+from hiera_video.models import baselines, hiera, ladder, mae, mvit
 from hiera_video.models.hiera import Hiera, HieraEncoder
 from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
@@ -67,4 +67,4 @@ def build_model(
     return model
 
 
-del baselines, hiera, mae  # imported for what they register
+del baselines, hiera, ladder, mae, mvit  # imported for what they register

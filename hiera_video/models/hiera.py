@@ -11,7 +11,7 @@ Published names, arguments and state-dict keys; sizes from the paper's Table 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import UserError
-from hiera_video.models.layers import LAYER_NORM_EPS, Block, Head, PatchEmbed
+from hiera_video.models.layers import LAYER_NORM_EPS, Head, PatchEmbed
+from hiera_video.models.pooling import WindowConv, block_for
+from hiera_video.models.rungs import Rung, as_rung
 from hiera_video.models.tokens import (
     TokenLayout,
     count_kept,
@@ -82,6 +84,8 @@ class HieraEncoder(nn.Module):
         contrast_stem: a stem whose filters have zero mean, always, and start at six times the
             published size: it sees contrast, not brightness. For small models trained from scratch:
             where the published stem stays at chance on the camera-motion set, this one learns it.
+        rung: what the model still has of MViTv2, as a `Rung` or a mapping of its fields; nothing
+            unless said otherwise. See `rungs.py`.
 
     Raises:
         UserError: if sizes do not divide or the tuples' lengths do not fit; it says what does.
@@ -109,15 +113,18 @@ class HieraEncoder(nn.Module):
         abs_win: bool = False,
         act_checkpoint: bool = False,
         contrast_stem: bool = False,
+        rung: Rung | Mapping[str, Any] = Rung(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         check_stages(stages, q_pool=q_pool, mask_unit_attn=mask_unit_attn)
+        self.rung = rung = as_rung(rung)
         self.layout = TokenLayout(
             input_size=input_size,
             patch_stride=patch_stride,
             mask_unit_size=mask_unit_size,
             q_stride=q_stride,
             num_pools=len(stages) - 1,
+            order=rung.tokens,
         )
         self.input_size = tuple(input_size)
         self.stages, self.q_pool = tuple(stages), q_pool
@@ -133,30 +140,61 @@ class HieraEncoder(nn.Module):
             contrast=contrast_stem,
         )
         self._add_positions(embed_dim)
+        self._add_blocks(
+            (embed_dim, num_heads),
+            growth=(dim_mul, head_mul),
+            mlp_ratio=mlp_ratio,
+            drop_path_rate=drop_path_rate,
+            # without mask units to attend in, all attention is global
+            local=[rung.unit_attn and inside for inside in mask_unit_attn],
+        )
 
-        drop_path = torch.linspace(0, drop_path_rate, sum(stages), device="cpu").tolist()
+    def _add_blocks(
+        self,
+        first: tuple[int, int],
+        *,
+        growth: tuple[float, float],
+        mlp_ratio: float,
+        drop_path_rate: float,
+        local: Sequence[bool],
+    ) -> None:
+        """All blocks, from width and heads of the `first` stage and their `growth` per stage."""
+        (dim, heads), (dim_mul, head_mul) = first, growth
+        kv_stride = kv_strides(self.rung, len(self.stages))
+        drop_path = torch.linspace(0, drop_path_rate, sum(self.stages), device="cpu").tolist()
         self.blocks = nn.ModuleList()
         self.stage_dims: list[int] = []
-        dim, heads = embed_dim, num_heads
-        for stage, depth in enumerate(stages):
+        for stage, depth in enumerate(self.stages):
             for i in range(depth):
-                first = i == 0 and stage > 0
-                dim_out = int(dim * dim_mul) if first else dim
-                heads = int(heads * head_mul) if first else heads
-                block = Block(
-                    dim,
-                    dim_out,
+                enters = i == 0 and stage > 0
+                pools_queries = enters and stage <= self.q_pool
+                heads = int(heads * head_mul) if enters else heads
+                dims = self._widths(dim, stage, i, dim_mul)
+                block = block_for(
+                    self.rung,
+                    self.layout,
+                    dims,
                     heads,
+                    pools_before=self.stage_pools(stage) - pools_queries,
+                    pools_queries=pools_queries,
+                    kv_stride=kv_stride[stage],
+                    # the first block of a stage still attends as the stage before it
+                    local=local[stage - 1 if enters else stage],
                     mlp_ratio=mlp_ratio,
                     drop_path=drop_path[len(self.blocks)],
-                    q_pool=self.layout.pool_factor if first and stage <= q_pool else 1,
-                    # the first block of a stage still attends as the stage before it
-                    local=mask_unit_attn[stage - 1 if first else stage],
                 )
                 self.blocks.append(block)
-                dim = dim_out
+                dim = dims[-1]
             self.stage_dims.append(dim)
-        self.stage_ends = [sum(stages[: i + 1]) - 1 for i in range(len(stages))]
+        self.stage_ends = [sum(self.stages[: i + 1]) - 1 for i in range(len(self.stages))]
+
+    def _widths(self, dim: int, stage: int, i: int, dim_mul: float) -> tuple[int, int, int]:
+        """Channels of block `i` of a stage: coming in, after its attention, after its MLP."""
+        if self.rung.expand == "attn":
+            wider = int(dim * dim_mul) if i == 0 and stage > 0 else dim
+            return dim, wider, wider
+        last = i == self.stages[stage] - 1 and stage < len(self.stages) - 1
+        return dim, dim, int(dim * dim_mul) if last else dim
 
     # ---- facts --------------------------------------------------------------------------
 
@@ -172,15 +210,15 @@ class HieraEncoder(nn.Module):
 
     def layer_id(self, name: str) -> int:
         """Depth of a parameter for layer decay: stem, positions 0; block i: i + 1; rest last."""
-        if name.startswith(("patch_embed.", "pos_embed")):
+        if name.startswith(("patch_embed.", *POSITIONS)):
             return 0
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return self.num_layers
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone: the position embeddings."""
-        return {name for name, _ in self.named_parameters() if name.startswith("pos_embed")}
+        """Names of the parameters that weight decay must leave alone: positions, class token."""
+        return {name for name, _ in self.named_parameters() if is_position(name)}
 
     def stage_pools(self, stage: int) -> int:
         """How many poolings lie before the end of `stage` (0-based)."""
@@ -192,11 +230,16 @@ class HieraEncoder(nn.Module):
         """Pixels [B, C_in, *input_size] -> first-stage tokens [B, k, n, C] of the kept units.
 
         Raises:
-            UserError: if `clips` has another size than the model, or `keep` is no usable mask.
+            UserError: if `clips` has another size than the model, or `keep` is no usable mask, or
+                one is given to a model without mask units.
         """
         self._check_clips(clips)
         if keep is None:
-            return self.patch_embed(clips, self.layout) + self.positions()
+            tokens = self.patch_embed(clips, self.layout)
+            if self.rung.positions == "absolute":
+                tokens = tokens + self.positions()
+            return self._with_cls(tokens) if self.rung.cls_token else tokens
+        self._check_maskable()
         batch, units = clips.shape[0], self.num_mask_units
         kept = count_kept(keep, batch=batch, num_units=units)
         return self.embed_units(clips, keep, unit_ids(keep, kept))
@@ -232,16 +275,21 @@ class HieraEncoder(nn.Module):
 
         Returns:
             One tensor per stage: [B, *grid, C] (time, rows, columns) without a mask; with one,
-            [B, k, *unit, C]: the kept units, each in raster order.
+            [B, k, *unit, C]: the kept units, each in raster order. A class token is left out.
         """
-        outputs = self.forward_stages(self.embed(clips, keep))
+        outputs = [self.without_cls(x) for x in self.forward_stages(self.embed(clips, keep))]
         arrange = self.layout.to_raster if keep is None else self.layout.to_unit_raster
         return [arrange(x, self.stage_pools(stage)) for stage, x in enumerate(outputs)]
 
     def random_keep(
         self, batch: int, mask_ratio: float, generator: torch.Generator | None = None
     ) -> Tensor:
-        """A random keep mask bool [B, U] that deletes about `mask_ratio` of the units."""
+        """A random keep mask bool [B, U] that deletes about `mask_ratio` of the units.
+
+        Raises:
+            UserError: for a ratio out of range, or a model without mask units.
+        """
+        self._check_maskable()
         device = self.patch_embed.proj.weight.device if generator is None else generator.device
         noise = torch.rand(batch, self.num_mask_units, device=device, generator=generator)
         return keep_from_noise(noise, mask_ratio).to(self.patch_embed.proj.weight.device)
@@ -270,6 +318,12 @@ class HieraEncoder(nn.Module):
 
     def _add_positions(self, channels: int) -> None:
         grid, dims = self.layout.grid, self.layout.dims
+        if self.rung.cls_token:
+            self.cls_token = positions_parameter(1, 1, channels)
+        if self.rung.positions == "relative":
+            if self.abs_win:
+                raise UserError("abs_win=True needs absolute positions; this rung's are relative")
+            return
         if self.sep_pos_embed and dims != 3:
             raise UserError(f"sep_pos_embed=True needs a (T, H, W) input, not {self.input_size}")
         if self.abs_win and dims != 2 and not self.sep_pos_embed:
@@ -287,6 +341,21 @@ class HieraEncoder(nn.Module):
             self.register_parameter(name, positions_parameter(1, tokens, channels))
         if self.sep_pos_embed:
             self.pos_embed_temporal = positions_parameter(1, grid[0], channels)
+
+    def _with_cls(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, 1, n, C] with the class token before them."""
+        return torch.cat((self.cls_token.expand(tokens.shape[0], 1, 1, -1), tokens), dim=2)
+
+    def without_cls(self, tokens: Tensor) -> Tensor:
+        """Tokens [B, U, n, C] without the class token before them, if there is one."""
+        return tokens[:, :, 1:] if self.rung.cls_token else tokens
+
+    def _check_maskable(self) -> None:
+        if self.rung.tokens == "grid":
+            raise UserError(
+                "this model has no mask units to delete: its pools overlap on the whole grid "
+                "(MViTv2). From ladder_r1 on, models take masks"
+            )
 
     def _check_clips(self, clips: Tensor) -> None:
         expected = (self.patch_embed.proj.in_channels, *self.input_size)
@@ -328,7 +397,7 @@ class Hiera(HieraEncoder):
         """The published initialisation of classifiers: normal 0.02, linear and norm biases 0.02."""
         self.apply(partial(init_layer, bias=0.02))
         for name, parameter in self.named_parameters():
-            if name.startswith("pos_embed"):
+            if is_position(name):
                 nn.init.normal_(parameter, std=INIT_STD)
         if self.contrast_stem:
             init_contrast(self.patch_embed.proj.weight)
@@ -344,6 +413,11 @@ class Hiera(HieraEncoder):
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         """Last-stage tokens [B, k, n, C] -> logits [B, num_classes]."""
+        if self.rung.final == "cls":
+            return self.head(self.norm(tokens[:, 0, 0]))
+        tokens = self.without_cls(tokens)
+        if self.rung.final == "norm_mean":
+            return self.head(self.norm(tokens).mean(dim=(1, 2)))
         return self.head(self.norm(tokens.mean(dim=(1, 2))))
 
     def forward(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -359,6 +433,27 @@ class Hiera(HieraEncoder):
         return self.forward_head(self.forward_features(clips, keep))
 
 
+POSITIONS = ("pos_embed", "cls_token")
+"""How the names of what joins the tokens before the first block begin."""
+
+
+def is_position(name: str) -> bool:
+    """Whether a parameter is a position embedding, absolute or relative, or the class token."""
+    return name.startswith(POSITIONS) or ".rel_pos_" in name
+
+
+def kv_strides(rung: Rung, num_stages: int) -> Sequence[int]:
+    """Stride of keys and values in each stage.
+
+    Raises:
+        UserError: if the rung names another number of them.
+    """
+    strides = rung.kv_stride or (1,) * num_stages
+    if len(strides) != num_stages:
+        raise UserError(f"rung: kv_stride={strides} must have one stride per stage, {num_stages}")
+    return strides
+
+
 def positions_parameter(*shape: int) -> nn.Parameter:
     """Positions before initialisation."""
     return nn.Parameter(torch.zeros(*shape))
@@ -366,7 +461,7 @@ def positions_parameter(*shape: int) -> nn.Parameter:
 
 def init_layer(module: nn.Module, *, bias: float) -> None:
     """Normal 0.02 for weights, `bias` for the biases of linear layers and norms."""
-    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, WindowConv)):
         nn.init.normal_(module.weight, std=INIT_STD)
     if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
         nn.init.constant_(module.bias, bias)

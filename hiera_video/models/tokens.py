@@ -29,6 +29,10 @@ and the maximum over the four groups pools {0,1,4,5}, {2,3,6,7}, {8,9,12,13}, {1
 The same holds for 1, 2 or 3 dimensions; a video unit is 1x8x8, so time is never pooled. A unit
 longer than all pools together keeps a rest (r) as the last axis of the order.
 
+The rungs below Hiera on the ladder (`rungs.py`) pool with windows that overlap, for which a unit
+must be a picture: their tokens are in raster order inside the unit ("units"), or there is but one
+unit, the whole grid ("grid").
+
 Hiera's released code stores the same inner order with the *unit* index fastest; the functions
 computed are the same (Hiera paper, section 3.1-3.2; ladder of orders in its appendix A).
 
@@ -55,6 +59,8 @@ class TokenLayout:
         mask_unit_size: tokens of a mask unit along each dimension, e.g. (1, 8, 8).
         q_stride: pooling stride between stages, e.g. (1, 2, 2).
         num_pools: how many poolings the order inside a unit provides for (stages - 1).
+        order: of the tokens in a unit, "unrolled" or raster ("units"); "grid": raster order and
+            the whole grid as the only unit, whatever `mask_unit_size`.
 
     Raises:
         UserError: if the sizes do not divide; it names the sizes allowed.
@@ -68,6 +74,7 @@ class TokenLayout:
         mask_unit_size: Sequence[int],
         q_stride: Sequence[int],
         num_pools: int,
+        order: str = "unrolled",
     ) -> None:
         dims = len(input_size)
         if not all(len(s) == dims for s in (patch_stride, mask_unit_size, q_stride)):
@@ -76,19 +83,24 @@ class TokenLayout:
                 f"{tuple(patch_stride)}, mask_unit_size={tuple(mask_unit_size)} and q_stride="
                 f"{tuple(q_stride)} must have as many"
             )
-        multiple = tuple(p * m for p, m in zip(patch_stride, mask_unit_size, strict=True))
+        whole = order == "grid"
+        multiple = tuple(
+            p if whole else p * m for p, m in zip(patch_stride, mask_unit_size, strict=True)
+        )
         if any(size < 1 or size % m for size, m in zip(input_size, multiple, strict=True)):
             raise UserError(
                 f"input_size={tuple(input_size)} must be positive multiples of {multiple} "
-                "(one mask unit, in frames and pixels)"
+                f"({'one patch' if whole else 'one mask unit'}, in frames and pixels)"
             )
+        if whole:
+            mask_unit_size = [i // p for i, p in zip(input_size, patch_stride, strict=True)]
         pooled = tuple(s**num_pools for s in q_stride)
-        if any(m % p for m, p in zip(mask_unit_size, pooled, strict=True)):
+        if not whole and any(m % p for m, p in zip(mask_unit_size, pooled, strict=True)):
             raise UserError(
                 f"mask_unit_size={tuple(mask_unit_size)} must be multiples of {pooled}, "
                 f"what {num_pools} poolings by {tuple(q_stride)} consume"
             )
-        self.dims = dims
+        self.dims, self.order = dims, order
         self.num_pools = num_pools
         self.q_stride = tuple(q_stride)
         self.unit = tuple(mask_unit_size)
@@ -101,11 +113,13 @@ class TokenLayout:
 
     def unit_shape(self, pools: int) -> tuple[int, ...]:
         """Tokens of a unit along each dimension after `pools` poolings."""
-        return tuple(m // s**pools for m, s in zip(self.unit, self.q_stride, strict=True))
+        # rounded up: pools that overlap keep the last row of an odd grid
+        return tuple(-(-m // s**pools) for m, s in zip(self.unit, self.q_stride, strict=True))
 
     def grid_shape(self, pools: int) -> tuple[int, ...]:
         """Tokens of the whole input along each dimension after `pools` poolings."""
-        return tuple(g // s**pools for g, s in zip(self.grid, self.q_stride, strict=True))
+        units = self.unit_shape(pools)
+        return tuple(u * n for u, n in zip(self.unit_grid, units, strict=True))
 
     def to_units(self, raster: Tensor) -> Tensor:
         """Raster tokens [B, *grid, C] -> unit-major [B, U, n, C]; one copy."""
@@ -154,7 +168,12 @@ class TokenLayout:
         return units_to_raster(x, self.unit_grid)
 
     def _blocks(self, pools: int) -> list[tuple[int, ...]]:
-        """Sizes of the axes that n is made of, slowest first: one per pool still to come, rest."""
+        """Sizes of the axes that n is made of, slowest first.
+
+        Raster: the unit. Unrolled: one for each pool still to come, and the rest.
+        """
+        if self.order != "unrolled":
+            return [self.unit_shape(pools)]
         return [self.q_stride] * (self.num_pools - pools) + [self.rest]
 
 
