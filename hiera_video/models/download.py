@@ -49,15 +49,18 @@ def cache_folder() -> Path:
 def cached_path(url: str) -> Path:
     """Where the file of an address lies once fetched.
 
-    Published weights keep their published file name. Any other address gets a few digits of its
-    hash besides: "checkpoint.pth" of two servers are two files.
+    Published weights keep their published file name, or the one that the table gives them. Any
+    other address gets a few digits of its hash besides: "checkpoint.pth" of two servers are two
+    files.
     """
+    published = {row.url: row.file_name for row in PUBLISHED.values()}
+    if url in published:
+        return cache_folder() / published[url]
     name = urllib.parse.unquote(urllib.parse.urlsplit(url).path).rsplit("/", 1)[-1]
     name = "".join(c if c.isalnum() or c in "._-+" else "_" for c in name)[-100:] or "weights"
-    if url not in {row.url for row in PUBLISHED.values()}:
-        stem, dot, ending = name.rpartition(".")
-        digits = hashlib.sha256(url.encode()).hexdigest()[:8]
-        name = f"{stem or name}-{digits}{dot}{ending if stem else ''}"
+    stem, dot, ending = name.rpartition(".")
+    digits = hashlib.sha256(url.encode()).hexdigest()[:8]
+    name = f"{stem or name}-{digits}{dot}{ending if stem else ''}"
     return cache_folder() / name
 
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from hiera_video.models.key_names import HIERA_KEYS
 from hiera_video.models.pos_embed import fit_positions
 from hiera_video.models.published import PublishedWeights
 from hiera_video.models.weights_file import Checkpoint, WeightsError, first_few
 
-HEAD_KEYS = ("head.projection.weight", "head.projection.bias")
 PATCH_KERNEL = "patch_embed.proj.weight"
 
 
@@ -94,7 +94,10 @@ class Fit:
 
     def __init__(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        self.tensors = dict(checkpoint.state_dict)
+        # a model whose weights are published under other names than its own reads those too
+        read = getattr(model, "read_published_keys", dict)
+        self.tensors = read(checkpoint.state_dict)
+        self.names = getattr(model, "key_names", HIERA_KEYS)
         self.wanted = model.state_dict()
         if any(tensor.is_meta for tensor in self.wanted.values()):
             raise WeightsError(
@@ -139,28 +142,16 @@ def _unwrapped(model: nn.Module) -> nn.Module:
             return model
 
 
-def _is_decoders(key: str) -> bool:
-    """Whether an autoencoder's key belongs to what classifying has no use for.
-
-    `encoder_norm` is among them: it was fitted to the sum of several stages' features, not to what
-    the classifier's `norm` sees, and the authors do not carry it over either.
-    """
-    parts = ("decoder_", "mask_token", "encoder_norm.", "multi_scale_fusion_heads.")
-    return key.startswith(parts)
-
-
-def _is_classifiers(key: str) -> bool:
-    return key.startswith(("norm.", "head."))
-
-
 def _fit_kind(fit: Fit, *, allowed: bool) -> None:
     """Autoencoder into classifier, and the other way round where it was asked for."""
+    names = fit.names
     if fit.checkpoint.is_autoencoder and not fit.for_autoencoder:
-        fit.leave_out([key for key in fit.tensors if _is_decoders(key)])
-        fit.start_fresh(key for key in fit.wanted if _is_classifiers(key))
+        fit.leave_out([key for key in fit.tensors if key.startswith(names.decoder)])
+        fit.start_fresh(key for key in fit.wanted if key.startswith(names.classifier))
         fit.notes.append(
-            f"encoder taken out of an autoencoder: {len(fit.left_out)} tensors of its decoder, "
-            "fusion heads and encoder_norm are left out; norm and head keep their initial values"
+            f"encoder taken out of an autoencoder: {len(fit.left_out)} tensors of its "
+            f"{names.decoder_words} are left out; {names.classifier_words} keep their initial "
+            "values"
         )
     elif fit.for_autoencoder and not fit.checkpoint.is_autoencoder:
         if not allowed:
@@ -169,11 +160,11 @@ def _fit_kind(fit: Fit, *, allowed: bool) -> None:
                 "from scratch. Name an autoencoder's weights, or ask for the encoder alone "
                 "(into_autoencoder=True)"
             )
-        fit.leave_out([key for key in fit.tensors if _is_classifiers(key)])
-        fit.start_fresh(key for key in fit.wanted if _is_decoders(key))
+        fit.leave_out([key for key in fit.tensors if key.startswith(names.classifier)])
+        fit.start_fresh(key for key in fit.wanted if key.startswith(names.decoder))
         fit.notes.append(
-            "encoder taken out of a classifier: its norm and head are left out; the autoencoder's "
-            "decoder, fusion heads and encoder_norm keep their initial values"
+            f"encoder taken out of a classifier: its {names.classifier_words} are left out; the "
+            f"autoencoder's {names.decoder_words} keep their initial values"
         )
 
 
@@ -198,9 +189,10 @@ def _fit_dimensions(fit: Fit, *, allowed: bool) -> None:
     if fit.for_autoencoder and fit.checkpoint.is_autoencoder:
         # decoder_pred's rows are (channel, row, column) for images but (row, column, channel) for
         # video: of equal shape, so they would load and predict nonsense
-        fit.leave_out([key for key in fit.tensors if _is_decoders(key)])
-        fit.start_fresh(key for key in fit.wanted if _is_decoders(key))
-        done.append("decoder, fusion heads and encoder_norm keep their initial values")
+        decoder = fit.names.decoder
+        fit.leave_out([key for key in fit.tensors if key.startswith(decoder)])
+        fit.start_fresh(key for key in fit.wanted if key.startswith(decoder))
+        done.append(f"{fit.names.decoder_words} keep their initial values")
     space = fit.tensors.get("pos_embed")
     if space is not None and "pos_embed_spatial" in fit.wanted:
         fit.tensors["pos_embed_spatial"] = fit.tensors.pop("pos_embed")
@@ -216,19 +208,20 @@ def _fit_dimensions(fit: Fit, *, allowed: bool) -> None:
 
 def _fit_head(fit: Fit) -> bool:
     """Replace the head where the number of classes differs; True if the model's is a new one."""
-    there, here = fit.tensors.get(HEAD_KEYS[0]), fit.wanted.get(HEAD_KEYS[0])
+    head = fit.names.head
+    there, here = fit.tensors.get(head[0]), fit.wanted.get(head[0])
     if there is None or there.dim() != 2:
         return False
     if here is None:
-        if not any(_is_classifiers(key) for key in fit.wanted):
+        if not any(key.startswith(fit.names.classifier) for key in fit.wanted):
             return False
-        fit.leave_out(HEAD_KEYS)
+        fit.leave_out(head)
         fit.notes.append(f"head left out ({there.shape[0]} classes): the model has none")
         return False
     if there.shape[0] == here.shape[0] or there.shape[1:] != here.shape[1:]:
         return False
-    fit.leave_out(HEAD_KEYS)
-    fit.start_fresh(HEAD_KEYS)
+    fit.leave_out(head)
+    fit.start_fresh(head)
     fit.notes.append(
         f"head replaced: {there.shape[0]} -> {here.shape[0]} classes, randomly initialised"
     )
@@ -329,7 +322,8 @@ def _say_licence(row: PublishedWeights) -> None:
     """The licence of public weights, once a process."""
     if str(row) not in _licences_said:
         _licences_said.add(str(row))
+        restriction = " (not for commercial use)" if "NC" in row.licence else ""
         say(
-            f"{row}: these weights are licensed {row.licence} (not for commercial use); "
+            f"{row}: these weights are licensed {row.licence}{restriction}; "
             f"trained on {row.trained_on}"
         )

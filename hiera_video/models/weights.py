@@ -24,6 +24,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
@@ -100,7 +101,7 @@ def resolve(
     if row is None and checkpoint.model_name is None:
         row = _public_by_name(text.replace("\\", "/").rsplit("/", 1)[-1], checkpoint, model_name)
     if row is not None:
-        checkpoint.published = row
+        checkpoint.published, checkpoint.head = row, row.head
         checkpoint.model_name, checkpoint.spec = row.model, row.spec
     return checkpoint, row
 
@@ -177,7 +178,7 @@ def _public_by_name(
 ) -> PublishedWeights | None:
     """The row of a file called like a public one, if it could be that one."""
     row = by_file_name(file_name, model_name)
-    if row is None or row.num_classes != checkpoint.num_classes:
+    if row is None or row.num_classes != replace(checkpoint, head=row.head).num_classes:
         return None
     return row if checkpoint.is_autoencoder == (row.num_classes is None) else None
 

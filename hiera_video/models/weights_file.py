@@ -29,13 +29,13 @@ from torch import Tensor, nn
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import UserError
+from hiera_video.models.key_names import HIERA_KEYS
 
 if TYPE_CHECKING:
     from hiera_video.models.published import PublishedWeights
 
 STATE_KEYS = ("model_state", "state_dict", "model_state_dict", "model", "module")
-FILE_ENDINGS = (".pth", ".pyth", ".pt", ".safetensors")
-HEAD_WEIGHT = "head.projection.weight"
+FILE_ENDINGS = (".pth", ".pyth", ".pt", ".bin", ".safetensors")
 
 
 class WeightsError(UserError):
@@ -66,6 +66,8 @@ class Checkpoint:
     """The row of the table of public checkpoints, if it is one."""
     name: str = ""
     """What it is called, if it comes with the package."""
+    head: str = HIERA_KEYS.head[0]
+    """Key of the classifier's weight, if it has a classifier."""
 
     @property
     def is_autoencoder(self) -> bool:
@@ -74,9 +76,15 @@ class Checkpoint:
 
     @property
     def num_classes(self) -> int | None:
-        """Outputs of its head; None where it has no head."""
-        head = self.state_dict.get(HEAD_WEIGHT)
-        return None if head is None else head.shape[0]
+        """Outputs of its head; None where it has no head.
+
+        Where the head goes by a name unknown here, what the trainer noted of the model tells.
+        """
+        head = self.state_dict.get(self.head)
+        if head is not None:
+            return head.shape[0]
+        noted = self.model_kwargs.get("num_classes")
+        return noted if isinstance(noted, int) else None
 
     @property
     def label(self) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import UserError
+from hiera_video.models.key_names import KeyNames
 
 
 class Baseline(nn.Module):
@@ -43,7 +44,11 @@ class Baseline(nn.Module):
         super().__init__()
         self.head = network.get_submodule(head)  # before `network`: this name is the parameters'
         self.network = network
-        self.head_keys = (f"{head}.weight", f"{head}.bias")
+        self.key_names = KeyNames(
+            head=(f"{head}.weight", f"{head}.bias"),
+            classifier=(f"{head}.",),
+            classifier_words="head",
+        )
         self.input_size = tuple(input_size)
         self.any_crop = any_crop
         self.head_init_std = head_init_std
@@ -181,7 +186,7 @@ def speak_library_keys(module: nn.Module) -> None:
     """Make a module that wraps a library's `network` save and load the library's own keys.
 
     `network.blocks.0...` is written `blocks.0...`. Where the module names the last linear layer
-    `head` besides (`head_keys`), its tensors are written once, under the library's name.
+    `head` besides, its tensors are written once, under the library's name.
     """
     module.register_state_dict_post_hook(_drop_prefix)
     module.register_load_state_dict_pre_hook(_add_prefix)
@@ -201,6 +206,6 @@ def _drop_prefix(module: nn.Module, state: dict, prefix: str, _metadata: Any) ->
 def _add_prefix(module: nn.Module, state: dict, prefix: str, *_unused: Any) -> None:
     own = {key: state.pop(key) for key in list(state) if key.startswith(prefix)}
     state.update({f"{prefix}network.{key.removeprefix(prefix)}": own[key] for key in own})
-    for key in getattr(module, "head_keys", ()):
+    for key in module.key_names.head if hasattr(module, "head") else ():
         if prefix + key in own:
             state[f"{prefix}head.{key.rpartition('.')[2]}"] = own[prefix + key]

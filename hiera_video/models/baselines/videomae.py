@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from hiera_video.models.baselines.adapter import (
     recompute,
     speak_library_keys,
 )
+from hiera_video.models.key_names import KeyNames
 from hiera_video.models.mae import MAEOutput
 from hiera_video.models.tokens import count_kept
 from hiera_video.registry import MODEL_REGISTRY
@@ -70,6 +71,29 @@ SIZES: dict[str, dict[str, int]] = {
 """The published configurations (config.json of MCG-NJU/videomae-* on the Hugging Face hub)."""
 
 
+KEY_NAMES = KeyNames(
+    head=("classifier.weight", "classifier.bias"),
+    classifier=("fc_norm.", "classifier."),
+    classifier_words="fc_norm and classifier",
+    decoder=("decoder.", "encoder_to_decoder.", "mask_token", "videomae.layernorm."),
+    decoder_words="decoder and last norm",
+)
+
+
+def read_published_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict as published -> with today's keys.
+
+    The files on the hub are of a time when the two biases of an attention stood beside its linear
+    layers: `attention.q_bias` is `attention.query.bias` today, and `v_bias` `value.bias`.
+    """
+    today = {"q_bias": "query.bias", "v_bias": "value.bias"}
+    return {
+        f"{before}{dot}{today.get(last, last)}": tensor
+        for key, tensor in state.items()
+        for before, dot, last in [key.rpartition(".")]
+    }
+
+
 class VideoMAEClassifier(LayeredBaseline):
     """VideoMAE's ViT: mean over tokens, LayerNorm, one linear layer.
 
@@ -80,9 +104,12 @@ class VideoMAEClassifier(LayeredBaseline):
 
     def __init__(self, network: nn.Module, *, head_dropout: float = 0.0, **kwargs: Any) -> None:
         super().__init__(network, **kwargs)
+        self.key_names = KEY_NAMES
         if head_dropout > 0:
             self.dropout = nn.Dropout(head_dropout)
             self.head.register_forward_pre_hook(lambda _, features: self.dropout(features[0]))
+
+    read_published_keys = staticmethod(read_published_keys)
 
     def logits(self, clips: Tensor) -> Tensor:
         return self.network(clips.transpose(1, 2)).logits
@@ -98,6 +125,9 @@ class VideoMAEPretraining(nn.Module):
             176 of 196 and leaves 20 (the deleted ones are rounded down, not the kept ones).
         act_checkpoint: recompute each block in the backward pass.
     """
+
+    key_names = KEY_NAMES
+    read_published_keys = staticmethod(read_published_keys)
 
     def __init__(
         self,
