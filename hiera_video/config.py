@@ -72,7 +72,7 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-ONE_SIZE_FAMILIES = ("hiera_", "ladder_", "mvitv2_", "videomae_")
+ONE_SIZE_FAMILIES = ("hiera_", "ladder_", "mvitv2_", "mvit_", "videomae_")
 """What the names of the package's models contain that are built for one size of clips."""
 
 
@@ -463,7 +463,7 @@ class Config(Section):
                 f"DATA.MULTI_LABEL=true needs MODEL.LOSS_FUNC=bce_logit, "
                 f"not {self.model.loss_func!r}"
             )
-        if self._takes_input_size and self.data.train_crop_size != self.data.test_crop_size:
+        if self._is_of_one_size and self.data.train_crop_size != self.data.test_crop_size:
             raise ConfigError(
                 f"DATA.TEST_CROP_SIZE={self.data.test_crop_size} must equal "
                 f"DATA.TRAIN_CROP_SIZE={self.data.train_crop_size}: "
@@ -515,8 +515,16 @@ class Config(Section):
         return _assemble(_entries_of_text(text, source))
 
     @property
+    def _is_of_one_size(self) -> bool:
+        """Whether the model takes the crop that it is built for and no other: not a convolutional
+        one, whose builder says `any_crop`."""
+        name = self.model.model_name
+        builder = MODEL_REGISTRY.get(name) if name in MODEL_REGISTRY else None
+        return self._takes_input_size and not getattr(builder, "any_crop", False)
+
+    @property
     def _takes_input_size(self) -> bool:
-        """Whether the model is built for one size of clips.
+        """Whether the model is built for a size of clips.
 
         Its builder says so, once it is known: the package's own are registered by what imports
         torch, for which no config waits. Until then, and for a builder that names no arguments, the

@@ -226,7 +226,7 @@ class Predictor:
         settings.setdefault("multi_label", checkpoint.multi_label)
         return cls(
             built,
-            spec=spec or checkpoint.spec or _usual_spec(built, checkpoint, warn),
+            spec=spec or checkpoint.spec or _usual_spec(built, name, checkpoint, warn),
             classes=_class_names(built, name, names, labels, checkpoint, published, warn),
             model_name=name,
             weights_name=weights_name,
@@ -418,13 +418,18 @@ def _build(
     return model
 
 
-def _usual_spec(model: nn.Module, checkpoint: Checkpoint, warn: Callable[[str], None]) -> ClipSpec:
-    """Sampling for weights that do not say theirs: Hiera's own at the model's input size."""
-    size = tuple(getattr(model, "input_size", (16, 224, 224)))
-    if takes_images(model):
-        spec = replace(IMAGE_CLIPS, crop_size=size[-1])
-    else:
-        spec = replace(VIDEO_CLIPS, num_frames=size[0], crop_size=size[-1])
+def _usual_spec(
+    model: nn.Module, name: str, checkpoint: Checkpoint, warn: Callable[[str], None]
+) -> ClipSpec:
+    """Sampling for weights that do not say theirs: that of the public weights of this model, else
+    Hiera's own, at the model's input size."""
+    published = [PUBLISHED[name, weights].spec for weights in names_for(name)]
+    usual = published[0] if published else IMAGE_CLIPS if takes_images(model) else VIDEO_CLIPS
+    frames, size = 1, tuple(getattr(model, "input_size", (16, 224, 224)))
+    if not takes_images(model):
+        frames = size[0]
+    crop = max(usual.crop_size, size[-1]) if _takes_any_crop(model) else size[-1]
+    spec = replace(usual, num_frames=frames, crop_size=crop)
     warn(
         f"{checkpoint.label} does not say how its clips are sampled and normalised; taking "
         f"{spec.num_frames}x{spec.sampling_rate} at {spec.target_fps:g} fps, mean {spec.mean}, "
@@ -488,14 +493,23 @@ def _check_fits(model: nn.Module, spec: ClipSpec, classes: Sequence[str]) -> Non
     size = tuple(getattr(model, "input_size", ()))
     clip = (spec.num_frames, spec.crop_size, spec.crop_size)
     wanted = (1, *size) if takes_images(model) else size
-    if size and wanted != clip:
+    fits = wanted == clip
+    if _takes_any_crop(model):
+        fits = wanted[0] == clip[0] and clip[1] >= max(wanted[1:])
+    if size and not fits:
+        larger = " or larger pictures" if _takes_any_crop(model) else ""
         raise UserError(
-            f"the model takes clips of {_by(wanted)} (frames x height x width), "
+            f"the model takes clips of {_by(wanted)} (frames x height x width){larger}, "
             f"the sampling makes {_by(clip)}"
         )
     outputs = getattr(model, "num_classes", None)
     if outputs is not None and len(classes) != outputs:
         raise UserError(f"{len(classes)} class names for a model with {outputs} outputs")
+
+
+def _takes_any_crop(model: nn.Module) -> bool:
+    """Whether larger pictures than `input_size` are taken too, as convolutional networks do."""
+    return getattr(model, "any_crop", False)
 
 
 def _by(size: Sequence[int]) -> str:

@@ -103,6 +103,8 @@ def resolve(
     if row is not None:
         checkpoint.published, checkpoint.head = row, row.head
         checkpoint.model_name, checkpoint.spec = row.model, row.spec
+    else:
+        checkpoint.head = _head_of(checkpoint, checkpoint.model_name or model_name)
     return checkpoint, row
 
 
@@ -181,6 +183,12 @@ def _public_by_name(
     if row is None or row.num_classes != replace(checkpoint, head=row.head).num_classes:
         return None
     return row if checkpoint.is_autoencoder == (row.num_classes is None) else None
+
+
+def _head_of(checkpoint: Checkpoint, model_name: str | None) -> str:
+    """The key of a checkpoint's classifier, as the public weights of the same model call theirs."""
+    heads = [row.head for (owner, _), row in PUBLISHED.items() if owner == model_name]
+    return next((head for head in heads if head in checkpoint.state_dict), checkpoint.head)
 
 
 def _no_such_weights(text: str, model_name: str | None) -> str:

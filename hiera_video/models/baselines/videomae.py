@@ -29,7 +29,7 @@ from hiera_video.models.baselines.adapter import (
     speak_library_keys,
 )
 from hiera_video.models.key_names import KeyNames
-from hiera_video.models.mae import MAEOutput
+from hiera_video.models.mae import TARGET_EPS, MAEOutput
 from hiera_video.models.tokens import count_kept
 from hiera_video.registry import MODEL_REGISTRY
 
@@ -197,6 +197,34 @@ class VideoMAEPretraining(nn.Module):
             raise UserError("keep deletes no mask unit, so there is nothing to predict")
         out = self.network(clips.transpose(1, 2), bool_masked_pos=self._deleted_tokens(keep))
         return MAEOutput(out.loss, out.logits, keep)
+
+    @torch.no_grad()
+    def reconstruct(self, clips: Tensor, pred: Tensor, keep: Tensor) -> Tensor:
+        """Pixels for pictures: what was visible as it was, the deleted cubes as predicted.
+
+        Mean and deviation of each cube and channel are taken from the original, so this shows
+        structure, not brightness learnt.
+
+        Args:
+            clips: normalised pixels [B, 3, T, H, W].
+            pred: as `forward` returns it.
+            keep: bool [B, U].
+
+        Returns:
+            Pixels [B, 3, T, H, W].
+        """
+        cubes, deleted = self._cubes(clips).float(), self._deleted_tokens(keep)
+        hidden = cubes[deleted]  # (B * deleted, pixels, 3)
+        scale = (hidden.var(1, keepdim=True) + TARGET_EPS).sqrt()
+        cubes[deleted] = pred.float().reshape(hidden.shape) * scale + hidden.mean(1, keepdim=True)
+        x = cubes.unflatten(2, (TUBELET, PATCH, PATCH)).unflatten(1, self.grid)
+        return x.permute(0, 7, 1, 4, 2, 5, 3, 6).reshape(clips.shape)
+
+    def _cubes(self, clips: Tensor) -> Tensor:
+        """Pixels [B, 3, T, H, W] -> [B, tokens, pixels of a cube, 3], each in raster order."""
+        sizes = [n for pair in zip(self.grid, (TUBELET, PATCH, PATCH), strict=True) for n in pair]
+        x = clips.reshape(*clips.shape[:2], *sizes).permute(0, 2, 4, 6, 3, 5, 7, 1)
+        return x.flatten(4, 6).flatten(1, 3)
 
     def _deleted_tokens(self, keep: Tensor) -> Tensor:
         """Keep mask of tubes [B, U] -> mask of tokens [B, T/2 * U], True = deleted."""
