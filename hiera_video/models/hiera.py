@@ -22,6 +22,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import UserError
 from hiera_video.models.layers import LAYER_NORM_EPS, Head, PatchEmbed
+from hiera_video.models.mvit_keys import to_published
 from hiera_video.models.pooling import WindowConv, block_for
 from hiera_video.models.rungs import Rung, as_rung
 from hiera_video.models.tokens import (
@@ -90,6 +91,8 @@ class HieraEncoder(nn.Module):
     Raises:
         UserError: if sizes do not divide or the tuples' lengths do not fit; it says what does.
     """
+
+    read_published_keys = staticmethod(to_published)
 
     def __init__(
         self,
@@ -226,7 +229,9 @@ class HieraEncoder(nn.Module):
 
     # ---- forward ------------------------------------------------------------------------
 
-    def embed(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
+    def embed(
+        self, clips: Tensor, keep: Tensor | None = None, *, kept: int | None = None
+    ) -> Tensor:
         """Pixels [B, C_in, *input_size] -> first-stage tokens [B, k, n, C] of the kept units.
 
         Raises:
@@ -241,7 +246,7 @@ class HieraEncoder(nn.Module):
             return self._with_cls(tokens) if self.rung.cls_token else tokens
         self._check_maskable()
         batch, units = clips.shape[0], self.num_mask_units
-        kept = count_kept(keep, batch=batch, num_units=units)
+        kept = count_kept(keep, batch=batch, num_units=units, known=kept)
         return self.embed_units(clips, keep, unit_ids(keep, kept))
 
     def embed_units(self, clips: Tensor, keep: Tensor, ids: Tensor) -> Tensor:
@@ -262,9 +267,11 @@ class HieraEncoder(nn.Module):
                 outputs.append(tokens)
         return outputs
 
-    def forward_features(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward_features(
+        self, clips: Tensor, keep: Tensor | None = None, *, kept: int | None = None
+    ) -> Tensor:
         """Pixels -> tokens of the last stage [B, k, n, C], before any norm."""
-        return self.forward_stages(self.embed(clips, keep))[-1]
+        return self.forward_stages(self.embed(clips, keep, kept=kept))[-1]
 
     def stage_features(self, clips: Tensor, keep: Tensor | None = None) -> list[Tensor]:
         """Feature maps of every stage in raster order.
@@ -420,17 +427,20 @@ class Hiera(HieraEncoder):
             return self.head(self.norm(tokens).mean(dim=(1, 2)))
         return self.head(self.norm(tokens.mean(dim=(1, 2))))
 
-    def forward(self, clips: Tensor, keep: Tensor | None = None) -> Tensor:
+    def forward(
+        self, clips: Tensor, keep: Tensor | None = None, *, kept: int | None = None
+    ) -> Tensor:
         """Classify clips.
 
         Args:
             clips: normalised pixels [B, C_in, *input_size].
             keep: bool [B, U], True = visible; None for all. The same number per clip.
+            kept: that number, where it is known, see `tokens.count_kept`.
 
         Returns:
             Logits [B, num_classes], in training and in evaluation alike.
         """
-        return self.forward_head(self.forward_features(clips, keep))
+        return self.forward_head(self.forward_features(clips, keep, kept=kept))
 
 
 POSITIONS = ("pos_embed", "cls_token")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from hiera_video.models.published import PublishedWeights
 from hiera_video.models.weights_file import Checkpoint, WeightsError, first_few
 
 PATCH_KERNEL = "patch_embed.proj.weight"
+POOL_KERNEL = re.compile(r"\.attn\.pool_[qkv]\.weight$")
 
 
 @dataclass
@@ -203,7 +205,38 @@ def _fit_dimensions(fit: Fit, *, allowed: bool) -> None:
     elif space is not None and space.dim() == 3 and fit.layout is not None:
         fit.tensors["pos_embed"] = space.repeat(1, fit.layout.grid[0], 1)
         done.append("pos_embed repeated for every time step")
+    done += _inflate_pooling(fit)
     fit.notes.append("image weights inflated for video: " + "; ".join(done))
+
+
+def _inflate_pooling(fit: Fit) -> list[str]:
+    """What MViTv2 and the rungs near it need besides: kernels and positions in time, a class token.
+
+    The 2-D pooling kernels become the middle of 3-D ones that are zero elsewhere: at the ends of
+    the clip, too, a still picture is pooled as the image was.
+    """
+    done = []
+    for key, wanted in fit.wanted.items():
+        kernel = fit.tensors.get(key)
+        if (
+            POOL_KERNEL.search(key)
+            and kernel is not None
+            and (kernel.dim(), wanted.dim()) == (4, 5)
+        ):
+            inflated = torch.zeros(*kernel.shape[:2], *wanted.shape[2:3], *kernel.shape[2:])
+            inflated[:, :, wanted.shape[2] // 2] = kernel
+            fit.tensors[key] = inflated
+            done = ["pooling kernels put in the middle of kernels in time"]
+    missing = [key for key in fit.wanted if key not in fit.tensors]
+    in_time = [key for key in missing if key.endswith(".rel_pos_t")]
+    for key in in_time:
+        fit.tensors[key] = torch.zeros_like(fit.wanted[key], device="cpu")
+    if in_time:
+        done.append("relative positions in time start at zero")
+    if "cls_token" in missing:
+        fit.start_fresh(["cls_token"])
+        done.append("cls_token keeps its initial value")
+    return done
 
 
 def _fit_head(fit: Fit) -> bool:

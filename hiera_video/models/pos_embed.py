@@ -4,7 +4,8 @@ Learned embeddings are lists of tokens in raster order: [1, h*w, C] over space, 
 [1, t*h*w, C] over both at once (the autoencoder's decoder). Space is resized by bicubic
 interpolation, time by linear interpolation, both with pixel centres at half integers (PyTorch's
 align_corners=False), in float32, without antialiasing: what SlowFast and SAM 2 do. An embedding
-that has the right size already is returned untouched, bit for bit.
+that has the right size already is returned untouched, bit for bit. MViTv2's tables of relative
+positions, [distances, C] for each axis of each block, are resized by linear interpolation too.
 
 The absolute-window form (arXiv 2311.05613) writes the spatial embedding as a sum
 
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from hiera_video.models.relative_positions import resize_table
 
 if TYPE_CHECKING:
     from hiera_video.models.loading import Fit
@@ -125,6 +128,7 @@ def fit_positions(fit: Fit) -> None:
 
     What cannot be understood is left as it is, for the comparison of shapes to name.
     """
+    _fit_relative(fit)
     if fit.layout is None or not all(_is_sound(fit, name) for name in POSITIONS):
         return
     source, target = _source_grid(fit), tuple(fit.layout.grid)
@@ -218,6 +222,31 @@ def _fit_joint(fit: Fit, name: str, source: Sequence[int] | None, target: Sequen
         still = (1,) if len(target) == 2 else ()
         resized = resize_joint(embed, (*still, *source), (*still, *target))
         _put(fit, name, resized, source, target, "linear in time, bicubic in space")
+
+
+def _fit_relative(fit: Fit) -> None:
+    """Tables of relative positions of another length, in every block."""
+    lengths = set()
+    for name, wanted in fit.wanted.items():
+        table = fit.tensors.get(name)
+        if ".rel_pos_" not in name or table is None or not _is_longer_or_shorter(table, wanted):
+            continue
+        lengths.add((table.shape[0], wanted.shape[0]))
+        fit.tensors[name] = resize_table(table, wanted.shape[0])
+        fit.resized.append(name)
+    if lengths:
+        listed = ", ".join(f"{before} to {after}" for before, after in sorted(lengths))
+        fit.notes.append(f"tables of relative positions resized from {listed} distances (linear)")
+
+
+def _is_longer_or_shorter(table: Tensor, wanted: Tensor) -> bool:
+    """Whether a table is one, and differs from the wanted one in nothing but its length."""
+    return (
+        table.is_floating_point()
+        and table.dim() == wanted.dim()
+        and table.shape[1:] == wanted.shape[1:]
+        and 0 < table.shape[0] != wanted.shape[0]
+    )
 
 
 def _add_windows(fit: Fit, name: str, target: Sequence[int]) -> None:

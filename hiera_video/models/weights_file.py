@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import UserError
 from hiera_video.models.key_names import HIERA_KEYS
+from hiera_video.models.mvit_keys import head_weight
 
 if TYPE_CHECKING:
     from hiera_video.models.published import PublishedWeights
@@ -106,7 +107,8 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     content = load_untrusted(path)
     state = clean_keys(_find_state_dict(content, path), path)
     facts = content if isinstance(content, Mapping) else {}
-    return Checkpoint(state_dict=state, path=path, **_facts(facts, path))
+    head = head_weight(state) or HIERA_KEYS.head[0]
+    return Checkpoint(state_dict=state, path=path, head=head, **_facts(facts, path))
 
 
 def load_untrusted(path: str | os.PathLike) -> Any:

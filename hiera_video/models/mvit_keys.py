@@ -1,0 +1,85 @@
+"""Names of tensors in the published MViTv2 and Hiera files of others, said in ours.
+
+Our state dicts have the names of the authors' own code (SlowFast, mvit, hiera). torchvision and
+timm hold the same tensors under names of their own; `to_published` turns theirs into ours. Q, K and
+V are packed alike everywhere, so names (and the shape of torchvision's class token) are all that
+differs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+Renames = Sequence[tuple[str, str]]
+"""Pairs (pattern, replacement) of `re.sub`, applied one after the other."""
+
+TORCHVISION: Renames = (
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^pos_encoding\.class_token$", "cls_token"),
+    (r"\.attn\.project\.0\.", ".attn.proj."),
+    (r"\.attn\.pool_([qkv])\.pool\.", r".attn.pool_\1."),
+    (r"\.attn\.pool_([qkv])\.norm_act\.0\.", r".attn.norm_\1."),
+    (r"^(blocks\.\d+)\.project\.", r"\1.proj."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.3\.", ".mlp.fc2."),
+    (r"^head\.1\.", "head.projection."),
+)
+TIMM: Renames = (
+    (r"\.shortcut_proj_(attn|mlp)\.", ".proj."),
+    (r"^head\.norm\.", "norm."),
+    (r"^head\.fc\.", "head.projection."),
+)
+HEAD_WEIGHT = "head.projection.weight"
+
+_BLOCK_OF_STAGE = re.compile(r"^stages\.(\d+)\.blocks\.(\d+)\.")
+
+
+def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict with torchvision's or timm's names in the published ones; others as they are."""
+    renames = _renames(state)
+    if not renames:
+        return dict(state)
+    first = _first_blocks(state)
+
+    def flat(match: re.Match) -> str:
+        return f"blocks.{first[int(match[1])] + int(match[2])}."
+
+    translated = {}
+    for key, tensor in state.items():
+        name = _BLOCK_OF_STAGE.sub(flat, key)
+        for pattern, replacement in renames:
+            name = re.sub(pattern, replacement, name)
+        if name == "cls_token":
+            tensor = tensor.reshape(1, 1, -1)
+        translated[name] = tensor
+    return translated
+
+
+def head_weight(state: Mapping[str, Tensor]) -> str | None:
+    """Name that the weight of the classifier has in a file, ours or theirs; None without one."""
+    candidates = (HEAD_WEIGHT, "head.1.weight" if "conv_proj.weight" in state else "head.fc.weight")
+    return next((key for key in candidates if key in state), None)
+
+
+def _renames(state: Mapping[str, Tensor]) -> Renames:
+    """Whose names these are, told by one that nobody else has."""
+    if "conv_proj.weight" in state:
+        return TORCHVISION
+    timm = "stages.0.blocks.0.attn.pool_q.weight" in state or (
+        "head.fc.weight" in state and "blocks.0.attn.qkv.weight" in state
+    )
+    return TIMM if timm else ()
+
+
+def _first_blocks(state: Mapping[str, Tensor]) -> list[int]:
+    """Number of the first block of each of timm's stages, counted through."""
+    places = {
+        (int(match[1]), int(match[2])) for key in state if (match := _BLOCK_OF_STAGE.match(key))
+    }
+    depths = [0] * (1 + max((stage for stage, _ in places), default=-1))
+    for stage, block in places:
+        depths[stage] = max(depths[stage], block + 1)
+    return [sum(depths[:stage]) for stage in range(len(depths))]
