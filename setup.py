@@ -44,12 +44,14 @@ setup(
         "decord": ["decord>=0.6"],
         "safetensors": ["safetensors>=0.4"],
         "tensorboard": ["tensorboard>=2.12"],
+        "videomae": ["transformers>=5.20"],
         "test": [
             "pytest>=7.4",
             "hypothesis>=6.80",
             "ruff>=0.4",
             "hiera-transformer==0.1.4",
             "timm>=1.0",
+            "transformers>=5.20",
         ],
     },
     classifiers=[

@@ -555,7 +555,7 @@ def test_model_arguments_of_pretraining():
 
 
 def test_models_of_others_get_their_own_arguments_only():
-    cfg = load_config(None, ["MODEL.MODEL_NAME", "x3d_s", "MODEL.KWARGS", "{width: 2}"])
+    cfg = load_config(None, ["MODEL.MODEL_NAME", "my_model", "MODEL.KWARGS", "{width: 2}"])
     assert cfg.model_arguments() == {"width": 2}
 
 
