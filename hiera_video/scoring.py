@@ -58,6 +58,7 @@ def clip_scores(
     dtype: torch.dtype = torch.float32,
     multi_label: bool = False,
     on_views: Callable[[int], None] | None = None,
+    queued: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Scores of clips, each for itself: float32 [V, num_classes], on the CPU.
 
@@ -72,6 +73,7 @@ def clip_scores(
         dtype: what the forward pass computes in (autocast); softmax and mean are float32 always.
         multi_label: every class has its own yes or no: sigmoid in place of softmax.
         on_views: called after each forward pass with the number of clips it took.
+        queued: called when all work is given to the device and before it is waited for.
     """
     if model.training:
         raise ValueError("scores need model.eval(): dropout would make them random")
@@ -81,15 +83,16 @@ def clip_scores(
     distinct, row_of = distinct_clips(clips)
     rows = []
     for chosen in distinct.split(batch_size):
-        batch = clips if len(chosen) == len(clips) else clips[chosen]
+        batch = clips if len(chosen) == len(clips) else clips[chosen.to(clips.device)]
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits = model(batch.to(device, non_blocking=True))
         logits = logits.float()
-        scores = logits.sigmoid() if multi_label else logits.softmax(dim=-1)
-        rows.append(scores.cpu())
+        rows.append(logits.sigmoid() if multi_label else logits.softmax(dim=-1))
         if on_views is not None:
+            rows[-1] = rows[-1].cpu()  # done, not only queued
             on_views(int(torch.isin(distinct[row_of], chosen).sum()))
-    return torch.cat(rows)[row_of]
+    queued()
+    return torch.cat(rows).cpu()[row_of]
 
 
 def distinct_clips(clips: Tensor) -> tuple[Tensor, Tensor]:

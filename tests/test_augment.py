@@ -11,6 +11,7 @@ from hiera_video.data.augment import (
     Crop,
     TrainTransform,
     directional_classes,
+    draw_erasures,
     flip_is_safe,
     random_box,
     random_erase,
@@ -184,6 +185,34 @@ def test_erasing_happens_as_often_as_asked_and_to_all_frames_for_several_boxes()
     assert count(prob=0.0) == 0
     assert 50 <= count(prob=0.25) <= 100
     assert count(prob=1.0, most=3, mode="const") == 300
+
+
+@pytest.mark.parametrize("mode", ["pixel", "const"])
+def test_what_is_drawn_to_be_erased_is_what_is_erased_in_place(mode):
+    for seed in range(10):
+        settings = {"prob": 0.8, "mode": mode, "most": 3}
+        clip = noise(4, 3, 32, 32, seed=seed).transpose(0, 1).float()
+        drawn = draw_erasures(clip.shape, generator(seed), **settings)
+        later = clip.clone()
+        for erasure in drawn:
+            erasure.erase(later)
+        g = generator(seed)
+        now = random_erase(clip.clone(), g, **settings)
+        assert torch.equal(now, later)
+        # and the numbers after it are the same: a clip's stream does not depend on when it is done
+        other = generator(seed)
+        draw_erasures(clip.shape, other, **settings)
+        assert torch.rand(1, generator=g) == torch.rand(1, generator=other)
+
+
+def test_pixels_become_the_clip_of_the_transform():
+    transform = TrainTransform(SPEC, rand_augment="rand-m7-mstd0.5-inc1", erase_prob=0.5)
+    for seed in range(8):
+        frames = noise(4, 3, 32, 32, seed=seed)
+        pixels = transform.augment(frames, generator(seed))
+        assert pixels.frames.dtype == torch.uint8
+        clip = transform.finish(frames, generator(seed))
+        assert torch.equal(pixels.normalized(SPEC), clip)
 
 
 # ---- directions ---------------------------------------------------------------------------------

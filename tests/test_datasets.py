@@ -21,6 +21,7 @@ from hiera_video.data.datasets import (
     GIVE_UP_AFTER,
     Batch,
     DataError,
+    Erased,
     Failed,
     VideoDataset,
     build_loader,
@@ -83,8 +84,10 @@ def same(batches, others):
 
 
 def pictures(clips, spec=PLAIN_SPEC):
-    """The indices in the pictures of float [B, 3, T, H, W], back from normalisation."""
-    pixels = (clips * spec.std[0] + spec.mean[0]) * 255
+    """The indices in the pictures of [B, 3, T, H, W], uint8 or back from normalisation."""
+    pixels = clips
+    if clips.dtype != torch.uint8:
+        pixels = (clips * spec.std[0] + spec.mean[0]) * 255
     return [[read_index(frame) for frame in clip.unbind(1)] for clip in pixels]
 
 
@@ -258,7 +261,8 @@ def test_test_views_are_those_of_the_demo(manifest, folder):
     assert batch.views.tolist() == list(range(6)) * 12
     assert batch.video_ids.tolist() == [v for v in range(12) for _ in range(6)]
     expected = load_test_views(str(folder / "clip 3.mp4"), SPEC, 2, 3)
-    assert torch.equal(batch.clips[18:24], expected)
+    assert batch.clips.dtype == torch.uint8
+    assert torch.equal(batch.normalized(SPEC).clips[18:24], expected)
 
 
 def test_every_video_is_tested_once_by_any_number_of_processes(manifest):
@@ -552,10 +556,13 @@ def test_sizes_that_do_not_fit_are_told(manifest):
     assert [len(b.video_ids) for b in small] == [3, 3, 3, 3]
 
 
-def test_a_batch_moves_whole():
-    batch = Batch(
-        torch.zeros(1, 3, 1, 2, 2), torch.zeros(1), torch.zeros(1), torch.zeros(1), ("x",)
-    )
+def test_what_a_model_needs_of_a_batch_moves_and_the_bookkeeping_stays():
+    erased = Erased(((0, 0, 0, 1, 1),), torch.zeros(3))
+    zeros = torch.zeros(1)
+    batch = Batch(torch.zeros(1, 3, 1, 2, 2), zeros, zeros, zeros, ("x",), erased)
     moved = batch.to("meta")
-    assert all(tensor.device.type == "meta" for tensor in moved[:4])
+    assert all(tensor.device.type == "meta" for tensor in moved.travelling())
+    assert len(moved.travelling()) == 3
+    assert moved.video_ids.device.type == moved.views.device.type == "cpu"
     assert moved.failed == ("x",)
+    assert moved.erased.boxes == erased.boxes

@@ -5,7 +5,13 @@ import torch
 from torch import Tensor
 
 from hiera_video.data import transforms
-from hiera_video.data.transforms import normalize, resize_short_side, spatial_crops
+from hiera_video.data.transforms import (
+    normalize,
+    normalize_clips,
+    planar,
+    resize_short_side,
+    spatial_crops,
+)
 from hiera_video.errors import UserError
 
 
@@ -114,6 +120,27 @@ def test_normalisation_is_per_channel_and_puts_channels_first():
     for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
         expected = (frames[:, channel].double() / 255 - mean) / std
         torch.testing.assert_close(clip[channel].double(), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_clips_normalised_together_are_bit_for_bit_those_normalised_alone(interleaved):
+    frames = torch.randint(0, 256, (3, 5, 3, 7, 9), dtype=torch.uint8)  # [B, T, 3, H, W]
+    if interleaved:
+        frames = frames.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    clips = normalize_clips(frames.transpose(1, 2), mean, std)
+    assert clips.shape == (3, 3, 5, 7, 9)
+    assert clips.is_contiguous()
+    assert torch.equal(clips, torch.stack([normalize(clip, mean, std) for clip in frames]))
+    assert normalize_clips(frames[:0].transpose(1, 2), mean, std).shape == (0, 3, 5, 7, 9)
+
+
+def test_planes_are_what_contiguous_gives():
+    frames = torch.randint(0, 256, (2, 7, 9, 3), dtype=torch.uint8).permute(0, 3, 1, 2)
+    for view in (frames, frames.contiguous(), frames[..., 1:5, 2:8], frames.flip(-1), frames[:0]):
+        planes = planar(view)
+        assert planes.is_contiguous()
+        assert torch.equal(planes, view)
 
 
 @pytest.mark.parametrize("num_crops", [0, 2, 4, -1])

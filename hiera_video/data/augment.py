@@ -1,8 +1,9 @@
 """Random transforms of training clips: crop, flip, RandAugment, erase.
 
-A clip goes in as uint8 [T, 3, H, W] and comes out as float32 [3, T, S, S]. Every random choice is
-made once per clip, so that all its frames move alike, and from the generator that the caller gives:
-the same generator, the same clip.
+A clip goes in as uint8 [T, 3, H, W] and comes out as float32 [3, T, S, S]; or, half way, as
+`Pixels`, for the device that computes to normalise. Every random choice is made once per clip, so
+that all its frames move alike, and from the generator that the caller gives: the same generator,
+the same clip.
 
     transform = TrainTransform(spec, area=(0.08, 1.0), rand_augment="rand-m7-mstd0.5-inc1")
     clip = transform(frames, torch.Generator().manual_seed(1))
@@ -50,6 +51,45 @@ class Crop(NamedTuple):
         return box.flip(-1) if self.flip else box
 
 
+class Erasure(NamedTuple):
+    """A box that all frames of a clip have lost, pixels, and what stands in its place."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    noise: Tensor | None
+    """float32 [3, T, height, width]; None is zero, the mean colour."""
+
+    def erase(self, clip: Tensor) -> None:
+        """Do it to a normalised clip [3, T, S, S], in place."""
+        rows, columns = (
+            slice(self.top, self.top + self.height),
+            slice(self.left, self.left + self.width),
+        )
+        region = clip[:, :, rows, columns]
+        if self.noise is None:
+            region.zero_()
+        else:
+            region.copy_(self.noise)
+
+
+class Pixels(NamedTuple):
+    """A clip on its way to a model: a quarter of the bytes that it will be when normalised."""
+
+    frames: Tensor
+    """uint8 [T, 3, S, S], in any layout."""
+    erased: tuple[Erasure, ...] = ()
+    """In their order; a later one covers an earlier one."""
+
+    def normalized(self, spec: ClipSpec) -> Tensor:
+        """float32 [3, T, S, S]."""
+        clip = normalize(self.frames, spec.mean, spec.std)
+        for erasure in self.erased:
+            erasure.erase(clip)
+        return clip
+
+
 @dataclass(frozen=True)
 class TrainTransform:
     """What happens to a training clip between decoding and the model.
@@ -93,20 +133,24 @@ class TrainTransform:
         box = random_box(height, width, self.area, self.aspect, generator)
         return Crop(*box, flip=uniform(generator, 1)[0] < self.flip)
 
-    def finish(self, frames: Tensor, generator: Generator) -> Tensor:
-        """Cropped uint8 [T, 3, S, S] -> augmented, normalised float32 [3, T, S, S]."""
+    def augment(self, frames: Tensor, generator: Generator) -> Pixels:
+        """Cropped uint8 [T, 3, S, S] -> augmented, with what is to be erased once normalised."""
         if policy := self._policy():
             frames = policy(frames, generator)
-        clip = normalize(frames, self.spec.mean, self.spec.std)
-        if self.erase_prob:
-            random_erase(
-                clip,
-                generator,
-                prob=self.erase_prob,
-                mode=self.erase_mode,
-                most=self.erase_count,
-            )
-        return clip
+        if not self.erase_prob:
+            return Pixels(frames)
+        erased = draw_erasures(
+            (3, len(frames), *frames.shape[-2:]),
+            generator,
+            prob=self.erase_prob,
+            mode=self.erase_mode,
+            most=self.erase_count,
+        )
+        return Pixels(frames, erased)
+
+    def finish(self, frames: Tensor, generator: Generator) -> Tensor:
+        """Cropped uint8 [T, 3, S, S] -> augmented, normalised float32 [3, T, S, S]."""
+        return self.augment(frames, generator).normalized(self.spec)
 
     def _policy(self) -> RandAugment | None:
         if not self.rand_augment:
@@ -164,6 +208,19 @@ def random_erase(
 ) -> Tensor:
     """With probability `prob` erase 1 to `most` boxes of a normalised clip [3, T, S, S], in place.
 
+    See `draw_erasures`, which draws them.
+    """
+    for erasure in draw_erasures(clip.shape, generator, prob=prob, mode=mode, most=most):
+        erasure.erase(clip)
+    return clip
+
+
+def draw_erasures(
+    shape: Sequence[int], generator: Generator, *, prob: float, mode: str = "pixel", most: int = 1
+) -> tuple[Erasure, ...]:
+    """What is to be erased of a clip of `shape` (3, T, S, S): with probability `prob`, 1 to `most`
+    boxes, else nothing.
+
     The box is the same in every frame; "pixel" fills it with standard normal noise of its own in
     every pixel and frame, "const" with zero. Areas and aspects are timm's (2 % to a third, 0.3 to
     3.3), where a box that would stick out is drawn again. Unlike SlowFast, all frames are erased
@@ -171,18 +228,14 @@ def random_erase(
     """
     chance, how_many = uniform(generator, 2)
     if chance >= prob:
-        return clip
-    count = 1 + int(how_many * most)
-    for _ in range(count):
-        box = random_box(*clip.shape[-2:], ERASED_AREA, ERASED_ASPECT, generator)
-        top, left, height, width = box
-        region = clip[:, :, top : top + height, left : left + width]
-        if mode == "pixel":
-            # Contiguous noise, then one copy: normal_ on a strided view is four times as slow.
-            region.copy_(torch.randn(region.shape, generator=generator))
-        else:
-            region.zero_()
-    return clip
+        return ()
+    erasures = []
+    for _ in range(1 + int(how_many * most)):
+        box = random_box(*shape[-2:], ERASED_AREA, ERASED_ASPECT, generator)
+        size = (*shape[:2], *box[2:])
+        noise = torch.randn(size, generator=generator) if mode == "pixel" else None
+        erasures.append(Erasure(*box, noise))
+    return tuple(erasures)
 
 
 # ---- labels that a mirror would make wrong ------------------------------------------------------

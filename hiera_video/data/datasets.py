@@ -3,7 +3,11 @@
     dataset = VideoDataset(manifest, spec, transform=TrainTransform(spec), seed=1)
     loader = build_loader(dataset, batch_size=64, num_workers=8, start_step=120)
     for batch in loader:
-        ...  # batch.clips float32 [B, 3, T, S, S]
+        batch = batch.to(device).normalized(spec)  # batch.clips float32 [B, 3, T, S, S]
+
+Clips come as uint8 and are normalised where they are used: a quarter of the bytes through shared
+memory, page-locked memory and the bus, and less work for the workers, which decide how fast a GPU
+is fed. `engine/feeding.py` does so one batch ahead.
 
 Randomness is arithmetic. The order of an epoch is a function of (seed, epoch); where a clip starts
 and how it is cropped and augmented, of (seed, epoch, video, view). There is no generator state, so
@@ -41,7 +45,7 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.augment import TrainTransform, directional_classes
+from hiera_video.data.augment import Pixels, TrainTransform, directional_classes
 from hiera_video.data.decode import TIME_LIMIT, DecodeError, VideoInfo, VideoReader
 from hiera_video.data.frame_folder import FrameFolder, open_video
 from hiera_video.data.guard import (
@@ -56,7 +60,8 @@ from hiera_video.data.guard import (
 from hiera_video.data.manifests import DataError, Manifest
 from hiera_video.data.randomness import epoch_order, generator_for, uniform
 from hiera_video.data.sampling import Indices, training_clip
-from hiera_video.data.views import load_test_views
+from hiera_video.data.transforms import normalize_clips
+from hiera_video.data.views import read_view_pixels, views_of
 from hiera_video.errors import RunFailed
 
 __all__ = [
@@ -82,6 +87,27 @@ class Failed(NamedTuple):
     reason: str
 
 
+class Erased(NamedTuple):
+    """The boxes that the clips of a batch have lost, in the order in which they are filled."""
+
+    boxes: tuple[tuple[int, int, int, int, int], ...] = ()
+    """(clip, top, left, height, width) each."""
+    noise: Tensor | None = None
+    """float32, flat: what fills the boxes, [3, T, height, width] each, one after the other. None:
+    they are filled with zero."""
+
+    def erase(self, clips: Tensor) -> None:
+        """Do it to normalised clips [B, 3, T, S, S], in place."""
+        start = 0
+        for clip, top, left, height, width in self.boxes:
+            region = clips[clip, :, :, top : top + height, left : left + width]
+            if self.noise is None:
+                region.zero_()
+            else:
+                region.copy_(self.noise[start : start + region.numel()].view(region.shape))
+                start += region.numel()
+
+
 class Batch(NamedTuple):
     """What the data hands to the engine.
 
@@ -90,25 +116,40 @@ class Batch(NamedTuple):
     """
 
     clips: Tensor
-    """float32 [B, 3, T, S, S], normalised."""
+    """uint8 [B, 3, T, S, S] in any layout, as loaders give it; after `normalized`, float32."""
     labels: Tensor
     """int64 [B] (-1: none), or float32 [B, K] of zeros and ones where labels are several; mixing
     turns either into soft targets [B, K]."""
     video_ids: Tensor
-    """int64 [B]: the video's place in the manifest."""
+    """int64 [B]: the video's place in the manifest. Stays on the CPU, as all bookkeeping does."""
     views: Tensor
-    """int64 [B]: which clip of its video."""
+    """int64 [B]: which clip of its video. Stays on the CPU."""
     failed: tuple[Failed, ...] = ()
     """The videos of this batch that could not be read."""
+    erased: Erased = Erased()
+    """What `normalized` is to erase."""
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
-        """The same batch on `device`."""
-        moved = (tensor.to(device, non_blocking=non_blocking) for tensor in self[:4])
-        return Batch(*moved, self.failed)
+        """The same batch with its clips and labels on `device`."""
+        clips, labels, *noise = (
+            tensor.to(device, non_blocking=non_blocking) for tensor in self.travelling()
+        )
+        erased = self.erased._replace(noise=noise[0]) if noise else self.erased
+        return self._replace(clips=clips, labels=labels, erased=erased)
 
-    def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, from which copies to a GPU overlap with work."""
-        return Batch(*(tensor.pin_memory() for tensor in self[:4]), self.failed)
+    def travelling(self) -> tuple[Tensor, ...]:
+        """The tensors that `to` moves."""
+        noise = () if self.erased.noise is None else (self.erased.noise,)
+        return (self.clips, self.labels, *noise)
+
+    def normalized(self, spec: ClipSpec) -> Batch:
+        """The batch with clips as models take them, contiguous float32 [B, 3, T, S, S], normalised
+        and erased; itself where that is done."""
+        if self.clips.dtype != torch.uint8:
+            return self
+        clips = normalize_clips(self.clips, spec.mean, spec.std)
+        self.erased.erase(clips)
+        return self._replace(clips=clips, erased=Erased())
 
 
 class Sample(NamedTuple):
@@ -125,7 +166,7 @@ class Sample(NamedTuple):
 class Clips(NamedTuple):
     """What one video gives: N clips, neighbours in a batch."""
 
-    clips: Tensor | list[Tensor]  # N x [3, T, S, S]
+    clips: list[Pixels]  # N x [T, 3, S, S]
     label: int | tuple[int, ...]
     video_id: int
 
@@ -154,8 +195,8 @@ class TrainReader:
     def spec(self) -> ClipSpec:
         return self.transform.spec
 
-    def __call__(self, sample: Sample) -> list[Tensor]:
-        """Float32 [3, T, S, S] for each view. Raises DecodeError."""
+    def __call__(self, sample: Sample) -> list[Pixels]:
+        """uint8 [T, 3, S, S] for each view, and what is to be erased of it. Raises DecodeError."""
         key = (self.seed, sample.epoch, sample.video_id)
         with open_video(sample.path, self.decoder) as reader:
             places = [
@@ -169,7 +210,7 @@ class TrainReader:
             ]
             cropped = self._read(reader, views)
         return [
-            self.transform.finish(frames, generator)
+            self.transform.augment(frames, generator)
             for frames, (_, generator) in zip(cropped, views, strict=True)
         ]
 
@@ -213,11 +254,11 @@ class TestReader:
     num_crops: int = 1
     decoder: str = "auto"
 
-    def __call__(self, sample: Sample) -> Tensor:
-        """Float32 [num_views * num_crops, 3, T, S, S]. Raises DecodeError."""
-        return load_test_views(
-            sample.path, self.spec, self.num_views, self.num_crops, decoder=self.decoder
-        )
+    def __call__(self, sample: Sample) -> list[Pixels]:
+        """uint8 [T, 3, S, S], num_views * num_crops times. Raises DecodeError."""
+        with open_video(sample.path, self.decoder) as reader:
+            views = views_of(reader, self.spec, self.num_views)
+            return [Pixels(f) for f in read_view_pixels(reader, views, self.spec, self.num_crops)]
 
 
 def _rows(frames: Tensor, rows: np.ndarray) -> Tensor:
@@ -240,8 +281,8 @@ class VideoDataset(Dataset):
     `lost` holds the videos that ended the workers that read them, {video id: reason}: these are not
     touched again.
 
-    `dataset[i]` (epoch 0) and `dataset[epoch, i]` give a list of float32 [3, T, S, S], or a
-    `Failed`.
+    `dataset[i]` (epoch 0) and `dataset[epoch, i]` give a list of normalised float32 [3, T, S, S],
+    or a `Failed`.
 
     Raises DataError where a mirrored video would have a wrong label (`check_flip`).
     """
@@ -291,7 +332,9 @@ class VideoDataset(Dataset):
     def __getitem__(self, key: int | tuple[int, int]) -> list[Tensor] | Failed:
         epoch, video_id = key if isinstance(key, tuple) else (0, key)
         clips = _read(self.reader, self.sample(video_id, epoch))
-        return clips if isinstance(clips, Failed) else list(clips.clips)
+        if isinstance(clips, Failed):
+            return clips
+        return [pixels.normalized(self.spec) for pixels in clips.clips]
 
 
 def check_flip(manifest: Manifest) -> None:
@@ -338,16 +381,17 @@ class _Collate:
     def __call__(self, items: Sequence[Clips | Failed]) -> Batch:
         failed = tuple(item for item in items if isinstance(item, Failed))
         read = [item for item in items if isinstance(item, Clips)]
-        clips = [clip for item in read for clip in item.clips]
+        pixels = [clip for item in read for clip in item.clips]
         counts = torch.tensor([len(item.clips) for item in read], dtype=torch.int64)
         ids = torch.tensor([item.video_id for item in read], dtype=torch.int64)
         views = [torch.arange(count) for count in counts.tolist()]
         return Batch(
-            clips=default_collate(clips) if clips else self._no_clips(),
+            clips=_stacked([clip.frames for clip in pixels]) if pixels else self._no_clips(),
             labels=self._labels([item.label for item in read]).repeat_interleave(counts, dim=0),
             video_ids=ids.repeat_interleave(counts),
             views=torch.cat(views) if views else counts,
             failed=failed,
+            erased=_erased(pixels),
         )
 
     def _labels(self, labels: Sequence[int | tuple[int, ...]]) -> Tensor:
@@ -360,7 +404,23 @@ class _Collate:
 
     def _no_clips(self) -> Tensor:
         size = self.spec.crop_size
-        return torch.empty(0, 3, self.spec.num_frames, size, size)
+        return torch.empty(0, 3, self.spec.num_frames, size, size, dtype=torch.uint8)
+
+
+def _stacked(clips: Sequence[Tensor]) -> Tensor:
+    """B times uint8 [T, 3, S, S] -> [B, 3, T, S, S], colours interleaved in memory if the first
+    clip's are: taking them apart would cost more than the copy, and a GPU does it for nothing."""
+    if clips[0].stride(1) == 1:
+        return default_collate([clip.permute(0, 2, 3, 1) for clip in clips]).permute(0, 4, 1, 2, 3)
+    return default_collate(list(clips)).transpose(1, 2)
+
+
+def _erased(clips: Sequence[Pixels]) -> Erased:
+    """The erasures of all clips together."""
+    found = [(row, erasure) for row, clip in enumerate(clips) for erasure in clip.erased]
+    boxes = tuple((row, *erasure[:4]) for row, erasure in found)
+    noise = [erasure.noise.flatten() for _, erasure in found if erasure.noise is not None]
+    return Erased(boxes, torch.cat(noise) if noise else None)
 
 
 # ---- which videos, in which order ---------------------------------------------------------------
@@ -580,7 +640,8 @@ class Loader:
                 dataset.reader,
                 reading=self._workers and self._workers.reading,
                 time_limit=self._workers.time_limit if self._workers else VIDEO_TIME_LIMIT,
-                memory_limit=MEMORY_LIMIT + 3 * _bytes_per_video(dataset),
+                # Augmentation works on floats, now and then.
+                memory_limit=MEMORY_LIMIT + 3 * torch.float32.itemsize * _bytes_per_video(dataset),
             ),
             batch_sampler=self._course,
             num_workers=num_workers,
@@ -819,7 +880,7 @@ def _prefetch(dataset: VideoDataset, videos: int) -> int:
 
 def _bytes_per_video(dataset: VideoDataset) -> int:
     """Of the clips that one video gives."""
-    return 4 * 3 * dataset.spec.num_frames * dataset.spec.crop_size**2 * dataset.clips_per_video
+    return 3 * dataset.spec.num_frames * dataset.spec.crop_size**2 * dataset.clips_per_video
 
 
 _LARGE_BATCH = 128 << 20

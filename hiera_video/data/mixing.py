@@ -64,15 +64,16 @@ class Mixing:
         off = self.mixup_alpha == self.cutmix_alpha == 0
         if chance >= self.prob or off or len(batch.labels) < 2:
             return batch._replace(labels=targets)
-        order = pairing(batch.video_ids).to(batch.clips.device)
+        order = pairing(batch.video_ids)
+        there = order.to(batch.clips.device, non_blocking=True)
         with global_seed(lent_seed):
             # Its own row number as the label of each clip gives the mixing matrix, which is then
             # applied to any kind of target: PyTorchVideo itself mixes single labels only.
             mix = self._mix(switch, num_classes=len(order))
-            clips, shares = mix(batch.clips[order], torch.arange(len(order)))
+            clips, shares = mix(batch.clips[there], torch.arange(len(order)))
         return batch._replace(
             clips=clips,
-            labels=shares.to(targets) @ targets[order],
+            labels=shares.to(targets, non_blocking=True) @ targets[there],
             video_ids=batch.video_ids[order],
             views=batch.views[order],
         )

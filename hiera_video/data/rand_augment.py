@@ -28,6 +28,7 @@ from torch import Generator, Tensor
 
 from hiera_video.compat import ensure_pytorchvideo
 from hiera_video.data.randomness import draw_seed, global_seed
+from hiera_video.data.transforms import planar
 from hiera_video.errors import UserError
 
 ensure_pytorchvideo()
@@ -53,7 +54,7 @@ class RandAugment:
     def __call__(self, frames: Tensor, generator: Generator) -> Tensor:
         # Decoded and resized frames have their colours interleaved; most kernels are faster, and a
         # warp can take all frames at once, where they are not.
-        frames = frames.contiguous()
+        frames = planar(frames)
         with global_seed(draw_seed(generator)):
             return _operations(self)(frames)
 

@@ -1,7 +1,8 @@
 """From decoded frames to what a model takes, without any randomness: resize, crop, normalise.
 
 The test-time half; random augmentation for training is in `augment.py`. Frames are uint8
-[T, 3, H, W] (RGB), and a model's clip is float32 [3, T, S, S].
+[T, 3, H, W] (RGB), and a model's clip is float32 [3, T, S, S]. Clips travel as uint8, a quarter of
+the bytes, and are normalised on the device that computes.
 
 Resizing is bilinear *with* antialiasing. SlowFast's is without, on Kinetics copies that were
 already reduced to about 256 or 340 pixels, where the two hardly differ; a phone's 1080p or 4K file
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -68,12 +70,31 @@ def spatial_crops(frames: Tensor, crop_size: int, num_crops: int) -> list[Tensor
 
 def normalize(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """uint8 [T, 3, S, S] -> float32 [3, T, S, S]: to [0, 1], minus `mean`, over `std`."""
-    clip = frames.new_empty((3, len(frames), *frames.shape[-2:]), dtype=torch.float32)
+    return normalize_clips(frames.transpose(0, 1)[None], mean, std)[0]
+
+
+def normalize_clips(clips: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """`normalize` for clips uint8 [B, 3, T, S, S], on the device where they are: float32, the same
+    shape, contiguous. The same numbers, bit for bit, for any B and any layout of the pixels."""
+    out = torch.empty(clips.shape, dtype=torch.float32, device=clips.device)
     # Colour by colour and in place: a third of the time of one broadcast over all three, whose
-    # temporaries are as large as the clip. (x / 255 - mean) / std == x * scale + shift.
-    for plane, colour, m, s in zip(clip, frames.unbind(1), mean, std, strict=True):
-        plane.copy_(colour).mul_(1 / (255 * s)).add_(-m / s)
-    return clip
+    # temporaries are as large as the clips. (x / 255 - mean) / std == x * scale + shift.
+    for colour, (m, s) in enumerate(zip(mean, std, strict=True)):
+        out[:, colour].copy_(clips[:, colour]).mul_(1 / (255 * s)).add_(-m / s)
+    return out
+
+
+def planar(frames: Tensor) -> Tensor:
+    """uint8 [T, 3, H, W] with each colour's pixels together: contiguous, as `.contiguous()` gives.
+
+    Decoded frames have their colours interleaved; taking them apart is four times as fast in numpy.
+    """
+    if frames.is_contiguous() or frames.stride(1) != 1:
+        return frames.contiguous()
+    out = np.empty(tuple(frames.shape), np.uint8)
+    for colour in range(frames.shape[1]):
+        out[:, colour] = frames[:, colour].numpy()
+    return torch.from_numpy(out)
 
 
 def check_num_crops(num_crops: int) -> None:

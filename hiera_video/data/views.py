@@ -19,7 +19,7 @@ from hiera_video.data.decode import VideoReader
 from hiera_video.data.frame_folder import FrameFolder, open_video
 from hiera_video.data.guarded_video import GuardedVideo
 from hiera_video.data.sampling import Indices, uniform_views
-from hiera_video.data.transforms import SPATIAL_CROPS, normalize, spatial_crops
+from hiera_video.data.transforms import SPATIAL_CROPS, normalize_clips, spatial_crops
 from hiera_video.errors import UserError
 
 _DECODED_BYTES = 128 << 20
@@ -61,13 +61,24 @@ def load_test_views(
 
 def read_test_views(reader: Reader, spec: ClipSpec, num_views: int, num_crops: int) -> Tensor:
     """What `load_test_views` gives, of an open video."""
-    info = reader.info
-    views = uniform_views(info.num_frames, info.fps, spec, num_views)
-    return read_views(reader, views, spec, num_crops)
+    return read_views(reader, views_of(reader, spec, num_views), spec, num_crops)
+
+
+def views_of(reader: Reader, spec: ClipSpec, num_views: int) -> Indices:
+    """The frames of the test's `num_views` clips of an open video: int64 [K, T]."""
+    return uniform_views(reader.info.num_frames, reader.info.fps, spec, num_views)
 
 
 def read_views(reader: Reader, views: Indices, spec: ClipSpec, num_crops: int) -> Tensor:
     """The clips at the frames `views` [K, T] of an open video: float32 [K * S, 3, T, H, W]."""
+    clips = torch.stack(read_view_pixels(reader, views, spec, num_crops)).transpose(1, 2)
+    return normalize_clips(clips, spec.mean, spec.std)
+
+
+def read_view_pixels(
+    reader: Reader, views: Indices, spec: ClipSpec, num_crops: int
+) -> list[Tensor]:
+    """`read_views` before it is normalised: K * S times uint8 [T, 3, H, W]."""
     wanted, place = np.unique(views, return_inverse=True)
     place = torch.from_numpy(place.reshape(views.shape))
     step = max(1, _DECODED_BYTES // (3 * reader.info.width * reader.info.height))
@@ -76,9 +87,7 @@ def read_views(reader: Reader, views: Indices, spec: ClipSpec, num_crops: int) -
         for i in range(0, len(wanted), step)
     ]
     crops = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]  # S x [U, 3, H, W]
-    return torch.stack(
-        [normalize(crop[frames], spec.mean, spec.std) for frames in place for crop in crops]
-    )
+    return [crop[frames] for frames in place for crop in crops]
 
 
 def _crops(reader: Reader, indices: Indices, crop_size: int, num_crops: int) -> list[Tensor]:

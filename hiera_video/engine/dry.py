@@ -18,6 +18,7 @@ import torch
 
 from hiera_video.engine import optim, preflight, report, train
 from hiera_video.engine.distributed import World
+from hiera_video.engine.feeding import Feeder
 
 STAND_INS = 4
 """Generated videos; a list names them over and over."""
@@ -69,7 +70,7 @@ def _run(cfg: Any, world: World, voice: report.Report, *, steps: int, generated:
 
     trained = [p for p in model.parameters() if p.requires_grad]
     train.set_mode(model, linear_probe=cfg.train.linear_probe)
-    batches, clock = iter(loader), report.Clock()
+    batches, clock = Feeder(loader, world.device, dataset.spec), report.Clock()
     seconds: list[float] = []
     for step in range(steps):
         began = time.perf_counter()

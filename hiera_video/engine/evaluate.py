@@ -21,6 +21,7 @@ from hiera_video import __version__
 from hiera_video.data.datasets import Failed, Loader, VideoDataset, build_loader
 from hiera_video.data.manifests import Manifest
 from hiera_video.engine import checkpoint, distributed, metrics, preflight, report, tasks
+from hiera_video.engine.feeding import Feeder
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
 from hiera_video.models.weights import Checkpoint, load_weights, resolve
@@ -62,7 +63,8 @@ def score_videos(
     """
     model.eval()
     ids, rows, failed = [], [], []
-    for batch in loader:
+    batches = Feeder(loader, world.device, loader.dataset.spec)
+    for batch in batches:
         if stopped():
             break
         failed += batch.failed
@@ -74,6 +76,7 @@ def score_videos(
                 device=world.device,
                 dtype=precision,
                 multi_label=multi_label,
+                queued=batches.fetch,
             )
             # the views of a video are neighbours
             found, counts = batch.video_ids.unique_consecutive(return_counts=True)
@@ -90,6 +93,29 @@ def score_videos(
     if any(part[3] for part in everyone):
         return None
     return _merged(everyone)
+
+
+def score_all(
+    cfg: Any,
+    world: distributed.World,
+    model: nn.Module,
+    loader: Loader,
+    *,
+    stop: Any,
+    voice: report.Report,
+    what: str,
+) -> Scores | None:
+    """`score_videos` as a run does it, with its progress under the name `what`."""
+    return score_videos(
+        model,
+        loader,
+        world=world,
+        batch_size=cfg.test.batch_size,
+        precision=tasks.PRECISION[cfg.train.mixed_precision],
+        multi_label=cfg.data.multi_label,
+        stopped=lambda: stop.requested,
+        on_video=Counter(voice, loader, what).count,
+    )
 
 
 def _merged(parts: Sequence[tuple]) -> Scores:
@@ -199,16 +225,7 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
         voice.say(f"note: {note}")
     try:
         with stop:
-            scores = score_videos(
-                model,
-                loader,
-                world=world,
-                batch_size=cfg.test.batch_size,
-                precision=tasks.PRECISION[cfg.train.mixed_precision],
-                multi_label=cfg.data.multi_label,
-                stopped=lambda: stop.requested,
-                on_video=Counter(voice, loader, "test").count,
-            )
+            scores = score_all(cfg, world, model, loader, stop=stop, voice=voice, what="test")
     except Exception:
         if not stop.requested:
             raise

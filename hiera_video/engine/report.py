@@ -210,7 +210,11 @@ class Clock:
         """Around waiting for data."""
         began = time.perf_counter()
         yield
-        self._waited += time.perf_counter() - began
+        self.waited(time.perf_counter() - began)
+
+    def waited(self, seconds: float) -> None:
+        """So much of this step was waiting for data."""
+        self._waited += seconds
 
     def step_done(self, clips: int) -> None:
         """The step is over and had `clips` clips."""

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 from hiera_video.engine.metrics import topk_correct
 from hiera_video.errors import UserError
+from hiera_video.models.mae import MaskedAutoencoder
+from hiera_video.models.tokens import keep_from_noise, num_kept
 from hiera_video.scoring import takes_images
 
 PRECISION = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -104,8 +106,11 @@ def pretrain(model: nn.Module, batch: Any, *, epoch: int, settings: StepSettings
         )
     keep = keep_masks(inner, batch.video_ids, batch.views, epoch=epoch, seed=settings.seed)
     clips = batch.clips.squeeze(2) if takes_images(inner) else batch.clips
+    known = {}
+    if isinstance(inner, MaskedAutoencoder):
+        known["kept"] = num_kept(inner.num_mask_units, inner.mask_ratio)
     with settings.autocast():
-        out = model(clips, keep)
+        out = model(clips, keep.to(clips.device, non_blocking=True), **known)
     return {"loss": out.loss}
 
 
@@ -117,11 +122,15 @@ def keep_masks(
     Drawn on the CPU, so that it is the same on every device, and clip by clip, so that it is the
     same in every batch and for any number of processes.
     """
-    masks = []
-    for video, view in zip(video_ids.tolist(), views.tolist(), strict=True):
-        generator = torch.Generator().manual_seed(stream_seed(seed, "mask", epoch, video, view))
-        masks.append(model.random_keep(1, model.mask_ratio, generator))
-    return torch.cat(masks)
+    generators = [
+        torch.Generator().manual_seed(stream_seed(seed, "mask", epoch, video, view))
+        for video, view in zip(video_ids.tolist(), views.tolist(), strict=True)
+    ]
+    if isinstance(model, MaskedAutoencoder):  # one sort and one copy for all
+        units = model.num_mask_units
+        noise = torch.cat([torch.rand(1, units, generator=g) for g in generators])
+        return keep_from_noise(noise, model.mask_ratio)
+    return torch.cat([model.random_keep(1, model.mask_ratio, g) for g in generators])
 
 
 def stream_seed(seed: int, purpose: str, *numbers: int) -> int:

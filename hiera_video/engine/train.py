@@ -29,6 +29,7 @@ from hiera_video.data.mixing import Mixing
 from hiera_video.data.symmetries import Symmetries
 from hiera_video.engine import checkpoint, evaluate, optim, preflight, report, tasks
 from hiera_video.engine.distributed import World
+from hiera_video.engine.feeding import Feeder
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
 from hiera_video.models.weights import WeightsError, load_weights
@@ -181,14 +182,14 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
         try:
             if validation_was_missed(cfg, world, folder.path, plan, step):
                 stopping = not finish_epoch()
-            batches = iter(loader)
+            batches = Feeder(loader, world.device, dataset.spec)
             set_mode(model, linear_probe=cfg.train.linear_probe)
             clock.restart()
             while step < plan.total_steps and not stopping:
                 lr = optim.lr_at(step, **plan.lr_settings())
                 optim.set_lr(optimizer, lr)
                 totals = forward.backward(batches, step, scaler, clock)
-                vote = totals.new_tensor([stop.requested])
+                vote = totals.new_full((1,), stop.requested)  # no copy, for which it would wait
                 world.sum(totals)
                 world.sum(vote)
 
@@ -274,13 +275,17 @@ class Forward:
         self.symmetries = symmetries_of(cfg, dataset.manifest)
         self.mixing = mixing_of(cfg.mixup, num_classes)
         self.parallel = world.parallel(model)
-        self.model = torch.compile(self.parallel) if cfg.train.compile else self.parallel
+        self.model, self.graphs = self.parallel, False
+        if cfg.train.compile:
+            mode = cfg.train.compile_mode
+            self.model = torch.compile(self.parallel, mode=mode, dynamic=False)
+            self.graphs = mode != "default" and world.device.type == "cuda"
+        self.clips = plan.clips_per_step // (self.parts * world.size)
 
-    def backward(
-        self, batches: Iterator[Batch], step: int, scaler: Any, clock: report.Clock
-    ) -> Tensor:
+    def backward(self, batches: Feeder, step: int, scaler: Any, clock: report.Clock) -> Tensor:
         """Leave the gradients of step `step` in the parameters; the `SUMS` of this process,
-        float64 on its device.
+        float64 on its device. All is queued and nothing waited for, on a GPU; and the batch that
+        comes next is on its way.
 
         A clip counts 1 / clips_per_step wherever it is computed, so neither the number of
         processes nor that of the parts changes the gradient.
@@ -290,9 +295,10 @@ class Forward:
         for part in range(self.parts):
             with clock.waiting():
                 batch = next(batches)
+            clock.waited(batches.starved)
             clips, failed = len(batch.video_ids), len(batch.failed)
             # A process without a readable video still takes part: the others wait for it.
-            batch = (batch if clips else blank(self.dataset)).to(self.world.device)
+            batch = batch if clips else blank(self.dataset).to(self.world.device)
             share = part * self.world.size + self.world.rank
             if self.symmetries is not None:
                 batch = self.symmetries(batch, seed=self.seed, epoch=epoch)
@@ -300,11 +306,16 @@ class Forward:
                 batch = self.mixing(batch, seed=self.seed, step=step, part=share)
             # Dropout and drop path follow from the step alone, whatever happened before it.
             torch.manual_seed(tasks.stream_seed(self.seed, "step", step, share))
+            # Compiled for one size: a part that lacks videos which failed is computed without.
+            model = self.model if clips == self.clips else self.parallel
             with self._gradients_kept_here(part < self.parts - 1), out_of_memory_explained(clips):
-                out = self.step_fn(self.model, batch, epoch=epoch, settings=self.settings)
+                out = self.step_fn(model, batch, epoch=epoch, settings=self.settings)
                 weight = clips * self.world.size / self.plan.clips_per_step
                 scaler.scale(out["loss"] * weight).backward()
             totals += tally(out, clips=clips, failed=failed, device=self.world.device)
+            if self.graphs and part == 0 < self.parts - 1:
+                leave_graph_memory(self.parallel)
+            batches.fetch()
         return totals
 
     def _gradients_kept_here(self, yes: bool) -> contextlib.AbstractContextManager:
@@ -312,6 +323,14 @@ class Forward:
         if yes and self.world.size > 1:
             return self.parallel.no_sync()
         return contextlib.nullcontext()
+
+
+def leave_graph_memory(model: nn.Module) -> None:
+    """Gradients in memory of their own, to be added to: what a CUDA graph returned is overwritten
+    when it is replayed."""
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad = parameter.grad.clone()
 
 
 @contextlib.contextmanager
@@ -351,12 +370,19 @@ def update(
 
 
 def tally(out: dict[str, Any], *, clips: int, failed: int, device: torch.device) -> Tensor:
-    """The `SUMS` of one forward pass, float64 on the device."""
-    here = torch.tensor([clips, clips, clips > 0, clips > 0, 1], dtype=torch.float64)
-    zero = torch.zeros((), device=device)
-    parts = [out["loss"].detach(), zero + 1, out.get("top1", zero), out.get("top5", zero)]
-    found = torch.stack([part.double() for part in [*parts, zero + failed]])
-    return found * here.to(device)
+    """The `SUMS` of one forward pass, float64 on the device.
+
+    Numbers become tensors there by filling: a copy would wait for all that is queued.
+    """
+    here = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+    here[1].fill_(clips)
+    here[4].fill_(failed)
+    if clips:
+        here[0].copy_(out["loss"].detach()).mul_(clips)
+        for place, name in ((2, "top1"), (3, "top5")):
+            if name in out:
+                here[place].copy_(out[name])
+    return here
 
 
 def blank(dataset: VideoDataset) -> Batch:
@@ -697,16 +723,7 @@ def validate(
     cfg: Any, world: World, model: nn.Module, loader: Loader, stop: Stop, voice: report.Report
 ) -> dict[str, float] | None:
     """One view per video, all videos; None if somebody asked to stop meanwhile."""
-    scores = evaluate.score_videos(
-        model,
-        loader,
-        world=world,
-        batch_size=cfg.test.batch_size,
-        precision=tasks.PRECISION[cfg.train.mixed_precision],
-        multi_label=cfg.data.multi_label,
-        stopped=lambda: stop.requested,
-        on_video=evaluate.Counter(voice, loader, "val").count,
-    )
+    scores = evaluate.score_all(cfg, world, model, loader, stop=stop, voice=voice, what="val")
     return None if scores is None else evaluate.summary(scores, loader.dataset.manifest)
 
 
@@ -726,6 +743,7 @@ def draw_reconstruction(
     ids = torch.tensor([video_id for video_id, _ in chosen])
     clips = torch.stack([clip for _, clip in chosen]).to(next(model.parameters()).device)
     keep = tasks.keep_masks(model, ids, torch.zeros_like(ids), epoch=0, seed=cfg.rng_seed)
+    keep = keep.to(clips.device)
     model.eval()
     picture = tasks.reconstruction(model, clips, keep, mean=cfg.data.mean, std=cfg.data.std)
     voice.picture("reconstruction", picture, step)

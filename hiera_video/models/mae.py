@@ -201,13 +201,17 @@ class MaskedAutoencoder(nn.Module):
 
     # ---- forward ------------------------------------------------------------------------
 
-    def forward(self, clips: Tensor, keep: Tensor | None = None) -> MAEOutput:
+    def forward(
+        self, clips: Tensor, keep: Tensor | None = None, *, kept: int | None = None
+    ) -> MAEOutput:
         """Delete units, encode the rest, predict the deleted pixels.
 
         Args:
             clips: normalised pixels [B, C_in, *input_size].
             keep: bool [B, U], True = visible, the same number per clip; None draws one at
                 `mask_ratio` from the default generator.
+            kept: how many units `keep` leaves of each clip, where that is known, see
+                `tokens.count_kept`.
 
         Raises:
             UserError: if `clips` has another size than the model, or `keep` is no usable mask.
@@ -218,7 +222,7 @@ class MaskedAutoencoder(nn.Module):
             keep = self.random_keep(batch)
             kept = num_kept(units, self.mask_ratio)
         else:
-            kept = count_kept(keep, batch=batch, num_units=units)
+            kept = count_kept(keep, batch=batch, num_units=units, known=kept)
             if kept == units:
                 raise UserError("keep deletes no mask unit, so there is nothing to predict")
         visible = unit_ids(keep, kept)
