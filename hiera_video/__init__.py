@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "build_model": "hiera_video.models",
     "list_models": "hiera_video.models",
+    "create_hiera": "hiera_video.models.create_hiera",
     "load_config": "hiera_video.config",
     "Predictor": "hiera_video.predict",
     "MODEL_REGISTRY": "hiera_video.registry",

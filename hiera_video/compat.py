@@ -6,9 +6,12 @@ PyTorchVideo's last release imports `torchvision.transforms.functional_tensor`, 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
+import types
 import warnings
+from collections.abc import Iterator
 
 from hiera_video.errors import UserError
 
@@ -31,10 +34,7 @@ def ensure_pytorchvideo() -> None:
         raise UserError(
             "PyTorchVideo is not installed; install it with: pip install pytorchvideo==0.1.5"
         ) from error
-    with warnings.catch_warnings():
-        # It scripts a class that we do not use, which today's torch frowns upon at every start.
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
-        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+    with _scripting_forgiven():
         try:
             importlib.import_module("pytorchvideo.transforms")
         except ModuleNotFoundError as error:
@@ -42,6 +42,21 @@ def ensure_pytorchvideo() -> None:
                 raise
             sys.modules[_OLD] = importlib.import_module(_NEW)
             importlib.import_module("pytorchvideo.transforms")
+
+
+def pytorchvideo_module(name: str) -> types.ModuleType:
+    """A module of PyTorchVideo by its full name, imported without a word."""
+    with _scripting_forgiven():
+        return importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _scripting_forgiven() -> Iterator[None]:
+    """It, and fvcore, script what we do not use, which today's torch frowns upon at every start."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+        warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
+        yield
 
 
 def ensure_torchvision() -> None:

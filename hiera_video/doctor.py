@@ -179,6 +179,7 @@ REQUIRED = {
 OPTIONAL = {
     "safetensors": "reads .safetensors weights",
     "tensorboard": "TENSORBOARD.ENABLE writes for it",
+    "transformers": "has VideoMAE, the videomae_* models",
 }
 
 

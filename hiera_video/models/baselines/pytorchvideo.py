@@ -9,9 +9,7 @@ head, and the softmax that two of its heads end in is left to whoever reads the 
 from __future__ import annotations
 
 import functools
-import importlib
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -20,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiera_video.compat import pytorchvideo_module
 from hiera_video.models.baselines.adapter import (
     Baseline,
     LayeredBaseline,
@@ -325,10 +324,7 @@ def register_mvit(name: str, frames: int) -> None:
 def _builder(name: str) -> Callable[..., nn.Module]:
     """A builder of `pytorchvideo.models`, by "module.function"."""
     module, _, function = name.partition(".")
-    with warnings.catch_warnings():
-        # what it scripts while it is imported is nothing that we use
-        warnings.filterwarnings("ignore", message=".*torch.jit.script")
-        return getattr(importlib.import_module(f"pytorchvideo.models.{module}"), function)
+    return getattr(pytorchvideo_module(f"pytorchvideo.models.{module}"), function)
 
 
 for _name in CONVOLUTIONAL:
