@@ -21,7 +21,7 @@ order the head averages and norms.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,7 @@ class Rung:
     token."""
 
     def __post_init__(self) -> None:
-        if isinstance(self.kv_stride, Sequence):
+        if isinstance(self.kv_stride, list):  # as YAML has it
             object.__setattr__(self, "kv_stride", tuple(self.kv_stride))
         for name, allowed in _CHOICES.items():
             value = getattr(self, name)
@@ -87,10 +87,11 @@ class Rung:
             if not any(type(value) is type(other) and value == other for other in allowed):
                 listed = ", ".join(repr(other) for other in allowed)
                 raise UserError(f"rung: {name}={value!r} must be one of {listed}")
-        if self.kv_stride is not None and not all(
-            isinstance(s, int) and s >= 1 for s in self.kv_stride
-        ):
-            raise UserError(f"rung: kv_stride={self.kv_stride!r} must be whole numbers from 1 on")
+        if not _are_strides(self.kv_stride):
+            raise UserError(
+                f"rung: kv_stride={self.kv_stride!r} must be None or a whole number from 1 on for "
+                "each stage"
+            )
         for wrong, reason in self._conflicts():
             if wrong:
                 raise UserError(f"rung: {reason}")
@@ -135,6 +136,12 @@ class Rung:
                 "pool_kernel=3 (the grid is always padded with -inf)",
             ),
         ]
+
+
+def _are_strides(value: object) -> bool:
+    if value is None:
+        return True
+    return isinstance(value, tuple) and all(isinstance(s, int) and s >= 1 for s in value)
 
 
 _R0 = Rung(
