@@ -145,6 +145,20 @@ def test_kernels_do_what_pytorchvideos_do(name):
     assert changed or name == "Equalize"
 
 
+@pytest.mark.parametrize(("right", "down"), [(0, 0), (13, 0), (0, -7), (-5, 4), (63, 64), (-70, 2)])
+def test_a_shift_is_the_warp_by_whole_pixels(right, down):
+    frames = torch.randint(0, 256, (2, 3, 64, 64), dtype=torch.uint8, generator=generator())
+    shifted = rand_augment._shift(frames, right, down)
+    assert torch.equal(shifted, rand_augment._warp(frames, translate=[right, down]))
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 100, 255])
+def test_solarizing_is_torchvisions(threshold):
+    frames = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    expected = rand_augment.F.solarize(frames, threshold)
+    assert torch.equal(rand_augment._solarize(frames, threshold), expected)
+
+
 def test_solarize_add_brightens_the_dark_half():
     frames = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
     found = rand_augment._KERNELS["SolarizeAdd"](frames, 77)[0, 0].flatten().tolist()

@@ -121,6 +121,37 @@ def _warp(frames: Tensor, **motion: object) -> Tensor:
     return moved.view(frames.shape)
 
 
+def _shift(frames: Tensor, right: int, down: int) -> Tensor:
+    """All frames moved by whole pixels: what `_warp` gives, for the price of a copy."""
+    moved = torch.full_like(frames, int(GREY))
+    height, width = frames.shape[-2:]
+    (y, rows), (x, columns) = _overlap(down, height), _overlap(right, width)
+    moved[..., y : y + rows, x : x + columns] = frames[
+        ..., y - down : y - down + rows, x - right : x - right + columns
+    ]
+    return moved
+
+
+def _overlap(shift: int, size: int) -> tuple[int, int]:
+    """Where a line of `size` pixels, moved by `shift`, covers itself: (start, length)."""
+    return max(shift, 0), max(size - abs(shift), 0)
+
+
+def _solarize(frames: Tensor, threshold: int) -> Tensor:
+    """Invert the pixels of at least `threshold`."""
+    return frames ^ (_at_least(frames, threshold) * 255)
+
+
+def _solarize_add(frames: Tensor, add: int) -> Tensor:
+    """Brighten the pixels of the darker half."""
+    return frames + (1 - _at_least(frames, 128)) * add
+
+
+def _at_least(frames: Tensor, threshold: int) -> Tensor:
+    """uint8, 1 where a pixel reaches the threshold. numpy compares bytes 20 times as fast."""
+    return torch.from_numpy(frames.numpy() >= threshold).view(torch.uint8)
+
+
 def _angle(factor: float) -> float:
     return math.degrees(math.atan(factor))
 
@@ -137,15 +168,15 @@ _KERNELS: dict[str, Callable[..., Tensor]] = {
     "Invert": lambda x, **_: F.invert(x),
     "Rotate": lambda x, degrees, **_: _warp(x, angle=degrees),
     "Posterize": lambda x, bits, **_: F.posterize(x, bits),
-    "Solarize": lambda x, threshold, **_: F.solarize(x, int(256 * threshold)),
-    "SolarizeAdd": lambda x, add, **_: x + (x < 128).to(torch.uint8) * add,
+    "Solarize": lambda x, threshold, **_: _solarize(x, int(256 * threshold)),
+    "SolarizeAdd": lambda x, add, **_: _solarize_add(x, add),
     "AdjustSaturation": lambda x, factor, **_: F.adjust_saturation(x, factor),
     "AdjustContrast": lambda x, factor, **_: F.adjust_contrast(x, factor),
     "AdjustBrightness": lambda x, factor, **_: F.adjust_brightness(x, factor),
     "AdjustSharpness": lambda x, factor, **_: _sharpness(x, factor),
     "ShearX": lambda x, factor, **_: _warp(x, shear=[_angle(factor), 0.0], center=[0, 0]),
     "ShearY": lambda x, factor, **_: _warp(x, shear=[0.0, _angle(factor)], center=[0, 0]),
-    "TranslateX": lambda x, share, **_: _warp(x, translate=[round(share * x.shape[-1]), 0]),
-    "TranslateY": lambda x, share, **_: _warp(x, translate=[0, round(share * x.shape[-2])]),
+    "TranslateX": lambda x, share, **_: _shift(x, round(share * x.shape[-1]), 0),
+    "TranslateY": lambda x, share, **_: _shift(x, 0, round(share * x.shape[-2])),
 }
 """PyTorchVideo's names -> what runs; the argument after the frames is the magnitude's meaning."""
