@@ -71,8 +71,11 @@ def views_of(reader: Reader, spec: ClipSpec, num_views: int) -> Indices:
 
 def read_views(reader: Reader, views: Indices, spec: ClipSpec, num_crops: int) -> Tensor:
     """The clips at the frames `views` [K, T] of an open video: float32 [K * S, 3, T, H, W]."""
-    clips = torch.stack(read_view_pixels(reader, views, spec, num_crops)).transpose(1, 2)
-    return normalize_clips(clips, spec.mean, spec.std)
+    pixels = read_view_pixels(reader, views, spec, num_crops)
+    clips = torch.empty(len(pixels), 3, *pixels[0].shape[:1], *pixels[0].shape[2:])
+    for clip, frames in zip(clips, pixels, strict=True):
+        normalize_clips(frames.transpose(0, 1)[None], spec.mean, spec.std, out=clip[None])
+    return clips
 
 
 def read_view_pixels(
