@@ -64,6 +64,30 @@ def head_weight(state: Mapping[str, Tensor]) -> str | None:
     return next((key for key in candidates if key in state), None)
 
 
+_SIZES = {
+    # channels of the stem, blocks, steps in time (0 for images): the published MViTv2
+    (96, 10, 0): "mvitv2_tiny_224",
+    (96, 16, 0): "mvitv2_small_224",
+    (96, 24, 0): "mvitv2_base_224",
+    (144, 48, 0): "mvitv2_large_224",
+    (96, 16, 8): "mvitv2_small_16x224",
+    (96, 24, 16): "mvitv2_base_32x224",
+    (144, 48, 8): "mvitv2_large_16x224",
+}
+
+
+def published_model(state: Mapping[str, Tensor]) -> str | None:
+    """Registered name of the published MViTv2 whose sizes a state dict has, in anyone's names."""
+    state = to_published(state)
+    stem, table = state.get("patch_embed.proj.weight"), state.get("blocks.0.attn.rel_pos_h")
+    if stem is None or table is None or (stem.dim() == 5) != ("cls_token" in state):
+        return None
+    blocks = {key.split(".")[1] for key in state if key.startswith("blocks.")}
+    in_time = state.get("blocks.0.attn.rel_pos_t")
+    steps = 0 if in_time is None else (in_time.shape[0] + 1) // 2
+    return _SIZES.get((stem.shape[0], len(blocks), steps))
+
+
 def _renames(state: Mapping[str, Tensor]) -> Renames:
     """Whose names these are, told by one that nobody else has."""
     if "conv_proj.weight" in state:

@@ -31,6 +31,7 @@ from torch import nn
 
 from hiera_video.models.download import cache_folder, cached_path, fetch
 from hiera_video.models.loading import LoadReport, load_weights, say
+from hiera_video.models.mvit_keys import published_model
 from hiera_video.models.published import PUBLISHED, PublishedWeights, by_file_name, names_for
 from hiera_video.models.weights_file import (
     FILE_ENDINGS,
@@ -77,7 +78,8 @@ def resolve(
     Returns:
         The checkpoint, and its row of the table if it is a public one. A file that carries no facts
         of its own but is called like a public one (hiera_base_16x224.pth), and has its number
-        of classes, counts as that.
+        of classes, counts as that. One with the sizes of a published MViTv2, in SlowFast's,
+        torchvision's or timm's names, is taken for that model where none is named.
 
     Raises:
         WeightsError: no such name, file or address, with near names; or it cannot be fetched, or
@@ -104,6 +106,8 @@ def resolve(
         checkpoint.published, checkpoint.head = row, row.head
         checkpoint.model_name, checkpoint.spec = row.model, row.spec
     else:
+        if checkpoint.model_name is None and model_name is None:
+            checkpoint.model_name = published_model(checkpoint.state_dict)
         checkpoint.head = _head_of(checkpoint, checkpoint.model_name or model_name)
     return checkpoint, row
 
