@@ -56,21 +56,20 @@ class TwoPathways(Baseline):
 
     def __init__(self, network: nn.Module, *, alpha: int, **kwargs: Any) -> None:
         super().__init__(network, **kwargs)
-        self.alpha = alpha
+        picked = slow_frames(self.input_size[0], alpha)
+        self.register_buffer("picked", picked, persistent=False)
 
     def logits(self, clips: Tensor) -> Tensor:
-        return self.network(split_pathways(clips, self.alpha))
+        return self.network([clips.index_select(2, self.picked), clips])
 
 
-def split_pathways(clips: Tensor, alpha: int) -> list[Tensor]:
-    """[B, C, T, H, W] -> [slow [B, C, T / alpha, H, W], fast: the clip itself].
+def slow_frames(frames: int, alpha: int) -> Tensor:
+    """Which of `frames` frames the slow pathway sees, int64 [frames / alpha].
 
-    The slow frames are spread from the first to the last (`linspace`, rounded down), as SlowFast
-    and PyTorchVideo's tutorials pick them: 0 4 8 13 17 22 26 31 of 32.
+    They are spread from the first to the last (`linspace`, rounded down), as SlowFast and
+    PyTorchVideo's tutorials pick them: 0 4 8 13 17 22 26 31 of 32.
     """
-    frames = clips.shape[2]
-    picked = torch.linspace(0, frames - 1, frames // alpha, device="cpu").long()
-    return [clips.index_select(2, picked.to(clips.device)), clips]
+    return torch.linspace(0, frames - 1, frames // alpha).long()
 
 
 # ---- convolutional networks ---------------------------------------------------------------

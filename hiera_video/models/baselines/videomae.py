@@ -13,12 +13,14 @@ Shapes: B batch, T frames, U tubes (mask units), k of them kept, K classes.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError
@@ -106,13 +108,17 @@ class VideoMAEClassifier(LayeredBaseline):
         super().__init__(network, **kwargs)
         self.key_names = KEY_NAMES
         if head_dropout > 0:
-            self.dropout = nn.Dropout(head_dropout)
-            self.head.register_forward_pre_hook(lambda _, features: self.dropout(features[0]))
+            self.head.register_forward_pre_hook(functools.partial(_drop_input, head_dropout))
 
     read_published_keys = staticmethod(read_published_keys)
 
     def logits(self, clips: Tensor) -> Tensor:
         return self.network(clips.transpose(1, 2)).logits
+
+
+def _drop_input(rate: float, layer: nn.Module, features: tuple[Tensor]) -> Tensor:
+    """Dropout before a layer, as a hook of it."""
+    return F.dropout(features[0], rate, layer.training)
 
 
 class VideoMAEPretraining(nn.Module):
