@@ -21,6 +21,9 @@ from hiera_video import cli
 
 COMMANDS = {
     "model": ("models", "registered models beside other implementations of them"),
+    "ladder": ("ladder", "the rungs from MViTv2 to Hiera, beside the paper's, with a picture"),
+    "pretrain": ("pretrain", "one step of masked autoencoding, by part, beside other libraries'"),
+    "data": ("data", "decoding, augmenting and loading, by stage and core, beside PyTorchVideo"),
 }
 """Subcommand -> its file in hiera_video/benchmark/ (add_arguments, run) and one line of help."""
 

@@ -19,6 +19,9 @@ from hiera_video.scoring import choose_device, choose_dtype
 
 DTYPES = ("fp32", "bf16", "fp16")
 
+PURE = "-pure"
+"""Ending of a dtype's name: weights have it too, instead of being cast at every call."""
+
 
 def machine_facts(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
     """What a reader needs to know to place a number.
@@ -81,7 +84,7 @@ def usable_dtypes(names: Sequence[str], device: torch.device) -> dict[str, torch
     """
     chosen = {}
     for name in names or DTYPES:
-        dtype, warning = choose_dtype(name, device)
+        dtype, warning = choose_dtype(name.removesuffix(PURE), device)
         if warning and not names:
             print(f"{name}: left out, not native on this device (--dtype {name} forces it)")
             continue

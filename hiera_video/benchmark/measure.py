@@ -28,6 +28,10 @@ WARM_UP_CALLS = {"cpu": 1, "cuda": 3}
 """Uncounted calls before the first round: a GPU picks its kernels and raises its clock in them."""
 
 
+class GaveUp(Exception):
+    """A contender cannot do what it was asked to; its message goes into the table."""
+
+
 @dataclass
 class Contender:
     """One thing to time: a function without arguments, and what to say about it."""
@@ -70,17 +74,17 @@ class Contender:
 def interleave(contenders: Sequence[Contender], *, repeats: int, device: torch.device) -> None:
     """Time each contender `repeats` times, taking turns, after warming all of them up.
 
-    A contender that runs out of the device's memory is given up (`failed` says so), the others go
-    on. An interrupt leaves what was measured in the contenders.
+    A contender that runs out of the device's memory, or raises `GaveUp`, is out (`failed` says
+    so), the others go on. An interrupt leaves what was measured in the contenders.
     """
     try:
         for i, contender in enumerate(contenders):
             progress(f"warm-up {i + 1}/{len(contenders)}")
-            _unless_out_of_memory(contender, warm_up, contender, device)
+            _or_out(contender, warm_up, contender, device)
         for round_number in range(repeats):
             for contender in contenders:
                 if not contender.failed:
-                    _unless_out_of_memory(contender, measure, contender, device)
+                    _or_out(contender, measure, contender, device)
             progress(f"round {round_number + 1}/{repeats}")
     finally:
         progress("")
@@ -98,7 +102,13 @@ def warm_up(contender: Contender, device: torch.device) -> None:
 
 
 def measure(contender: Contender, device: torch.device) -> None:
-    """One measurement: `calls` calls in a row, their mean."""
+    """One measurement: `calls` calls in a row, their mean.
+
+    On a GPU after one more, uncounted: where memory is tight, the allocator first has to take back
+    what it held for the contender before.
+    """
+    if device.type == "cuda":
+        contender.run()
     seconds = seconds_per_call(contender.run, device=device, calls=contender.calls)
     contender.seconds.append(seconds)
     if contender.parts is not None:
@@ -138,12 +148,14 @@ def progress(text: str) -> None:
         print(f"\r{text:<70}", end="\r" if not text else "", file=sys.stderr, flush=True)
 
 
-def _unless_out_of_memory(contender: Contender, step: Callable[..., None], *arguments: Any) -> None:
+def _or_out(contender: Contender, step: Callable[..., None], *arguments: Any) -> None:
     try:
         step(*arguments)
     except torch.OutOfMemoryError:
         contender.failed = "out of memory"
-    if contender.failed:  # outside the handler, whose traceback holds the tensors
+    except GaveUp as reason:
+        contender.failed = str(reason)
+    if contender.failed:  # outside the handlers, whose tracebacks hold the tensors
         torch.cuda.empty_cache()
 
 
@@ -229,12 +241,12 @@ class Peak:
 
     def __init__(self, device: torch.device, dtypes: dict[str, torch.dtype]) -> None:
         self.device, self.dtypes = device, dict(dtypes)
-        self.by_shape: dict[str, dict[str, float]] = {name: {} for name in dtypes}
+        self.by_shape: dict[torch.dtype, dict[str, float]] = {d: {} for d in dtypes.values()}
 
     def look(self, *, times: int = 3) -> None:
         """Measure every shape in every format, and keep what is faster than before."""
-        for name, dtype in self.dtypes.items():
-            progress(f"matrix products, {name}")
+        for dtype, best in self.by_shape.items():
+            progress(f"matrix products, {dtype}")
             pace = 0.0  # 1e9 multiply-adds per second so far
             for shape in SHAPES[self.device.type]:
                 gmacs = math.prod(shape) / 1e9
@@ -243,19 +255,26 @@ class Peak:
                 rate = gmacs / self._best_seconds(shape, dtype, times=times)
                 pace = max(pace, rate)
                 key = "x".join(map(str, shape))
-                best = self.by_shape[name]
                 best[key] = max(best.get(key, 0.0), rate)
         progress("")
 
     def __getitem__(self, name: str) -> float:
         """1e9 multiply-adds per second, of the best shape."""
-        return max(self.by_shape[name].values())
+        return max(self.by_shape[self.dtypes[name]].values())
+
+    def line(self) -> str:
+        """For people."""
+        told = [f"{name} {facts['gmacs_per_s']:,.0f}" for name, facts in self.facts().items()]
+        return f"best matrix product, G multiply-adds/s: {', '.join(told)}"
 
     def facts(self) -> dict[str, Any]:
         """For JSON: the peak and every shape's best."""
         return {
-            name: {"gmacs_per_s": max(shapes.values()), "by_shape": shapes}
-            for name, shapes in self.by_shape.items()
+            str(dtype).removeprefix("torch."): {
+                "gmacs_per_s": max(shapes.values()),
+                "by_shape": shapes,
+            }
+            for dtype, shapes in self.by_shape.items()
             if shapes
         }
 

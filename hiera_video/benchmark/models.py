@@ -1,194 +1,172 @@
-"""`model`: forward pass and training step of registered models, beside other implementations."""
+"""`model`: forward pass and training step of registered models, beside other implementations.
+
+Beside a Hiera stand hiera-transformer's and, for images, timm's, with the same weights and after a
+check that they compute the same; beside the video model of size B also other models of its size,
+for context.
+"""
 
 from __future__ import annotations
 
 import argparse
-import warnings
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
-from hiera_video.benchmark import machine, measure, tables
+from hiera_video.benchmark import machine, measure, memory, race, steps, tables
 from hiera_video.benchmark.measure import Contender
-from hiera_video.benchmark.tables import Column
+from hiera_video.benchmark.race import Race
+from hiera_video.benchmark.steps import OURS, REFERENCE, TIMM, Case, Workbench
+from hiera_video.benchmark.tables import Column, Row
 from hiera_video.errors import UserError
-from hiera_video.models import build_model
+from hiera_video.registry import MODEL_REGISTRY
 
-REFERENCE = "hiera-transformer"
+OTHERS = {
+    "hiera_base_16x224": ("torchvision_mvit_v2_s", "videomae_base_16x224"),
+    "mae_hiera_base_16x224": ("mae_videomae_base_16x224",),
+}
+"""Models of comparable size, by the name that they stand beside when nobody says."""
+
+LIBRARIES = (REFERENCE, TIMM, "torchvision", "transformers")
+"""Whose versions matter."""
 
 COLUMNS = (
-    Column("model", "model"),
-    Column("implementation", "implementation"),
+    Column("model", "name"),
+    Column("implementation", lambda row: implementation(row)),
     Column("mode", "mode"),
     Column("dtype", "dtype"),
+    Column("attention", "attention"),
+    Column("compiled", "compiled"),
     Column("batch", "batch"),
     *tables.TIMES,
     Column("clips/s", "samples_per_s", ".3g"),
-    Column("GMAC/s", "gmacs_per_s", ".0f"),
-    Column("of peak", tables.percent("of_peak")),
+    *race.COUNTS,
+    race.MEMORY,
+    Column("compile s", "compile_s", ".0f"),
+    Column("graph breaks", "graph_breaks"),
     Column("x ref", "ratio", ".2f"),
+    Column("x ref fp32", "ratio_fp32", ".2f"),
+    Column("x best ref", "ratio_best", ".2f"),
+    Column("x timm", "ratio_timm", ".2f"),
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `model`."""
     parser.add_argument("--names", nargs="+", default=["hiera_base_16x224"], metavar="NAME")
-    parser.add_argument("--batch", type=machine.positive, default=1, help="clips per call (1)")
-    parser.add_argument("--modes", nargs="+", choices=("forward", "train"), default=["forward"])
-    parser.add_argument("--dtype", nargs="+", default=[], metavar="DTYPE", help="fp32 bf16 fp16")
-    machine.add_machine_arguments(parser)
-    tables.add_output_arguments(parser)
+    parser.add_argument(
+        "--others",
+        nargs="*",
+        metavar="NAME",
+        help="registered models to stand beside each of them, for context (torchvision's MViT and "
+        "VideoMAE beside the video Hiera-B)",
+    )
+    parser.add_argument(
+        "--no-others", dest="others", action="store_const", const=[], help="none of those"
+    )
+    race.add_arguments(parser, attention=["fused"], modes=["forward", "train"])
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report."""
+    race.check(args)
+    for name in (*args.names, *(args.others or ())):
+        MODEL_REGISTRY.get(name)  # a mistyped name is answered before anything is measured
     device = machine.device_of(args)
     dtypes = machine.usable_dtypes(args.dtype, device)
-    facts = machine.machine_facts(device, [REFERENCE])
+    facts = machine.machine_facts(device, LIBRARIES)
     peak = measure.Peak(device, dtypes)
     with tables.Report(args, facts=facts, columns=COLUMNS) as report:
         peak.look()
         for name in args.names:
-            contenders = model_contenders(name, args, device=device, dtypes=dtypes)
+            contest = Race(Workbench(device), args)
             try:
-                measure.interleave(contenders, repeats=args.repeats, device=device)
+                contest.run(cases_of(name, args, list(dtypes)))
                 peak.look()
             finally:
-                report.rows += summarise(contenders, peak)
+                report.rows += rows_of(contest, peak)
                 report.record["peak"] = peak.facts()
+        report.notes += notes_of(device, peak, args)
     return 0
 
 
-def model_contenders(
-    name: str,
-    args: argparse.Namespace,
-    *,
-    device: torch.device,
-    dtypes: dict[str, torch.dtype],
-) -> list[Contender]:
-    """Ours in every number format, and the reference in the same, on shared weights and input."""
-    torch.manual_seed(0)
-    ours = build_model(name).to(device)
-    models: dict[str, nn.Module] = {"hiera_video": ours}
-    reference = reference_model(name)
-    if reference is not None:
-        reference.load_state_dict(ours.state_dict(), strict=True)
-        models[REFERENCE] = reference.to(device)
-    clips = torch.randn(args.batch, 3, *ours.input_size, device=device)
-    keep = ours.random_keep(args.batch) if is_autoencoder(ours) else None
-    gmacs = multiply_adds(ours, clips, keep)
-    if reference is not None:
-        check_agreement(name, ours, reference, clips, keep)
-    contenders = []
-    for mode in args.modes:
-        for dtype_name, dtype in dtypes.items():
-            for implementation, model in models.items():
-                contenders.append(
-                    Contender(
-                        {
-                            "model": name,
-                            "implementation": implementation,
-                            "mode": mode,
-                            "dtype": dtype_name,
-                            "batch": args.batch,
-                        },
-                        samples=args.batch,
-                        gmacs=gmacs * (3 if mode == "train" else 1),
-                        run=step_of(model, clips, keep, mode=mode, dtype=dtype),
-                    )
-                )
-    return contenders
+def cases_of(name: str, args: argparse.Namespace, dtypes: Sequence[str]) -> list[Case]:
+    """Ours, its counterparts and the others, in every setting asked for."""
+    size = None if args.input_size is None else tuple(args.input_size)
+    others = OTHERS.get(name, ()) if args.others is None else args.others
+    whose = [(name, implementation) for implementation in (OURS, *steps.counterparts(name))]
+    whose += [(other, OURS) for other in others if is_buildable(other, size)]
+    return [
+        Case(who, implementation, input_size=size, **settings)
+        for settings in race.settings(args, dtypes, args.modes)
+        for who, implementation in whose
+    ]
 
 
-def reference_model(name: str) -> nn.Module | None:
-    """The model of this name in hiera-transformer, where it is installed and has it."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            import hiera
-        except ImportError:
-            print(f"{REFERENCE} is not installed (pip install {REFERENCE}): ours alone")
-            return None
-    if not hasattr(hiera, name):
-        print(f"{REFERENCE} has no {name}: ours alone")
-        return None
-    return getattr(hiera, name)(pretrained=False)
+def is_buildable(name: str, size: tuple[int, ...] | None) -> bool:
+    """Whether the model can stand beside others; a line says why not."""
+    if name not in MODEL_REGISTRY:
+        print(f"{name}: left out, it is not registered")
+        return False
+    try:
+        with torch.device("meta"):
+            steps.build(Case(name, input_size=size))
+    except UserError as error:
+        print(f"{name}: left out, {error}")
+        return False
+    return True
 
 
-def is_autoencoder(model: nn.Module) -> bool:
-    """Whether the model takes a mask and returns its own loss."""
-    return hasattr(model, "mask_ratio")
+def implementation(row: Row) -> str:
+    """Whose code a row is about."""
+    return row["implementation"] if row["implementation"] != OURS else row["library"]
 
 
-def step_of(
-    model: nn.Module, clips: Tensor, keep: Tensor | None, *, mode: str, dtype: torch.dtype
-) -> Callable[[], Any]:
-    """One timed call: a forward pass, or forward and backward."""
-    autocast = torch.autocast(clips.device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-    def forward() -> Tensor:
-        with autocast:
-            return output_of(model, clips, keep)
-
-    def evaluate() -> None:
-        model.eval()
-        with torch.inference_mode():
-            forward()
-
-    def train() -> None:
-        model.train()
-        model.zero_grad(set_to_none=True)
-        forward().float().mean().backward()
-
-    return train if mode == "train" else evaluate
-
-
-def output_of(model: nn.Module, clips: Tensor, keep: Tensor | None) -> Tensor:
-    """Logits of a classifier, loss of an autoencoder, whoever made the model."""
-    if keep is None:
-        return model(clips)
-    if is_autoencoder(model):
-        return model(clips, keep).loss
-    return model(clips, mask=keep)[0]
-
-
-def check_agreement(
-    name: str, ours: nn.Module, reference: nn.Module, clips: Tensor, keep: Tensor | None
-) -> None:
-    """Two programs are compared only if they compute the same thing.
-
-    Raises:
-        UserError: if the outputs differ by more than rounding.
-    """
-    with torch.inference_mode():
-        mine = output_of(ours.eval(), clips, keep)
-        theirs = output_of(reference.eval(), clips, keep)
-    if keep is None:
-        mine = mine.softmax(-1)  # the reference's eval mode gives probabilities
-    error = ((mine - theirs).abs().max() / theirs.abs().max()).item()
-    if error > 1e-4:
-        raise UserError(f"{name}: ours and the reference differ by {error:.1e}; nothing to compare")
-
-
-def multiply_adds(model: nn.Module, clips: Tensor, keep: Tensor | None) -> float:
-    """Multiply-adds (1e9) of one forward pass, attention included."""
-    model.eval()
-    # the counter does not know the CPU's fused attention; as plain products it is counted
-    with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), FlopCounterMode(display=False) as counter:
-        output_of(model, clips, keep)
-    return counter.get_total_flops() / 2e9
-
-
-def summarise(contenders: list[Contender], peak: measure.Peak) -> list[tables.Row]:
-    """Rows with the ratio to the reference in the same mode and number format."""
-    by_key = {(c.facts["implementation"], c.facts["mode"], c.facts["dtype"]): c for c in contenders}
-    rows = []
-    for c in measure.measured(contenders):
-        row = measure.row_of(c, peak=peak[c.facts["dtype"]])
-        reference = by_key.get((REFERENCE, c.facts["mode"], c.facts["dtype"]))
-        rows.append({**row, "ratio": measure.ratio_of(c, reference)})
+def rows_of(contest: Race, peak: measure.Peak) -> list[Row]:
+    """Rows with their ratios; see `notes_of` for what they say."""
+    rows = contest.rows(peak)
+    for row, contender in zip(rows, measure.measured(contest.contenders), strict=True):
+        row |= ratios(contest, contender)
     return rows
+
+
+def ratios(contest: Race, contender: Contender) -> dict[str, float | None]:
+    """How a contender stands to the reference, and to timm's model where there is one."""
+    has_reference = any(c.facts["implementation"] == REFERENCE for c in contest.contenders)
+    whose = (
+        {"implementation": REFERENCE}
+        if has_reference
+        else {key: contest.contenders[0].facts[key] for key in ("name", "implementation")}
+    )
+    same = contest.find(contender, **whose, compiled=None)
+    plain = contest.find(contender, **whose, compiled=None, dtype="fp32")
+    timm = contest.find(contender, implementation=TIMM, compiled=None)
+    best = quickest(contest, contender, whose)
+    return {
+        "ratio": measure.ratio_of(contender, same),
+        "ratio_fp32": None if plain is same else measure.ratio_of(contender, plain),
+        "ratio_best": None if best is same else measure.ratio_of(contender, best),
+        "ratio_timm": measure.ratio_of(contender, timm),
+    }
+
+
+def quickest(contest: Race, like: Contender, whose: dict[str, object]) -> Contender | None:
+    """The reference's best setting in the same mode: dtype, attention, compiled or not."""
+    wanted = {**whose, "mode": like.facts["mode"]}
+    found = [
+        c
+        for c in contest.contenders
+        if c.seconds and all(c.facts.get(key) == value for key, value in wanted.items())
+    ]
+    return max(found, key=lambda c: c.samples_per_s, default=None)
+
+
+def notes_of(device: torch.device, peak: measure.Peak, args: argparse.Namespace) -> list[str]:
+    """What the columns mean."""
+    notes = [
+        peak.line(),
+        "floor ms: multiply-adds over that; x ref: clips/s over those of hiera-transformer (or of "
+        "the first model, where it has none) in the same setting, eager; x best ref: over its best",
+    ]
+    if args.memory:
+        notes.append(f"peak MiB: {memory.describe(device)}")
+    return notes

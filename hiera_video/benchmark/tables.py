@@ -57,8 +57,9 @@ TIMES = (
 
 
 def cells_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
-    """Titles and rows as text, without the columns in which no row has anything."""
+    """Titles and rows as text, without the columns and rows that have nothing in them."""
     lines = [[column.text(row) for column in columns] for row in rows]
+    lines = [line for line in lines if any(line)]  # of another table
     used = [i for i in range(len(columns)) if any(line[i] for line in lines)]
     return [[columns[i].title for i in used], *([line[i] for i in used] for line in lines)]
 
@@ -103,12 +104,18 @@ class Report:
         args: of the command line, with `json` and `markdown`.
         facts: the conditions, see `machine.machine_facts`.
         columns: of the printed table; JSON has every key of every row.
+        more: columns of further tables of the same rows, where one would be too wide.
     """
 
     def __init__(
-        self, args: argparse.Namespace, *, facts: dict[str, Any], columns: Sequence[Column]
+        self,
+        args: argparse.Namespace,
+        *,
+        facts: dict[str, Any],
+        columns: Sequence[Column],
+        more: Sequence[Sequence[Column]] = (),
     ) -> None:
-        self.args, self.facts, self.columns = args, facts, columns
+        self.args, self.facts, self.tables = args, facts, (columns, *more)
         self.rows: list[Row] = []
         self.notes: list[str] = []
         """Sentences under the table."""
@@ -130,7 +137,8 @@ class Report:
         if unfinished is not None:
             self.notes.append(f"unfinished ({unfinished}): this is what was measured so far")
         print(facts_line(self.facts))
-        print_table(self.rows, self.columns)
+        for columns in self.tables:
+            print_table(self.rows, columns)
         for note in self.notes:
             print(note)
         self._write(unfinished)
@@ -149,10 +157,10 @@ class Report:
         if self.args.markdown is not None:
             notes = "".join(f"\n{note}\n" for note in self.notes)
             command = shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]])
+            tables = "\n".join(markdown_table(self.rows, columns) for columns in self.tables)
             write_text(
                 self.args.markdown,
-                f"{facts_line(self.facts)}\n\n```\n{command}\n```\n\n"
-                f"{markdown_table(self.rows, self.columns)}{notes}",
+                f"{facts_line(self.facts)}\n\n```\n{command}\n```\n\n{tables}{notes}",
             )
 
 

@@ -1,0 +1,274 @@
+"""`ladder`: every rung from MViTv2 to Hiera, with the paper's ratios beside ours, and a picture.
+
+Rungs are `hiera_video/models/rungs.py`'s; all of them pool keys and values by (4, 2, 1, 1), as the
+paper's steps after the first do. The released MViTv2 for video, cut down to (8, 4, 2, 1), with a
+class token, is a row of its own where it is registered: the paper's 20.5 clips/s are its.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from hiera_video.benchmark import machine, measure, memory, pictures, race, steps, tables
+from hiera_video.benchmark.measure import Contender
+from hiera_video.benchmark.race import Race
+from hiera_video.benchmark.steps import Case, Workbench
+from hiera_video.benchmark.tables import Column, Row
+from hiera_video.errors import UserError
+from hiera_video.registry import MODEL_REGISTRY
+
+RUNGS = ("r0", "r1", "r2b", "r2c", "r3", "r4", "r5")
+SUFFIX = {"image": "224", "video": "16x224"}
+RELEASED = "released"
+PICTURES = Path("runs/benchmark")
+
+PAPER: dict[str, dict[str, float]] = {
+    "image": {
+        "r0": 219.8,
+        "r1": 253.3,
+        "r2b": 99.9,
+        "r2c": 309.2,
+        "r3": 369.8,
+        "r4": 374.3,
+        "r5": 531.4,
+    },
+    "video": {
+        RELEASED: 20.5,
+        "r1": 20.7,
+        "r2b": 10.4,
+        "r2c": 26.2,
+        "r3": 29.4,
+        "r4": 29.8,
+        "r5": 40.8,
+    },
+}
+"""Samples per second of size L, arXiv 2306.00989, Table 1: A100, fp16, without fused attention,
+best batch, forward. Its first video row is the cut-down model; of the uncut one it only says that
+Hiera is 5.1 times faster."""
+
+COLUMNS = (
+    Column("rung", "rung"),
+    Column("attention", "attention"),
+    Column("mode", "mode"),
+    Column("dtype", "dtype"),
+    Column("batch", "batch"),
+    Column("parameters", "parameters", ",d"),
+    Column("GMAC", "gmacs_per_sample", ".2f"),
+    *tables.TIMES,
+    Column("samples/s", "samples_per_s", ".3g"),
+    Column("of peak", tables.percent("of_peak")),
+    Column("floor ms", "floor_ms", ".1f"),
+    race.MEMORY,
+    Column("compiled", "compiled"),
+    Column("compile s", "compile_s", ".0f"),
+    Column("x last rung", "step", ".2f"),
+    Column("paper", "paper_step", ".2f"),
+    Column("x R0", "ratio", ".2f"),
+    Column("x released", "ratio_released", ".2f"),
+    Column("paper total", "paper_ratio", ".2f"),
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which models a table is about."""
+
+    size: str
+    kind: str
+    """ "image" or "video"."""
+
+    def names(self) -> dict[str, str]:
+        """Rung -> registered name; the released model where there is one.
+
+        Raises:
+            UserError: a rung is not registered.
+        """
+        found = {rung: f"ladder_{rung}_{self.size}_{SUFFIX[self.kind]}" for rung in RUNGS}
+        for name in found.values():
+            MODEL_REGISTRY.get(name)
+        released = f"mvitv2_{self.size}_16x224"
+        if self.kind == "video" and released in MODEL_REGISTRY:
+            return {RELEASED: released, **found}
+        return found
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `ladder`."""
+    parser.add_argument("--size", choices=("small", "base", "large"), default="small")
+    parser.add_argument("--input", choices=tuple(SUFFIX), default="video")
+    parser.add_argument(
+        "--rungs", nargs="+", choices=RUNGS, default=list(RUNGS), help="some of them only"
+    )
+    parser.add_argument(
+        "--png",
+        metavar="FILE",
+        help=f"the picture ({PICTURES}/ladder_SIZE_INPUT.png; an empty name for none)",
+    )
+    race.add_arguments(parser, attention=["fused", "explicit"], modes=["forward"])
+    parser.set_defaults(repeats=5)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report."""
+    race.check(args)
+    which = Rows(args.size, args.input)
+    names = {r: n for r, n in which.names().items() if r in (*args.rungs, RELEASED)}
+    device = machine.device_of(args)
+    dtypes = machine.usable_dtypes(args.dtype or default_dtype(device), device)
+    facts = machine.machine_facts(device)
+    peak = measure.Peak(device, dtypes)
+    with tables.Report(args, facts=facts, columns=COLUMNS) as report:
+        peak.look()
+        contest = Race(Workbench(device), args)
+        try:
+            contest.run(cases_of(names, args, list(dtypes)))
+            peak.look()
+        finally:
+            report.rows += rows_of(contest, peak, names, kind=args.input)
+            report.record["peak"] = peak.facts()
+            report.record["paper"] = PAPER[args.input]
+        report.notes += [peak.line(), *notes_of(report.rows, args, device)]
+        if args.png != "":
+            path = args.png or PICTURES / f"ladder_{args.size}_{args.input}.png"
+            report.notes.append(f"picture: {draw(path, report.rows, args, facts)}")
+    return 0
+
+
+def default_dtype(device: torch.device) -> list[str]:
+    """One format: half the width on a GPU, where the paper measured so, and float32 on a CPU."""
+    if device.type != "cuda":
+        return ["fp32"]
+    return ["bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"]
+
+
+def cases_of(names: dict[str, str], args: argparse.Namespace, dtypes: Sequence[str]) -> list[Case]:
+    """Every rung in every setting asked for."""
+    size = None if args.input_size is None else tuple(args.input_size)
+    return [
+        Case(name, input_size=size, **settings)
+        for settings in race.settings(args, dtypes, args.modes)
+        for name in names.values()
+    ]
+
+
+# ---- rows ---------------------------------------------------------------------------------------
+
+
+def rows_of(contest: Race, peak: measure.Peak, names: dict[str, str], *, kind: str) -> list[Row]:
+    """Rows with the ratios to the rung before, to R0 and to the released model."""
+    rung_of = {name: rung for rung, name in names.items()}
+    rows = contest.rows(peak)
+    for row, contender in zip(rows, measure.measured(contest.contenders), strict=True):
+        rung = rung_of[row["name"]]
+        case = contest.case_of[id(contender)]
+        row |= {
+            "rung": rung if rung == RELEASED else rung.upper().replace("B", "b").replace("C", "c"),
+            "parameters": steps.parameter_count(case),
+            "gmacs_per_sample": row["gmacs"] / row["samples"],
+        }
+        row |= ratios(contest, contender, rung, names)
+        row |= paper_ratios(kind, rung, names)
+    return rows
+
+
+def ratios(
+    contest: Race, contender: Contender, rung: str, names: dict[str, str]
+) -> dict[str, float | None]:
+    """Samples per second over those of the rung before, of R0 and of the released model."""
+    compiled = contender.facts.get("compiled")
+
+    def over(other: str | None) -> float | None:
+        if other not in names:
+            return None
+        found = contest.find(contender, name=names[other], compiled=compiled)
+        return measure.ratio_of(contender, found)
+
+    return {
+        "step": over(rung_before(rung, names)),
+        "ratio": over("r0"),
+        "ratio_released": over(RELEASED),
+    }
+
+
+def rung_before(rung: str, names: dict[str, str]) -> str | None:
+    """The rung that a step is measured against; None for the first."""
+    climbed = [r for r in RUNGS if r in names]
+    if rung not in climbed or rung == climbed[0]:
+        return None
+    return climbed[climbed.index(rung) - 1]
+
+
+def paper_ratios(kind: str, rung: str, names: dict[str, str]) -> dict[str, float | None]:
+    """The paper's ratios of the same two rows; its video R0 is the cut-down released model."""
+    rates = PAPER[kind]
+    before = rung_before(rung, names)
+    first = "r0" if kind == "image" else RELEASED
+    step = None
+    if rung in rates and before in rates:
+        step = rates[rung] / rates[before]
+    return {
+        "paper_step": step,
+        "paper_ratio": rates[rung] / rates[first] if rung in rates else None,
+    }
+
+
+def notes_of(rows: Sequence[Row], args: argparse.Namespace, device: torch.device) -> list[str]:
+    """What the columns mean, and the one number that the ladder is about."""
+    notes = []
+    for row in rows:
+        if row["rung"] == "R5" and row.get("ratio") is not None:
+            setting = f"{row['mode']}, {row['dtype']}, {row['attention']} attention"
+            compiled = ", compiled" if row.get("compiled") else ""
+            notes.append(f"R5 over R0 ({setting}{compiled}): {row['ratio']:.2f}")
+    first = "R0" if args.input == "image" else "the released, cut-down model"
+    notes.append(
+        "paper, L: of its Table 1 (A100, fp16, explicit attention, best batch), the step; total: "
+        f"over {first}. Floor ms: multiply-adds over the best matrix product"
+    )
+    if args.memory:
+        notes.append(f"peak MiB: {memory.describe(device)}")
+    return notes
+
+
+# ---- the picture --------------------------------------------------------------------------------
+
+
+def draw(
+    path: str | Path, rows: Sequence[Row], args: argparse.Namespace, facts: dict[str, object]
+) -> Path:
+    """Samples per second of every rung over R0's, one bar for each setting, and the paper's.
+
+    Raises:
+        UserError: there is no R0 to compare with.
+    """
+    if not any(row.get("ratio") is not None for row in rows):
+        raise UserError('no picture without R0: leave "r0" in --rungs, or say --png ""')
+    labels = list(dict.fromkeys(row["rung"] for row in rows))
+    groups: dict[str, dict[str, float | None]] = {}
+    for row in rows:
+        setting = " ".join(
+            str(row[key]) for key in ("mode", "dtype", "attention", "compiled") if row.get(key)
+        )
+        if len(args.batch) > 1:
+            setting += f" batch {row['batch']}"
+        groups.setdefault(setting, {})[row["rung"]] = row.get("ratio")
+    first = PAPER[args.input].get("r0") or PAPER[args.input][RELEASED]
+    paper = "paper, L" if args.input == "image" else "paper, L, over released"
+    by_label = {rung.upper().replace("B", "b").replace("C", "c"): rung for rung in RUNGS}
+    groups[paper] = {
+        label: PAPER[args.input].get(by_label.get(label, label), 0) / first or None
+        for label in labels
+    }
+    return pictures.grouped_bars(
+        path,
+        labels=labels,
+        groups={name: [values.get(label) for label in labels] for name, values in groups.items()},
+        title=f"From MViTv2 (R0) to Hiera (R5), {args.input}, {args.size}: {facts['device']}, "
+        f"torch {facts['torch']}",
+        axis="samples/s over R0",
+    )

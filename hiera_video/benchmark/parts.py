@@ -1,0 +1,111 @@
+"""Where the time of a pretraining step goes: stem, encoder, decoder, loss, forward and backward.
+
+Marks are set while the step runs, by hooks: forward, before the first block (the stem ends), before
+the decoder's first layer (the encoder ends, its multi-scale fusion included) and after its last
+(the decoder ends; targets and loss follow); backward, when the gradient of the tensor at each of
+these places is there, which is when the part behind it is done. On a CPU a mark is the time; on a
+GPU it is an event in the stream, read once the step is over, so that nothing waits.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.benchmark.steps import Step
+
+FORWARD = ("stem", "encoder", "decoder", "loss")
+BACKWARD = ("loss backward", "decoder backward", "encoder backward", "stem backward")
+PARTS = (*FORWARD, *BACKWARD, "optimizer")
+
+
+class Places(NamedTuple):
+    """Names of the modules between the parts of an autoencoder."""
+
+    first_block: str
+    decoder_first: str
+    decoder_last: str
+
+
+PLACES = (
+    Places("encoder.blocks.0", "decoder_embed", "decoder_pred"),
+    Places("network.blocks.0", "network.decoder_embed", "network.decoder_pred"),
+    Places(
+        "network.videomae.encoder.layer.0", "network.encoder_to_decoder", "network.decoder.head"
+    ),
+)
+"""Ours, hiera-transformer's, transformers' VideoMAE."""
+
+
+def places_of(model: nn.Module) -> Places | None:
+    """Where to cut this autoencoder; None for one that nobody has cut yet."""
+    names = {name for name, _ in model.named_modules()}
+    return next((places for places in PLACES if names.issuperset(places)), None)
+
+
+class Marks:
+    """Sets the marks of one `Step`; `seconds` reads those of its last call."""
+
+    def __init__(self, step: Step, places: Places) -> None:
+        self.on_gpu = step.clips.is_cuda
+        self.ended: list[tuple[str, Any]] = []
+        self.active = False  # other steps may call the same module
+        step.on_part = self._on_part
+        first, start, end = (step.model.get_submodule(name) for name in places)
+        first.register_forward_pre_hook(self._before("stem", "encoder backward"), with_kwargs=True)
+        start.register_forward_pre_hook(
+            self._before("encoder", "decoder backward"), with_kwargs=True
+        )
+        end.register_forward_hook(self._after_decoder)
+
+    def seconds(self) -> dict[str, float]:
+        """Duration of each part; on a GPU, once it has finished."""
+        pairs = zip(self.ended, self.ended[1:], strict=False)
+        return {part: self._between(before, mark) for (_, before), (part, mark) in pairs}
+
+    def _between(self, before: Any, after: Any) -> float:
+        return before.elapsed_time(after) / 1e3 if self.on_gpu else after - before
+
+    def _on_part(self, part: str) -> None:
+        if part == "start":
+            self.ended.clear()
+        self.active = part != "end"
+        if self.active:
+            self._mark(part)
+
+    def _mark(self, part: str) -> None:
+        if not self.active:
+            return
+        if self.on_gpu:
+            mark = torch.cuda.Event(enable_timing=True)
+            mark.record()
+        else:
+            mark = time.perf_counter()
+        self.ended.append((part, mark))
+
+    def _mark_gradient(self, tensor: Tensor, part: str) -> None:
+        if self.active and tensor.requires_grad:
+            tensor.register_hook(lambda _: self._mark(part))
+
+    def _before(self, part: str, backward: str):
+        def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+            self._mark(part)
+            tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+            self._mark_gradient(tensors[0], backward)
+
+        return hook
+
+    def _after_decoder(self, _: nn.Module, args: tuple, out: Tensor) -> None:
+        self._mark("decoder")
+        self._mark_gradient(out, "loss backward")
+
+
+def marks_of(step: Step):
+    """What reads the parts of a training step's last call; None where it cannot be cut."""
+    places = places_of(step.model)
+    if places is None or step.case.mode != "train":
+        return None
+    return Marks(step, places).seconds
