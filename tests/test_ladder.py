@@ -1,7 +1,11 @@
 """The ladder's registered models: names, counts, what Hiera costs, pretraining."""
 
 import collections
+import dataclasses
 import math
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,12 +13,13 @@ from randomness import redraw
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from hiera_video import build_model, list_models
+from hiera_video import build_model, list_models, load_config
 from hiera_video.errors import UserError
 from hiera_video.models import Hiera
 from hiera_video.models.layers import Block, MaskUnitAttention
 from hiera_video.models.rungs import RUNGS
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "ladder"
 SIZES = ("small", "base", "large")
 KINDS = ("224", "16x224")
 SMALL = {"embed_dim": 16, "num_heads": 1, "stages": (1, 2, 2, 1)}
@@ -381,3 +386,43 @@ def test_fused_features_are_those_of_the_unrolled_order():
         torch.testing.assert_close(unrolled.encode(clips, keep), raster.encode(clips, keep))
         one, other = unrolled(clips, keep), raster(clips, keep)
         torch.testing.assert_close(one.pred, other.pred, atol=1e-5, rtol=1e-5)
+
+
+# ---- recipes ------------------------------------------------------------------------------------
+
+
+def test_recipes_differ_in_the_rung_alone():
+    recipes = {rung: load_config(CONFIGS / f"{rung}_small.yaml") for rung in RUNGS}
+    for rung, cfg in recipes.items():
+        assert cfg.model.model_name == f"ladder_{rung}_small_16x224"
+        assert cfg.output_dir == f"runs/ladder/{rung}_small"
+        model = dataclasses.replace(cfg.model, model_name="")
+        plain = dataclasses.replace(cfg, model=model, output_dir="")
+        first = dataclasses.replace(recipes["r0"], model=model, output_dir="")
+        assert plain == first
+        assert cfg.model_arguments()["input_size"] == (16, 224, 224)
+    pretraining = load_config(CONFIGS / "mae_r3_small.yaml")
+    assert pretraining.model.model_name == "mae_ladder_r3_small_16x224"
+    assert pretraining.model_arguments()["mask_ratio"] == 0.9
+
+
+def test_a_choice_of_a_rung_is_a_setting():
+    words = ["MODEL.KWARGS.rung", "{pool_pad: -inf, kv_stride: [8, 4, 2, 1]}"]
+    cfg = load_config(CONFIGS / "r2b_small.yaml", words)
+    with torch.device("meta"):
+        model = build_model(cfg.model.model_name, **cfg.model_arguments())
+    assert model.rung == dataclasses.replace(RUNGS["r2b"], pool_pad="-inf", kv_stride=(8, 4, 2, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["r0_small", "r3_small", "mae_r3_small"])
+def test_recipes_run_dry_without_data(recipe):
+    settings = "TRAIN.BATCH_SIZE 1 AUG.NUM_SAMPLE 2 DATA.TRAIN_CROP_SIZE 64 DATA.TEST_CROP_SIZE 64"
+    command = [sys.executable, "tools/run_net.py", "--cfg", f"configs/ladder/{recipe}.yaml"]
+    command += [*settings.split(), "TRAIN.MIXED_PRECISION", "off", "DATA_LOADER.NUM_WORKERS", "0"]
+    command += ["DEVICE", "cpu", "--dry-run", "2"]
+    done = subprocess.run(
+        command, cwd=CONFIGS.parent.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "step 2/2: loss" in done.stdout
