@@ -246,7 +246,11 @@ def _fit_head(fit: Fit) -> bool:
     if there is None or there.dim() != 2:
         return False
     if here is None:
+        if fit.for_autoencoder:
+            return False
         if not any(key.startswith(fit.names.classifier) for key in fit.wanted):
+            fit.leave_out([key for key in fit.tensors if key.startswith(fit.names.classifier)])
+            fit.notes.append(f"{fit.names.classifier_words} left out: the model has none")
             return False
         fit.leave_out(head)
         fit.notes.append(f"head left out ({there.shape[0]} classes): the model has none")
