@@ -197,21 +197,29 @@ class TrainReader:
 
     def __call__(self, sample: Sample) -> list[Pixels]:
         """uint8 [T, 3, S, S] for each view, and what is to be erased of it. Raises DecodeError."""
-        key = (self.seed, sample.epoch, sample.video_id)
         with open_video(sample.path, self.decoder) as reader:
-            places = [
-                self._place(reader.info, generator_for(*key, temporal))
-                for temporal in range(self.num_temporal)
-            ]
-            views = [
-                (places[temporal], generator_for(*key, temporal, augment))
-                for temporal in range(self.num_temporal)
-                for augment in range(self.num_augment)
-            ]
-            cropped = self._read(reader, views)
+            return self.read(reader, sample)
+
+    def read(self, reader: VideoReader | FrameFolder, sample: Sample) -> list[Pixels]:
+        """The same of an open video."""
+        views = self.draw(reader.info, sample)
+        cropped = self._read(reader, views)
         return [
             self.transform.augment(frames, generator)
             for frames, (_, generator) in zip(cropped, views, strict=True)
+        ]
+
+    def draw(self, info: VideoInfo, sample: Sample) -> list[tuple[Indices, Generator]]:
+        """The frames of each view, and the generator of its crop and augmentation."""
+        key = (self.seed, sample.epoch, sample.video_id)
+        places = [
+            self._place(info, generator_for(*key, temporal))
+            for temporal in range(self.num_temporal)
+        ]
+        return [
+            (places[temporal], generator_for(*key, temporal, augment))
+            for temporal in range(self.num_temporal)
+            for augment in range(self.num_augment)
         ]
 
     def _place(self, info: VideoInfo, generator: Generator) -> Indices:
@@ -257,8 +265,12 @@ class TestReader:
     def __call__(self, sample: Sample) -> list[Pixels]:
         """uint8 [T, 3, S, S], num_views * num_crops times. Raises DecodeError."""
         with open_video(sample.path, self.decoder) as reader:
-            views = views_of(reader, self.spec, self.num_views)
-            return [Pixels(f) for f in read_view_pixels(reader, views, self.spec, self.num_crops)]
+            return self.read(reader, sample)
+
+    def read(self, reader: VideoReader | FrameFolder, sample: Sample) -> list[Pixels]:
+        """The same of an open video."""
+        views = views_of(reader, self.spec, self.num_views)
+        return [Pixels(f) for f in read_view_pixels(reader, views, self.spec, self.num_crops)]
 
 
 def _rows(frames: Tensor, rows: np.ndarray) -> Tensor:
@@ -371,7 +383,7 @@ def try_to_read(request: tuple[TrainReader | TestReader, Sample]) -> Failed | No
 
 
 @dataclass(frozen=True)
-class _Collate:
+class Collate:
     """Clips of several videos -> one Batch; in a worker, straight into shared memory."""
 
     spec: ClipSpec
@@ -645,7 +657,7 @@ class Loader:
             ),
             batch_sampler=self._course,
             num_workers=num_workers,
-            collate_fn=_Collate(dataset.spec, manifest.num_classes if manifest.multi_label else 0),
+            collate_fn=Collate(dataset.spec, manifest.num_classes if manifest.multi_label else 0),
             pin_memory=pin_memory and torch.cuda.is_available(),
             worker_init_fn=_init_worker if num_workers else None,
             multiprocessing_context=_context() if num_workers else None,
