@@ -106,7 +106,7 @@ def test_peak_is_the_best_of_several_shapes_and_looks(monkeypatch):
     assert peak["fp32"] == pytest.approx(16**3 / 4 / 1e3)
     peak.look()
     assert peak["fp32"] == pytest.approx(16**3 / 1e3)
-    assert peak.facts()["fp32"]["by_shape"]["8x4x2"] == pytest.approx(64 / 1e3)
+    assert peak.facts()["float32"]["by_shape"]["8x4x2"] == pytest.approx(64 / 1e3)
 
 
 def test_peak_skips_shapes_that_would_take_minutes(monkeypatch):
@@ -114,7 +114,7 @@ def test_peak_skips_shapes_that_would_take_minutes(monkeypatch):
     monkeypatch.setattr(measure.Peak, "_best_seconds", lambda *_, **__: 1.0)
     peak = measure.Peak(CPU, {"bf16": torch.bfloat16})
     peak.look()
-    assert set(peak.by_shape["bf16"]) == {"8x4x2"}
+    assert set(peak.facts()["bfloat16"]["by_shape"]) == {"8x4x2"}
 
 
 def test_peak_really_multiplies(monkeypatch):

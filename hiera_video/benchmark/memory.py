@@ -158,7 +158,7 @@ def _peak_of(step: Callable[[], None], idle: int) -> Memory:
 
 def _start_libraries() -> None:
     """Threads and their buffers exist from the first product on, whatever the model."""
-    x = torch.randn(512, 512, requires_grad=True)
+    x = torch.randn(256, 256, requires_grad=True)
     (x @ x).sum().backward()
 
 
