@@ -178,6 +178,32 @@ def test_a_class_token_is_neither_pooled_nor_positioned_nor_added():
         assert relative_error(model(clips), before) > 1e-3
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("order", ["unrolled", "units", "grid"])
+def test_orders_of_tokens_are_undone_exactly(order, kind):
+    name = {"unrolled": "r3", "units": "r1", "grid": "r0"}[order]
+    layout = model_of(name, kind).layout
+    assert layout.order == order
+    raster = torch.randn(2, *layout.grid, 3)
+    units = layout.to_units(raster)
+    assert units.shape == (2, layout.num_units, layout.tokens_per_unit, 3)
+    assert torch.equal(layout.to_raster(units, pools=0), raster)
+    pictures = layout.to_unit_raster(units, pools=0)
+    assert torch.equal(layout.from_unit_raster(pictures), units)
+    for found, unit in zip(pictures[1], naive_ladder.cut(raster[1], layout.unit), strict=True):
+        assert torch.equal(found, unit)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["r0", "r1", "r2c", "r4"])
+def test_rungs_compile_without_a_break(name):
+    model = model_of(name)
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    clips = clips_for(model)
+    with torch.no_grad():
+        assert torch.equal(compiled(clips), model(clips))
+
+
 # ---- masks --------------------------------------------------------------------------------------
 
 

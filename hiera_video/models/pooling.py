@@ -56,24 +56,34 @@ class Window:
             for u, k, s, p in zip(self.unit, self.kernel, self.stride, self.padding, strict=True)
         )
 
+    def as_pictures(self) -> tuple[int, Window]:
+        """Steps in time that a pool works on one by one, and its window on each.
+
+        A window in space alone needs no 3-D pool, which is much slower than one on pictures.
+        """
+        if len(self.unit) < 3 or (self.kernel[0], self.stride[0]) != (1, 1):
+            return 1, self
+        plane = Window(self.unit[1:], self.kernel[1:], self.stride[1:], self.padding[1:])
+        return self.unit[0], plane
+
 
 class WindowMax(nn.Module):
     """Max pool inside each unit, padded with zeros or with -inf."""
 
     def __init__(self, window: Window, *, zero_pad: bool) -> None:
         super().__init__()
-        self.window = window
-        self.zeros = [p for pad in reversed(window.padding) for p in (pad, pad)]
-        self.zero_pad = zero_pad and any(window.padding)
+        self.steps, self.window = window.as_pictures()
+        self.zeros = [p for pad in reversed(self.window.padding) for p in (pad, pad)]
+        self.zero_pad = zero_pad and any(self.zeros)
 
     def forward(self, t: Tensor) -> Tensor:
         """[B, U, n, h, d] -> [B, U, n', h, d]."""
-        x, window = to_pictures(t, self.window.unit), self.window
+        x, window = to_pictures(t, self.steps, self.window.unit), self.window
         pool, padding = MAX_POOL[len(window.unit)], window.padding
         if self.zero_pad:
             x, padding = F.pad(x, self.zeros), 0
         x = pool(x, window.kernel, stride=window.stride, padding=padding)
-        return from_pictures(x, t)
+        return from_pictures(x, self.steps, like=t)
 
 
 class WindowConv(nn.Module):
@@ -81,21 +91,21 @@ class WindowConv(nn.Module):
 
     def __init__(self, channels: int, window: Window) -> None:
         super().__init__()
-        self.window = window
+        self.steps, self.window = window.as_pictures()
         self.weight = nn.Parameter(torch.empty(channels, 1, *window.kernel))
         nn.init.normal_(self.weight, std=0.02)
 
     def forward(self, t: Tensor) -> Tensor:
         """[B, U, n, h, d] -> [B, U, n', h, d]."""
-        convolve, window = CONVOLVE[len(self.window.unit)], self.window
-        x = convolve(
-            to_pictures(t, window.unit),
-            self.weight,
+        window = self.window
+        x = CONVOLVE[len(window.unit)](
+            to_pictures(t, self.steps, window.unit),
+            self.weight.view(-1, 1, *window.kernel),
             stride=window.stride,
             padding=window.padding,
             groups=self.weight.shape[0],
         )
-        return from_pictures(x, t)
+        return from_pictures(x, self.steps, like=t)
 
 
 class LeadingMax(nn.Module):
@@ -110,16 +120,17 @@ class LeadingMax(nn.Module):
         return t.unflatten(2, (self.factor, -1)).amax(dim=2)
 
 
-def to_pictures(t: Tensor, unit: Sequence[int]) -> Tensor:
-    """[B, U, n, h, d] -> [B * U * h, d, *unit], contiguous."""
-    x = t.permute(0, 1, 3, 4, 2)  # (B, U, h, d, n)
-    return x.reshape(-1, x.shape[3], *unit)
+def to_pictures(t: Tensor, steps: int, unit: Sequence[int]) -> Tensor:
+    """[B, U, steps * n, h, d] -> [B * U * steps * h, d, *unit], contiguous."""
+    x = t.unflatten(2, (steps, -1)).permute(0, 1, 2, 4, 5, 3)  # (B, U, steps, h, d, n)
+    return x.reshape(-1, t.shape[-1], *unit)
 
 
-def from_pictures(x: Tensor, like: Tensor) -> Tensor:
-    """[B * U * h, d, *unit] -> [B, U, n', h, d]."""
+def from_pictures(x: Tensor, steps: int, *, like: Tensor) -> Tensor:
+    """[B * U * steps * h, d, *unit] -> [B, U, steps * n', h, d], contiguous in d for attention."""
     batch, units, _, heads, channels = like.shape
-    return x.reshape(batch, units, heads, channels, -1).permute(0, 1, 4, 2, 3)
+    x = x.reshape(batch, units, steps, heads, channels, -1).permute(0, 1, 2, 5, 3, 4)
+    return x.reshape(batch, units, -1, heads, channels)
 
 
 class PoolingAttention(nn.Module):
