@@ -11,13 +11,16 @@ from hiera_video.errors import UserError
 from hiera_video.models import baselines, hiera, ladder, mae, mvit
 from hiera_video.models.hiera import Hiera, HieraEncoder
 from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
+from hiera_video.models.rungs import RUNGS, Rung
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
 
 __all__ = [
+    "RUNGS",
     "Hiera",
     "HieraEncoder",
     "MAEOutput",
     "MaskedAutoencoder",
+    "Rung",
     "build_model",
     "list_models",
 ]
