@@ -459,8 +459,10 @@ def test_gpu_memory_leaves_out_the_others(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5000)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7000)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
-    found = memory.gpu_memory(Contender({}, run=int), module, torch.device("cuda"))
-    assert found == memory.Memory(peak=2440, before=440)
+    idle, device = Contender({}, run=int), torch.device("cuda")
+    assert memory.gpu_memory(idle, module, device) == memory.Memory(peak=2440, before=440)
+    with_averages = memory.gpu_memory(idle, module, device, optimizer=True)
+    assert with_averages == memory.Memory(peak=3320, before=1320)
 
 
 # ---- ladder ---------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -55,11 +55,17 @@ def describe(device: torch.device) -> str:
 # ---- GPU ----------------------------------------------------------------------------------------
 
 
-def gpu_memory(contender: Contender, module: torch.nn.Module, device: torch.device) -> Memory:
-    """Of one more call of a warm contender; other contenders' tensors are not counted."""
+def gpu_memory(
+    contender: Contender, module: torch.nn.Module, device: torch.device, *, optimizer: bool = False
+) -> Memory:
+    """Of one more call of a warm contender; other contenders' tensors are not counted.
+
+    Args:
+        optimizer: whether AdamW's two averages of every weight belong to it.
+    """
     module.zero_grad(set_to_none=True)
     torch.cuda.synchronize(device)
-    own = sum(t.numel() * t.element_size() for t in (*module.parameters(), *module.buffers()))
+    own = bytes_of(module.parameters()) * (3 if optimizer else 1) + bytes_of(module.buffers())
     start = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
     contender.run()
@@ -67,6 +73,11 @@ def gpu_memory(contender: Contender, module: torch.nn.Module, device: torch.devi
     grown = torch.cuda.max_memory_allocated(device) - start
     module.zero_grad(set_to_none=True)
     return Memory(peak=own + grown, before=own)
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Their size."""
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 # ---- CPU ----------------------------------------------------------------------------------------

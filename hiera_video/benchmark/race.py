@@ -6,7 +6,6 @@ What `model`, `ladder` and `pretrain` share.
 from __future__ import annotations
 
 import argparse
-import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -251,12 +250,15 @@ class Race:
         measure.progress(f"batch {case.batch} of {case.name}, {case.implementation}")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        contender = self.bench.contender(case)
+        try:
+            contender = self.bench.contender(case)
+        except torch.OutOfMemoryError:  # already of the input
+            return None
         measure.interleave([contender], repeats=3, device=self.device)
         self.bench.forget_clips(case)
         if contender.failed or not contender.seconds:
             return None
-        return case.batch / statistics.median(contender.seconds)
+        return case.batch / contender.median
 
     def _fits(self, case: Case) -> Callable[[int], bool]:
         """Whether a batch can be tried at all: a GPU says so itself, a CPU is asked beforehand."""
@@ -286,7 +288,8 @@ class Race:
         if contender.failed:
             return None
         if self.device.type == "cuda":
-            return memory.gpu_memory(contender, self.bench.module(case), self.device)
+            module = self.bench.module(case)
+            return memory.gpu_memory(contender, module, self.device, optimizer=case.optimizer)
         if case.compiled:
             return None  # the compiler's own memory would be most of it
         return memory.cpu_memory(case, imports=self.args.imports)

@@ -191,6 +191,12 @@ def give_weights(ours: nn.Module, theirs: nn.Module, implementation: str) -> Non
     getattr(theirs, "network", theirs).load_state_dict(state, strict=True)
 
 
+def with_noise(case: Case) -> nn.Module:
+    """Our model of a case, the same whenever it is built; see `disturb`."""
+    torch.manual_seed(0)
+    return disturb(build(case))
+
+
 @torch.no_grad()
 def disturb(model: nn.Module) -> nn.Module:
     """Add noise to every parameter: fresh ones (zero biases, tiny heads) make wrong code agree."""
@@ -206,14 +212,14 @@ def check_agreement(
 ) -> float:
     """Two programs are compared only if they compute the same thing; their relative difference.
 
-    Losses may differ by 1e-5 of their size, logits by 1e-4 of the largest.
+    Losses may differ by 1e-5 of their size, logits by 1e-4 of the largest. On the CPU, whatever the
+    device that is measured: a GPU rounds to TF32, in each program where it happens to.
 
     Raises:
         UserError: if the difference is larger.
     """
     keep = ours.random_keep(clips.shape[0]) if is_autoencoder(ours) else None
-    # on a GPU, convolutions round to TF32 by default, each program's where it happens to
-    with torch.inference_mode(), torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.inference_mode():
         mine, other = (outcome(m.eval(), clips, keep) for m in (ours, theirs))
     if keep is None and implementation == REFERENCE:
         mine = mine.softmax(-1)  # its evaluation mode gives probabilities
@@ -445,8 +451,10 @@ class Workbench:
         """Noise [batch, 3, *input_size], the same for all cases of that shape."""
         key = (case.batch, model_input_size(case, self.module(case)))
         if key not in self._clips:
-            generator = torch.Generator().manual_seed(0)
-            self._clips[key] = torch.randn(key[0], 3, *key[1], generator=generator).to(self.device)
+            generator = torch.Generator(self.device).manual_seed(0)
+            self._clips[key] = torch.randn(
+                key[0], 3, *key[1], generator=generator, device=self.device
+            )
         return self._clips[key]
 
     def forget_clips(self, case: Case) -> None:
@@ -465,17 +473,16 @@ class Workbench:
         if case.dtype.endswith(PURE):
             whole = self.module(replace(case, dtype="fp32"))
             return copy.deepcopy(whole).to(torch_dtype(case.dtype, self.device))
-        torch.manual_seed(0)
-        model = build(case)
         if case.implementation == OURS:
-            return disturb(model).to(self.device)
+            return with_noise(case).to(self.device)
         own = replace(case, implementation=OURS, decode_ratio=None)
-        ours = self.module(own)
+        # on a GPU the same once more: everything random about it is drawn on the CPU
+        ours = self.module(own) if self.device.type == "cpu" else with_noise(own)
+        model = build(case)
         give_weights(ours, model, case.implementation)
-        model = model.to(self.device)
-        clips = self.clips(replace(own, batch=1))
+        clips = torch.randn(1, 3, *model_input_size(own, ours))
         check_agreement(case.name, ours, model, implementation=case.implementation, clips=clips)
-        return model
+        return model.to(self.device)
 
 
 def _first_call_may_fail(step: Step, facts: dict[str, Any]) -> Callable[[], None]:
