@@ -3,6 +3,8 @@
 import argparse
 import importlib.util
 import json
+import re
+import shlex
 import sys
 
 import pytest
@@ -190,6 +192,16 @@ def test_every_subcommand_says_what_it_takes(command, capsys):
             command.main([name, "--help"])
         assert stop.value.code == 0
         assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
+def test_commands_that_are_written_down_are_understood(command, repository, page):
+    text = (repository / page).read_text(encoding="utf-8")
+    lines = re.findall(r"^python tools/benchmark\.py (.+)$", text, flags=re.MULTILINE)
+    assert len(lines) >= 3
+    for line in lines:
+        args = command.parse(shlex.split(line))
+        assert args.command == line.split()[0]
 
 
 def test_wrong_numbers_exit_2(command, capsys):
