@@ -103,10 +103,18 @@ def clips_for(model, batch=1, side=None, seed=1):
     return torch.randn(size, generator=torch.Generator().manual_seed(seed))
 
 
+FAST = ("slow_r50", "slowfast_r50", "x3d_xs", "mvit_base_16x4")
+
+
+def slow(name):
+    """A name whose tests are for `make slow`: the others stand for it."""
+    return pytest.param(name, marks=pytest.mark.slow)
+
+
 # ---- what they compute --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["slow_r50", "c2d_r50", "i3d_r50", "csn_r101"])
+@pytest.mark.parametrize("name", ["slow_r50", slow("c2d_r50"), "i3d_r50", slow("csn_r101")])
 @torch.no_grad()
 def test_a_single_pathway_gives_the_librarys_logits(name):
     ours, theirs = pair(name)
@@ -116,7 +124,7 @@ def test_a_single_pathway_gives_the_librarys_logits(name):
     assert relative_error(ours(larger), theirs(larger)) < 1e-5
 
 
-@pytest.mark.parametrize("name", ["x3d_xs", "r2plus1d_r50"])
+@pytest.mark.parametrize("name", ["x3d_xs", slow("r2plus1d_r50")])
 @torch.no_grad()
 def test_a_head_that_ends_in_a_softmax_gives_logits_of_the_same_scores(name):
     ours, theirs = pair(name)
@@ -206,7 +214,7 @@ def test_torchvisions_mvit_gives_torchvisions_logits(name):
     assert torch.equal(ours(clips), theirs(clips))
 
 
-@pytest.mark.parametrize("name", ["mvit_v1_b", "mvit_v2_s"])
+@pytest.mark.parametrize("name", ["mvit_v1_b", slow("mvit_v2_s")])
 def test_torchvisions_mvit_has_its_keys_and_one_size(name):
     from torchvision.models import video
 
@@ -230,7 +238,9 @@ def test_parameters_of_the_published_sizes(name):
     assert model.head.weight.is_meta
 
 
-@pytest.mark.parametrize("name", [*SMALL, "mvit_base_16x4"])
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else slow(name) for name in [*SMALL, "mvit_base_16x4"]]
+)
 def test_a_training_step_reaches_every_parameter(name):
     frames = 4 if name.startswith(("x3d", "mvit")) else CONVOLUTIONAL[name].input_size[0]
     size = (frames, 32, 32)
