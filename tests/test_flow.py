@@ -29,7 +29,16 @@ ALLOWED = {
     "predict": (*FOUNDATION, "data", "models", "scoring"),
     "engine": (*FOUNDATION, "config", "data", "models", "scoring", "engine"),
     "doctor": (*FOUNDATION, "data", "models"),
-    "benchmark": (*FOUNDATION, "data", "models", "scoring", "predict", "engine", "benchmark"),
+    "benchmark": (
+        *FOUNDATION,
+        "data",
+        "models",
+        "scoring",
+        "predict",
+        "config",
+        "engine",
+        "benchmark",
+    ),
     "__main__": ("doctor",),
 }
 """Part of the package -> parts it may import; a new part must be entered here."""

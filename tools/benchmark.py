@@ -1,7 +1,9 @@
 """Benchmarks, one subcommand each; every number comes with the conditions it was taken under.
 
     python tools/benchmark.py model
-    python tools/benchmark.py model --names hiera_base_16x224 mae_hiera_base_16x224 --json out.json
+    python tools/benchmark.py model --names hiera_base_224 --batch best --compile --json out.json
+    python tools/benchmark.py ladder --size large --input video --batch best
+    python tools/benchmark.py pretrain --mask-ratio 0.75 0.9
 
 What is measured, and how, is in `hiera_video/benchmark/`; the tables of the last full runs are in
 `docs/benchmarks.md`.
@@ -24,6 +26,7 @@ COMMANDS = {
     "ladder": ("ladder", "the rungs from MViTv2 to Hiera, beside the paper's, with a picture"),
     "pretrain": ("pretrain", "one step of masked autoencoding, by part, beside other libraries'"),
     "data": ("data", "decoding, augmenting and loading, by stage and core, beside PyTorchVideo"),
+    "predict": ("predict", "files to labels: cold start, file after file, and where the time goes"),
 }
 """Subcommand -> its file in hiera_video/benchmark/ (add_arguments, run) and one line of help."""
 

@@ -1,0 +1,56 @@
+"""A predictor as demo/predict.py makes it, that says how long it decodes and how long it computes.
+
+Imports no more than the demo does, so that its cold start can be timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from hiera_video.benchmark.measure import wait_for
+from hiera_video.benchmark.stopwatch import Stopwatch
+from hiera_video.data.guard import GuardedPool
+from hiera_video.data.views import parse_views
+from hiera_video.predict import Predictor
+
+
+def load(args: argparse.Namespace, process: Any) -> Predictor:
+    """The predictor that demo/predict.py would make of these arguments."""
+    return Predictor.load(
+        model=args.model,
+        weights=args.weights,
+        labels=args.labels,
+        views=parse_views(args.views),
+        device=args.device,
+        dtype=args.dtype,
+        batch_size=args.batch_size,
+        decoder=args.decoder,
+        process=process,
+        warn=lambda line: None,
+    )
+
+
+class WatchedProcess:
+    """The process that reads videos, and how long one waits for it."""
+
+    def __init__(self, process: GuardedPool, watch: Stopwatch) -> None:
+        self._process, self._watch = process, watch
+
+    def call(self, item: Any) -> Any:
+        """As `GuardedPool.call`."""
+        with self._watch("decode"):
+            return self._process.call(item)
+
+
+def watch_forward(predictor: Predictor, watch: Stopwatch) -> None:
+    """Count the model's time, that of its device included."""
+    forward, device = predictor.model.forward, predictor.device
+
+    def watched(*args: Any, **kwargs: Any) -> Any:
+        with watch("forward"):
+            out = forward(*args, **kwargs)
+            wait_for(device)
+        return out
+
+    predictor.model.forward = watched

@@ -1,0 +1,276 @@
+"""`predict`: files to labels as demo/predict.py does it, from a cold start and file after file."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from hiera_video.benchmark import machine, measure, tables
+from hiera_video.benchmark.data import describe, usable_decoders
+from hiera_video.benchmark.labelling import WatchedProcess, load, watch_forward
+from hiera_video.benchmark.measure import Contender
+from hiera_video.benchmark.stopwatch import Stopwatch
+from hiera_video.benchmark.tables import Column, Row
+from hiera_video.benchmark.videos import Recipe, benchmark_videos
+from hiera_video.data.decode import DECODERS
+from hiera_video.data.guard import decoding_process
+from hiera_video.data.views import parse_views
+from hiera_video.errors import RunFailed
+from hiera_video.models import build_model
+from hiera_video.models.weights import bundled
+from hiera_video.predict import Predictor
+
+RANDOM = "random"
+"""In the place of weights: those that the model is built with, written to a file first."""
+
+FILES = (
+    Recipe("small", 340, 256),
+    Recipe("hd", 1280, 720),
+    Recipe("full_hd", 1920, 1080, seconds=5),
+    Recipe("hevc", 1280, 720, codec="hevc"),
+    Recipe("vp9", 640, 360, codec="vp9"),
+)
+"""What is generated: sizes and codecs that phones, cameras and the web give."""
+
+COLUMNS = (
+    Column("model", "model"),
+    Column("weights", "weights"),
+    Column("views", "views"),
+    Column("decoder", "decoder"),
+    Column("start", "start"),
+    Column("file", "file"),
+    *tables.TIMES,
+    Column("files/min", "files_per_min", ".1f"),
+    Column("python", "python_ms", ".0f"),
+    Column("import", "import_ms", ".0f"),
+    Column("weights ms", "weights_ms", ".0f"),
+    Column("decode", "decode_ms", ".0f"),
+    Column("forward", "forward_ms", ".0f"),
+    Column("rest", "rest_ms", ".0f"),
+)
+
+NOTES = (
+    "Steady: a process that labels file after file. Cold: a fresh process until its first label; "
+    "python is the interpreter and the light imports, import that of torch and of this package. "
+    "The process that reads videos starts beside it.",
+    "Milliseconds of one file, medians. Decode: opening, decoding and cropping, in the process "
+    "that reads videos, and the way from there; forward: the model; rest: all else.",
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `predict`."""
+    add = parser.add_argument
+    add("--videos", metavar="FOLDER", help="measure with these (generated: sizes and codecs)")
+    add("--model", metavar="NAME", help="with --weights (both: the bundled model and a base one)")
+    add("--weights", help="file, published name, or random")
+    add("--views", nargs="+", default=["5x3"], metavar="KxS", help="clips x crops (5x3)")
+    add("--batch-size", type=machine.positive, default=4, help="views per forward pass (4)")
+    add("--dtype", default="auto", help="auto, fp32, fp16, bf16 (auto)")
+    add("--decoders", nargs="+", choices=("auto", *DECODERS), default=["auto"], help="(auto)")
+    add("--no-cold", action="store_true", help="leave the cold starts out")
+    machine.add_machine_arguments(parser, repeats=5)
+    tables.add_output_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and report."""
+    device = machine.device_of(args)
+    usable_decoders([name for name in args.decoders if name != "auto"])
+    views = [parse_views(text) for text in args.views]
+    facts = machine.machine_facts(device, ["torchcodec", "av", "decord"])
+    with (
+        tables.Report(args, facts=facts, columns=COLUMNS) as report,
+        TemporaryDirectory(prefix="hiera_video_benchmark_") as folder,
+        benchmark_videos(args.videos, FILES) as paths,
+    ):
+        report.notes += NOTES
+        labels = {path: describe(path) for path in paths}
+        for choice in choices(args, Path(folder)):
+            for (num_views, num_crops), decoder in (
+                (pair, name) for pair in views for name in args.decoders
+            ):
+                asked = replace(choice, views=f"{num_views}x{num_crops}", decoder=decoder)
+                report.rows += steady(asked, labels, args, device)
+                if not args.no_cold:
+                    report.rows.append(cold(asked, paths[0], labels[paths[0]], args))
+    return 0
+
+
+# ---- what is run --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A predictor as the demo's command line asks for it."""
+
+    model: str | None
+    weights: str | None
+    name: str
+    """Of the weights, for the table."""
+    labels: str | None = None
+    views: str = "5x3"
+    decoder: str = "auto"
+
+    def facts(self) -> dict[str, Any]:
+        """Columns of its rows."""
+        model = self.model or "bundled"
+        return {
+            "model": model,
+            "weights": self.name,
+            "views": self.views,
+            "decoder": self.decoder,
+        }
+
+    def words(self, args: argparse.Namespace) -> list[str]:
+        """The command line."""
+        named = {
+            "--model": self.model,
+            "--weights": self.weights,
+            "--labels": self.labels,
+            "--views": self.views,
+            "--decoder": self.decoder,
+            "--batch-size": args.batch_size,
+            "--device": args.device,
+            "--dtype": args.dtype,
+        }
+        return [str(word) for pair in named.items() if pair[1] is not None for word in pair]
+
+
+def choices(args: argparse.Namespace, folder: Path) -> Iterator[Choice]:
+    """What was asked for; without a word, the bundled model and a base one of random weights."""
+    if args.model is None and args.weights is None:
+        for name in list(bundled())[:1]:
+            yield Choice(None, name, name)
+        yield with_random_weights("hiera_base_16x224", folder)
+    elif args.weights == RANDOM or args.weights is None:
+        yield with_random_weights(args.model or "hiera_base_16x224", folder)
+    else:
+        yield Choice(args.model, args.weights, Path(args.weights).name)
+
+
+def with_random_weights(model: str, folder: Path) -> Choice:
+    """A model and a file of weights as large as a real one, of which it is known what it is for."""
+    torch.manual_seed(0)
+    built = build_model(model)
+    path = folder / f"{model}.pyth"
+    torch.save({"model_state": built.state_dict()}, path)
+    names = folder / f"{model}.txt"
+    names.write_text("".join(f"class {i}\n" for i in range(built.num_classes)))
+    return Choice(model, str(path), RANDOM, labels=str(names))
+
+
+# ---- file after file ----------------------------------------------------------------------------
+
+
+def steady(
+    choice: Choice, labels: dict[str, str], args: argparse.Namespace, device: torch.device
+) -> list[Row]:
+    """One row for each file. labels: of each path."""
+    watch = Stopwatch()
+    asked = argparse.Namespace(**{**vars(choice), **settings(args)})
+    with decoding_process() as process, quiet():
+        predictor = load(asked, WatchedProcess(process, watch))
+        watch_forward(predictor, watch)
+        contenders = [file_contender(predictor, path, watch) for path in labels]
+        for contender, path in zip(contenders, labels, strict=True):
+            contender.facts |= {**choice.facts(), "start": "steady", "file": labels[path]}
+            contender.facts["model"] = predictor.model_name
+        measure.interleave(contenders, repeats=args.repeats, device=device)
+    return [steady_row(contender) for contender in contenders]
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What does not differ between choices."""
+    return {"device": args.device, "dtype": args.dtype, "batch_size": args.batch_size}
+
+
+def file_contender(predictor: Predictor, path: str, watch: Stopwatch) -> Contender:
+    """One call labels the file."""
+
+    def label() -> None:
+        watch.reset()
+        predictor(path)
+
+    return Contender({}, run=label, parts=lambda: dict(watch.seconds))
+
+
+def steady_row(contender: Contender) -> Row:
+    """Its times, and the rest that neither decoding nor the model accounts for."""
+    row = measure.row_of(contender)
+    parts = row.pop("parts_ms")
+    row |= {f"{part}_ms": parts[part] for part in ("decode", "forward")}
+    row["rest_ms"] = max(row["ms"] - sum(parts.values()), 0.0)
+    row["files_per_min"] = 60e3 / row["ms"]
+    return row
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """What libraries print while loading does not belong in the table."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
+
+
+# ---- cold starts --------------------------------------------------------------------------------
+
+
+def cold(choice: Choice, path: str, label: str, args: argparse.Namespace) -> Row:
+    """The row of fresh processes that label one file each."""
+    found = []
+    for number in range(min(args.repeats, 3) + 1):
+        measure.progress(f"cold start {number}")
+        found.append(cold_start(choice, path, args))
+    measure.progress("")
+    found = found[1:]  # the first fills the system's file cache
+    total = [1e3 * sum(run["seconds"].values()) for run in found]
+    stages = {
+        f"{stage}_ms": 1e3 * statistics.median(run["seconds"][stage] for run in found)
+        for stage in ("python", "import", "weights")
+    }
+    parts = {
+        f"{part}_ms": 1e3 * statistics.median(run["parts"][part] for run in found)
+        for part in ("decode", "forward")
+    }
+    return {
+        **choice.facts(),
+        "start": "cold",
+        "file": label,
+        "repeats": len(found),
+        "ms": statistics.median(total),
+        "ms_min": min(total),
+        "ms_max": max(total),
+        "runs": found,
+        **stages,
+        **parts,
+    }
+
+
+def cold_start(choice: Choice, path: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What one fresh process says of itself.
+
+    Raises RunFailed: it could not label the file.
+    """
+    command = [sys.executable, "-m", "hiera_video.benchmark.cold_start"]
+    root = str(Path(__file__).resolve().parents[2])
+    done = subprocess.run(
+        [*command, str(time.time()), path, *choice.words(args)],
+        capture_output=True,
+        text=True,
+        cwd=root,
+    )
+    if done.returncode:
+        raise RunFailed(f"a fresh process failed: {done.stderr.strip()[-500:]}")
+    return json.loads(done.stdout.splitlines()[-1])
