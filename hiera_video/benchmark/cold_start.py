@@ -11,9 +11,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 import time
 from collections.abc import Sequence
+
+from hiera_video import cli
 
 
 def main(argv: Sequence[str]) -> int:
@@ -60,4 +61,4 @@ def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    cli.run(main)

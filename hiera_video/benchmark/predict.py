@@ -272,5 +272,7 @@ def cold_start(choice: Choice, path: str, args: argparse.Namespace) -> dict[str,
         cwd=root,
     )
     if done.returncode:
-        raise RunFailed(f"a fresh process failed: {done.stderr.strip()[-500:]}")
+        said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        reason = said[0] if said else done.stderr.strip()[-500:]
+        raise RunFailed(f"a fresh process failed: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
