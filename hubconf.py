@@ -3,7 +3,7 @@
     model = torch.hub.load("/path/to/this/checkout", "hiera_base_16x224", source="local")
     model = torch.hub.load(..., "hiera_base_16x224", pretrained=True, checkpoint="mae_k400_ft_k400")
 
-Models return logits, also in eval mode. Published weights are CC BY-NC 4.0.
+Models return logits, also in eval mode. Hiera's published weights are CC BY-NC 4.0.
 """
 
 from typing import Any as _Any
