@@ -39,8 +39,8 @@ def test_contenders_take_turns_after_all_are_warm(monkeypatch):
     monkeypatch.setattr(measure, "SHORTEST", 0.0)
     log = []
     contenders = [logging(log, name) for name in ("ours", "theirs")]
-    measure.interleave(contenders, repeats=3, device=CPU)
-    assert log == ["ours", "theirs"] * 4
+    measure.interleave(contenders, repeats=3, device=CPU, after_round=lambda: log.append("machine"))
+    assert log == ["ours", "theirs", "machine"] * 4
     assert [len(c.seconds) for c in contenders] == [3, 3]
     assert all(c.first_seconds is not None for c in contenders)
 

@@ -168,7 +168,10 @@ def test_an_interrupt_keeps_the_rows_measured_so_far(tiny, tmp_path, monkeypatch
         really(contender, device)
 
     monkeypatch.setattr(measure, "measure", interrupted_in_the_third_round)
-    monkeypatch.setattr(measure.Peak, "look", lambda self: self.by_shape[torch.float32].update(a=1))
+    peak = {"a": 1.0}
+    monkeypatch.setattr(
+        measure.Peak, "look", lambda self, **_: self.by_shape[torch.float32].update(peak)
+    )
     words = ["--names", "hiera_tiny_16x224", "--input-size", "4", "64", "64", "--modes", "forward"]
     with pytest.raises(KeyboardInterrupt):
         run(models, tmp_path, *words)
@@ -336,7 +339,7 @@ def test_who_gives_up_has_a_row_that_says_why():
 def sweeping(monkeypatch, rates, *, most=math.inf):
     """A race whose batches have made-up rates; None: out of memory."""
     args = argparse.Namespace(batch=["best"], imports=[], repeats=1, memory=False)
-    contest = Race(Workbench(CPU), args)
+    contest = Race(Workbench(CPU), args, None)
     monkeypatch.setattr(Race, "_rate", lambda self, case: rates.get(case.batch))
     monkeypatch.setattr(Race, "_fits", lambda self, case: lambda batch: batch <= most)
     return contest
@@ -367,7 +370,7 @@ def test_a_compiled_model_takes_the_batch_of_the_plain_one(monkeypatch):
 
 
 def test_on_a_cpu_memory_is_foretold(monkeypatch):
-    contest = Race(Workbench(CPU), argparse.Namespace(batch=["best"], imports=[]))
+    contest = Race(Workbench(CPU), argparse.Namespace(batch=["best"], imports=[]), None)
     one = memory.Memory(peak=300, before=100)
     monkeypatch.setattr(memory, "cpu_memory", lambda case, imports: one)
     monkeypatch.setattr(memory, "available", lambda: 1000 / race.SHARE_OF_MEMORY)
@@ -510,6 +513,13 @@ def test_a_ladder_without_some_rungs_steps_over_them(tiny, tmp_path):
     assert [row["rung"] for row in rows] == ["R0", "R3", "R5"]
     assert all(row["mode"] == "train" and "paper_step" in row for row in rows)
     assert rows[1]["step"] == rows[1]["ratio"]  # the rung before is R0
+
+
+def test_no_picture_without_r0(tmp_path):
+    args = parse(ladder, "--input", "image")
+    rows = [{"rung": "R3", "ratio": None}]
+    assert ladder.draw(tmp_path / "x.png", rows, args, {}).startswith("no picture")
+    assert not list(tmp_path.iterdir())
 
 
 # ---- pretrain -------------------------------------------------------------------------------

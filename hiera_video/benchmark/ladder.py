@@ -19,10 +19,10 @@ from hiera_video.benchmark.measure import Contender
 from hiera_video.benchmark.race import Race
 from hiera_video.benchmark.steps import Case, Workbench
 from hiera_video.benchmark.tables import Column, Row
-from hiera_video.errors import UserError
 from hiera_video.registry import MODEL_REGISTRY
 
-RUNGS = ("r0", "r1", "r2b", "r2c", "r3", "r4", "r5")
+LABELS = {"r0": "R0", "r1": "R1", "r2b": "R2b", "r2c": "R2c", "r3": "R3", "r4": "R4", "r5": "R5"}
+RUNGS = tuple(LABELS)
 SUFFIX = {"image": "224", "video": "16x224"}
 RELEASED = "released"
 PICTURES = Path("runs/benchmark")
@@ -124,18 +124,17 @@ def run(args: argparse.Namespace) -> int:
     peak = measure.Peak(device, dtypes)
     with tables.Report(args, facts=facts, columns=COLUMNS) as report:
         peak.look()
-        contest = Race(Workbench(device), args)
+        contest = Race(Workbench(device), args, peak)
         try:
             contest.run(cases_of(names, args, list(dtypes)))
-            peak.look()
         finally:
-            report.rows += rows_of(contest, peak, names, kind=args.input)
+            report.rows += rows_of(contest, names, kind=args.input)
             report.record["peak"] = peak.facts()
             report.record["paper"] = PAPER[args.input]
         report.notes += [peak.line(), *notes_of(report.rows, args, device)]
         if args.png != "":
             path = args.png or PICTURES / f"ladder_{args.size}_{args.input}.png"
-            report.notes.append(f"picture: {draw(path, report.rows, args, facts)}")
+            report.notes.append(draw(path, report.rows, args, facts))
     return 0
 
 
@@ -159,15 +158,15 @@ def cases_of(names: dict[str, str], args: argparse.Namespace, dtypes: Sequence[s
 # ---- rows ---------------------------------------------------------------------------------------
 
 
-def rows_of(contest: Race, peak: measure.Peak, names: dict[str, str], *, kind: str) -> list[Row]:
+def rows_of(contest: Race, names: dict[str, str], *, kind: str) -> list[Row]:
     """Rows with the ratios to the rung before, to R0 and to the released model."""
     rung_of = {name: rung for rung, name in names.items()}
-    rows = contest.rows(peak)
+    rows = contest.rows()
     for row, contender in zip(rows, measure.measured(contest.contenders), strict=True):
         rung = rung_of[row["name"]]
         case = contest.case_of[id(contender)]
         row |= {
-            "rung": rung if rung == RELEASED else rung.upper().replace("B", "b").replace("C", "c"),
+            "rung": LABELS.get(rung, rung),
             "parameters": steps.parameter_count(case),
             "gmacs_per_sample": row["gmacs"] / row["samples"],
         }
@@ -240,14 +239,14 @@ def notes_of(rows: Sequence[Row], args: argparse.Namespace, device: torch.device
 
 def draw(
     path: str | Path, rows: Sequence[Row], args: argparse.Namespace, facts: dict[str, object]
-) -> Path:
-    """Samples per second of every rung over R0's, one bar for each setting, and the paper's.
+) -> str:
+    """Samples per second of every rung over R0's, a bar for each setting, and the paper's.
 
-    Raises:
-        UserError: there is no R0 to compare with.
+    Returns:
+        A note on where the picture is, or why there is none.
     """
     if not any(row.get("ratio") is not None for row in rows):
-        raise UserError('no picture without R0: leave "r0" in --rungs, or say --png ""')
+        return "no picture: it compares with R0, which was not measured"
     labels = list(dict.fromkeys(row["rung"] for row in rows))
     groups: dict[str, dict[str, float | None]] = {}
     for row in rows:
@@ -259,12 +258,8 @@ def draw(
         groups.setdefault(setting, {})[row["rung"]] = row.get("ratio")
     first = PAPER[args.input].get("r0") or PAPER[args.input][RELEASED]
     paper = "paper, L" if args.input == "image" else "paper, L, over released"
-    by_label = {rung.upper().replace("B", "b").replace("C", "c"): rung for rung in RUNGS}
-    groups[paper] = {
-        label: PAPER[args.input].get(by_label.get(label, label), 0) / first or None
-        for label in labels
-    }
-    return pictures.grouped_bars(
+    groups[paper] = {LABELS.get(r, r): rate / first for r, rate in PAPER[args.input].items()}
+    drawn = pictures.grouped_bars(
         path,
         labels=labels,
         groups={name: [values.get(label) for label in labels] for name, values in groups.items()},
@@ -272,3 +267,4 @@ def draw(
         f"torch {facts['torch']}",
         axis="samples/s over R0",
     )
+    return f"picture: {drawn}"

@@ -71,8 +71,16 @@ class Contender:
 # ---- taking turns -------------------------------------------------------------------------------
 
 
-def interleave(contenders: Sequence[Contender], *, repeats: int, device: torch.device) -> None:
+def interleave(
+    contenders: Sequence[Contender],
+    *,
+    repeats: int,
+    device: torch.device,
+    after_round: Callable[[], None] | None = None,
+) -> None:
     """Time each contender `repeats` times, taking turns, after warming all of them up.
+
+    `after_round` is called after the warm-up and after each round, such as to look at the machine.
 
     A contender that runs out of the device's memory, or raises `GaveUp`, is out (`failed` says
     so), the others go on. An interrupt leaves what was measured in the contenders.
@@ -81,11 +89,15 @@ def interleave(contenders: Sequence[Contender], *, repeats: int, device: torch.d
         for i, contender in enumerate(contenders):
             progress(f"warm-up {i + 1}/{len(contenders)}")
             _or_out(contender, warm_up, contender, device)
+        if after_round is not None:
+            after_round()
         for round_number in range(repeats):
             for contender in contenders:
                 if not contender.failed:
                     _or_out(contender, measure, contender, device)
             progress(f"round {round_number + 1}/{repeats}")
+            if after_round is not None:
+                after_round()
     finally:
         progress("")
 
@@ -236,7 +248,7 @@ class Peak:
 
     One size is not honest: a product that fits the caches badly, or a moment of other work, would
     flatter every model. So several shapes, each several times, and again whenever `look` is
-    called: before, between and after the contenders.
+    called: before the contenders and after each of their rounds.
     """
 
     def __init__(self, device: torch.device, dtypes: dict[str, torch.dtype]) -> None:

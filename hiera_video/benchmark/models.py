@@ -78,12 +78,11 @@ def run(args: argparse.Namespace) -> int:
     with tables.Report(args, facts=facts, columns=COLUMNS) as report:
         peak.look()
         for name in args.names:
-            contest = Race(Workbench(device), args)
+            contest = Race(Workbench(device), args, peak)
             try:
                 contest.run(cases_of(name, args, list(dtypes)))
-                peak.look()
             finally:
-                report.rows += rows_of(contest, peak)
+                report.rows += rows_of(contest)
                 report.record["peak"] = peak.facts()
         report.notes += notes_of(device, peak, args)
     return 0
@@ -121,9 +120,9 @@ def implementation(row: Row) -> str:
     return row["implementation"] if row["implementation"] != OURS else row["library"]
 
 
-def rows_of(contest: Race, peak: measure.Peak) -> list[Row]:
+def rows_of(contest: Race) -> list[Row]:
     """Rows with their ratios; see `notes_of` for what they say."""
-    rows = contest.rows(peak)
+    rows = contest.rows()
     for row, contender in zip(rows, measure.measured(contest.contenders), strict=True):
         row |= ratios(contest, contender)
     return rows

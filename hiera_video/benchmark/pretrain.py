@@ -126,15 +126,14 @@ def run(args: argparse.Namespace) -> int:
     with tables.Report(args, facts=facts, columns=COLUMNS, more=more) as report:
         peak.look()
         for name in args.names:
-            contest = Race(Workbench(device, parts=parts.marks_of), args)
+            contest = Race(Workbench(device, parts=parts.marks_of), args, peak)
             try:
                 contest.run(cases_of(name, args, list(dtypes)))
-                peak.look()
             finally:
-                report.rows += rows_of(contest, peak)
+                report.rows += rows_of(contest)
                 report.record["peak"] = peak.facts()
         report.notes += notes_of(device, peak, args)
-        if args.png != "":
+        if args.png != "" and any("parts_ms" in row for row in report.rows):
             path = draw(args.png or PICTURE, report.rows, facts)
             report.notes.append(f"picture: {path}")
     return 0
@@ -194,9 +193,9 @@ def own_ratio(name: str) -> float:
 # ---- rows ---------------------------------------------------------------------------------------
 
 
-def rows_of(contest: Race, peak: measure.Peak) -> list[Row]:
+def rows_of(contest: Race) -> list[Row]:
     """Rows with their ratios; see `notes_of` for what they say."""
-    rows = contest.rows(peak)
+    rows = contest.rows()
     for row, contender in zip(rows, measure.measured(contest.contenders), strict=True):
         row |= ratios(contest, contender)
         if row["library"] == OURS:

@@ -6,6 +6,7 @@ What `model`, `ladder` and `pretrain` share.
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -133,26 +134,27 @@ def check(args: argparse.Namespace) -> None:
 def settings(
     args: argparse.Namespace, dtypes: Sequence[str], modes: Sequence[str]
 ) -> list[dict[str, object]]:
-    """Fields of `Case` for every combination asked for, eager before compiled."""
+    """Fields of `Case` for every combination asked for, eager before compiled.
+
+    "best" is still the batch's where that is to be found out.
+    """
+    compiled = ("", args.compile) if args.compile else ("",)
     found = []
-    for mode in modes:
-        for dtype in dtypes:
-            if mode == "train" and dtype.endswith(PURE):
-                print(f"{dtype}: left out in training, where weights stay in float32")
-                continue
-            for attention in args.attention:
-                for compiled in ("", args.compile) if args.compile else ("",):
-                    for batch in args.batch:
-                        found.append(
-                            {
-                                "mode": mode,
-                                "dtype": dtype,
-                                "attention": attention,
-                                "compiled": compiled,
-                                "batch": batch,
-                                "optimizer": args.optimizer and mode == "train",
-                            }
-                        )
+    for mode, dtype in itertools.product(modes, dtypes):
+        if mode == "train" and dtype.endswith(PURE):
+            print(f"{dtype}: left out in training, where weights stay in float32")
+            continue
+        for attention, compiling, batch in itertools.product(args.attention, compiled, args.batch):
+            found.append(
+                {
+                    "mode": mode,
+                    "dtype": dtype,
+                    "attention": attention,
+                    "compiled": compiling,
+                    "batch": batch,
+                    "optimizer": args.optimizer and mode == "train",
+                }
+            )
     return found
 
 
@@ -165,10 +167,11 @@ class Race:
     Args:
         bench: builds them.
         args: the options of `add_arguments`.
+        peak: looks at the machine in every round, so that it meets the same conditions.
     """
 
-    def __init__(self, bench: Workbench, args: argparse.Namespace) -> None:
-        self.bench, self.args, self.device = bench, args, bench.device
+    def __init__(self, bench: Workbench, args: argparse.Namespace, peak: measure.Peak) -> None:
+        self.bench, self.args, self.device, self.peak = bench, args, bench.device, peak
         self.contenders: list[Contender] = []
         self.case_of: dict[int, Case] = {}
         self._best: dict[Case, int] = {}
@@ -177,7 +180,12 @@ class Race:
         """Choose batches, build, take turns, measure memory."""
         for case in cases:
             self._enter(case)
-        measure.interleave(self.contenders, repeats=self.args.repeats, device=self.device)
+        measure.interleave(
+            self.contenders,
+            repeats=self.args.repeats,
+            device=self.device,
+            after_round=lambda: self.peak.look(times=1),
+        )
         for contender in self.contenders:
             if contender.facts.get("compiled") and contender.seconds:
                 contender.facts["compile_s"] = contender.first_seconds - contender.median
@@ -185,10 +193,10 @@ class Race:
             for contender in self.contenders:
                 self._add_memory(contender)
 
-    def rows(self, peak: measure.Peak) -> list[tables.Row]:
+    def rows(self) -> list[tables.Row]:
         """Rows of what was measured."""
         return [
-            measure.row_of(c, peak=peak[c.facts["dtype"]])
+            measure.row_of(c, peak=self.peak[c.facts["dtype"]])
             for c in measure.measured(self.contenders)
         ]
 

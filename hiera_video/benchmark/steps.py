@@ -52,6 +52,7 @@ class Case:
     compiled: str = ""
     """Mode of `torch.compile`; "" is eager."""
     batch: int = 1
+    """Clips; a `Race` takes "best" too, and finds it before anything is built."""
     input_size: tuple[int, ...] | None = None
     """None: the model's own."""
     mask_ratio: float | None = None
