@@ -15,20 +15,7 @@ import subprocess
 import time
 
 import pytest
-from tiny_runs import (
-    HEAVY,
-    command,
-    config,
-    empty,
-    environment,
-    final,
-    losses,
-    run,
-    run_child,
-    same,
-    settings,
-    write_videos,
-)
+import tiny_runs as tiny
 
 from hiera_video.engine import checkpoint, evaluate, report
 from hiera_video.engine.distributed import init
@@ -39,7 +26,7 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits o
 LEARNT = ("model_state", "raw_state", "optimizer_state", "epoch_sums", "step")
 """What two runs must have in common, bit for bit, to be called the same."""
 
-SHORT = (*HEAVY, "SOLVER.MAX_EPOCH", 8, "TRAIN.CHECKPOINT_STEPS", 1, "TRAIN.CHECKPOINT_PERIOD", 100,
+SHORT = (*tiny.HEAVY, "SOLVER.MAX_EPOCH", 8, "TRAIN.CHECKPOINT_STEPS", 1, "TRAIN.CHECKPOINT_PERIOD", 100,
          "TRAIN.EVAL_PERIOD", 0, "TEST.ENABLE", "false")  # fmt: skip
 """Sixteen steps with a checkpoint after each."""
 
@@ -47,21 +34,21 @@ SHORT = (*HEAVY, "SOLVER.MAX_EPOCH", 8, "TRAIN.CHECKPOINT_STEPS", 1, "TRAIN.CHEC
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     """Nine training and three validation videos."""
-    return write_videos(tmp_path_factory.mktemp("videos"))
+    return tiny.write_videos(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory, videos):
     """The command line of a run of SHORT into a folder."""
-    cfg = empty(tmp_path_factory.mktemp("cfg"))
-    return lambda out, *more: ["--cfg", cfg, *settings(videos, out, *SHORT, *more)]
+    cfg = tiny.empty(tmp_path_factory.mktemp("cfg"))
+    return lambda out, *more: ["--cfg", cfg, *tiny.settings(videos, out, *SHORT, *more)]
 
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, words):
     """What SHORT comes to when nothing happens to it."""
     out = tmp_path_factory.mktemp("straight") / "out"
-    done = run_child(*words(out), timeout=1200)
+    done = tiny.run_child(*words(out), timeout=1200)
     assert done.returncode == 0, done.stderr
     return out
 
@@ -69,14 +56,7 @@ def straight(tmp_path_factory, words):
 @contextlib.contextmanager
 def started(*words):
     """A run that talks to us; killed at the end if it is still there."""
-    child = subprocess.Popen(
-        command(*words),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    child = tiny.start_child(*words)
     try:
         yield child
     finally:
@@ -98,12 +78,12 @@ def wait_for(child, *, steps):
 
 def assert_goes_on_to(straight, out, words):
     """The same command ends the run as if nothing had happened to it."""
-    done = run_child(*words, timeout=1200)
+    done = tiny.run_child(*words, timeout=1200)
     assert done.returncode == 0, done.stderr
-    a, b = final(straight), final(out)
+    a, b = tiny.final(straight), tiny.final(out)
     for key in LEARNT:
-        assert same(a.get(key), b.get(key)), key
-    assert losses(straight) == losses(out)
+        assert tiny.same(a.get(key), b.get(key)), key
+    assert tiny.losses(straight) == tiny.losses(out)
 
 
 def assert_all_readable(out):
@@ -118,17 +98,17 @@ def assert_all_readable(out):
 def test_killed_fifty_times_ends_with_the_same_weights(videos, tmp_path):
     """SIGKILL at random moments, with and without a worker, in the middle of a save too."""
     straight, out = tmp_path / "straight", tmp_path / "out"
-    extra = (*HEAVY, "SOLVER.MAX_EPOCH", 250, "TRAIN.CHECKPOINT_STEPS", 5,
+    extra = (*tiny.HEAVY, "SOLVER.MAX_EPOCH", 250, "TRAIN.CHECKPOINT_STEPS", 5,
              "TRAIN.CHECKPOINT_PERIOD", 1000, "TRAIN.EVAL_PERIOD", 25,
              "TEST.ENABLE", "false")  # fmt: skip
-    words = ["--cfg", empty(tmp_path)]
-    done = run_child(*words, *settings(videos, straight, *extra), timeout=1200)
+    words = ["--cfg", tiny.empty(tmp_path)]
+    done = tiny.run_child(*words, *tiny.settings(videos, straight, *extra), timeout=1200)
     assert done.returncode == 0, done.stderr
-    expected = losses(straight)
+    expected = tiny.losses(straight)
     dice, resumed = random.Random(1), 0
     for kill in range(50):
         workers = "DATA_LOADER.NUM_WORKERS", int(kill % 10 == 9)
-        with started(*words, *settings(videos, out, *extra, *workers)) as child:
+        with started(*words, *tiny.settings(videos, out, *extra, *workers)) as child:
             lines = wait_for(child, steps=dice.randint(1, 14))
             with contextlib.suppress(subprocess.TimeoutExpired):
                 child.wait(dice.uniform(0, 0.3))
@@ -137,15 +117,15 @@ def test_killed_fifty_times_ends_with_the_same_weights(videos, tmp_path):
             child.wait()
         resumed += any("going on from" in line for line in lines)
         assert_all_readable(out)
-        found = losses(out)
+        found = tiny.losses(out)
         assert found == {step: expected[step] for step in found}, f"after kill {kill + 1}"
     assert resumed > 25
-    assert max(losses(out)) >= 50
-    done = run_child(*words, *settings(videos, out, *extra), timeout=1200)
+    assert max(tiny.losses(out)) >= 50
+    done = tiny.run_child(*words, *tiny.settings(videos, out, *extra), timeout=1200)
     assert done.returncode == 0, done.stderr
     for key in LEARNT:
-        assert same(final(straight).get(key), final(out).get(key)), key
-    assert losses(out) == expected
+        assert tiny.same(tiny.final(straight).get(key), tiny.final(out).get(key)), key
+    assert tiny.losses(out) == expected
 
 
 def test_a_killed_run_leaves_no_workers(words, tmp_path):
@@ -174,8 +154,8 @@ def test_a_worker_that_is_killed_is_named_and_replaced(straight, words, tmp_path
     assert "worker" in said + errors
     assert "SIGKILL" in said + errors
     for key in LEARNT:
-        assert same(final(straight).get(key), final(out).get(key)), key
-    assert losses(straight) == losses(out)
+        assert tiny.same(tiny.final(straight).get(key), tiny.final(out).get(key)), key
+    assert tiny.losses(straight) == tiny.losses(out)
 
 
 def parents():
@@ -219,7 +199,7 @@ def test_sigterm_saves_and_exits_0_and_goes_on_bit_for_bit(straight, words, tmp_
         said, errors = child.communicate(timeout=600)
     assert child.returncode == 0, errors
     assert "stopped by SIGTERM" in said
-    assert 3 <= final(out)["step"] < 16
+    assert 3 <= tiny.final(out)["step"] < 16
     assert_goes_on_to(straight, out, rare)
 
 
@@ -253,7 +233,7 @@ def test_a_disk_that_fills_up_keeps_the_old_checkpoints(straight, words, small_d
         said, errors = child.communicate(timeout=600)
     assert_ended_for_want_of_room(child, said, errors, "No space left on device")
     assert_all_readable(out)
-    assert final(out)["step"] >= 2
+    assert tiny.final(out)["step"] >= 2
     (small_disk / "filler").unlink()
     assert_goes_on_to(straight, out, words(out))
 
@@ -269,7 +249,7 @@ def test_a_file_that_may_not_grow_keeps_the_old_checkpoints(straight, words, tmp
         said, errors = child.communicate(timeout=600)
     assert_ended_for_want_of_room(child, said, errors, "File too large")
     assert_all_readable(out)
-    assert final(out)["step"] >= 2
+    assert tiny.final(out)["step"] >= 2
     assert_goes_on_to(straight, out, words(out))
 
 
@@ -291,7 +271,7 @@ def test_a_read_only_folder_is_refused_before_the_first_step(words, tmp_path, re
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
     else:
         folder.chmod(0o500)
-    done = run_child(*words(folder), timeout=1200)
+    done = tiny.run_child(*words(folder), timeout=1200)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith(f"error: cannot write to OUTPUT_DIR {folder}")
     assert "OUTPUT_DIR runs/my_run" in done.stderr
@@ -318,8 +298,8 @@ def test_a_clock_that_jumps_changes_nothing(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "draw_curves", lambda folder: None)
     kept = ("TRAIN.KEEP_CHECKPOINTS", 0, "TRAIN.EVAL_PERIOD", 0)
     whole, half, out = (tmp_path / name for name in ("whole", "half", "out"))
-    run(config(videos, whole, *kept, "SOLVER.MAX_EPOCH", 4))
-    run(config(videos, half, *kept, "SOLVER.MAX_EPOCH", 4))
+    tiny.run(tiny.config(videos, whole, *kept, "SOLVER.MAX_EPOCH", 4))
+    tiny.run(tiny.config(videos, half, *kept, "SOLVER.MAX_EPOCH", 4))
     files = checkpoint.in_order(half / "checkpoints")
     files.pop().unlink()
     for age, path in enumerate(files):  # the newest step is the oldest file
@@ -328,9 +308,9 @@ def test_a_clock_that_jumps_changes_nothing(videos, tmp_path, monkeypatch):
     half.rename(out)
     jumps = itertools.cycle([0.0, 4e9, -1e9, 1.7e9])
     monkeypatch.setattr(time, "time", lambda: next(jumps))
-    cfg = config(videos, out, *kept, "SOLVER.MAX_EPOCH", 4)
-    assert run(cfg) == 0
+    cfg = tiny.config(videos, out, *kept, "SOLVER.MAX_EPOCH", 4)
+    assert tiny.run(cfg) == 0
     evaluate.test(cfg, init("cpu"), Stop())
     assert 0 <= json.loads((out / "results.json").read_text())["seconds"] < 1000
-    assert same(final(whole)["model_state"], final(out)["model_state"])
-    assert losses(whole) == losses(out)
+    assert tiny.same(tiny.final(whole)["model_state"], tiny.final(out)["model_state"])
+    assert tiny.losses(whole) == tiny.losses(out)

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import subprocess
 
 import pytest
 import torch
@@ -11,15 +10,15 @@ from tiny_runs import (
     CLASSES,
     HEAVY,
     PRETRAIN,
-    command,
     config,
     empty,
-    environment,
     final,
     losses,
     run,
+    run_child,
     same,
     settings,
+    start_child,
     write_videos,
 )
 
@@ -303,11 +302,8 @@ def test_two_processes_give_the_curve_of_one(videos, tmp_path, task):
     extra = ("HIERA.DROPPATH_RATE", 0, "SOLVER.MAX_EPOCH", 3)
     extra += ("MODEL.DROPOUT_RATE", 0) if task == "classify" else ()
     run(config(videos, one, *extra, task=kind))
-    done = subprocess.run(
-        command("--cfg", empty(tmp_path), *settings(videos, two, *extra, "TEST.ENABLE",
-                task == "classify", task=kind), processes=2),
-        env=environment(), capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    words = settings(videos, two, *extra, "TEST.ENABLE", task == "classify", task=kind)
+    done = run_child("--cfg", empty(tmp_path), *words, processes=2)
     assert done.returncode == 0, done.stderr
     a, b = losses(one), losses(two)
     assert a.keys() == b.keys()
@@ -538,14 +534,7 @@ def test_wrong_tasks_and_classes_are_refused(videos, tmp_path):
 def test_signals_save_and_stop(videos, tmp_path, number, code):
     out = tmp_path / "out"
     words = settings(videos, out, "SOLVER.MAX_EPOCH", 1000, "DATA_LOADER.NUM_WORKERS", 1)
-    child = subprocess.Popen(
-        command("--cfg", empty(tmp_path), *words),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    child = start_child("--cfg", empty(tmp_path), *words)
     try:
         for line in child.stdout:
             if "step 2/2" in line:

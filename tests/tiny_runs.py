@@ -140,6 +140,18 @@ def command(*words: object, processes: int = 0) -> list[str]:
     return [*launcher, str(REPOSITORY / "tools" / "run_net.py"), *map(str, words)]
 
 
+def start_child(*words: object) -> subprocess.Popen:
+    """Start tools/run_net.py in a session of its own, its output piped."""
+    return subprocess.Popen(
+        command(*words),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
 def run_child(*words: object, processes: int = 0, timeout: int = 200):
     """Run tools/run_net.py to its end."""
     return subprocess.run(
