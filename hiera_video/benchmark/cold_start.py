@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     names = ("python", "import", "weights", "video")
     seconds = [later - earlier for earlier, later in itertools.pairwise(marks)]
     stages = dict(zip(names, seconds, strict=True))
-    print(json.dumps({"label": str(label), "seconds": stages, "parts": dict(watch.seconds)}))
+    found = {"model": predictor.model_name, "label": str(label)}
+    print(json.dumps({**found, "seconds": stages, "parts": dict(watch.seconds)}))
     return 0
 
 

@@ -126,9 +126,8 @@ class Choice:
 
     def facts(self) -> dict[str, Any]:
         """Columns of its rows."""
-        model = self.model or "bundled"
         return {
-            "model": model,
+            "model": self.model,
             "weights": self.name,
             "views": self.views,
             "decoder": self.decoder,
@@ -246,6 +245,7 @@ def cold(choice: Choice, path: str, label: str, args: argparse.Namespace) -> Row
     }
     return {
         **choice.facts(),
+        "model": found[0]["model"],
         "start": "cold",
         "file": label,
         "repeats": len(found),
