@@ -168,6 +168,21 @@ def test_what_was_measured_survives_an_end_half_way(tmp_path, capsys, error):
     assert json.loads((tmp_path / "deep" / "out.json").read_text())["unfinished"]
 
 
+def test_a_published_command_names_no_folder_of_the_writers():
+    words = [
+        "model",
+        "--json",
+        "/a/b.json",
+        "--batch",
+        "2",
+        "--png=/c.png",
+        "--markdown",
+        "x",
+        "-h",
+    ]
+    assert tables.without_outputs(words) == ["model", "--batch", "2", "-h"]
+
+
 def test_a_format_that_is_emulated_is_left_out_unless_asked_for(monkeypatch, capsys):
     slow = lambda name, device: (torch.float32, None if name == "fp32" else "slow")  # noqa: E731
     monkeypatch.setattr(machine, "choose_dtype", slow)

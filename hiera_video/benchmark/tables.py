@@ -16,6 +16,9 @@ import torch
 
 Row = dict[str, Any]
 
+OUTPUTS = ("--json", "--markdown", "--png")
+"""Options that name a file to write."""
+
 
 @dataclass(frozen=True)
 class Column:
@@ -156,12 +159,24 @@ class Report:
             write_text(self.args.json, json.dumps(record, indent=1, default=_plain) + "\n")
         if self.args.markdown is not None:
             notes = "".join(f"\n{note}\n" for note in self.notes)
-            command = shlex.join(["python", "tools/benchmark.py", *sys.argv[1:]])
+            command = shlex.join(["python", "tools/benchmark.py", *without_outputs(sys.argv[1:])])
             tables = "\n".join(markdown_table(self.rows, columns) for columns in self.tables)
             write_text(
                 self.args.markdown,
                 f"{facts_line(self.facts)}\n\n```\n{command}\n```\n\n{tables}{notes}",
             )
+
+
+def without_outputs(words: Sequence[str]) -> list[str]:
+    """A command line without where its results went: the reader's folders are others."""
+    kept: list[str] = []
+    skip = False
+    for word in words:
+        if skip or word.split("=")[0] in OUTPUTS:
+            skip = not skip and word in OUTPUTS
+            continue
+        kept.append(word)
+    return kept
 
 
 def write_text(path: str, text: str) -> None:
