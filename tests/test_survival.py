@@ -26,8 +26,11 @@ pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals and limits o
 LEARNT = ("model_state", "raw_state", "optimizer_state", "epoch_sums", "step")
 """What two runs must have in common, bit for bit, to be called the same."""
 
-SHORT = (*tiny.HEAVY, "SOLVER.MAX_EPOCH", 8, "TRAIN.CHECKPOINT_STEPS", 1, "TRAIN.CHECKPOINT_PERIOD", 100,
-         "TRAIN.EVAL_PERIOD", 0, "TEST.ENABLE", "false")  # fmt: skip
+SHORT = (
+    *tiny.HEAVY,
+    *("SOLVER.MAX_EPOCH", 8, "TRAIN.CHECKPOINT_STEPS", 1, "TRAIN.CHECKPOINT_PERIOD", 100),
+    *("TRAIN.EVAL_PERIOD", 0, "TEST.ENABLE", "false"),
+)
 """Sixteen steps with a checkpoint after each."""
 
 

@@ -52,16 +52,11 @@ COLUMNS = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `model`."""
-    parser.add_argument("--names", nargs="+", default=["hiera_base_16x224"], metavar="NAME")
-    parser.add_argument(
-        "--others",
-        nargs="*",
-        metavar="NAME",
-        help="registered models to stand beside each of them, for context (torchvision's MViT and "
-        "VideoMAE beside the video Hiera-B)",
-    )
-    parser.add_argument(
-        "--no-others", dest="others", action="store_const", const=[], help="none of those"
+    race.add_name_arguments(
+        parser,
+        usual="hiera_base_16x224",
+        others="models to stand beside each of them, for context (torchvision's MViT and VideoMAE "
+        "beside the video Hiera-B)",
     )
     race.add_arguments(parser, attention=["fused"], modes=["forward", "train"])
 

@@ -69,16 +69,10 @@ PART_COLUMNS = (*WHAT, *(part_column(part) for part in parts.PARTS))
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `pretrain`."""
-    parser.add_argument("--names", nargs="+", default=["mae_hiera_base_16x224"], metavar="NAME")
-    parser.add_argument(
-        "--others",
-        nargs="*",
-        metavar="NAME",
-        help="registered autoencoders to stand beside each of them (VideoMAE beside the video "
-        "Hiera-B)",
-    )
-    parser.add_argument(
-        "--no-others", dest="others", action="store_const", const=[], help="none of those"
+    race.add_name_arguments(
+        parser,
+        usual="mae_hiera_base_16x224",
+        others="autoencoders to stand beside each of them (VideoMAE beside the video Hiera-B)",
     )
     parser.add_argument(
         "--mask-ratio",

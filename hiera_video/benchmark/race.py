@@ -115,6 +115,20 @@ def add_arguments(
     tables.add_output_arguments(parser)
 
 
+def add_name_arguments(parser: argparse.ArgumentParser, *, usual: str, others: str) -> None:
+    """Options for which models are measured.
+
+    Args:
+        usual: the model when nobody names one.
+        others: help on the models beside it.
+    """
+    parser.add_argument("--names", nargs="+", default=[usual], metavar="NAME")
+    parser.add_argument("--others", nargs="*", metavar="NAME", help=f"registered {others}")
+    parser.add_argument(
+        "--no-others", dest="others", action="store_const", const=[], help="none of those"
+    )
+
+
 def batch_size(text: str) -> int | str:
     """A number of clips, or "best", for argparse."""
     return BEST if text == BEST else machine.positive(text)

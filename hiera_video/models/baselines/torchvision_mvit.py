@@ -63,41 +63,29 @@ def build(
     )
 
 
-@MODEL_REGISTRY.register()
-def torchvision_mvit_v1_b(
-    num_classes: int = 400,
-    *,
-    input_size: Sequence[int] = INPUT_SIZE,
-    head_dropout: float = 0.5,
-    drop_path_rate: float = 0.2,
-    act_checkpoint: bool = False,
-) -> LayeredBaseline:
-    """torchvision's MViTv1-B for clips of 16 frames, 224x224."""
-    return build(
-        "mvit_v1_b",
-        num_classes=num_classes,
-        input_size=input_size,
-        head_dropout=head_dropout,
-        drop_path_rate=drop_path_rate,
-        act_checkpoint=act_checkpoint,
-    )
+def register(name: str, says: str) -> None:
+    """Register torchvision's `name` as "torchvision_{name}"."""
+
+    def builder(
+        num_classes: int = 400,
+        *,
+        input_size: Sequence[int] = INPUT_SIZE,
+        head_dropout: float = 0.5,
+        drop_path_rate: float = 0.2,
+        act_checkpoint: bool = False,
+    ) -> LayeredBaseline:
+        return build(
+            name,
+            num_classes=num_classes,
+            input_size=input_size,
+            head_dropout=head_dropout,
+            drop_path_rate=drop_path_rate,
+            act_checkpoint=act_checkpoint,
+        )
+
+    builder.__doc__ = f"torchvision's {says} for clips of 16 frames, 224x224."
+    MODEL_REGISTRY.register(name=f"torchvision_{name}")(builder)
 
 
-@MODEL_REGISTRY.register()
-def torchvision_mvit_v2_s(
-    num_classes: int = 400,
-    *,
-    input_size: Sequence[int] = INPUT_SIZE,
-    head_dropout: float = 0.5,
-    drop_path_rate: float = 0.2,
-    act_checkpoint: bool = False,
-) -> LayeredBaseline:
-    """torchvision's MViTv2-S for clips of 16 frames, 224x224."""
-    return build(
-        "mvit_v2_s",
-        num_classes=num_classes,
-        input_size=input_size,
-        head_dropout=head_dropout,
-        drop_path_rate=drop_path_rate,
-        act_checkpoint=act_checkpoint,
-    )
+register("mvit_v1_b", "MViTv1-B")
+register("mvit_v2_s", "MViTv2-S")
