@@ -35,7 +35,7 @@ quickstart: install
 
 test: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@$(BIN)/python -m pytest
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 slow: install
 	@$(BIN)/python -m pytest -m slow

@@ -47,6 +47,7 @@ setup(
         "videomae": ["transformers>=5.20"],
         "test": [
             "pytest>=7.4",
+            "pytest-xdist>=3.5",
             "hypothesis>=6.80",
             "ruff>=0.4",
             "hiera-transformer==0.1.4",
