@@ -669,11 +669,11 @@ LOADERS = {OURS: our_loader, PYTORCHVIDEO: their_loader}
 
 FEEDING = (
     Column("feeds", _only("feeding", "model")),
-    Column("model's clips/s", _only("feeding", "needed"), ".1f"),
+    Column("model's clips/s", _only("feeding", "needed"), ".3g"),
     Column("clips", _only("feeding", "kind")),
     Column("library", _only("feeding", "library")),
     Column("decoder", _only("feeding", "decoder")),
-    Column("cores needed", _only("feeding", "cores"), ".1f"),
+    Column("cores needed", _only("feeding", "cores"), ".2g"),
 )
 
 
