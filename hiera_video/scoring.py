@@ -155,12 +155,13 @@ def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str | No
     if name not in DTYPES:
         raise UserError(f"dtype {name!r}; choose auto, fp32, fp16 or bf16")
     dtype = DTYPES[name]
-    if device.type == "cpu" and not _native_on_cpu(dtype):
+    if device.type == "cpu" and not native_on_cpu(dtype):
         return dtype, f"{name} is emulated on this CPU and will be very slow; fp32 is faster"
     return dtype, None
 
 
-def _native_on_cpu(dtype: torch.dtype) -> bool:
+def native_on_cpu(dtype: torch.dtype) -> bool:
+    """Whether this CPU has instructions for a number format, or emulates it."""
     probes = {
         torch.bfloat16: "_is_mkldnn_bf16_supported",
         torch.float16: "_is_mkldnn_fp16_supported",

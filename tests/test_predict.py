@@ -272,7 +272,7 @@ def test_what_does_not_fit_is_refused_before_any_video(settings, says):
 
 
 def test_slow_number_formats_are_warned_of(monkeypatch, warnings):
-    monkeypatch.setattr("hiera_video.scoring._native_on_cpu", lambda dtype: False)
+    monkeypatch.setattr("hiera_video.scoring.native_on_cpu", lambda dtype: False)
     Predictor(
         tiny_model(), spec=SPEC, classes=CLASSES, device="cpu", dtype="bf16", warn=warnings.append
     )

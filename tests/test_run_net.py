@@ -3,6 +3,7 @@
 import csv
 import importlib.util
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -235,6 +236,24 @@ def test_a_dry_run_without_data_makes_clips(run_net, empty, tmp_path):
     for word in FINDINGS:
         assert word in done.stdout
     assert "240000 videos" in done.stdout
+
+
+def test_a_recipe_for_gpus_runs_dry_on_a_cpu(run_net, empty, tmp_path):
+    """As it stands its steps would take hours and more memory than there is."""
+    out = tmp_path / "out"
+    step = ("TRAIN.BATCH_SIZE", 256, "TRAIN.MIXED_PRECISION", "fp16", "AUG.NUM_SAMPLE", 2)
+    words = settings("", out, *step, "SOLVER.MAX_EPOCH", 10, "MODEL.NUM_CLASSES", 400)
+    done = run_net("--cfg", empty, *words, "--dry-run", 2)
+    assert done.returncode == 0, done.stderr
+    assert "2 of a step's 256 videos" in done.stdout
+    assert "float32 in its place" in done.stdout
+    found = {line.split(":")[0]: line for line in done.stdout.splitlines() if ": " in line}
+    per_step = float(re.search(r"([\d.]+) s", found["time per step"])[1])
+    last = float(re.search(r"step 2/2: .* ([\d.]+) s$", done.stdout, re.MULTILINE)[1])
+    assert per_step == pytest.approx(128 * last, rel=0.02, abs=128 * 0.006)
+    videos = float(re.search(r"([\d.e+]+) videos", found["samples per second"])[1])
+    assert videos == pytest.approx(256 / per_step, rel=0.01)
+    assert f"{240_000 // 256 * 10} steps over 240000 videos" in done.stdout
 
 
 # ---- what is checked beforehand -----------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_auto_is_float32_on_a_cpu():
 @pytest.mark.parametrize("name", ["bf16", "bfloat16", "fp16", "float16"])
 @pytest.mark.parametrize("native", [True, False])
 def test_a_cpu_without_the_format_is_warned_of(name, native, monkeypatch):
-    monkeypatch.setattr(scoring, "_native_on_cpu", lambda dtype: native)
+    monkeypatch.setattr(scoring, "native_on_cpu", lambda dtype: native)
     dtype, warning = choose_dtype(name, torch.device("cpu"))
     assert dtype == (torch.bfloat16 if name.startswith("b") else torch.float16)
     if native:
@@ -145,8 +145,8 @@ def test_a_cpu_without_the_format_is_warned_of(name, native, monkeypatch):
 
 
 def test_the_probe_of_the_cpu_answers():
-    assert isinstance(scoring._native_on_cpu(torch.bfloat16), bool)
-    assert scoring._native_on_cpu(torch.float32) is True
+    assert isinstance(scoring.native_on_cpu(torch.bfloat16), bool)
+    assert scoring.native_on_cpu(torch.float32) is True
 
 
 def test_devices_by_name(monkeypatch):

@@ -1,7 +1,9 @@
 """A dry run: a few real steps of any config, to know what it needs before it is given a day.
 
 Model, batch, precision, loader and processes are those of the run; nothing is written. Where the
-data is not there, generated clips stand in for it, real files that are really decoded.
+data is not there, generated clips stand in for it, real files that are really decoded. On a CPU a
+recipe for GPUs is tried in small: a few clips of each step, in float32 where the CPU has nothing
+faster; it says so, and times are worked out for whole steps.
 """
 
 from __future__ import annotations
@@ -16,12 +18,16 @@ from typing import Any
 
 import torch
 
-from hiera_video.engine import optim, preflight, report, train
+from hiera_video.engine import optim, preflight, report, tasks, train
 from hiera_video.engine.distributed import World
 from hiera_video.engine.feeding import Feeder
+from hiera_video.scoring import native_on_cpu
 
 STAND_INS = 4
 """Generated videos; a list names them over and over."""
+
+CLIPS_ON_CPU = 4
+"""Clips of a step, per process, that a CPU is tried with: of a Hiera-B, a minute."""
 
 USUAL_SIZES = {400: 240_000, 600: 390_000, 700: 545_000, 174: 168_913}
 """Training videos of Kinetics-400/600/700 (about, copies differ) and of Something-Something v2, by
@@ -39,10 +45,45 @@ def run(cfg: Any, world: World, *, steps: int) -> None:
             world.on_main(_generate, cfg, folder, steps)
             cfg = _on_generated(cfg, folder)
             voice.say(f"dry run on generated clips: {generated}")
-        _run(cfg, world, voice, steps=steps, generated=bool(generated))
+        whole = cfg.train.batch_size
+        if world.device.type == "cpu":
+            cfg, remarks = _in_small(cfg, world)
+            for remark in remarks:
+                voice.say(remark)
+        part = cfg.train.batch_size / whole
+        _run(cfg, world, voice, steps=steps, generated=bool(generated), part=part)
 
 
-def _run(cfg: Any, world: World, voice: report.Report, *, steps: int, generated: bool) -> None:
+def _in_small(cfg: Any, world: World) -> tuple[Any, list[str]]:
+    """What a CPU can do of a config, and a sentence for each thing that differs."""
+    train_cfg, remarks = cfg.train, []
+    if not native_on_cpu(tasks.PRECISION[train_cfg.mixed_precision]):
+        remarks.append(
+            f"this CPU emulates {train_cfg.mixed_precision}, a hundred times slower than float32: "
+            "float32 in its place (TRAIN.MIXED_PRECISION off)"
+        )
+        train_cfg = dataclasses.replace(train_cfg, mixed_precision="off")
+    per_video = cfg.aug.num_sample * cfg.data.train_crop_num_temporal
+    videos = max(1, CLIPS_ON_CPU // per_video) * world.size
+    if videos < train_cfg.batch_size:
+        remarks.append(
+            f"on a CPU: {videos} of a step's {train_cfg.batch_size} videos are taken; memory is "
+            "that of these, times are worked out for all"
+        )
+        train_cfg = dataclasses.replace(train_cfg, batch_size=videos, grad_accum=1)
+    return dataclasses.replace(cfg, train=train_cfg), remarks
+
+
+def _run(
+    cfg: Any,
+    world: World,
+    voice: report.Report,
+    *,
+    steps: int,
+    generated: bool,
+    part: float,
+) -> None:
+    """The steps of `cfg`, each of which is a `part` of one of the run's."""
     manifest, _ = world.on_main(train.read_lists, cfg)
     dataset = train.training_set(cfg, manifest)
     plan = train.plan_of(cfg, dataset, world)
@@ -88,7 +129,7 @@ def _run(cfg: Any, world: World, voice: report.Report, *, steps: int, generated:
             f"step {step + 1}/{steps}: loss {loss:.4f}, grad norm {norm.item():.3g}, "
             f"{seconds[-1]:.2f} s"
         )
-    for line in _findings(cfg, world, plan, seconds, clock, generated=generated):
+    for line in _findings(cfg, world, plan, seconds, clock, generated=generated, part=part):
         voice.say(line)
 
 
@@ -100,25 +141,29 @@ def _findings(
     clock: report.Clock,
     *,
     generated: bool,
+    part: float,
 ) -> list[str]:
-    """What the steps cost; the first, which warms up, is left out where there are others."""
+    """What whole steps cost; the first, which warms up, is left out where there are others."""
     counted = seconds[1:] or seconds
-    per_step = sum(counted) / len(counted)
+    per_step = sum(counted) / len(counted) / part
+    videos_per_step = round(plan.videos_per_step / part)
     memory = max(world.gather(report.peak_memory(world.device)))
     where = "GPU memory" if world.device.type == "cuda" else "memory of the process"
     lines = [
         f"peak {where}: {report.gibibytes(memory)}iB",
         f"time per step: {per_step:.3f} s ({clock.data_seconds / clock.seconds:.0%} waiting for "
         f"data), {'without the first' if len(seconds) > 1 else 'with the warm-up of the first'}",
-        f"samples per second: {plan.clips_per_step / per_step:.3g} clips, "
-        f"{plan.videos_per_step / per_step:.3g} videos",
+        f"samples per second: {videos_per_step * plan.clips_per_video / per_step:.3g} clips, "
+        f"{videos_per_step / per_step:.3g} videos",
     ]
     total, videos = plan.total_steps, plan.videos
+    if part < 1 and not cfg.solver.max_steps:
+        total = max(1, round(total * part))
     if generated and not cfg.solver.max_steps:
         videos = USUAL_SIZES.get(cfg.model.num_classes, 0)
-        total = videos // plan.videos_per_step * cfg.solver.max_epoch
+        total = videos // videos_per_step * cfg.solver.max_epoch
         if not videos:
-            hours = per_step * (100_000 / plan.videos_per_step) * cfg.solver.max_epoch
+            hours = per_step * (100_000 / videos_per_step) * cfg.solver.max_epoch
             return [
                 *lines,
                 f"full schedule: {cfg.solver.max_epoch} epochs; {report.duration(hours)} for every "
