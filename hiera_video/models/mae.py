@@ -265,7 +265,9 @@ class MaskedAutoencoder(nn.Module):
         for stage, head in enumerate(self.multi_scale_fusion_heads):
             maps = layout.to_unit_raster(stages[stage], stage).flatten(0, 1).movedim(-1, 1)
             # contiguous: see `layers.convolve`
-            fused = fused + head(maps.contiguous()).flatten(2).transpose(1, 2).unflatten(0, fused.shape[:2])
+            fused = fused + head(maps.contiguous()).flatten(2).transpose(1, 2).unflatten(
+                0, fused.shape[:2]
+            )
         return fused
 
     def decode_units(self, latent: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
