@@ -14,9 +14,10 @@ from hiera_video.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hiera_video"
 
-FOUNDATION = ("errors", "registry", "clip_spec", "compat", "labels", "cli")
+FOUNDATION = ("errors", "files", "registry", "clip_spec", "compat", "labels", "cli")
 ALLOWED = {
     "errors": (),
+    "files": ("errors",),
     "registry": ("errors",),
     "clip_spec": ("errors",),
     "compat": ("errors",),
