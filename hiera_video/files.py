@@ -46,15 +46,17 @@ def atomic_write(path: AnyPath, *, text: bool = False, errors: str = "strict") -
     Raises RunFailed, which names `path`, where the file cannot be written.
     """
     with explained(path):
+        special = _is_special(path)
         place = os.path.realpath(path)
-        special = _is_special(place)
-        raw = _Raw(place, "w") if special else _new_file_beside(place)
+        raw = _Raw(path, "w") if special else _new_file_beside(place)
     file: Any = io.BufferedWriter(raw)  # which writes on where the system took only a part
     if text:
         file = io.TextIOWrapper(file, encoding="utf-8", errors=errors, newline="")
     try:
         yield file
         with explained(path):
+            if raw.error is not None:  # the block was told, and went on: a part is missing
+                raise raw.error
             file.flush()
             if not special:
                 _put_in_place(raw, place)
@@ -63,10 +65,10 @@ def atomic_write(path: AnyPath, *, text: bool = False, errors: str = "strict") -
             raise
         raise _cannot_write(path, raw.error) from error
     finally:
+        raw.close()
         if not special:
             with contextlib.suppress(OSError):
                 os.unlink(raw.name)  # gone already if all went well
-        raw.close()
 
 
 def write_text(path: AnyPath, text: str, *, errors: str = "strict") -> None:
@@ -76,10 +78,12 @@ def write_text(path: AnyPath, text: str, *, errors: str = "strict") -> None:
 
 
 def put_in_place(finished: AnyPath, path: AnyPath) -> None:
-    """Give a file that another library wrote, on the same disk, the name `path`, as a whole."""
+    """Give what another library wrote on the same disk, a file or a folder, the name `path`.
+
+    A file replaces one that is there; a folder does not.
+    """
     with explained(path):
-        with open(finished, "rb") as file:
-            os.fsync(file.fileno())
+        _sync(finished)
         os.replace(finished, path)
         sync_folder(os.path.dirname(path))
 
@@ -104,11 +108,14 @@ def link_or_copy(source: AnyPath, path: AnyPath) -> None:
 
 @contextlib.contextmanager
 def explained(path: AnyPath) -> Iterator[None]:
-    """Around the writing of `path`: an OSError becomes RunFailed that names it."""
+    """Around the writing of `path`: an OSError becomes RunFailed that names it.
+
+    But where the reader of a pipe went away, it stays a BrokenPipeError.
+    """
     try:
         yield
-    except BrokenPipeError:  # the reader went away: no fault of the file
-        raise
+    except BrokenPipeError as error:
+        raise BrokenPipeError(error.errno, error.strerror, os.fspath(path)) from error
     except OSError as error:
         raise _cannot_write(path, error) from error
 
@@ -127,7 +134,7 @@ def _cannot_write(path: AnyPath, error: OSError) -> RunFailed:
     return RunFailed(f"cannot write {path}: {reason}")
 
 
-def _is_special(path: str) -> bool:
+def _is_special(path: AnyPath) -> bool:
     """A device, a pipe: what bytes go through, and no file or folder."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
@@ -181,6 +188,18 @@ def _put_in_place(raw: _Raw, place: str) -> None:
         raw.close()
     os.replace(raw.name, place)
     sync_folder(os.path.dirname(place))
+
+
+def _sync(path: AnyPath) -> None:
+    """Bring a file, or all that is below a folder, to the disk."""
+    if os.path.isdir(path):
+        with os.scandir(path) as entries:
+            for entry in entries:
+                _sync(entry.path)
+        sync_folder(path)
+    else:
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def sync_folder(folder: AnyPath) -> None:

@@ -51,7 +51,7 @@ test_run.__test__ = False
 
 
 def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 

@@ -134,6 +134,11 @@ def test_a_pipe_is_written_to_and_stays(tmp_path):
     assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/stdout"), reason="needs /dev/stdout")
+def test_standard_output_has_a_name_too():
+    assert python("from hiera_video.files import *; write_text('/dev/stdout', 'new')") == "new"
+
+
 def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
     name = "ü" * 127 + "x"
     files.write_text(tmp_path / name, "new")
@@ -261,6 +266,31 @@ def test_a_disk_that_is_full_at_any_byte(tmp_path):
             assert left == (["x"] if limit > 3 else [])
         else:
             assert (said, there, left) == (None, 20_000, ["x"])
+
+
+FULL_FOR_A_WHILE = """
+    import contextlib, os, resource, sys
+    from hiera_video.errors import RunFailed
+    from hiera_video.files import atomic_write
+
+    os.chdir(sys.argv[1])
+    try:
+        with atomic_write("x", text=True) as file:
+            for number in range(100):
+                limit = 20_000 if 30 < number < 60 else resource.RLIM_INFINITY
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+                with contextlib.suppress(OSError):
+                    file.write("x" * 1000)
+    except RunFailed as error:
+        print(error)
+"""
+
+
+@ON_LINUX
+def test_a_part_that_failed_is_not_passed_over(tmp_path):
+    """A block that goes on after a failed write must not end in a file with a hole."""
+    assert python(FULL_FOR_A_WHILE, tmp_path).startswith("cannot write x: File too large")
+    assert names(tmp_path) == []
 
 
 MOUNTED = """
@@ -469,6 +499,17 @@ def test_what_another_library_wrote_takes_its_place(tmp_path):
     assert (tmp_path / "x").read_bytes() == NEW
     with pytest.raises(RunFailed, match=r"cannot write .*no/x: there is no folder"):
         files.put_in_place(tmp_path / "x", tmp_path / "no" / "x")
+
+
+def test_a_whole_folder_takes_its_place(tmp_path):
+    (tmp_path / "making" / "a").mkdir(parents=True)
+    (tmp_path / "making" / "a" / "x").write_bytes(NEW)
+    files.put_in_place(tmp_path / "making", tmp_path / "made")
+    assert names(tmp_path) == ["made"]
+    assert (tmp_path / "made" / "a" / "x").read_bytes() == NEW
+    (tmp_path / "making").mkdir()
+    with pytest.raises(RunFailed, match=r"cannot write .*made"):
+        files.put_in_place(tmp_path / "making", tmp_path / "made")
 
 
 def test_free_space_is_known_before_a_folder_is_made(tmp_path):

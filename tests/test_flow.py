@@ -14,10 +14,14 @@ from hiera_video.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hiera_video"
 
-FOUNDATION = ("errors", "files", "registry", "clip_spec", "compat", "labels", "cli")
+FOUNDATION = (
+    *("errors", "files", "spreadsheet"),
+    *("registry", "clip_spec", "compat", "labels", "cli"),
+)
 ALLOWED = {
     "errors": (),
     "files": ("errors",),
+    "spreadsheet": ("errors", "files"),
     "registry": ("errors",),
     "clip_spec": ("errors",),
     "compat": ("errors",),

@@ -258,7 +258,7 @@ def test_a_file_that_may_not_grow_keeps_the_old_checkpoints(straight, words, tmp
 
 def assert_ended_for_want_of_room(child, said, errors, reason):
     assert child.returncode == 1, errors + said
-    assert errors.startswith("error: could not write "), errors
+    assert errors.startswith("error: cannot write "), errors
     assert reason in errors
     assert "Traceback" not in errors
 
@@ -288,7 +288,7 @@ def test_a_folder_that_goes_away_ends_the_run(words, tmp_path):
         out.rename(tmp_path / "elsewhere")
         said, errors = child.communicate(timeout=600)
     assert child.returncode == 1, errors + said
-    assert f"error: could not write {out}" in errors
+    assert f"error: cannot write {out}" in errors
     assert "Traceback" not in errors
     assert_all_readable(tmp_path / "elsewhere")
 

@@ -6,18 +6,18 @@ in `n_failed` and never replaced: metrics are over the videos that were scored, 
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hiera_video import __version__
+from hiera_video import __version__, files
 from hiera_video.data.datasets import Failed, Loader, VideoDataset, build_loader
 from hiera_video.data.manifests import Manifest
 from hiera_video.engine import checkpoint, distributed, metrics, preflight, report, tasks
@@ -26,6 +26,7 @@ from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
 from hiera_video.models.weights import Checkpoint, load_weights, resolve
 from hiera_video.scoring import clip_scores
+from hiera_video.spreadsheet import csv_file, path_cell
 
 # ---- scores -------------------------------------------------------------------------------------
 
@@ -368,18 +369,16 @@ def write_results(
     """results.json, predictions.csv, confusion.csv, confusion.png, per_class.csv."""
     num_classes = scores.rows.shape[1]
     names = list(names) or [str(i) for i in range(num_classes)]
-    try:
-        _write_predictions(folder / "predictions.csv", scores, manifest, names)
-        if not manifest.multi_label:
-            labels = labels_of(manifest, scores.video_ids, num_classes)
-            confusion = metrics.confusion_matrix(scores.rows.argmax(1), labels, num_classes)
-            _write_confusion(folder / "confusion.csv", confusion, names)
-            _write_per_class(folder / "per_class.csv", confusion, names)
-            report.draw_confusion(confusion, names, folder / "confusion.png")
-        text = json.dumps(report.finite(results), indent=1, ensure_ascii=False)
-        checkpoint.write_text(text + "\n", folder / "results.json")
-    except OSError as error:
-        raise RunFailed(f"could not write the results to {folder}: {error.strerror}") from error
+    _write_predictions(folder / "predictions.csv", scores, manifest, names)
+    if not manifest.multi_label:
+        labels = labels_of(manifest, scores.video_ids, num_classes)
+        confusion = metrics.confusion_matrix(scores.rows.argmax(1), labels, num_classes)
+        _write_confusion(folder / "confusion.csv", confusion, names)
+        _write_per_class(folder / "per_class.csv", confusion, names)
+        report.draw_confusion(confusion, names, folder / "confusion.png")
+    text = json.dumps(report.finite(results), indent=1, ensure_ascii=False)
+    # A name that is not valid UTF-8 is escaped as JSON escapes: "\udcff".
+    files.write_text(folder / "results.json", text + "\n", errors="backslashreplace")
 
 
 def _write_predictions(path: Path, scores: Scores, manifest: Manifest, names: list[str]) -> None:
@@ -391,18 +390,15 @@ def _write_predictions(path: Path, scores: Scores, manifest: Manifest, names: li
     for video_id, row in zip(scores.video_ids.tolist(), scores.rows, strict=True):
         # stable, so that ties are ranked as the metrics rank them
         order = row.argsort(descending=True, stable=True)[:best].tolist()
-        pairs = [x for c in order for x in (names[c], f"{row[c].item():.6f}")]
+        pairs = [x for c in order for x in (names[c], Decimal(f"{row[c].item():.6f}"))]
         truth = _label_of(manifest, video_id)
         rows[video_id] = [_names_of(truth, names), int(order[0] in truth), *pairs, ""]
     for failed in scores.failed:
         truth = _names_of(_label_of(manifest, failed.video_id), names)
         rows[failed.video_id] = [truth, "", *[""] * (2 * best), failed.reason]
-    # surrogateescape: file names that are not UTF-8 come out as the bytes they are
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, "error"])
+    with csv_file(path, [*header, "error"]) as add:
         for video_id in sorted(rows):
-            writer.writerow([manifest.paths[video_id], *rows[video_id]])
+            add([path_cell(manifest.paths[video_id]), *rows[video_id]])
 
 
 def _label_of(manifest: Manifest, video_id: int) -> tuple[int, ...]:
@@ -415,18 +411,14 @@ def _names_of(labels: Sequence[int], names: list[str]) -> str:
 
 
 def _write_confusion(path: Path, confusion: Tensor, names: list[str]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["true \\ predicted", *names])
+    with csv_file(path, ["true \\ predicted", *names]) as add:
         for name, row in zip(names, confusion.tolist(), strict=True):
-            writer.writerow([name, *row])
+            add([name, *row])
 
 
 def _write_per_class(path: Path, confusion: Tensor, names: list[str]) -> None:
     accuracy = metrics.per_class_accuracy(confusion).tolist()
     counts = confusion.sum(dim=1).tolist()
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "videos", "accuracy"])
+    with csv_file(path, ["class", "videos", "accuracy"]) as add:
         for name, count, value in zip(names, counts, accuracy, strict=True):
-            writer.writerow([name, count, f"{value:.2f}" if count else ""])
+            add([name, count, Decimal(f"{value:.2f}") if count else ""])

@@ -7,7 +7,6 @@ that goes on, the data and its labels, one decoded batch, the starting weights.
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 from collections.abc import Sequence
@@ -15,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hiera_video import files
 from hiera_video.data.datasets import Failed, VideoDataset, try_to_read
 from hiera_video.data.guard import Casualty, GuardedPool
 from hiera_video.data.manifests import DataError, Manifest, read_manifest
-from hiera_video.engine import checkpoint
 from hiera_video.engine.distributed import World
 from hiera_video.errors import RunFailed, UserError
 
@@ -52,30 +51,18 @@ class RunFolder:
             probe = self.checkpoints / f".probe.{os.getpid()}"
             probe.write_bytes(b"x")
             probe.unlink()
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held while the run lasts)
+            self._lock = files.hold(self.path / ".lock")
         except OSError as error:
             raise UserError(
                 f"cannot write to OUTPUT_DIR {self.path}: {error.strerror or error}; "
                 "choose a folder you may write to: OUTPUT_DIR runs/my_run"
             ) from None
-        self._take()
-        checkpoint.remove_leftovers(self.checkpoints)
-
-    def _take(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows: two runs in one folder are then the user's care
-            return
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                return  # a file system without locks
-            self.__exit__()
+        if self._lock is None:
             raise UserError(
                 f"another run is writing to OUTPUT_DIR {self.path}; "
                 "wait for it, or choose another folder"
-            ) from None
+            )
+        files.remove_leftovers(self.checkpoints)
 
 
 # ---- what the run will be -----------------------------------------------------------------------

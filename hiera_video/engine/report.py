@@ -11,7 +11,6 @@ import contextlib
 import decimal
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -24,11 +23,12 @@ import simplejson
 import torch
 from torch import Tensor
 
-from hiera_video.engine.checkpoint import write_text
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import UserError
+from hiera_video.files import atomic_write, explained, write_text
 
 METRICS = "metrics.jsonl"
 LOG = "stdout.log"
+TENSORBOARD = "tensorboard"
 REDRAW_S = 0.2
 CURVES_S = 60
 
@@ -51,10 +51,9 @@ class Report:
         self._curves_at = time.monotonic()
         self._log = self._metrics = self._tensorboard = None
         if folder is not None:
-            self._log = open(folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
-            self._metrics = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115
+            self._log, self._metrics = _append_to(folder / LOG), _append_to(folder / METRICS)
             if tensorboard:
-                self._tensorboard = _tensorboard_writer(folder / "tensorboard")
+                self._tensorboard = _tensorboard_writer(folder / TENSORBOARD)
 
     def say(self, text: str) -> None:
         """A line for the reader, on the console and in stdout.log."""
@@ -71,8 +70,9 @@ class Report:
     def scalars(self, step: int, **values: float) -> None:
         """Curves for TensorBoard, where it is on."""
         if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name.replace("__", "/"), value, step)
+            with explained(self.folder / TENSORBOARD):
+                for name, value in values.items():
+                    self._tensorboard.add_scalar(name.replace("__", "/"), value, step)
 
     def picture(self, name: str, image: Tensor, step: int) -> Path | None:
         """An RGB picture, float [3, H, W] in [0, 1]: a PNG in pictures/ and in TensorBoard."""
@@ -82,9 +82,11 @@ class Report:
 
         path = self.folder / "pictures" / f"{name}_{step:07d}.png"
         path.parent.mkdir(exist_ok=True)
-        save_image(image, path)
+        with atomic_write(path) as file:
+            save_image(image, file, format="png")
         if self._tensorboard is not None:
-            self._tensorboard.add_image(name, image, step)
+            with explained(self.folder / TENSORBOARD):
+                self._tensorboard.add_image(name, image, step)
         return path
 
     def progress(self, text: str, *, due: bool = False) -> None:
@@ -111,7 +113,10 @@ class Report:
         self._end_line()
         for file in (self._log, self._metrics, self._tensorboard):
             if file is not None:
-                file.close()
+                with contextlib.suppress(
+                    OSError
+                ):  # what a full disk did not take was an error then
+                    file.close()
         self._log = self._metrics = self._tensorboard = None
 
     def _to_console(self, text: str) -> None:
@@ -130,12 +135,16 @@ class Report:
             self._line_open = False
 
 
+def _append_to(path: Path) -> Any:
+    # A name that is not valid UTF-8 is logged escaped.
+    with explained(path):
+        return open(path, "a", encoding="utf-8", errors="backslashreplace")
+
+
 def _append(file: Any, line: str) -> None:
-    try:
+    with explained(file.name):
         file.write(line + "\n")
         file.flush()
-    except OSError as error:
-        raise RunFailed(f"could not write {file.name}: {error.strerror}") from error
 
 
 def _tensorboard_writer(folder: Path) -> Any:
@@ -188,7 +197,7 @@ def forget_after(folder: Path, step: int) -> None:
     kept = [r for r in read_metrics(folder) if r.get("step", 0) <= step]
     if (Path(folder) / METRICS).is_file():
         lines = [json.dumps(r, sort_keys=True) + "\n" for r in kept]
-        write_text("".join(lines), Path(folder) / METRICS)
+        write_text(Path(folder) / METRICS, "".join(lines))
 
 
 # ---- times and memory ---------------------------------------------------------------------------
@@ -329,9 +338,5 @@ def _figure(panels: int, size: tuple[float, float] | None = None) -> tuple[Any, 
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=100)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunFailed(f"could not write {path}: {error.strerror}") from error
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=100)

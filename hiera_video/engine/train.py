@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiera_video import __version__
+from hiera_video import __version__, files
 from hiera_video.data.augment import TrainTransform
 from hiera_video.data.datasets import Batch, Loader, VideoDataset, build_loader
 from hiera_video.data.manifests import Manifest
@@ -107,7 +107,7 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
 
     # ---- what the run says, and writes ----------------------------------------------------
     world.on_main(report.forget_after, folder.path, step)
-    world.on_main(checkpoint.write_text, cfg.to_yaml(), folder.path / "config.yaml")
+    world.on_main(files.write_text, folder.path / "config.yaml", cfg.to_yaml())
     loader = training_loader(cfg, dataset, world, start=step, end=plan.total_steps)
     val_loader = validation_loader(cfg, validation, world) if validation is not None else None
     voice = report.Report(

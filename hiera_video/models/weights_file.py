@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.errors import UserError
+from hiera_video.errors import RunFailed, UserError
+from hiera_video.files import atomic_write, explained
 from hiera_video.models.key_names import HIERA_KEYS
 from hiera_video.models.mvit_keys import head_weight
 
@@ -373,16 +374,11 @@ def save_published(model: nn.Module, path: str | os.PathLike) -> Path:
     # clones: a view would drag the whole storage it looks into along
     state = {key: t.detach().cpu().clone() for key, t in clean_keys(model.state_dict()).items()}
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
             torch.save({"model_state": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise WeightsError(f"cannot write the weights to {path}: {_reason(error)}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+    except RunFailed as error:
+        raise WeightsError(str(error)) from None
     return path
