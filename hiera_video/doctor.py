@@ -167,7 +167,6 @@ REQUIRED = {
     "pytorchvideo": ("pytorchvideo", "0.1.5"),
     "fvcore": ("fvcore", "0.1.5"),
     "iopath": ("iopath", "0.1.10"),
-    "portalocker": ("portalocker", ""),
     "pillow": ("PIL", "9"),
     "PyYAML": ("yaml", "6"),
     "simplejson": ("simplejson", "3.17"),
@@ -533,6 +532,6 @@ CHECKS = (
     *_decoder_checks(),
     Check("Machine", machine, needs=("torch",)),
     Check("One forward", forward, needs=("torch", "fvcore"), seconds=300),
-    Check("Folders", folders, needs=("torch", "iopath", "portalocker")),
-    Check("Published weights", weights, needs=("torch", "iopath", "portalocker")),
+    Check("Folders", folders, needs=("torch", "iopath")),
+    Check("Published weights", weights, needs=("torch", "iopath")),
 )

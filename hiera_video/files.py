@@ -274,15 +274,23 @@ def _lock(file: IO[Any]) -> bool | None:
     return True
 
 
-def hold(path: AnyPath) -> IO[Any] | None:
-    """The lock file `path`, made if need be and locked until it is closed; None: another holds it.
+def hold(path: AnyPath, *, wait: float = 0.0) -> IO[Any] | None:
+    """The lock file `path`, made if need be and locked until it is closed.
 
-    Where there are no locks (Windows, some network file systems), nobody is kept out.
+    None where another holds it for more than `wait` seconds. Where there are no locks (Windows,
+    some network file systems), nobody is kept out.
     """
     file = open(path, "ab")  # noqa: SIM115 (held by the caller)
-    if _lock(file) is False:
+    end = time.monotonic() + wait
+    try:
+        while _lock(file) is False:
+            if time.monotonic() >= end:
+                file.close()
+                return None
+            time.sleep(0.05)
+    except BaseException:  # interrupted
         file.close()
-        return None
+        raise
     return file
 
 

@@ -12,11 +12,11 @@ import time
 
 import av
 import numpy as np
-import portalocker
 import pytest
 from clips import cut_clip, is_upright, read_indices, write_audio_only, write_clip
 from tiny_runs import environment
 
+from hiera_video import files
 from hiera_video.data import transcode as module
 from hiera_video.data.decode import DecodeError, probe, read_frames
 from hiera_video.data.guard import Casualty
@@ -299,7 +299,7 @@ def test_two_at_once_do_not_mix(originals, tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
     with (
-        portalocker.Lock(folder / ".lock", timeout=0),
+        files.hold(folder / ".lock"),
         pytest.raises(RunFailed, match="another process is filling"),
     ):
         transcode(NAMES, root=originals, folder=folder)

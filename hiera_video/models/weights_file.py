@@ -13,6 +13,7 @@ DistributedDataParallel, `_orig_mod.` of torch.compile, `model.` of Lightning) a
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -128,6 +129,21 @@ def load_untrusted(path: str | os.PathLike) -> Any:
     return unpickled(path)
 
 
+def unreadable(path: str | os.PathLike) -> str | None:
+    """Why a file cannot be read as weights, in words that do not name it; None if it can.
+
+    Reads all of it; of a safetensors file, which has no checksums, whether all of it is there.
+    """
+    path = os.fspath(path)
+    try:
+        if check_file(path) == "safetensors":
+            return _safetensors_fault(path)
+        load_untrusted(path)
+    except WeightsError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
+
+
 def unpickled(path: str | os.PathLike) -> Any:
     """`torch.load`, restricted to tensors and plain values; WeightsError for what it refuses."""
     try:
@@ -222,6 +238,21 @@ def _is_safetensors(start: bytes, size: int) -> bool:
     if len(start) < 10 or start[8:9] != b"{":
         return False
     return struct.unpack("<Q", start[:8])[0] <= size - 8
+
+
+def _safetensors_fault(path: str) -> str | None:
+    """Whether the tensors end where the file ends, as its header has it."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = file.read(length)
+    try:
+        rows = {**json.loads(header)}
+        rows.pop("__metadata__", None)
+        expected = 8 + length + max((row["data_offsets"][1] for row in rows.values()), default=0)
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return "the header of the safetensors file is damaged"
+    size = os.path.getsize(path)
+    return None if size == expected else f"it has {size:,} bytes, and should have {expected:,}"
 
 
 def _load_safetensors(path: str) -> dict[str, Tensor]:
