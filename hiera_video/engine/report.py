@@ -316,8 +316,10 @@ def draw_confusion(confusion: Tensor, classes: list[str], path: Path) -> None:
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     if len(classes) <= 60:
-        axis.set_xticks(range(len(classes)), classes, rotation=90)
-        axis.set_yticks(range(len(classes)), classes)
+        # As they are: no formula between two $; bytes that are not valid UTF-8 are escaped.
+        names = [name.encode("utf-8", "backslashreplace").decode() for name in classes]
+        axis.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+        axis.set_yticks(range(len(names)), names, parse_math=False)
     if len(classes) <= 15:
         for row in range(len(classes)):
             for column in range(len(classes)):
