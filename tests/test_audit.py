@@ -483,6 +483,15 @@ def test_a_broken_memory_is_set_aside(run, tmp_path, capsys):
     assert run(tmp_path / "set", *SHORT)[1]["files"]["remembered"] == 1
 
 
+def test_a_broken_memory_that_cannot_be_set_aside_is_done_without(run, tmp_path):
+    clip(tmp_path / "set" / "x" / "a.mp4", 0)
+    (tmp_path / "memory.sqlite").write_bytes(b"no database at all" * 100)
+    (tmp_path / "memory.sqlite.unreadable").mkdir()
+    code, report, _ = run(tmp_path / "set", *SHORT)
+    assert (code, report["files"]["looked_at"]) == (0, 1)
+    assert (tmp_path / "memory.sqlite").read_bytes() == b"no database at all" * 100
+
+
 def test_an_audit_goes_on_without_its_memory(run, tmp_path):
     clip(tmp_path / "set" / "x" / "a.mp4", 0)
     (tmp_path / "file").touch()

@@ -14,6 +14,7 @@ from hiera_video.data.datasets import Failed, VideoDataset, build_loader
 from hiera_video.data.manifests import read_manifest
 from hiera_video.engine import checkpoint, distributed, evaluate, report, train
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.spreadsheet import original
 
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, target_fps=10, crop_size=64)
 
@@ -174,6 +175,55 @@ def test_the_files_of_a_test(videos, trained, capsys):
     record = json.loads(last.removeprefix("json_stats: "))
     assert record["split"] == "test_final"
     assert record["top1_acc"] == f"{results['top1_acc']:.2f}"
+
+
+def test_the_files_of_a_test_open_right_whatever_the_names(tmp_path):
+    """Names that are formulas, not valid UTF-8, or mathematics to the library that draws."""
+    names = {"fast": "=1+1", "slow": "caf\udce9 $x^$ $", "still": "None"}
+    plain = write_videos(tmp_path / "plain", train=6, val=3)
+    root = tmp_path / "videos \udcff"
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        for plain_name, name in names.items():
+            (plain / split / plain_name).rename(root / split / name)
+    (root / "val" / "None" / "bad\udcff.mp4").write_bytes(b"not a video")
+    out = tmp_path / "out \udcfe"
+    assert run(config(root, out, "SOLVER.MAX_STEPS", 1)) == 0
+    assert test_run(config(root, out)) == 0
+
+    rows = rows_of(out / "predictions.csv")
+    assert len(rows) == 4
+    assert {original(row["label"]) for row in rows} == set(names.values())
+    assert {original(row["class1"]) for row in rows if not row["error"]} <= set(names.values())
+    files = [original(row["video"]) for row in rows]
+    assert sorted(files) == sorted(str(path) for path in (root / "val").glob("*/*.mp4"))
+    (bad,) = (row for row in rows if row["error"])
+    assert bad["video"].endswith(r"None/bad\xff.mp4")
+
+    def table(name):
+        with open(out / name, newline="", encoding="utf-8-sig") as file:
+            return list(csv.reader(file))
+
+    header, *counts = table("confusion.csv")
+    order = sorted(names.values())
+    assert [original(name) for name in header[1:]] == order
+    assert [original(row[0]) for row in counts] == order
+    assert [original(row[0]) for row in table("per_class.csv")[1:]] == order
+    assert table("per_class.csv")[1][0] == "'=1+1"
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert results["failed"][0]["path"] == str(root / "val" / "None" / "bad\udcff.mp4")
+    (out / "stdout.log").read_text(encoding="utf-8")
+    assert (out / "confusion.png").stat().st_size > 1000
+
+
+def test_errors_of_writing_name_the_file(videos, trained, tmp_path, monkeypatch):
+    """And what was there of an earlier test stays."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "per_class.csv").mkdir()
+    cfg = config(videos, tmp_path / "out", "TEST.CHECKPOINT_FILE_PATH",
+                 checkpoint.in_order(trained / "checkpoints")[-1])  # fmt: skip
+    with pytest.raises(RunFailed, match=r"cannot write .*per_class\.csv: it is a folder"):
+        test_run(cfg)
 
 
 def test_the_demo_gives_the_scores_of_the_test(videos, trained):
