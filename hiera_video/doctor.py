@@ -29,6 +29,7 @@ from pathlib import Path
 
 import hiera_video
 from hiera_video.errors import UserError
+from hiera_video.files import free_bytes
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 
@@ -467,7 +468,7 @@ def _folder(folder: Path, what: str) -> Finding:
     text = f"{what}: {folder}" + ("" if folder.is_dir() else ", made when first needed")
     try:
         with tempfile.TemporaryFile(dir=there):
-            free = shutil.disk_usage(there).free
+            free = free_bytes(there)
     except OSError as error:
         return Finding(WARN, f"{text}: cannot be written ({error.strerror})", "name another")
     if free < LEAST_FREE:

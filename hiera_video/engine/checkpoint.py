@@ -47,11 +47,15 @@ def save(state: dict[str, Any], path: Path) -> int:
     Raises RunFailed where the disk refuses it; what was under `path` before is then still there.
     """
     try:
-        with atomic_write(path) as file:
-            torch.save(state, file)
-            return file.tell()
+        return _write(state, path)
     except RunFailed as error:
         raise RunFailed(f"{error}. {_what_is_left(Path(path).parent)}") from error
+
+
+def _write(state: dict[str, Any], path: Path) -> int:
+    with atomic_write(path) as file:
+        torch.save(state, file)
+        return file.tell()
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -193,8 +197,9 @@ def export(source: Path, target: Path) -> int:
     """Write the published layout: `model_state` under the published keys, with what is needed to
     use it (model, classes, spec, settings) and nothing of the training.
 
-    Returns the size in bytes. UserError where `source` is no checkpoint of this trainer.
+    Returns the size in bytes. UserError where `source` is no checkpoint of this trainer; RunFailed
+    where `target` cannot be written.
     """
     state = _read(source)
     kept = ("format", "model", "model_state", "classes", "spec", "cfg", "epoch", "step")
-    return save({key: state[key] for key in kept}, target)
+    return _write({key: state[key] for key in kept}, target)
