@@ -14,13 +14,14 @@ from hiera_video.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hiera_video"
 
-FOUNDATION = ("errors", "registry", "clip_spec", "compat", "labels", "cli")
+FOUNDATION = ("errors", "registry", "clip_spec", "compat", "labels", "classes", "cli")
 ALLOWED = {
     "errors": (),
     "registry": ("errors",),
     "clip_spec": ("errors",),
     "compat": ("errors",),
     "labels": ("errors",),
+    "classes": ("errors",),
     "cli": ("errors", "registry"),
     "config": FOUNDATION,
     "data": (*FOUNDATION, "data"),
