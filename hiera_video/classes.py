@@ -70,7 +70,7 @@ def match_classes(stored: Sequence[str], wanted: Sequence[str]) -> ClassMatch:
     """Find each wanted class among the stored ones, by its name.
 
     Names compare exactly. What is left over then compares regardless of case and with `_`, `-` and
-    spaces between words taken as equal (a folder `riding_a_bike` is the class `riding a bike`),
+    spaces taken as equal (a folder `riding_a_bike` is the class `riding a bike`),
     where exactly one name of either list is meant. A name that a list holds twice matches nothing,
     unless both lists are equal.
     """
@@ -96,9 +96,9 @@ def _unique_places(stored: Sequence[str], wanted: Sequence[str]) -> list[int | N
 
 def _plain(name: str) -> str:
     """A name without what differs between spellings. Unicode has two for é, and macOS writes names
-    of folders in the other one. A sign before a number stays: -1 is not 1."""
+    of folders in the other one. A minus in front stays: -1 is not 1."""
     composed = unicodedata.normalize("NFC", name).casefold()
-    return re.sub(r"(?<=\w)[\s_-]+(?=\w)", " ", composed)
+    return re.sub(r"(?!^-)[\s_-]+", " ", composed).strip()
 
 
 def in_order_note(owner: str, count: int, *, stored: Sequence[str], wanted: Sequence[str]) -> str:
