@@ -335,6 +335,9 @@ class TestConfig(Section):
     """Crops per clip (S): 1 the centre, 3 along the longer side."""
     checkpoint_file_path: str = setting("")
     """What to test: a file, an address or a published name; empty tests what was just trained."""
+    mixed_precision: str = setting("train", choices=("train", "off", "bf16", "fp16"))
+    """Number format of the test's forward pass; train: that of TRAIN.MIXED_PRECISION. Validation
+    while training always uses that of the training."""
 
     def check(self) -> None:
         if self.num_spatial_crops == 2:

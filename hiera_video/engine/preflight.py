@@ -10,7 +10,6 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -167,7 +166,6 @@ def read_split(
     seed: int,
     synthetic: Any = None,
     num_classes: int = 0,
-    classes: Sequence[str] | None = None,
     need_labels: bool = True,
 ) -> Manifest:
     """The list of one split as the DATA settings describe it.
@@ -196,7 +194,6 @@ def read_split(
         val_fraction=data.val_fraction,
         group_by=data.group_by,
         seed=seed,
-        **({"classes": tuple(classes)} if classes else {}),
     )
 
 
