@@ -277,4 +277,6 @@ def export(source: Path, target: Path) -> int:
     """
     state = _read(source)
     kept = ("format", "model", "model_state", "classes", "spec", "cfg", "epoch", "step")
-    return save({key: state[key] for key in kept}, target)
+    content = {key: state[key] for key in kept}
+    content["multi_label"] = state.get("multi_label", False)
+    return save(content, target)

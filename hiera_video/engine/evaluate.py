@@ -231,7 +231,8 @@ def _test(
         f"testing {weights} on {len(manifest)} videos of {cfg.data.path_to_data_dir or 'the set'}, "
         f"{views} x {crops} views (clips in time x crops), in {number_format}"
     )
-    for note in [*manifest.notes, *loader.notes, *_differences(stored, spec)]:
+    differences = _differences(stored, spec, multi_label=cfg.data.multi_label)
+    for note in [*manifest.notes, *loader.notes, *differences]:
         voice.say(f"note: {note}")
     try:
         with stop:
@@ -319,12 +320,18 @@ def _outputs_of(stored: Checkpoint, weights: str, wanted: int) -> int:
     return stored.num_classes
 
 
-def _differences(stored: Checkpoint, spec: Any) -> list[str]:
+def _differences(stored: Checkpoint, spec: Any, *, multi_label: bool) -> list[str]:
+    notes = []
+    if stored.multi_label and not multi_label:
+        notes.append(
+            "the checkpoint was trained with several labels a video (sigmoid), and is tested with "
+            "one (softmax): DATA.MULTI_LABEL False"
+        )
     if stored.spec is None or stored.spec == spec:
-        return []
+        return notes
     theirs, ours = stored.spec.to_dict(), spec.to_dict()
     changed = [f"{k} {theirs[k]} there, {ours[k]} here" for k in ours if theirs[k] != ours[k]]
-    return [f"the checkpoint was trained with other clips: {'; '.join(changed)}"]
+    return [*notes, f"the checkpoint was trained with other clips: {'; '.join(changed)}"]
 
 
 class Counter:

@@ -23,7 +23,14 @@ from torch import Tensor, nn
 
 from hiera_video import __version__
 from hiera_video.data.augment import TrainTransform
-from hiera_video.data.datasets import Batch, Loader, VideoDataset, build_loader
+from hiera_video.data.datasets import (
+    Batch,
+    Clips,
+    Loader,
+    VideoDataset,
+    build_loader,
+    read_sample,
+)
 from hiera_video.data.manifests import Manifest
 from hiera_video.data.mixing import Mixing
 from hiera_video.data.relabel import fit_labels
@@ -291,9 +298,7 @@ class Forward:
         self.settings = tasks.StepSettings(
             seed=cfg.rng_seed,
             loss_func=cfg.model.loss_func,
-            class_weights=class_weights(
-                cfg.train.class_weights, dataset.manifest, num_classes, world.device
-            ),
+            class_weights=class_weights(cfg, dataset.manifest, num_classes, world.device),
             device=world.device,
             precision=tasks.PRECISION[cfg.train.mixed_precision],
         )
@@ -498,6 +503,7 @@ def training_set(cfg: Any, manifest: Manifest) -> VideoDataset:
         num_augment=cfg.aug.num_sample,
         decoder=cfg.data.decoding_backend,
         seed=cfg.rng_seed,
+        labelled=cfg.task == "classify",
     )
 
 
@@ -628,10 +634,10 @@ def set_mode(model: nn.Module, *, linear_probe: bool) -> None:
 
 
 def class_weights(
-    kind: str, manifest: Manifest, num_classes: int, device: torch.device
+    cfg: Any, manifest: Manifest, num_classes: int, device: torch.device
 ) -> Tensor | None:
-    """TRAIN.CLASS_WEIGHTS as a tensor on the device; None for none."""
-    if kind != "balanced":
+    """TRAIN.CLASS_WEIGHTS as a tensor on the device; None for none, or without labels."""
+    if cfg.train.class_weights != "balanced" or cfg.task != "classify":
         return None
     counts = torch.zeros(num_classes, dtype=torch.int64)
     found = torch.from_numpy(manifest.class_counts())
@@ -775,18 +781,26 @@ def validate(
 def draw_reconstruction(
     cfg: Any, voice: report.Report, model: nn.Module, dataset: VideoDataset, step: int
 ) -> None:
-    """A picture of two training videos: input, what the encoder saw, reconstruction."""
+    """A picture of two training videos: input, what the encoder saw, reconstruction.
+
+    They are read as the loader reads them: in a process of their own, where it has workers.
+    """
     chosen = []
-    for video_id in range(min(8, len(dataset))):
-        clips = dataset[0, video_id]
-        if isinstance(clips, list):
-            chosen.append((video_id, clips[0]))
-        if len(chosen) == 2:
-            break
+    guarded = cfg.data_loader.num_workers > 0
+    videos = range(min(8, len(dataset)))
+    with contextlib.closing(
+        preflight.reading(read_sample, dataset, videos, guarded=guarded)
+    ) as read:
+        for item in read:
+            if isinstance(item, Clips):
+                chosen.append(item)
+                if len(chosen) == 2:
+                    break
     if not chosen:
         return
-    ids = torch.tensor([video_id for video_id, _ in chosen])
-    clips = torch.stack([clip for _, clip in chosen]).to(next(model.parameters()).device)
+    ids = torch.tensor([item.video_id for item in chosen])
+    clips = torch.stack([item.clips[0].normalized(dataset.spec) for item in chosen])
+    clips = clips.to(next(model.parameters()).device)
     keep = tasks.keep_masks(model, ids, torch.zeros_like(ids), epoch=0, seed=cfg.rng_seed)
     keep = keep.to(clips.device)
     model.eval()
