@@ -38,6 +38,9 @@ def fit_labels(
     """
     own = list(manifest.classes or ())
     names = list(names or ())
+    highest = int(manifest.labels.max(initial=-1))
+    if highest >= (limit := len(own) or count):
+        raise DataError(f"label {highest} is out of range; allowed are 0 to {limit - 1} ({owner})")
     if guessed and (not own or _unknown(manifest, match_classes(names, own))):
         names, guessed = [], ""
     if own and not names and len(own) != count:
