@@ -1,5 +1,7 @@
 """Labels play no part in pretraining: whatever they are, they forbid nothing."""
 
+import contextlib
+
 import pytest
 from test_datasets import Deadly
 from tiny_runs import PRETRAIN, config, losses, run, write_videos
@@ -124,11 +126,11 @@ def test_a_video_that_ends_its_decoder_is_no_end_of_the_run_for_a_picture(videos
     dataset = train.training_set(cfg, train_list)
     model, _ = train.build(cfg, num_classes=0)
     (tmp_path / "plain").mkdir()
-    with report.Report(tmp_path / "plain", quiet=True) as voice:
+    with contextlib.closing(report.Report(tmp_path / "plain", quiet=True)) as voice:
         train.draw_reconstruction(cfg, voice, model, dataset, 1)
     dataset.reader = Deadly(dataset.reader, {0: "SIGSEGV", 2: "exits"})
     (tmp_path / "deadly").mkdir()
-    with report.Report(tmp_path / "deadly", quiet=True) as voice:
+    with contextlib.closing(report.Report(tmp_path / "deadly", quiet=True)) as voice:
         train.draw_reconstruction(cfg, voice, model, dataset, 1)
     name = "pictures/reconstruction_0000001.png"
     plain, picture = ((tmp_path / n / name).read_bytes() for n in ("plain", "deadly"))
