@@ -26,6 +26,7 @@ from hiera_video.data.manifests import read_manifest
 from hiera_video.data.relabel import fit_labels
 from hiera_video.engine import checkpoint, distributed, dry, evaluate, report, train
 from hiera_video.errors import UserError
+from hiera_video.labels import load_labels
 
 FIRST = ("fast", "slow", "still")
 OTHER = ("still", "fast", "slow")
@@ -386,6 +387,47 @@ def test_names_that_are_given_make_weights_without_names_right(videos, trained, 
     whole = results_of(config(videos, tmp_path / "b", "TEST.CHECKPOINT_FILE_PATH", weights))
     assert whole["top1_acc"] == 100
     assert "its 3 outputs are taken in order for fast, slow, still" in log_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        (
+            ("riding_a_bike", "yoga", "abseiling"),
+            "its 400 outputs are read as those of kinetics400",
+        ),
+        (("mine", "yoga", "abseiling"), None),
+    ],
+)
+def test_weights_that_look_like_public_ones_have_their_names_where_all_agree(
+    videos, tmp_path, own, says
+):
+    """A bare file of a published model, tested on three classes."""
+    small = {
+        "MODEL.MODEL_NAME": "hiera_base_16x224",
+        "MODEL.KWARGS": "{embed_dim: 8, num_heads: 1, stages: [1, 1, 1, 1]}",
+    }
+    data = tmp_path / "data"
+    for split in ("train", "val"):
+        (data / split).mkdir(parents=True)
+        for name, called in zip(FIRST, own, strict=True):
+            (data / split / called).symlink_to(videos / split / name)
+    weights, out = tmp_path / "mine.pth", tmp_path / "out"
+    cfg = config(data, out, "TEST.CHECKPOINT_FILE_PATH", weights, task=small)
+    model, _ = train.build(cfg, num_classes=400)
+    names = load_labels("kinetics400")
+    with torch.no_grad():  # it says "yoga" whatever it sees
+        model.head.projection.bias[names.index("yoga")] = 9.0
+    torch.save({"model_state": model.state_dict()}, weights)
+    if says is None:
+        with pytest.raises(DataError, match="400 outputs without class names, and the data has 3"):
+            results_of(cfg)
+        return
+    assert results_of(cfg)["top1_acc"] == pytest.approx(100 / 3)
+    assert says in log_of(out)
+    rows = rows_of(out / "predictions.csv")
+    assert {row["class1"] for row in rows} == {"yoga"}
+    assert {row["label"] for row in rows} == {"riding a bike", "yoga", "abseiling"}
 
 
 def test_a_validation_list_in_another_order_follows_the_training_list(videos, tmp_path):

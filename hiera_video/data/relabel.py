@@ -1,4 +1,4 @@
-"""The labels of one list said in the numbers of another's classes, which are found by name."""
+"""Renumber the labels of a list: from its own classes to a model's outputs, found by name."""
 
 from __future__ import annotations
 

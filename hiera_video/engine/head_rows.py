@@ -33,7 +33,7 @@ def compared(
     outputs: int,
     same_run: bool,
 ) -> Compared:
-    """Hold the classes of a checkpoint against those of the data that a run goes on with.
+    """Compare the classes of a checkpoint with those of the data that a run goes on with.
 
     Args:
         path: the checkpoint.

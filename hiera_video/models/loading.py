@@ -257,7 +257,7 @@ def _fit_head(fit: Fit, wanted: Sequence[str] | None) -> list[int]:
     """Put the rows of the head in the order of the classes `wanted`; the rows that are new ones."""
     head = fit.names.head
     there, here = fit.tensors.get(head[0]), fit.wanted.get(head[0])
-    if there is None or there.dim() != 2:
+    if there is None or there.dim() < 2:
         _require_known_head(fit, wanted)
         return []
     if here is None:
@@ -329,7 +329,9 @@ def _place_rows(fit: Fit, match: ClassMatch) -> list[int]:
             continue  # the comparison of keys says it
         stored, placed = _like(fit, key), torch.zeros_like(fit.wanted[key], device="cpu")
         if stored.shape != (count, *placed.shape[1:]):
-            continue  # the comparison of shapes says it
+            raise fit.fails(
+                f"{key} has shape {_shape(stored)}, which does not go with {count} outputs"
+            )
         for place, row in enumerate(match.rows):
             if row is not None:
                 placed[place] = stored[row]
