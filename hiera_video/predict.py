@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiera_video.classes import match_classes
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.frame_folder import open_video
 from hiera_video.data.guard import GuardedPool
@@ -29,7 +30,7 @@ from hiera_video.data.manifests import read_class_names
 from hiera_video.data.sampling import window_clips
 from hiera_video.data.transforms import check_num_crops
 from hiera_video.data.views import Reader, parse_views, read_test_views, read_views
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import RunFailed, UserError, first_few
 from hiera_video.labels import load_labels
 from hiera_video.models import build_model
 from hiera_video.models.published import IMAGE_CLIPS, VIDEO_CLIPS
@@ -209,7 +210,9 @@ class Predictor:
                 model is named either and those can be neither found nor fetched, the small model
                 that comes with the package, with a warning. Weights that are named are never
                 replaced by others.
-            labels: file of class names, or the name of a known list; None: from the checkpoint.
+            labels: file of class names, or the name of a known list: what the outputs are called,
+                in their order. Where the checkpoint knows the names of its outputs, they are a
+                translation, and the order is the checkpoint's. None: from the checkpoint.
             spec: replaces the sampling and normalisation that come with the weights.
             model_kwargs: further arguments of the model's builder.
             warn: called with each line the user should read; stderr by default.
@@ -234,7 +237,7 @@ class Predictor:
         return cls(
             built,
             spec=spec or checkpoint.spec or _usual_spec(built, name, checkpoint, warn),
-            classes=_class_names(built, name, names, labels, checkpoint, published, warn),
+            classes=_class_names(built, names, labels, checkpoint, warn),
             model_name=name,
             weights_name=weights_name,
             warn=warn,
@@ -500,42 +503,68 @@ def _read_labels(labels: str | os.PathLike) -> list[str]:
 
 def _class_names(
     model: nn.Module,
-    model_name: str,
     names: list[str] | None,
     labels: str | os.PathLike | None,
     checkpoint: Checkpoint,
-    published: PublishedWeights | None,
     warn: Callable[[str], None],
 ) -> list[str]:
-    """Names of the outputs: from --labels, the checkpoint, or the data set it was trained on."""
+    """Names of the outputs: the checkpoint's, in the words of --labels where that is given."""
     outputs = getattr(model, "num_classes", None)
+    known, guess = checkpoint.classes, checkpoint.classes_guessed
     if names is not None:
         if outputs is not None and len(names) != outputs:
             raise UserError(
                 f"{os.fspath(labels)} names {len(names)} classes, the model has {outputs}"
             )
-        return names
-    if checkpoint.classes:
-        return checkpoint.classes
-    if published is not None and published.classes:
-        return load_labels(published.classes)
+        return _renamed(known, names, labels, checkpoint, warn) if known and not guess else names
+    if known:
+        if guess:
+            warn(
+                f"warning: {checkpoint.label} has no class names; its {outputs} outputs are read "
+                f"as those of {guess}, the usual ones of this model (other names: --labels FILE)"
+            )
+        return known
     if outputs is None:
         raise UserError(f"{checkpoint.label} has no class names; give them with --labels FILE")
-    usual = _usual_classes(model_name, outputs)
-    if usual is not None:
-        warn(
-            f"warning: {checkpoint.label} has no class names; its {outputs} outputs are read as "
-            f"those of {usual}, as {model_name} is published (other names: --labels FILE)"
-        )
-        return load_labels(usual)
     warn(f"warning: {checkpoint.label} has no class names; numbers stand for them (--labels FILE)")
     return [f"class {index}" for index in range(outputs)]
 
 
-def _usual_classes(model_name: str, outputs: int) -> str | None:
-    """The list of class names that this model is published with, if it has as many."""
-    rows = [row for (owner, _), row in PUBLISHED.items() if owner == model_name and row.classes]
-    return next((row.classes for row in rows if row.num_classes == outputs), None)
+def _renamed(
+    known: list[str],
+    names: list[str],
+    labels: str | os.PathLike,
+    checkpoint: Checkpoint,
+    warn: Callable[[str], None],
+) -> list[str]:
+    """What to call outputs whose names the checkpoint knows: --labels may translate these names.
+
+    It may not move them. Where it holds the same names in another order, each output keeps its
+    own; where only some names stand in another place, nobody knows what was meant.
+    """
+    file = os.fspath(labels)
+    match = match_classes(known, names)
+    if match.same_names and not match.same_order:
+        warn(
+            f"{file} has the classes of {checkpoint.label} in another order; that of the "
+            "checkpoint counts"
+        )
+        return [names[match.rows.index(row)] for row in range(len(known))]
+    moved = [i for i, row in enumerate(match.rows) if row is not None and row != i]
+    if moved:
+        first = moved[0]
+        raise UserError(
+            f"{file} calls output {first} {names[first]!r}, which is output {match.rows[first]} of "
+            f"{checkpoint.label}; output {first} is {known[first]!r}. Leave --labels out, or give "
+            "its names in the order of the outputs"
+        )
+    pairs = [f"{old} -> {new}" for old, new in zip(known, names, strict=True) if old != new]
+    if pairs:
+        warn(
+            f"{file} renames {len(pairs)} of the {len(known)} classes of {checkpoint.label}: "
+            f"{first_few(pairs, 3)}"
+        )
+    return names
 
 
 def _check_kinds(model: Any, spec: Any, classes: Any, process: Any) -> None:

@@ -307,3 +307,7 @@ def test_export_keeps_what_inference_needs_and_nothing_else(tmp_path):
     assert torch.equal(out["model_state"]["w"], state["model_state"]["w"])
     assert out["classes"] == ["a", "b"]
     assert out["model"] == state["model"]
+    assert out["multi_label"] is False  # of old checkpoints, which do not say
+    checkpoint.save(state | {"multi_label": True}, source)
+    checkpoint.export(source, tmp_path / "out.pyth")
+    assert torch.load(tmp_path / "out.pyth", weights_only=True)["multi_label"] is True

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hiera_video"
 
 FOUNDATION = (
     *("errors", "files", "spreadsheet"),
-    *("registry", "clip_spec", "compat", "labels", "cli"),
+    *("registry", "clip_spec", "compat", "labels", "classes", "cli"),
 )
 ALLOWED = {
     "errors": (),
@@ -26,6 +26,7 @@ ALLOWED = {
     "clip_spec": ("errors",),
     "compat": ("errors",),
     "labels": ("errors",),
+    "classes": ("errors",),
     "cli": ("errors", "registry"),
     "config": FOUNDATION,
     "data": (*FOUNDATION, "data"),

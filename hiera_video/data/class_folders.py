@@ -187,7 +187,12 @@ def _read_labels_csv(source: Source, file: Path) -> Manifest:
         note = f"fold {fold} of {file.name} is held out"
     else:
         keep, note = _share(videos, source)
-    classes = source.classes or _classes_of_table(table, file)
+    try:
+        classes = source.classes or _classes_of_table(table, file)
+    except DataError:
+        if not source.ignore_labels:
+            raise
+        classes = None
     rows = ManifestRows(replace(source, classes=classes), file)
     for i in keep:
         line = table[i][0]
@@ -201,7 +206,10 @@ def _read_labels_csv(source: Source, file: Path) -> Manifest:
 def _classes_of_table(
     table: list[tuple[int, dict[str, str]]], file: Path
 ) -> tuple[str, ...] | None:
-    """Names in the order of the column label_id, else in alphabetical order."""
+    """Names in the order of the column label_id, else in alphabetical order.
+
+    The numbers may have gaps, as in the part of a table that lacks a class.
+    """
     names = sorted({row["label"] for _, row in table if row.get("label")})
     if not names or "label_id" not in table[0][1]:
         return tuple(names) or None
@@ -212,8 +220,9 @@ def _classes_of_table(
                 f"{file}:{number}: label {row['label']!r} has label_id {row['label_id']}, "
                 f"and {ids[row['label']]} further up"
             )
-    if sorted(ids.values()) != sorted(str(i) for i in range(len(ids))):
-        raise DataError(f"{file}: label_id must be 0 to {len(ids) - 1}, each for one label")
+    numbers = list(ids.values())
+    if not all(text.isdecimal() for text in numbers) or len(set(map(int, numbers))) < len(names):
+        raise DataError(f"{file}: label_id must be a whole number from 0, each for one label")
     return tuple(sorted(names, key=lambda name: int(ids[name])))
 
 

@@ -125,7 +125,9 @@ class Source:
     multi_label: bool = False
     """A video may have several labels."""
     need_labels: bool = True
-    """False: a list without labels will do (pretraining)."""
+    """False: a list without labels will do (pretraining, the audit)."""
+    ignore_labels: bool = False
+    """Labels play no part (pretraining): one that is no class of the data is none, and no error."""
     fold: int | None = None
     """Which official split (UCF101, HMDB51: 1 to 3) or which fold of labels.csv to hold out."""
     val_fraction: float = 0.2
@@ -184,6 +186,8 @@ class ManifestRows:
                 f"(only pretraining does without)"
             )
         limit = self.source.limit
+        if self.source.ignore_labels and not all(0 <= label < limit for label in labels):
+            labels, unlabelled = (UNLABELLED,), True
         for label in () if unlabelled else labels:
             if not 0 <= label < limit:
                 raise LabelRangeError(
@@ -201,7 +205,7 @@ class ManifestRows:
         """The label of a class given by its name."""
         if name in self._number_of:
             return (self._number_of[name],)
-        if not name and not self.source.need_labels:
+        if self.source.ignore_labels or (not name and not self.source.need_labels):
             return (UNLABELLED,)
         if not self.source.need_labels and not self._number_of:
             return (UNLABELLED,)

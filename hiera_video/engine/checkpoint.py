@@ -202,4 +202,6 @@ def export(source: Path, target: Path) -> int:
     """
     state = _read(source)
     kept = ("format", "model", "model_state", "classes", "spec", "cfg", "epoch", "step")
-    return _write({key: state[key] for key in kept}, target)
+    content = {key: state[key] for key in kept}
+    content["multi_label"] = state.get("multi_label", False)
+    return _write(content, target)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hiera_video import __version__, files
 from hiera_video.data.datasets import Failed, Loader, VideoDataset, build_loader
 from hiera_video.data.manifests import Manifest
+from hiera_video.data.relabel import fit_labels
 from hiera_video.engine import checkpoint, distributed, metrics, preflight, report, tasks
 from hiera_video.engine.feeding import Feeder
 from hiera_video.errors import RunFailed, UserError
@@ -102,17 +103,21 @@ def score_all(
     model: nn.Module,
     loader: Loader,
     *,
+    precision: str,
     stop: Any,
     voice: report.Report,
     what: str,
 ) -> Scores | None:
-    """`score_videos` as a run does it, with its progress under the name `what`."""
+    """`score_videos` as a run does it, with its progress under the name `what`.
+
+    precision: off, bf16 or fp16.
+    """
     return score_videos(
         model,
         loader,
         world=world,
         batch_size=cfg.test.batch_size,
-        precision=tasks.PRECISION[cfg.train.mixed_precision],
+        precision=tasks.PRECISION[precision],
         multi_label=cfg.data.multi_label,
         stopped=lambda: stop.requested,
         on_video=Counter(voice, loader, what).count,
@@ -176,27 +181,27 @@ def test(cfg: Any, world: distributed.World, stop: Any) -> int:
     Raises UserError (nothing to test, a checkpoint of another model, data missing), RunFailed (no
     video can be read).
     """
-    weights = world.on_main(_find_checkpoint, cfg)
-    with preflight.RunFolder(cfg.output_dir, world) as folder:
-        return _test(cfg, world, stop, folder=folder.path, weights=weights)
+    with report.Report(None, quiet=not world.is_main) as voice:
+        weights = world.on_main(_find_checkpoint, cfg, voice.say)
+        with preflight.RunFolder(cfg.output_dir, world) as folder:
+            return _test(cfg, world, stop, folder=folder.path, weights=weights, voice=voice)
 
 
-def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weights: str) -> int:
+def _test(
+    cfg: Any,
+    world: distributed.World,
+    stop: Any,
+    *,
+    folder: Path,
+    weights: str,
+    voice: report.Report,
+) -> int:
     began = time.monotonic()
 
     # ---- what is tested, on what ---------------------------------------------------------
-    stored, published = resolve_everywhere(world, weights, cfg.model.model_name)
+    stored, _ = resolve_everywhere(world, weights, cfg.model.model_name)
     num_classes = _outputs_of(stored, weights, cfg.model.num_classes)
-    manifest = world.on_main(
-        preflight.read_split,
-        cfg.data,
-        dataset=cfg.test.dataset,
-        split="test",
-        seed=cfg.rng_seed,
-        synthetic=cfg.synthetic,
-        num_classes=num_classes,
-        classes=stored.classes,
-    )
+    manifest = world.on_main(read_test_list, cfg, stored, num_classes)
     spec = cfg.data.clip_spec(training=False)
     views, crops = cfg.test.num_ensemble_views, cfg.test.num_spatial_crops
     dataset = VideoDataset(
@@ -215,32 +220,39 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
     model = build_model(cfg.model.model_name, num_classes=num_classes, **cfg.model_arguments())
     load_weights(model, stored)
     model.to(world.device)
+    precision = cfg.test.mixed_precision
+    if precision == "train":
+        precision = cfg.train.mixed_precision
+    number_format = str(tasks.PRECISION[precision]).removeprefix("torch.")
 
     # ---- scores ---------------------------------------------------------------------------
-    voice = report.Report(folder if world.is_main else None, quiet=not world.is_main)
+    if world.is_main:
+        voice.open(folder)
     voice.say(
         f"testing {weights} on {len(manifest)} videos of {cfg.data.path_to_data_dir or 'the set'}, "
-        f"{views} x {crops} views (clips in time x crops)"
+        f"{views} x {crops} views (clips in time x crops), in {number_format}"
     )
-    for note in [*manifest.notes, *loader.notes, *_differences(stored, spec)]:
+    differences = _differences(stored, spec, multi_label=cfg.data.multi_label)
+    for note in [*manifest.notes, *loader.notes, *differences]:
         voice.say(f"note: {note}")
     try:
         with stop:
-            scores = score_all(cfg, world, model, loader, stop=stop, voice=voice, what="test")
+            scores = score_all(
+                cfg, world, model, loader, precision=precision, stop=stop, voice=voice, what="test"
+            )
     except Exception:
         if not stop.requested:
             raise
         scores = None  # the signal has ended the loader's workers as well
     if scores is None:
         voice.say("the test was interrupted; nothing was written")
-        voice.close()
         return stop.exit_code(saved=False)
 
     # ---- results --------------------------------------------------------------------------
-    names = stored.classes or list(manifest.classes or ()) or _published_names(published)
     results = {
         **summary(scores, manifest),
         "views": {"temporal": views, "spatial": crops},
+        "precision": number_format,
         "checkpoint": str(weights),
         "epoch": stored.epoch,
         "model": cfg.model.model_name,
@@ -249,20 +261,38 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
         "versions": {"hiera_video": __version__, "torch": str(torch.__version__)},
         "config": cfg.to_yaml(),
     }
-    world.on_main(write_results, folder, results, scores, manifest, names)
+    world.on_main(write_results, folder, results, scores, manifest)
     for line in describe(results):
         voice.say(line)
     voice.stats("test_final", split="test_final", **final_record(results))
-    voice.close()
     return 0
 
 
-def _find_checkpoint(cfg: Any) -> str:
+def read_test_list(cfg: Any, stored: Checkpoint, num_classes: int) -> Manifest:
+    """The videos to test, with labels that are numbers of the checkpoint's outputs."""
+    manifest = preflight.read_split(
+        cfg.data,
+        dataset=cfg.test.dataset,
+        split="test",
+        seed=cfg.rng_seed,
+        synthetic=cfg.synthetic,
+        num_classes=num_classes,
+    )
+    return fit_labels(
+        manifest,
+        names=stored.classes,
+        count=num_classes,
+        owner=stored.label,
+        guessed=stored.classes_guessed,
+    )
+
+
+def _find_checkpoint(cfg: Any, say: Callable[[str], None]) -> str:
     """What TEST.CHECKPOINT_FILE_PATH names, else the newest checkpoint of OUTPUT_DIR."""
     if cfg.test.checkpoint_file_path:
         return cfg.test.checkpoint_file_path
     folder = Path(cfg.output_dir).expanduser() / "checkpoints"
-    newest = checkpoint.latest(folder)
+    newest = checkpoint.latest(folder, say)
     if newest is None:
         raise UserError(
             f"nothing to test: {folder} holds no checkpoint; train first, or set "
@@ -291,20 +321,18 @@ def _outputs_of(stored: Checkpoint, weights: str, wanted: int) -> int:
     return stored.num_classes
 
 
-def _differences(stored: Checkpoint, spec: Any) -> list[str]:
+def _differences(stored: Checkpoint, spec: Any, *, multi_label: bool) -> list[str]:
+    notes = []
+    if stored.multi_label and not multi_label:
+        notes.append(
+            "the checkpoint was trained with several labels a video (sigmoid), and is tested with "
+            "one (softmax): DATA.MULTI_LABEL False"
+        )
     if stored.spec is None or stored.spec == spec:
-        return []
+        return notes
     theirs, ours = stored.spec.to_dict(), spec.to_dict()
     changed = [f"{k} {theirs[k]} there, {ours[k]} here" for k in ours if theirs[k] != ours[k]]
-    return [f"the checkpoint was trained with other clips: {'; '.join(changed)}"]
-
-
-def _published_names(published: Any) -> list[str]:
-    if published is None or not published.classes:
-        return []
-    from hiera_video.labels import load_labels
-
-    return load_labels(published.classes)
+    return [*notes, f"the checkpoint was trained with other clips: {'; '.join(changed)}"]
 
 
 class Counter:
@@ -364,11 +392,10 @@ def write_results(
     results: dict[str, Any],
     scores: Scores,
     manifest: Manifest,
-    names: Sequence[str],
 ) -> None:
     """results.json, predictions.csv, confusion.csv, confusion.png, per_class.csv."""
     num_classes = scores.rows.shape[1]
-    names = list(names) or [str(i) for i in range(num_classes)]
+    names = list(manifest.classes or ()) or [str(i) for i in range(num_classes)]
     _write_predictions(folder / "predictions.csv", scores, manifest, names)
     if not manifest.multi_label:
         labels = labels_of(manifest, scores.video_ids, num_classes)

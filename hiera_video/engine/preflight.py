@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,13 +154,13 @@ def read_split(
     seed: int,
     synthetic: Any = None,
     num_classes: int = 0,
-    classes: Sequence[str] | None = None,
     need_labels: bool = True,
 ) -> Manifest:
     """The list of one split as the DATA settings describe it.
 
     dataset: TRAIN.DATASET or TEST.DATASET; "synthetic" makes the camera-motion set first, where it
     is not there yet, from the SYNTHETIC settings. num_classes: labels must be below it (0: any).
+    need_labels: False where labels play no part, so that none is wrong.
     Raises DataError (missing, empty, unreadable, labels out of range).
     """
     path = data.path_to_data_dir
@@ -179,11 +179,11 @@ def read_split(
         num_classes=num_classes or None,
         multi_label=data.multi_label,
         need_labels=need_labels,
+        ignore_labels=not need_labels,
         fold=data.split,
         val_fraction=data.val_fraction,
         group_by=data.group_by,
         seed=seed,
-        **({"classes": tuple(classes)} if classes else {}),
     )
 
 
@@ -232,19 +232,33 @@ def require_readable(
     """
     count = min(tries, len(dataset))
     failed = []
-    with GuardedPool(try_to_read) if guarded else contextlib.nullcontext() as pool:
-        for i in range(count):
-            sample = dataset.sample(i * len(dataset) // count)
-            try:
-                request = (dataset.reader, sample)
-                outcome = pool.call(request) if guarded else try_to_read(request)
-            except Casualty as casualty:
-                outcome = Failed(sample.video_id, sample.path, casualty.reason)
+    videos = [i * len(dataset) // count for i in range(count)]
+    with contextlib.closing(reading(try_to_read, dataset, videos, guarded=guarded)) as outcomes:
+        for outcome in outcomes:
             if outcome is None:
                 return
             failed.append(outcome)
     reasons = "\n  ".join(f"{f.path}: {f.reason}" for f in failed)
     raise RunFailed(f"none of {count} {what} videos tried can be read:\n  {reasons}")
+
+
+def reading(
+    function: Callable[[Any], Any], dataset: VideoDataset, videos: Sequence[int], *, guarded: bool
+) -> Iterator[Any]:
+    """`function((reader, sample))` of one video after the other, as they are asked for.
+
+    guarded: in a process of its own, so that a video which crashes its decoder, or takes too much
+    time or memory, is a `Failed`, and no end of the run.
+    """
+    with GuardedPool(function) if guarded else contextlib.nullcontext() as pool:
+        for video_id in videos:
+            sample = dataset.sample(video_id)
+            request = (dataset.reader, sample)
+            try:
+                outcome = pool.call(request) if guarded else function(request)
+            except Casualty as casualty:
+                outcome = Failed(sample.video_id, sample.path, casualty.reason)
+            yield outcome
 
 
 def class_names(manifest: Manifest, num_classes: int) -> list[str]:

@@ -34,7 +34,11 @@ CURVES_S = 60
 
 
 class Report:
-    """The voice of a run. `folder=None` (other processes, dry runs) writes no files."""
+    """What a run says on the console and writes to its folder.
+
+    A context manager, which closes its files. `folder=None` (other processes, dry runs) writes
+    none, or none before `open` names the folder: lines said until then are written at that moment.
+    """
 
     def __init__(
         self,
@@ -44,19 +48,36 @@ class Report:
         tensorboard: bool = False,
         stream: Any = None,
     ):
-        self.folder, self.quiet = folder, quiet
+        self.folder, self.quiet = None, quiet
         self.stream = stream or sys.stdout
         self.live = not quiet and getattr(self.stream, "isatty", lambda: False)()
         self._drawn_at, self._line_open = 0.0, False
         self._curves_at = time.monotonic()
         self._log = self._metrics = self._tensorboard = None
+        self._early: list[str] = []
         if folder is not None:
-            self._log, self._metrics = _append_to(folder / LOG), _append_to(folder / METRICS)
-            if tensorboard:
-                self._tensorboard = _tensorboard_writer(folder / TENSORBOARD)
+            self.open(folder, tensorboard=tensorboard)
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self, folder: Path, *, tensorboard: bool = False) -> None:
+        """Write to files in `folder` from now on, first of all what was said before."""
+        self.folder = folder
+        self._log, self._metrics = _append_to(folder / LOG), _append_to(folder / METRICS)
+        if tensorboard:
+            self._tensorboard = _tensorboard_writer(folder / TENSORBOARD)
+        for text in self._early:
+            self._to_log(text)
+        self._early.clear()
 
     def say(self, text: str) -> None:
         """A line for the reader, on the console and in stdout.log."""
+        if self.folder is None and not self.quiet:
+            self._early.append(text)
         self._to_log(text)
         self._to_console(text)
 

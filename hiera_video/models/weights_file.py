@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import RunFailed, UserError, first_few
 from hiera_video.files import atomic_write, explained
 from hiera_video.models.key_names import HIERA_KEYS
 from hiera_video.models.mvit_keys import head_weight
@@ -58,7 +58,11 @@ class Checkpoint:
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments that model was built with, besides its name's own."""
     classes: list[str] | None = None
-    """Class names in the order of the head's outputs, if the file carries them."""
+    """Class names in the order of the head's outputs: those that the file carries; `resolve` adds
+    those of public weights."""
+    classes_guessed: str = ""
+    """The public list that `classes` are, where nothing says so but the model and the number of
+    outputs; empty: they are known."""
     spec: ClipSpec | None = None
     """How its clips were sampled and normalised, if known."""
     multi_label: bool = False
@@ -379,12 +383,6 @@ def _facts(content: Mapping, path: str) -> dict[str, Any]:
             "it was written by another version, or changed by hand"
         ) from None
     return facts
-
-
-def first_few(names: list[str], count: int = 10) -> str:
-    """The first few names of a list, and how many more there are."""
-    more = len(names) - count
-    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
 
 
 # ---- writing ------------------------------------------------------------------------------------
