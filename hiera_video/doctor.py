@@ -333,13 +333,13 @@ def _decoder_advice(name: str) -> str:
     if name == "pyav":
         return 'pip install "av>=14"'
     if _version(name) is None:
-        least = {"torchcodec": "0.17", "decord": "0.6"}[name]
+        least = {"torchcodec": "0.15", "decord": "0.6"}[name]
         ffmpeg = " and FFmpeg: apt-get install ffmpeg" if name == "torchcodec" else ""
         return f'not needed, PyAV decodes alone; to have it: pip install "{name}>={least}"{ffmpeg}'
     if name == "torchcodec":
         return (
-            "not needed, PyAV decodes alone; it wants the system's FFmpeg (apt-get install ffmpeg) "
-            "and the release that belongs to the installed torch"
+            "not needed, PyAV decodes alone; it wants torch 2.11 or newer, a torchcodec that fits it "
+            "(0.15 or newer), and the system's FFmpeg (apt-get install ffmpeg)"
         )
     return "not needed, PyAV decodes alone"
 
