@@ -338,8 +338,8 @@ def _decoder_advice(name: str) -> str:
         return f'not needed, PyAV decodes alone; to have it: pip install "{name}>={least}"{ffmpeg}'
     if name == "torchcodec":
         return (
-            "not needed, PyAV decodes alone; it wants torch 2.11 or newer, a torchcodec that fits it "
-            "(0.15 or newer), and the system's FFmpeg (apt-get install ffmpeg)"
+            "not needed, PyAV decodes alone; it wants torchcodec 0.15 or newer, torch 2.11 or "
+            "newer, and the system's FFmpeg (apt-get install ffmpeg)"
         )
     return "not needed, PyAV decodes alone"
 
