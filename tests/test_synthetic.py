@@ -68,8 +68,8 @@ def test_the_eye_of_these_tests_knows_its_directions():
 
 @pytest.mark.parametrize("label", LABELS)
 def test_render_moves_as_its_label_says(label):
-    seen = [camera_seen(synthetic.render_clip(label, seed)) for seed in (3, 20, 37, 54, 71)]
-    assert seen.count(label) >= 4, seen
+    seen = [camera_seen(synthetic.render_clip(label, seed)) for seed in range(3, 139, 17)]
+    assert seen.count(label) >= 6, seen  # of 8
 
 
 def test_files_move_as_their_folders_say(tmp_path):
@@ -87,6 +87,7 @@ def test_files_move_as_their_folders_say(tmp_path):
 # ---- one frame tells nothing --------------------------------------------------------------
 
 
+@pytest.mark.numbers
 def test_all_labels_show_the_same_picture_at_the_pivot():
     pivots = set()
     for seed in range(8):
@@ -138,6 +139,7 @@ def probe_accuracy(inputs: np.ndarray, answers: np.ndarray) -> float:
     return float(((inputs[half:] @ weights).argmax(1) == answers[half:]).mean())
 
 
+@pytest.mark.numbers
 def test_a_probe_learns_nothing_from_one_frame_and_something_from_two():
     answers = np.arange(576) % 9
     clips = [
@@ -292,6 +294,7 @@ def test_numbers_of_workers_and_threads_change_nothing(made, tmp_path):
         assert contents(folder) == contents(made), (workers, threads)
 
 
+@pytest.mark.numbers
 def test_a_clip_does_not_depend_on_the_threads_of_its_process():
     before = torch.get_num_threads()
     try:
@@ -306,6 +309,7 @@ def test_a_clip_does_not_depend_on_the_threads_of_its_process():
         torch.set_num_threads(before)
 
 
+@pytest.mark.numbers
 def test_labels_seeds_and_draws_are_the_same_everywhere():
     """Written out: none of these may depend on the machine, or on numpy's version."""
     parameters = {"num_train": 11, "num_val": 2, "seed": 3}

@@ -131,6 +131,7 @@ def test_periods_skip_epochs_but_never_the_last(videos, tmp_path, period):
 # ---- going on -----------------------------------------------------------------------------------
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("task", ["classify", "pretrain"])
 def test_a_stop_anywhere_goes_on_bit_for_bit(videos, tmp_path, task):
     extra = HEAVY if task == "classify" else ("DATA.TRAIN_CROP_NUM_TEMPORAL", 2)
@@ -394,6 +395,7 @@ def test_two_processes_give_the_curve_of_one(videos, tmp_path, task):
         assert len((two / "predictions.csv").read_text().splitlines()) == 4
 
 
+@pytest.mark.numbers
 def test_accumulation_does_not_change_the_curve(videos, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     run(config(videos, whole, *quiet()))
@@ -411,6 +413,7 @@ def test_activation_checkpointing_and_workers_do_not_change_the_curve(videos, tm
     assert max(abs(a[s] - b[s]) for s in a) < 1e-6
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("precision", ["off", "bf16", "fp16"])
 def test_mixed_precision_trains(videos, tmp_path, monkeypatch, precision):
     """The layers compute in the format that was asked for; weights and loss stay float32."""
@@ -460,6 +463,7 @@ def test_a_linear_probe_moves_the_head_alone(videos, tmp_path):
     assert moved == {"head.projection.weight", "head.projection.bias"}
 
 
+@pytest.mark.numbers
 def test_averaged_weights_are_what_is_validated_and_kept(videos, tmp_path):
     out = tmp_path / "out"
     run(config(videos, out, "TRAIN.EMA_DECAY", 0.9, "SOLVER.MAX_EPOCH", 1))
@@ -474,6 +478,7 @@ def test_averaged_weights_are_what_is_validated_and_kept(videos, tmp_path):
     assert same(exported["model_state"], state["model_state"])
 
 
+@pytest.mark.numbers
 def test_balanced_class_weights_scale_the_loss(tmp_path, monkeypatch):
     """With scores that differ by class: equal losses would average to the same without weights."""
     videos = write_videos(tmp_path / "videos", train=4, val=3)  # 2 fast, 1 slow, 1 still
@@ -542,6 +547,7 @@ def test_unreadable_videos_are_counted_and_the_mean_is_over_the_others(tmp_path)
     assert "1 videos could not be read" in (out / "stdout.log").read_text()
 
 
+@pytest.mark.numbers
 def test_gradients_are_the_mean_over_what_could_be_read(tmp_path):
     """A broken video beside four good ones trains as the four alone do."""
     good = write_videos(tmp_path / "good", train=4, val=3)
