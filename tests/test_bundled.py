@@ -34,7 +34,6 @@ def test_it_is_small_and_says_what_made_it():
     assert "optimizer_state" not in stored
 
 
-@pytest.mark.numbers
 def test_it_names_the_motion_of_scenes_it_has_never_seen(predictor, tmp_path):
     right = 0
     for number in range(45):

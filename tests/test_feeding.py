@@ -207,7 +207,6 @@ def fed(monkeypatch):
     return diary
 
 
-@pytest.mark.numbers
 @pytest.mark.parametrize("task", ["classify", "pretrain"])
 def test_a_run_fed_ahead_learns_the_same_and_goes_on_bit_for_bit(videos, tmp_path, task, request):
     extra = (*HEAVY, "TRAIN.GRAD_ACCUM", 2) if task == "classify" else ()

@@ -89,7 +89,6 @@ def test_state_dict_of_the_large_ssv2_model_has_the_published_size():
 # ---- equality with the reference ------------------------------------------------------------
 
 
-@pytest.mark.numbers
 def test_image_logits_and_features_equal_the_reference():
     check_against_reference(*reference_twin("hiera_tiny_224"), mask_ratio=0.6)
 

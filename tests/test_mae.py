@@ -121,7 +121,6 @@ def check_against_reference(ours, theirs) -> None:
     assert relative_error(deleted_tokens_in_raster_order(ours, targets, keep), label) <= 1e-5
 
 
-@pytest.mark.numbers
 def test_image_loss_and_predictions_equal_the_reference():
     check_against_reference(*reference_mae("mae_hiera_tiny_224", decoder_depth=2))
 

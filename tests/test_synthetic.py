@@ -87,7 +87,6 @@ def test_files_move_as_their_folders_say(tmp_path):
 # ---- one frame tells nothing --------------------------------------------------------------
 
 
-@pytest.mark.numbers
 def test_all_labels_show_the_same_picture_at_the_pivot():
     pivots = set()
     for seed in range(8):
@@ -139,7 +138,6 @@ def probe_accuracy(inputs: np.ndarray, answers: np.ndarray) -> float:
     return float(((inputs[half:] @ weights).argmax(1) == answers[half:]).mean())
 
 
-@pytest.mark.numbers
 def test_a_probe_learns_nothing_from_one_frame_and_something_from_two():
     answers = np.arange(576) % 9
     clips = [
