@@ -1,5 +1,6 @@
 # make quickstart   install into .venv; train, test and label on an embedded set, no download
 # make test         the same environment, then lint and the tests
+# make test-oldest  the tests once more in .venv-oldest, with the oldest releases that are supported
 # make slow         the tests that take minutes each
 # make clean        remove the environment and caches; what runs wrote stays
 
@@ -8,8 +9,9 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.10; do \
 	$$p $(SUITS) && { echo $$p; break; }; done)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+OLDEST := .venv-oldest
 
-.PHONY: quickstart test slow clean install
+.PHONY: quickstart test test-oldest slow clean install
 .DELETE_ON_ERROR:
 
 RUN := runs/quickstart
@@ -33,27 +35,43 @@ quickstart: install
 	@echo "       python tools/run_net.py --cfg configs/finetune_folder.yaml DATA.PATH_TO_DATA_DIR VIDEOS/"
 	@echo "       the same with configs/small/finetune_folder.yaml on a CPU, without a download"
 
+# The second time with as little of the processor as the libraries can be told to use, and with
+# another number of threads: what depends on rounding must hold there too.
 test: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@echo; echo "what depends on rounding once more, as an older processor with two threads"
+	@older=$$($(BIN)/python tests/other_processor.py) && \
+		env OMP_NUM_THREADS=2 $$older $(BIN)/python -m pytest -m "numbers and not slow"
+
+test-oldest: $(OLDEST)/.installed
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
 
 slow: install
 	@$(BIN)/python -m pytest -m slow
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 
 install: $(INSTALLED)
 
-# The stamp is newer than what it was made from: a second call has nothing to do.
 $(INSTALLED): requirements.lock setup.py
+	$(call environment,.venv,requirements.lock)
+
+$(OLDEST)/.installed: requirements-oldest.lock setup.py
+	$(call environment,$(OLDEST),requirements-oldest.lock)
+
+# The environment $(1) with what $(2) pins, and the package itself. Its stamp is newer than what it was
+# made from: a second call has nothing to do.
+define environment
 	@test -n "$(PYTHON)" && $(PYTHON) $(SUITS) || { echo "error: needs Python 3.10, 3.11 or 3.12, but \
 	$(or $(PYTHON),python3) is $$($(or $(PYTHON),python3) --version 2>/dev/null || echo missing); \
 	install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv \
 	module; on Debian and Ubuntu: apt-get install python3-venv" >&2; exit 2; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	@echo "installing the pinned requirements into .venv: 6 GB with PyTorch, takes minutes"
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+	@echo "installing the pinned requirements into $(1): 6 GB with PyTorch, takes minutes"
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check -r $(2)
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
+endef

@@ -1,4 +1,4 @@
-"""Packaging: ranges here, one known-good set in requirements.lock."""
+"""Packaging: ranges here; requirements.lock and requirements-oldest.lock pin their two ends."""
 
 import re
 from pathlib import Path
@@ -23,34 +23,35 @@ setup(
     package_data={"hiera_video": ["labels/*.txt", "labels/README.md", "bundled/*"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
-        # Below 2.14 not everything holds: with 2.6, gloo hangs at the end of a run now and then.
-        "torch>=2.14",
-        "torchvision>=0.29",  # the release that belongs to the installed torch
+        # Lower ends are those of requirements-oldest.lock, in which the suite passes.
+        "torch>=2.8",  # below, with 2.6, gloo hangs at the end of a run now and then
+        "torchvision>=0.23",  # the release that belongs to the installed torch
         "numpy>=1.26",
-        "av>=14",  # decodes without any FFmpeg on the machine
+        "av>=17.1",  # decodes without any FFmpeg on the machine
         "pytorchvideo==0.1.5",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.10",
-        "pillow>=9",
-        "PyYAML>=6",
-        "simplejson>=3.17",
-        "matplotlib>=3.7",
-        "tqdm>=4.60",
+        "pillow>=10.1",
+        "PyYAML>=6.0.1",
+        "simplejson>=3.19.1",
+        "matplotlib>=3.8",
+        "tqdm>=4.66",
     ],
     extras_require={
-        # Needs the system's FFmpeg libraries; 0.2 gives other pixels for 10-bit video.
-        "torchcodec": ["torchcodec>=0.17"],
+        # Needs the system's FFmpeg libraries and torch 2.11. Older ones are not used: they give
+        # other frames of some files.
+        "torchcodec": ["torchcodec>=0.15"],
         "decord": ["decord>=0.6"],
-        "safetensors": ["safetensors>=0.4"],
+        "safetensors": ["safetensors>=0.8"],
         "tensorboard": ["tensorboard>=2.12"],
-        "videomae": ["transformers>=5.20"],
+        "videomae": ["transformers>=5.20"],  # before, VideoMAE's weights have other names
         "test": [
             "pytest>=7.4",
             "pytest-xdist>=3.5",
-            "hypothesis>=6.80",
-            "ruff>=0.4",
+            "hypothesis>=6.90",
+            "ruff>=0.17.6",
             "hiera-transformer==0.1.4",
-            "timm>=1.0",
+            "timm>=1.0.22",
             "transformers>=5.20",
         ],
     },

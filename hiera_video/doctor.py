@@ -161,18 +161,18 @@ PYTHON = ((3, 10), (3, 12))
 """Oldest and newest version that the package is tested with."""
 
 REQUIRED = {
-    "torch": ("torch", "2.14"),
-    "torchvision": ("torchvision", "0.29"),
+    "torch": ("torch", "2.8"),
+    "torchvision": ("torchvision", "0.23"),
     "numpy": ("numpy", "1.26"),
-    "av": ("av", "14"),
+    "av": ("av", "17.1"),
     "pytorchvideo": ("pytorchvideo", "0.1.5"),
     "fvcore": ("fvcore", "0.1.5"),
     "iopath": ("iopath", "0.1.10"),
-    "pillow": ("PIL", "9"),
-    "PyYAML": ("yaml", "6"),
-    "simplejson": ("simplejson", "3.17"),
-    "matplotlib": ("matplotlib", "3.7"),
-    "tqdm": ("tqdm", "4.60"),
+    "pillow": ("PIL", "10.1"),
+    "PyYAML": ("yaml", "6.0.1"),
+    "simplejson": ("simplejson", "3.19.1"),
+    "matplotlib": ("matplotlib", "3.8"),
+    "tqdm": ("tqdm", "4.66"),
 }
 """Distribution -> (module, least version), as in setup.py."""
 
@@ -319,7 +319,7 @@ def _codecs() -> list[Finding]:
         return True
 
     missing = [codec for codec in _CODECS if not has(codec, "r")]
-    advice = 'the wheels have them all: pip install --force-reinstall "av>=14"'
+    advice = 'the wheels have them all: pip install --force-reinstall "av>=17.1"'
     found = []
     if missing:
         found.append(Finding(WARN, f"PyAV cannot decode {', '.join(missing)}", advice))
@@ -331,15 +331,15 @@ def _codecs() -> list[Finding]:
 
 def _decoder_advice(name: str) -> str:
     if name == "pyav":
-        return 'pip install "av>=14"'
+        return 'pip install "av>=17.1"'
     if _version(name) is None:
-        least = {"torchcodec": "0.17", "decord": "0.6"}[name]
+        least = {"torchcodec": "0.15", "decord": "0.6"}[name]
         ffmpeg = " and FFmpeg: apt-get install ffmpeg" if name == "torchcodec" else ""
         return f'not needed, PyAV decodes alone; to have it: pip install "{name}>={least}"{ffmpeg}'
     if name == "torchcodec":
         return (
-            "not needed, PyAV decodes alone; it wants the system's FFmpeg (apt-get install ffmpeg) "
-            "and the release that belongs to the installed torch"
+            "not needed, PyAV decodes alone; it wants torchcodec 0.15 or newer, torch 2.11 or "
+            "newer, and the system's FFmpeg (apt-get install ffmpeg)"
         )
     return "not needed, PyAV decodes alone"
 

@@ -195,6 +195,7 @@ def _encoder_options(codec: str, options: dict[str, str] | None) -> dict[str, st
     if codec == "libx264":
         # Scene cuts would put key frames elsewhere than `gop` says.
         fast = {"preset": "veryfast", "crf": "18", "sc_threshold": "0", "threads": "1"}
+        fast["x264-params"] = "cpu-independent=1"  # else it chooses by what the processor has
     return fast | (options or {})
 
 

@@ -19,6 +19,8 @@ from hiera_video.data.augment import (
 from hiera_video.data.transforms import normalize, resize
 from hiera_video.errors import UserError
 
+pytestmark = pytest.mark.numbers
+
 SPEC = ClipSpec(num_frames=4, crop_size=32)
 
 

@@ -44,6 +44,7 @@ def test_it_names_the_motion_of_scenes_it_has_never_seen(predictor, tmp_path):
     assert right >= 41, f"{right} of 45, graded clips"
 
 
+@pytest.mark.numbers
 def test_it_needs_the_order_of_the_frames(predictor):
     """Played backwards, a pan left is a pan right, and the model must say so."""
     forth, back = [], []

@@ -150,6 +150,7 @@ def test_an_epoch_takes_every_video_once_and_the_next_in_another_order(manifest)
     assert other.video_ids.tolist() != epochs[0][:4]
 
 
+@pytest.mark.numbers
 def test_randomness_is_the_same_on_every_machine():
     assert epoch_order(10, seed=1, epoch=2).tolist() == ORDER
     assert torch.rand(2, generator=generator_for(1, 2, 3)).tolist() == pytest.approx(

@@ -5,6 +5,7 @@ and hostile files of ../shared/data are gone through where they are there.
 """
 
 import csv
+import importlib.metadata
 import logging
 import os
 import pickle
@@ -533,6 +534,32 @@ def test_missing_decoder_is_named_skipped_and_refused(tmp_path, caplog):
         probe(path, "torchcodec")
 
 
+def test_a_torchcodec_that_gives_other_frames_is_not_used(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "v.mp4", frames=4)
+    version = importlib.metadata.version
+    for installed, old in (
+        ("0.7.0+cpu", True),
+        ("0.14.0", True),
+        ("0.15.0", False),
+        ("1.2", False),
+    ):
+        monkeypatch.setattr(
+            importlib.metadata,
+            "version",
+            lambda name, v=installed: v if name == "torchcodec" else version(name),
+        )
+        available_decoders.cache_clear()
+        try:
+            reason = available_decoders()["torchcodec"]
+            assert str(reason).startswith(f"is too old ({installed}; before 0.15") == old
+            if old:
+                assert probe(path).decoder == "pyav"
+                with pytest.raises(UserError, match=r"it is too old \(0.*use one of auto, pyav"):
+                    probe(path, "torchcodec")
+        finally:
+            available_decoders.cache_clear()
+
+
 def test_library_that_loads_but_does_not_decode(tmp_path, monkeypatch):
     def fail(name):
         raise RuntimeError("Could not load libtorchcodec: libavutil.so.59 not found\nmore lines")
@@ -542,7 +569,7 @@ def test_library_that_loads_but_does_not_decode(tmp_path, monkeypatch):
     try:
         reasons = available_decoders()
         assert reasons["pyav"] is None
-        if not str(reasons["torchcodec"]).startswith("cannot be imported"):
+        if not str(reasons["torchcodec"]).startswith(("cannot be imported", "is too old")):
             assert "libavutil.so.59 not found" in reasons["torchcodec"]
             assert "more lines" not in reasons["torchcodec"]
     finally:

@@ -74,7 +74,7 @@ def test_it_comes_when_what_everything_else_imports_is_missing(tmp_path):
     assert done.returncode == 1
     assert "Traceback" not in done.stderr + done.stdout
     assert re.search(r"FAIL  tqdm [\d.]+ does not import: No module named x\n +-> .*pip install "
-                     r'"tqdm>=4.60"', done.stdout)  # fmt: skip
+                     r'"tqdm>=4.66"', done.stdout)  # fmt: skip
     assert "FAIL  not tried, for want of fvcore, torch" in done.stdout
     assert "needed and not working" in done.stdout.splitlines()[-1]
 

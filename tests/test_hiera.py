@@ -93,6 +93,7 @@ def test_image_logits_and_features_equal_the_reference():
     check_against_reference(*reference_twin("hiera_tiny_224"), mask_ratio=0.6)
 
 
+@pytest.mark.numbers
 def test_video_logits_and_features_equal_the_reference():
     """Full depth at a smaller picture, so that the suite stays short."""
     sizes = {"input_size": (4, 64, 96)}
@@ -161,6 +162,7 @@ def test_gradients_equal_the_reference():
         assert relative_error(parameter.grad, reference[name].grad) <= 1e-4, name
 
 
+@pytest.mark.numbers
 def test_image_logits_equal_timm():
     timm = pytest.importorskip("timm")
     theirs = redraw(timm.create_model("hiera_tiny_224", pretrained=False)).eval()

@@ -15,6 +15,8 @@ from hiera_video.models.weights import (
     save_published,
 )
 
+pytestmark = pytest.mark.numbers
+
 
 @pytest.mark.parametrize("build", [video, image, autoencoder, image_autoencoder])
 def test_a_models_own_weights_load_exactly(build, tmp_path):

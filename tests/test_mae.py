@@ -125,6 +125,7 @@ def test_image_loss_and_predictions_equal_the_reference():
     check_against_reference(*reference_mae("mae_hiera_tiny_224", decoder_depth=2))
 
 
+@pytest.mark.numbers
 def test_video_loss_and_predictions_equal_the_reference():
     sizes = {"input_size": (4, 96, 64), "stages": (1, 2, 2, 1), "decoder_depth": 2}
     check_against_reference(*reference_mae("mae_hiera_base_16x224", **sizes))
@@ -211,6 +212,7 @@ def test_video_targets_are_channel_last_and_image_targets_channel_first():
     assert torch.equal(token, picture[1, :, :16, 16:32].flatten())
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", ["mae_hiera_tiny_224", "mae_hiera_tiny_16x224"])
 def test_perfect_predictions_reconstruct_the_input(name):
     model = small_mae(name)
@@ -232,6 +234,7 @@ def test_deleted_pixels_never_reach_the_encoder():
         assert torch.equal(model.encode(disturbed, keep), model.encode(clips, keep))
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("name", ["mae_hiera_tiny_224", "mae_hiera_tiny_16x224"])
 def test_a_few_steps_lower_the_loss(name):
     torch.manual_seed(0)

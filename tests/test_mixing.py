@@ -7,6 +7,8 @@ from hiera_video.data.datasets import Batch
 from hiera_video.data.mixing import Mixing, pairing, smooth
 from hiera_video.errors import UserError
 
+pytestmark = pytest.mark.numbers
+
 
 def batch_of(video_ids, num_classes=10, labels=None):
     """Clips whose every pixel is the video's number, labelled with it."""

@@ -9,6 +9,8 @@ from torch import nn
 from hiera_video.engine import optim
 from hiera_video.errors import UserError
 
+pytestmark = pytest.mark.numbers
+
 
 class Layered(nn.Module):
     """Three blocks, numbered as Hiera numbers its own."""

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 import hiera_video
 from hiera_video.data.manifests import read_class_names
@@ -124,13 +125,16 @@ def canonical(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def lock_lines() -> list[str]:
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+LOCKS = ("requirements.lock", "requirements-oldest.lock")
+
+
+def lock_lines(lock: str) -> list[str]:
+    text = (ROOT / lock).read_text(encoding="utf-8")
     return [line for line in text.splitlines() if line and not line.startswith("#")]
 
 
-def locked(python: str) -> dict[str, str]:
-    """Name -> version of the lock for a Python version on x86-64 Linux."""
+def locked(lock: str, python: str) -> dict[str, str]:
+    """Name -> version of a lock for a Python version on x86-64 Linux."""
     chosen = {}
     environment = {
         "python_version": python,
@@ -141,7 +145,7 @@ def locked(python: str) -> dict[str, str]:
         "os_name": "posix",
         "extra": "",
     }
-    for line in lock_lines():
+    for line in lock_lines(lock):
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate(environment):
             name = canonical(requirement.name)
@@ -152,31 +156,63 @@ def locked(python: str) -> dict[str, str]:
     return chosen
 
 
-def test_the_lock_pins_and_does_nothing_else():
-    for line in lock_lines():
+def asked(wheel) -> list[Requirement]:
+    """What the package's metadata asks for, all extras but TensorBoard's, which no test needs."""
+    _, archive = wheel
+    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
+    texts = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist")
+    requirements = [Requirement(text) for text in texts]
+    assert len(requirements) > 10
+    return [r for r in requirements if canonical(r.name) != "tensorboard"]
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_pins_and_does_nothing_else(lock):
+    for line in lock_lines(lock):
         assert re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.+]+( ; .+)?", line), line
 
 
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
-def test_the_lock_has_all_that_the_package_asks_for(python, wheel):
-    _, archive = wheel
-    (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
-    asked = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist")
-    assert len(asked) > 10
-    pins = locked(python)
-    for text in asked:
-        requirement = Requirement(text)
-        extra = re.search(r'extra == "(\w+)"', str(requirement.marker or ""))
-        if extra and extra[1] == "tensorboard":  # the one extra no test needs
-            continue
+@pytest.mark.parametrize("lock", LOCKS)
+def test_the_lock_has_all_that_the_package_asks_for(lock, python, wheel):
+    pins = locked(lock, python)
+    for requirement in asked(wheel):
         name = canonical(requirement.name)
+        if name == "torchcodec" and lock == "requirements-oldest.lock":
+            assert name not in pins  # there is none that is right and works with the oldest torch
+            continue
         assert name in pins, f"{name} is not pinned"
         assert requirement.specifier.contains(pins[name]), f"{name} {pins[name]}"
 
 
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_the_oldest_lock_is_at_the_lower_ends(python, wheel):
+    """What is allowed is tried: no range begins below what the suite runs with."""
+    pins = locked("requirements-oldest.lock", python)
+    for requirement in asked(wheel):
+        (specifier,) = requirement.specifier
+        assert specifier.operator in (">=", "=="), requirement
+        if requirement.name != "torchcodec":
+            pinned = Version(pins[canonical(requirement.name)])
+            assert pinned == Version(specifier.version), requirement
+    assert (pins["torch"], pins["torchvision"]) == ("2.8.0", "0.23.0")
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_the_locks_pin_the_same_packages(python):
+    new, old = (set(locked(lock, python)) for lock in LOCKS)
+    assert new - old == {"torchcodec"}
+    assert old - new == {"attrs"}  # the older hypothesis asks for it
+
+
 def test_the_lock_is_closed():
     """What the pinned packages need is pinned too, but for what torch pins exactly by itself."""
-    pins = locked(f"{sys.version_info[0]}.{sys.version_info[1]}")
+    installed = metadata.version("torch").partition("+")[0]
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    fitting = [pins for lock in LOCKS if (pins := locked(lock, python))["torch"] == installed]
+    if not fitting:
+        pytest.skip(f"torch {installed}: not the environment of a lock")
+    (pins,) = fitting
     for name in pins:
         try:
             needs = metadata.requires(name) or []
@@ -194,7 +230,7 @@ def test_the_lock_is_closed():
 
 
 def test_pytorchvideo_and_the_models_to_compare_with_are_in():
-    pins = locked("3.11")
+    pins = locked("requirements.lock", "3.11")
     assert pins["pytorchvideo"] == "0.1.5"
     assert pins["torch"] == "2.14.1"
     assert {"hiera-transformer", "timm", "transformers", "decord", "torchcodec"} <= set(pins)

@@ -24,6 +24,8 @@ from hiera_video.models.weights import (
     load_weights,
 )
 
+pytestmark = pytest.mark.numbers
+
 
 def ramp(grid, channels=8):
     """An embedding that grows linearly along time, rows and columns: [1, t*h*w, C]."""

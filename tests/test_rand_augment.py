@@ -10,6 +10,8 @@ from hiera_video.data import rand_augment
 from hiera_video.data.rand_augment import RandAugment, parse_rand_augment
 from hiera_video.errors import UserError
 
+pytestmark = pytest.mark.numbers
+
 RECIPE = "rand-m7-mstd0.5-inc1"
 
 

@@ -46,11 +46,14 @@ def check(path, reference, repository):
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(done.stdout)
     with torch.inference_mode():
-        best = model(middle_clip_by_hand(path))[0].topk(5)  # its eval mode gives probabilities
+        theirs = model(middle_clip_by_hand(path))[0]  # its eval mode gives probabilities
     names = load_labels("kinetics400")
-    assert [row["label"] for row in found["labels"]] == [names[i] for i in best.indices]
     scores = [row["score"] for row in found["labels"]]
-    assert scores == pytest.approx(best.values.tolist(), abs=1e-4)
+    # the label of each score, and no better one: near ties may change places
+    named = [theirs[names.index(row["label"])].item() for row in found["labels"]]
+    assert scores == pytest.approx(named, abs=1e-4)
+    assert scores == pytest.approx(theirs.topk(5).values.tolist(), abs=1e-4)
+    assert theirs.max() > 10 * 1e-4
 
 
 def test_labels_of_a_made_clip(tmp_path, reference, repository):

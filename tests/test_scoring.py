@@ -16,6 +16,8 @@ from hiera_video.scoring import (
     view_scores,
 )
 
+pytestmark = pytest.mark.numbers
+
 
 class Logits(nn.Module):
     """Reads its logits out of the first pixels of a clip."""

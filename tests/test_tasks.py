@@ -12,6 +12,8 @@ from hiera_video import build_model
 from hiera_video.engine import tasks
 from hiera_video.errors import UserError
 
+pytestmark = pytest.mark.numbers
+
 TINY = {
     "input_size": (4, 64, 64),
     "embed_dim": 8,

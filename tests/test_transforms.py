@@ -14,6 +14,8 @@ from hiera_video.data.transforms import (
 )
 from hiera_video.errors import UserError
 
+pytestmark = pytest.mark.numbers
+
 
 def ramp(height: int, width: int, frames: int = 2) -> Tensor:
     """uint8 [T, 3, H, W]: channel 0 rises from left to right, channel 1 from top to bottom."""

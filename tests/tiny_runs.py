@@ -127,8 +127,10 @@ def run(cfg) -> int:
 
 
 def environment() -> dict[str, str]:
-    """For child processes: this checkout, one thread."""
-    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
+    """For child processes: this checkout, and as many threads as here. Sums by another number of
+    threads differ in their last digit, and runs that are compared must not."""
+    threads = str(torch.get_num_threads())
+    return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": threads}
 
 
 def command(*words: object, processes: int = 0) -> list[str]:

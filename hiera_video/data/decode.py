@@ -29,10 +29,12 @@ import contextlib
 import dataclasses
 import functools
 import importlib
+import importlib.metadata
 import io
 import itertools
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -324,6 +326,10 @@ def _surprises_are_the_files(path: str) -> Iterator[None]:
 
 # ---- which decoder ----
 
+LEAST_TORCHCODEC = (0, 15)
+"""0.14 loses frames of files that were cut without encoding; 0.7, the last that works with torch
+2.8, also gives other pixels for 10-bit video and for pictures of odd size."""
+
 
 @functools.cache
 def available_decoders() -> dict[str, str | None]:
@@ -335,6 +341,9 @@ def available_decoders() -> dict[str, str | None]:
 
 
 def _failure(name: str) -> str | None:
+    if name == "torchcodec" and (version := _too_old_torchcodec()):
+        least = ".".join(map(str, LEAST_TORCHCODEC))
+        return f"is too old ({version}; before {least} it gives other frames for some files)"
     try:
         importlib.import_module({"pyav": "av"}.get(name, name))
     except Exception as error:  # also OSError, RuntimeError: libraries that do not load
@@ -346,6 +355,16 @@ def _failure(name: str) -> str | None:
     except Exception as error:
         return f"imports, but does not decode ({error_reason(error)})"
     return None
+
+
+def _too_old_torchcodec() -> str | None:
+    """The installed version, if it is too old; found without importing it, which can crash."""
+    try:
+        version = importlib.metadata.version("torchcodec")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+    return version if numbers < LEAST_TORCHCODEC else None
 
 
 def _decode_sample(name: str) -> None:

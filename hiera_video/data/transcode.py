@@ -384,7 +384,7 @@ def _require_encoder() -> None:
     if "libx264" not in av.codecs_available:
         raise UserError(
             "this PyAV cannot write H.264 (its FFmpeg has no libx264); its wheels can: "
-            'pip install --force-reinstall "av>=14"'
+            'pip install --force-reinstall "av>=17.1"'
         )
 
 
