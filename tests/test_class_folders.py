@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from hiera_video.data.class_folders import STAND_IN, Listed, hold_out, own_split, source_namer
+from hiera_video.data.class_folders import own_split, source_namer
 from hiera_video.data.manifests import DataError, Source, read_manifest
+from hiera_video.data.parts import STAND_IN, Listed, hold_out
 
 
 def touch(root, *names):
