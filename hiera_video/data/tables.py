@@ -157,6 +157,8 @@ def find_header(file: Path, need: str = "path", separator: str | None = None) ->
         if cells is None:
             continue
         names = [cell.strip() for cell in cells]
+        while names and not names[-1]:
+            names.pop()
         header = Header(number, tuple(names), candidate)
         alone = len(names) == 1 and candidate != SEPARATORS[0]  # one column has no separator
         if header.place(need) is not None and not alone:
@@ -296,6 +298,8 @@ class VideoTable:
                 if self.header is None
                 else f"{file}: the list is empty, no videos below the line of column names"
             )
+        if self.header is None:
+            _require_no_header(file, separator, sample)
         # Two columns, the label last: read as lines, for paths need no quotes then.
         self.is_plain = self.header is None or self._names_path_and_label_only()
         if not self.is_plain:
@@ -338,7 +342,8 @@ class VideoTable:
             except DataError as error:
                 on_bad_row(number, DataError(f"{self.file}:{number}: {error}"))
                 continue
-            yield Row(number, path, label, None)
+            if label or path.strip(self.separator + " "):  # else a row of empty cells
+                yield Row(number, path, label, None)
 
     # ---- one line: path, then what is behind it
 
@@ -462,6 +467,19 @@ class VideoTable:
                 "path and label by a tab"
             )
         return path, last
+
+
+def _require_no_header(file: Path, separator: str | None, sample: list[tuple[int, str]]) -> None:
+    """DataError where the first line names columns, and none of them is that of the videos."""
+    for role in ("label", "class_name", "label_id"):
+        header = find_header(file, role, separator)
+        others = (word for _, line in sample[1:] for word in re.split(r"[,;\t ]+", line))
+        if header and len(header.names) > 1 and any(is_video(word.strip('"')) for word in others):
+            raise DataError(
+                f"{file}: no column path; its first line names the columns and says "
+                f"{header.separator.join(header.names)}. The column may be called "
+                f"{', '.join(COLUMNS['path'])}"
+            )
 
 
 def _places(file: Path, header: Header, need_labels: bool) -> dict[str, int]:

@@ -263,7 +263,7 @@ def _refused(columns: Columns, labels: Labels, kept: np.ndarray, source: Source)
 
 def _no_label(columns: Columns, row: int) -> str:
     path, table = columns.path(row), columns.table
-    if not table.is_plain:
+    if table.header is not None and "label" in table.places:
         column = table.header.names[table.places["label"]]
         return f"no label in the column {column!r} for {path!r}; only pretraining does without"
     return f"{path!r} has no label; expected a line 'path label' (only pretraining does without)"

@@ -276,5 +276,5 @@ def export(source: Path, target: Path) -> int:
     Returns the size in bytes. UserError where `source` is no checkpoint of this trainer.
     """
     state = _read(source)
-    kept = ("format", "model", "model_state", "classes", "spec", "cfg", "epoch", "step")
+    kept = ("format", "model", "model_state", "classes", "spec", "cfg", "data", "epoch", "step")
     return save({key: state[key] for key in kept}, target)

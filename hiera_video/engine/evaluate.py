@@ -187,10 +187,11 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
     stored, published = resolve_everywhere(world, weights, cfg.model.model_name)
     num_classes = _outputs_of(stored, weights, cfg.model.num_classes)
     manifest = world.on_main(
-        preflight.read_split,
+        preflight.read_test_split,
         cfg.data,
+        stored_settings=stored.settings,
+        stored_list=stored.trained_on,
         dataset=cfg.test.dataset,
-        split="test",
         seed=cfg.rng_seed,
         synthetic=cfg.synthetic,
         num_classes=num_classes,
@@ -221,6 +222,9 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
         f"testing {weights} on {len(manifest)} videos of {cfg.data.path_to_data_dir or 'the set'}, "
         f"{views} x {crops} views (clips in time x crops)"
     )
+    voice.say(manifest.describe_classes())
+    if only := manifest.only_class():
+        voice.say(f"note: all videos are of one class ({only})")
     for note in [*manifest.notes, *loader.notes, *_differences(stored, spec)]:
         voice.say(f"note: {note}")
     try:
