@@ -60,7 +60,8 @@ def read_group_folders(source: Source) -> Manifest:
 
 def labels_file(folder: Path) -> Path | None:
     """The labels.csv of a folder, however its name is written; None where there is none."""
-    names = sorted(e.name for e in scan_folder(folder) if e.name.lower() == LABELS_FILE)
+    entries = [e for e in scan_folder(folder) if e.name.lower() == LABELS_FILE and e.is_file()]
+    names = sorted(entry.name for entry in entries)
     if len(names) > 1:
         raise DataError(f"{folder} holds {some(names)}; keep one of them")
     return folder / names[0] if names else None
@@ -96,8 +97,8 @@ def split_folders(
                 "one folder"
             )
     if layout == "folder":
-        _require_clear_names(root, found, with_classes)
-    if len(splits) < 2 and not with_classes:
+        _require_clear_names(root, found)
+    if len(splits) < 2 and not any(_is_clean_split(root / name) for name in with_classes):
         return {}  # a class that is called like a split
     flat = [name for name in found if name not in with_classes]
     if flat and need_labels:
@@ -111,7 +112,7 @@ def split_folders(
 _OR_CLASSES = "If these folders are the classes themselves, set DATA.FORMAT class_folders"
 
 
-def _require_clear_names(root: Path, exact: dict[str, str], with_classes: Sequence[str]) -> None:
+def _require_clear_names(root: Path, exact: dict[str, str]) -> None:
     """DataError where folders look like splits (train1, test_set) and are not called so."""
     folders = _folders(root)
     near = {name: near_split(name) for name in folders if name not in exact}
@@ -138,6 +139,11 @@ def _holds_something(folder: Path) -> bool:
     return any(
         e.is_dir() or is_video(e.name) for e in scan_folder(folder) if not e.name.startswith(".")
     )
+
+
+def _is_clean_split(folder: Path) -> bool:
+    """Whether there are folders and no videos beside them, as there may be in a class."""
+    return bool(_folders(folder)) and not any(is_video(e.name) for e in scan_folder(folder))
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -188,9 +194,11 @@ def splits_inside(tree: Tree, need_labels: bool = True) -> bool:
     Raises TwoReadings: some are, and others are not.
     """
     inside = {name: tree.inner(name) for name in tree.videos}
+    if len(inside) < 2:
+        return False  # one folder around the splits
     divided = [n for n, inner in inside.items() if all(split_of(folder) for folder in inner)]
     several = [n for n in inside if len({split_of(f) for f in inside[n]} - {""}) > 1]
-    if divided and len(divided) == len(inside):
+    if len(divided) == len(inside):
         return True
     if several and need_labels:
         whole = next(name for name in inside if name not in divided)

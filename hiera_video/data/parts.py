@@ -102,7 +102,10 @@ def _missing_part(split: str, there: Mapping[str, str], kind: str, place: object
         )
     held = " and ".join(there.values())
     if split == "train":
-        return f"no {kind} for train in {place}, which has {held}: training needs one called train"
+        return (
+            f"no folder for train in {place}, which has {held}: training needs train/CLASS/"
+            f"video.mp4. If {held} holds videos of a class, set DATA.FORMAT class_folders"
+        )
     return (
         f"{place} has a train {kind} and neither val nor test: add one, or remove the level "
         f"'train' to have a share of the videos held out"
