@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -98,8 +98,8 @@ def split_folders(
             )
     if layout == "folder":
         _require_clear_names(root, found)
-    if len(splits) < 2 and not any(_is_clean_split(root / name) for name in with_classes):
-        return {}  # a class that is called like a split
+    if len(splits) < 2 and _is_class(root, with_classes, found):
+        return {}
     flat = [name for name in found if name not in with_classes]
     if flat and need_labels:
         raise DataError(
@@ -141,9 +141,13 @@ def _holds_something(folder: Path) -> bool:
     )
 
 
-def _is_clean_split(folder: Path) -> bool:
-    """Whether there are folders and no videos beside them, as there may be in a class."""
-    return bool(_folders(folder)) and not any(is_video(e.name) for e in scan_folder(folder))
+def _is_class(root: Path, with_classes: Sequence[str], found: Collection[str]) -> bool:
+    """Whether the one folder that is called like a split is a class: there are no folders in it;
+    or videos beside these, and other classes beside it."""
+    if not with_classes:
+        return True
+    others = [n for n in _folders(root) if n not in found and _holds_something(root / n)]
+    return bool(others) and any(is_video(e.name) for e in scan_folder(root / with_classes[0]))
 
 
 def _listed(names: Sequence[str]) -> str:
