@@ -200,7 +200,7 @@ class Source:
     path_prefix: str = ""
     """Folder of the videos, where it is not the list's own."""
     separator: str | None = None
-    """Between path and label in a list; None looks at the first line."""
+    """Between path and label in a list; None takes the one that fits most lines."""
     classes: tuple[str, ...] | None = None
     """Names in label order that the labels must fit (of the training list, of a checkpoint)."""
     id_names: tuple[str, ...] | None = None

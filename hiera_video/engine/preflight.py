@@ -291,7 +291,7 @@ def _no_data(path: str) -> str:
     without = f"\n  --cfg configs/quickstart/{ready[0].name} runs without any data" if ready else ""
     return (
         f"{came}. It must be a folder with one of these layouts:\n"
-        "  train.csv and val.csv, a line 'path label' for each video\n"
+        "  train.csv and val.csv, a line 'path label' for each video, or one labels.csv\n"
         "  train/CLASS/video.mp4 and val/CLASS/video.mp4, or CLASS/video.mp4 alone\n"
         "  the lists of Something-Something v2, UCF101 or HMDB51 as published"
         f"{without}\n  --dry-run 3 tries this config on generated clips"
