@@ -378,6 +378,28 @@ def test_a_split_that_is_missing_in_the_column(tmp_path):
         read_manifest(tmp_path, "train")
 
 
+def test_the_column_that_names_the_source_may_be_any(tmp_path):
+    rows = "\n".join(f"{i}.mp4,{'ab'[i % 2]},f{i // 4}" for i in range(16))
+    write(tmp_path / "labels.csv", f"path,label,film\n{rows}\n")
+    val = read_manifest(tmp_path, "val", group_by="film")
+    assert {int(path[:-4]) // 4 for path, _ in listed(val)} == {int(listed(val)[0][0][:-4]) // 4}
+    write(tmp_path / "labels.csv", "path,label\na.mp4,x\nb.mp4,x\nc.mp4,y\n")
+    assert len(read_manifest(tmp_path, "train", group_by="path")) == 2
+
+
+def test_the_separator_of_lists_is_none_of_a_table(tmp_path):
+    """Configs of SlowFast set a space, and labels.csv has commas."""
+    text = "path,label\na b.mp4,x\nb.mp4,x\nc.mp4,y\nd.mp4,y\n"
+    manifest = read_manifest(write(tmp_path / "labels.csv", text).parent, separator=" ")
+    assert manifest.classes == ("x", "y")
+
+
+def test_several_labels_beside_their_numbers(tmp_path):
+    text = "path,label,label_id\na.mp4,x;y,0\nb.mp4,y,1\n"
+    manifest = read(tmp_path, text, multi_label=True)
+    assert named(manifest) == [("a.mp4", ("x", "y")), ("b.mp4", ("y",))]
+
+
 def test_one_list_has_its_share_held_out_where_that_is_asked(tmp_path):
     """Training on a single list does not validate on it."""
     rows = [f"v{i:02d}.mp4,{'ab'[i % 2]},s{i // 4}" for i in range(40)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +17,14 @@ from hiera_video.data.listing import (
     some,
     videos_below,
 )
-from hiera_video.data.manifest_rows import Manifest, ManifestRows, Source
+from hiera_video.data.manifest_rows import CLASS_FILES, Manifest, ManifestRows, Source
 from hiera_video.data.parts import SPLITS, choose_part, grouping, near_split, split_of
 from hiera_video.data.tables import find_header, named_rows
 from hiera_video.data.video_lists import read_list, source_column
 from hiera_video.registry import DATASET_REGISTRY
 
 LABELS_FILE = "labels.csv"
+LIST_ENDINGS = (".csv", ".txt", ".tsv")
 
 
 class TwoReadings(DataError):
@@ -41,7 +43,8 @@ def read_folder(source: Source) -> Manifest:
         raise DataError(f"{source.path} is a file; expected a folder with one folder per class")
     table = labels_file(source.path)
     if table is not None:
-        return read_list(source, table, name="folder")
+        # DATA.PATH_LABEL_SEPARATOR is that of lists by split; this one has named columns.
+        return read_list(replace(source, separator=None), table, name="folder")
     return _read_tree(source, "folder")
 
 
@@ -381,15 +384,29 @@ def _manifest(
     )
 
 
+def unread_lists(root: Path) -> str:
+    """For a message: tables in a folder that are not called like lists; "" where there is none."""
+    names = sorted(
+        e.name
+        for e in scan_folder(root)
+        if os.path.splitext(e.name)[1].lower() in (".csv", ".tsv")
+        and e.is_file()
+        and not split_of(os.path.splitext(e.name)[0])
+        and e.name not in (*CLASS_FILES, LABELS_FILE)
+    )
+    return f". Found {_several(names)}: rename it, or name the list itself" if names else ""
+
+
 def _no_videos(root: Path, loose: Sequence[str]) -> str:
     if loose:
         return (
             f"{root} holds {len(loose)} videos but no folder of a class: put them in one folder "
             f"per class, or write a labels.csv with columns path and label beside them"
         )
+    endings = " ".join(sorted(VIDEO_SUFFIXES))
     return (
         f"no videos in {root}; expected CLASS/video.mp4, train/CLASS/video.mp4 or a list "
-        f"(train.csv). Endings taken for videos: {' '.join(sorted(VIDEO_SUFFIXES))}"
+        f"(train.csv){unread_lists(root)}. Endings taken for videos: {endings}"
     )
 
 

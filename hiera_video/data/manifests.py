@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.data.class_folders import read_folder
+from hiera_video.data.class_folders import LIST_ENDINGS, read_folder, unread_lists
 from hiera_video.data.listing import (
     VIDEO_SUFFIXES,
     DataError,
@@ -369,9 +369,6 @@ def read_hmdb51(source: Source) -> Manifest:
 # ---- where lists and videos lie ----------------------------------------------------------------
 
 
-LIST_ENDINGS = (".csv", ".txt", ".tsv")
-
-
 def _find_lists(folder: Path) -> dict[str, list[Path]]:
     """Split -> its lists (train.csv, Validation.txt, ...) in a folder or its annotations; of
     several, the one that is read comes first."""
@@ -393,7 +390,11 @@ def _list_file(source: Source) -> tuple[Path, list[str]]:
         return source.path, []
     lists = _find_lists(source.path)
     names = {split: files[0].name for split, files in lists.items()}
-    split, notes = choose_part(source.split, names, kind="list", place=source.path)
+    place = source.path
+    try:
+        split, notes = choose_part(source.split, names, kind="list", place=place)
+    except NoSuchPart as error:
+        raise NoSuchPart(f"{error}{unread_lists(place)}") from None
     first, *others = lists[split]
     if others:
         notes.append(f"{first.name} is read, {', '.join(f.name for f in others)} beside it is not")
@@ -472,8 +473,15 @@ def _official_fold(source: Source) -> int:
 
 
 def _test_as_val(source: Source) -> list[str]:
-    note = (
-        "the official test list is used for validation, and the best checkpoint is chosen on it: "
-        "its test result is no independent figure"
-    )
-    return [note] if source.split == "val" else []
+    chosen = "the best checkpoint is chosen on it"
+    return {
+        "train": [],
+        "val": [
+            f"the official test list is used for validation, and {chosen}: a test on it is no "
+            "independent figure"
+        ],
+        "test": [
+            f"training validates on the official test list too: {chosen}, and this is no "
+            "independent figure"
+        ],
+    }[source.split]

@@ -61,9 +61,8 @@ def read_list(
     kept &= ~_refused(columns, labels, kept, source)
     if not kept.any():
         raise NoSuchPart(f"{file}: no videos for {source.split}")
-    manifest = _manifest(
-        columns, labels, source, name, _root(source, file, columns.path(int(kept.argmax())))
-    )
+    root = _root(source, file, columns.path(int(kept.argmax())))
+    manifest = _manifest(columns, labels, source, name, root)
     if not divided:
         manifest = _undivided(manifest, columns)
     if not kept.all():
@@ -81,6 +80,7 @@ class Columns:
         self.labels, self.lines = array("i"), array("i")
         header = table.header
         self.source_column = source_column(source, header) if header else ""
+        table.is_plain = table.is_plain and not self.source_column
         self.others = {
             role: Values(place)
             for role, place in {
@@ -140,9 +140,6 @@ class Values:
 
     def add(self, value: str) -> None:
         self.rows.append(self.codes.setdefault(value, len(self.codes)))
-
-    def __getitem__(self, row: int) -> str:
-        return list(self.codes)[self.rows[row]]
 
     def is_any(self, wanted: Callable[[str], bool]) -> np.ndarray:
         """Rows whose value is wanted: bool [N]."""
@@ -209,7 +206,8 @@ def _rows_by_split(split: Values, source: Source, columns: Columns) -> tuple[np.
 
 def _resolved(columns: Columns, source: Source) -> Labels:
     counts = np.bincount(np.asarray(columns.labels), minlength=len(columns.texts.codes))
-    number_of = _numbers_of_names(columns) if "label_id" in columns.others else None
+    numbered = "label_id" in columns.others and not source.multi_label
+    number_of = _numbers_of_names(columns) if numbered else None
     file = columns.table.file
     labels = resolve(columns.texts, counts, source, file=file, number_of=number_of)
     training = source.split == "train" and source.classes is None and source.need_labels
