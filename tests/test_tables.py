@@ -179,6 +179,16 @@ def test_names_may_hold_spaces_and_numbers(tmp_path):
     assert named(read(tmp_path, text)) == [("a.mp4", "100 m sprint"), ("b.mp4", "run")]
 
 
+def test_names_that_end_in_numbers_are_told_from_ids_by_looking(tmp_path):
+    """`a.mp4 take 1` is video and name where there is a video of this name."""
+    text = "a.mp4 take 1\nb.mp4 take 2\n"
+    for name in ("a.mp4", "b.mp4"):
+        write(tmp_path / name, "")
+    assert named(read(tmp_path, text)) == [("a.mp4", "take 1"), ("b.mp4", "take 2")]
+    frames = "clip.mp4 left 1\nclip.mp4 right 0\n"  # folders of frames
+    assert listed(read(tmp_path, frames)) == [("clip.mp4 left", 1), ("clip.mp4 right", 0)]
+
+
 def test_folders_of_frames_with_names(tmp_path):
     assert named(read(tmp_path, "v1 jump\nv2 run\n")) == [("v1", "jump"), ("v2", "run")]
     with pytest.raises(DataError, match=r"csv:1: cannot tell where the path ends in 'v 1 long"):
@@ -458,9 +468,9 @@ def test_where_the_classes_come_from(tmp_path):
         f"3 classes, 2 of them with videos: run, sit; ids 0 to 2 of {file}, named by classes.txt"
     )
     (tmp_path / "classes.txt").unlink()
-    many = read(tmp_path, "".join(f"{i}.mp4 class {i:03d}\n" for i in range(400)))
-    assert many.describe_classes().startswith("400 classes: class 000, class 001, ")
-    assert "class 007 and 392 more; names of" in many.describe_classes()
+    many = read(tmp_path, "".join(f"{i}.mp4 class_{i:03d}\n" for i in range(400)))
+    assert many.describe_classes().startswith("400 classes: class_000, class_001, ")
+    assert "class_007 and 392 more; names of" in many.describe_classes()
 
 
 # ---- files of class names -----------------------------------------------------------------------

@@ -309,6 +309,9 @@ class VideoTable:
         usual = self.header.separator if self.header else ""
         self.separator = separator or find_separator(lines, multi_label, usual)
         self.has_frames = self._has_frames(lines)
+        lasts = [line.rpartition(self.separator)[2].strip() for line in lines]
+        self.id_pattern = SEVERAL_NUMBERS if multi_label else WHOLE_NUMBER
+        self.ends_in_ids = all(self.id_pattern.fullmatch(last) for last in lasts)
 
     def _names_path_and_label_only(self) -> bool:
         roles = sorted(self.places, key=lambda role: self.places[role])
@@ -362,29 +365,44 @@ class VideoTable:
         if is_video(last):
             return line, ""
         end = self._end_of_video(line)
-        if end and not (WHOLE_NUMBER.fullmatch(last) and self.exists(path)):
-            return line[:end].strip(), self._label(line[end:].strip(self.separator + " "), line)
+        if end:
+            video, behind = line[:end].strip(), line[end:].strip(self.separator + " ")
+            if self._is_behind_video(video, behind, path, last):
+                return video, self._label(behind, line)
         return self._split_folder(line, path, last)
+
+    def _is_behind_video(self, video: str, behind: str, path: str, last: str) -> bool:
+        """Whether the path ends with a video's name; not where that is part of a folder's name."""
+        if not self.id_pattern.fullmatch(last):
+            return True
+        if SEVERAL_NUMBERS.fullmatch(behind.replace(self.separator, " ")):
+            return not self.exists(path)
+        return not self.ends_in_ids or self.exists(video)
 
     def _split_quoted(self, line: str) -> tuple[str, str] | None:
         """A line whose path, or whose label, is in quotes; None where quotes are part of a name."""
+        behind = line[self._end_of_video(line) :].lstrip(self.separator + " ")
+        opened = line if line.startswith('"') else behind
+        if opened.startswith('"') and not _QUOTED.match(opened):
+            raise DataError(f'a quote (") is opened and not closed in {shown(line)}')
         if line.startswith('"'):
-            cells = _cells(line, self.separator)
-            if cells is not None:
-                joint = (
-                    " " if self.separator == " " else ";" if self.multi_label else self.separator
-                )
-                return cells[0], self._label(joint.join(cells[1:]), line, cells=cells[1:])
+            path, *cells = _cells(line, self.separator) or [""]
+            if path and self._is_label(path, cells):
+                sign = ";" if self.multi_label and self.separator != " " else self.separator
+                return path, self._label(sign.join(cells), line, cells=cells)
         elif match := _quoted_label(self.separator).fullmatch(line):
             path = match["path"].strip()
             head, _, frames = path.rpartition(self.separator)
             if head and WHOLE_NUMBER.fullmatch(frames.strip()) and not is_video(path):
                 path = head.strip()
             return path, match["label"].replace('""', '"').strip()
-        behind = line[self._end_of_video(line) :].lstrip(self.separator + " ")
-        if line.count('"') % 2 and '"' in (line[0], behind[:1]):
-            raise DataError(f'a quote (") is opened and not closed in {shown(line)}')
         return None
+
+    def _is_label(self, path: str, behind: Sequence[str]) -> bool:
+        """Whether what is behind a quoted path may be its label: else it is all one name."""
+        numbers = [bool(WHOLE_NUMBER.fullmatch(cell.strip())) for cell in behind]
+        short = len(behind) < 2 or all(numbers) or (len(behind) == 2 and numbers[0])
+        return short or is_video(path) or self.exists(path)
 
     def _bare(self, line: str) -> tuple[str, str]:
         """A line without the separator: a path alone, or one with another separator."""
@@ -536,24 +554,29 @@ def find_separator(lines: Sequence[str], multi_label: bool, usual: str = "") -> 
 
 def _fit(line: str, separator: str, multi_label: bool) -> tuple[int, int]:
     """(how well a separator fits a line, length of the path that it leaves)."""
-    if match := re.match(r'"(?:[^"]|"")*"', line):  # a quoted path
-        rest = line[match.end() :].lstrip(" ")
-        behind = line[match.end() :]
-        fits = behind.startswith(separator) if separator == " " else rest.startswith(separator)
-        return (6 if fits else 0), match.end()
+    spaced = separator == " "
+    if match := _QUOTED.match(line):
+        rest = line[match.end() :] if spaced else line[match.end() :].lstrip(" ")
+        if rest.startswith(separator):
+            numbers = SEVERAL_NUMBERS.fullmatch(rest.strip(separator + " "))
+            return (6 if numbers else 3 if spaced else 5), match.end()
     ends = [match.end() for match in _video_end(separator).finditer(line)]
     if ends:
         rest = line[ends[-1] :].strip(separator + " ").strip('"')
         if not rest or is_video(rest):
             return 0, 0
-        return (6 if SEVERAL_NUMBERS.fullmatch(rest) else 5), ends[-1]
+        # With a name behind it, a space may also be part of a path: of a folder called `a.mp4 b`.
+        return (6 if SEVERAL_NUMBERS.fullmatch(rest) else 3 if spaced else 5), ends[-1]
     path, found, last = line.rpartition(separator)
     if multi_label and (match := _many_labels(separator).fullmatch(line)):
         path, last = match["path"], "0"
     last = last.strip()
     if not found or not path.strip() or not last or is_video(last):
         return 0, 0
-    return (2 if WHOLE_NUMBER.fullmatch(last) else 1), len(path)
+    return (4 if WHOLE_NUMBER.fullmatch(last) else 1), len(path)
+
+
+_QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 
 @functools.lru_cache(maxsize=8)
