@@ -31,7 +31,6 @@ setup(
         "pytorchvideo==0.1.5",
         "fvcore>=0.1.5.post20221221",
         "iopath>=0.1.10",
-        "portalocker",  # iopath's, whose exception is caught by name
         "pillow>=9",
         "PyYAML>=6",
         "simplejson>=3.17",

@@ -16,11 +16,10 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +31,7 @@ from hiera_video.config import Config, add_config_arguments, config_from_args
 from hiera_video.data.guard import GuardedPool, decoding_process
 from hiera_video.data.video_files import find_videos, is_video_name
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.spreadsheet import csv_file, path_cell
 
 if TYPE_CHECKING:
     from hiera_video.predict import Label, Prediction, Predictor, Window
@@ -216,9 +216,10 @@ def _label(
 class _Outputs:
     """Where results go: the table or JSON on stdout, and a CSV file beside either."""
 
-    def __init__(self, *, as_json: bool, csv_file: _CsvFile | None) -> None:
+    def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
-        self.csv_file = csv_file
+        self.add_row: Callable[[Sequence[Any]], None] | None = None
+        """Of the CSV file, if there is one."""
         self.finished: list[Prediction] = []
         self.headed = ""
 
@@ -228,16 +229,14 @@ class _Outputs:
             self._head(prediction)
             for rank, label in enumerate(prediction.labels, 1):
                 _write(f"  {rank:3d} {_row(label)}")
-        if self.csv_file is not None:
-            self.csv_file.add(prediction.file, prediction.labels)
+        self._rows(prediction, prediction.labels)
 
     def window(self, prediction: Prediction, window: Window) -> None:
         """One more window of its timeline is known."""
         if not self.as_json:
             ranked = ", ".join(f"{_printable(x.label)} {x.score:.1%}" for x in window.labels)
             _write(f"  {_clock(window.start)} - {_clock(window.end)}  {ranked}")
-        if self.csv_file is not None:
-            self.csv_file.add(prediction.file, window.labels, window.start, window.end)
+        self._rows(prediction, window.labels, window.start, window.end)
 
     def end(self, prediction: Prediction) -> None:
         """Nothing more will come for this file."""
@@ -247,16 +246,27 @@ class _Outputs:
         if not self.as_json:
             self._head(prediction)
             _write(f"      error: {prediction.error}")
-        if self.csv_file is not None:
-            self.csv_file.add_error(prediction.file, prediction.error)
+        if self.add_row is not None:
+            self.add_row([path_cell(prediction.file), "", "", "", "", "", prediction.error])
 
     def close(self) -> None:
         """Write what is written at the end."""
-        if self.csv_file is not None:
-            self.csv_file.finish()
         if self.as_json:
             text = [prediction.to_dict() for prediction in self.finished]
             print(json.dumps(text, indent=2, ensure_ascii=False))
+
+    def _rows(
+        self,
+        prediction: Prediction,
+        labels: Sequence[Label],
+        start: float | str = "",
+        end: float | str = "",
+    ) -> None:
+        """One row of the CSV file per label; times are empty for the labels of a whole video."""
+        if self.add_row is not None:
+            for rank, label in enumerate(labels, 1):
+                file = path_cell(prediction.file)
+                self.add_row([file, rank, label.label, label.score, start, end, ""])
 
     def _head(self, prediction: Prediction) -> None:
         if self.headed != prediction.file:
@@ -268,78 +278,42 @@ class _Outputs:
 def _outputs(args: argparse.Namespace) -> Iterator[_Outputs]:
     """Open the outputs before the work, so that a folder that does not exist costs no hour."""
     if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
-        # A label or a name the terminal cannot show is shown escaped; JSON is UTF-8 by definition.
+        # A label or a name the terminal cannot show is shown escaped; JSON is UTF-8 by definition,
+        # and escapes what is not as JSON does: "\udcff" is the byte ff in Python's file names.
         encoding = "utf-8" if args.json else sys.stdout.encoding
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
-    csv_file = _CsvFile(args.csv) if args.csv is not None else None
-    outputs = _Outputs(as_json=args.json, csv_file=csv_file)
+    outputs = _Outputs(as_json=args.json)
+    ended = None
     try:
-        try:
-            yield outputs
-        except BaseException:
-            if outputs.finished:  # whatever ended the run, what is done is written
-                outputs.close()
-            raise
-        outputs.close()
+        with _csv_file(args.csv) as outputs.add_row:
+            try:
+                yield outputs
+            except BaseException as error:
+                if not outputs.finished:
+                    raise
+                ended = error  # whatever ended the run, what is done is written
     finally:
-        if csv_file is not None:
-            csv_file.discard()
+        if outputs.finished:
+            outputs.close()
+    if ended is not None:
+        raise ended
 
 
-class _CsvFile:
-    """A CSV file that appears whole: it grows beside its place and takes it at the end."""
+CSV_COLUMNS = ("file", "rank", "label", "score", "start", "end", "error")
 
-    COLUMNS = ("file", "rank", "label", "score", "start", "end", "error")
 
-    def __init__(self, path: str) -> None:
-        # A device or a pipe (/dev/stdout) is written to; a link's target is what is replaced.
-        special = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
-        self.target = os.path.realpath(path)
-        self.unfinished = None if special else f"{self.target}.{os.getpid()}.part"
+@contextlib.contextmanager
+def _csv_file(path: str | None) -> Iterator[Callable[[Sequence[Any]], None] | None]:
+    """Of --csv: the function that adds a row. The file appears whole, at the end."""
+    if path is None:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
         try:
-            if os.path.isdir(path):
-                raise IsADirectoryError(None, "it is a folder")
-            if os.path.isfile(path) and not os.access(path, os.W_OK):
-                raise PermissionError(None, "it is write-protected")
-            # File names that are not valid UTF-8 keep their bytes.
-            self.file = open(  # noqa: SIM115 - lives as long as the run
-                path if special else self.unfinished,
-                "w",
-                encoding="utf-8",
-                errors="surrogateescape",
-                newline="",
-            )
-        except OSError as error:
-            raise UserError(f"cannot write --csv {path}: {error.strerror}") from None
-        self.writer = csv.writer(self.file)
-        self.writer.writerow(self.COLUMNS)
-
-    def add(
-        self,
-        file: str,
-        labels: Sequence[Label],
-        start: float | str = "",
-        end: float | str = "",
-    ) -> None:
-        """One row per label; times are empty for the labels of a whole video."""
-        for rank, label in enumerate(labels, 1):
-            self.writer.writerow([file, rank, label.label, label.score, start, end, ""])
-
-    def add_error(self, file: str, error: str) -> None:
-        self.writer.writerow([file, "", "", "", "", "", error])
-
-    def finish(self) -> None:
-        self.file.close()
-        if self.unfinished is not None:
-            os.replace(self.unfinished, self.target)
-            self.unfinished = None
-
-    def discard(self) -> None:
-        """Remove what is unfinished; nothing after `finish`."""
-        self.file.close()
-        if self.unfinished is not None:
-            with contextlib.suppress(FileNotFoundError):
-                os.remove(self.unfinished)
+            add_row = stack.enter_context(csv_file(path, CSV_COLUMNS))
+        except RunFailed as error:
+            raise UserError(f"--csv: {error}") from None
+        yield add_row
 
 
 class _Progress:

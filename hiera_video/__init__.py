@@ -15,6 +15,7 @@ _HOMES = {
     "list_models": "hiera_video.models",
     "create_hiera": "hiera_video.models.create_hiera",
     "load_config": "hiera_video.config",
+    "ClipSpec": "hiera_video.clip_spec",
     "Predictor": "hiera_video.predict",
     "MODEL_REGISTRY": "hiera_video.registry",
     "DATASET_REGISTRY": "hiera_video.registry",

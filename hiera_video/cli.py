@@ -1,4 +1,4 @@
-"""What every command line shares: exit codes, one-line errors, and `--import`.
+"""What every command line shares: exit codes, one-line errors, names shown, and `--import`.
 
 Exit codes: 0 done; 1 the run failed; 2 wrong use (argparse's own too); 130 interrupted;
 141 the reader of our output went away (`... | head`).
@@ -7,6 +7,7 @@ Exit codes: 0 done; 1 the run failed; 2 wrong use (argparse's own too); 130 inte
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import select
 import sys
@@ -24,6 +25,9 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
 
     Anything but the failures named here is a bug of ours and keeps its traceback.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        # A name that the terminal cannot show, or that is not valid UTF-8, is shown escaped.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main(sys.argv[1:]) or DONE
         sys.stdout.flush()  # here, where a closed pipe can still be answered quietly
@@ -33,13 +37,15 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         code = _complain("interrupted", INTERRUPTED)
     except BrokenPipeError as error:
         code = READER_GONE if _reader_is_gone() else _complain(error, FAILED)
-    except (RunFailed, OSError) as error:
+    except RunFailed as error:
         code = _complain(error, FAILED)
+    except OSError as error:
+        code = _complain(_named(error), FAILED)
     except Exception as error:
         if not _is_decode_error(error):
             raise
         code = _complain(error, FAILED)
-    if code == READER_GONE:
+    if code == READER_GONE or _stdout_fails():
         # Python flushes stdout once more while it ends and would print a traceback of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)
@@ -74,6 +80,25 @@ class _ImportModule(argparse.Action):
 def _complain(error: BaseException | str, code: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return code
+
+
+def _named(error: OSError) -> str:
+    """What failed, and where: standard output alone does not name itself (`files.py` does)."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    if error.filename is None and (full or _stdout_fails()):
+        return f"cannot write to standard output: {error.strerror or error}"
+    return str(error)
+
+
+def _stdout_fails() -> bool:
+    """Whether what was printed last is still waiting, and cannot be written."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    except (ValueError, AttributeError):  # closed, or there is none
+        return False
+    return False
 
 
 def _is_decode_error(error: Exception) -> bool:

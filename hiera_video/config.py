@@ -72,6 +72,15 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
+INSTEAD_OF_KWARGS = {
+    "name": "MODEL.MODEL_NAME",
+    "num_classes": "MODEL.NUM_CLASSES",
+    "classes": "DATA.CLASS_NAMES, a file with the names of the classes",
+    "pretrained": "TRAIN.CHECKPOINT_FILE_PATH to start from weights, TEST.CHECKPOINT_FILE_PATH to "
+    "test them",
+}
+"""What `build_model` takes besides the arguments of a builder, and the settings that say it."""
+
 ONE_SIZE_FAMILIES = ("hiera_", "ladder_", "mvitv2_", "mvit_", "videomae_")
 """What the names of the package's models contain that are built for one size of clips."""
 
@@ -111,6 +120,13 @@ class ModelConfig(Section):
     """Recompute each block in the backward pass: less memory, about a third more time."""
     kwargs: dict[str, Any] = setting({})  # noqa: RUF009 (`setting` makes it a default_factory)
     """Passed to the model's builder last, in its own lower-case names: `{embed_dim: 32}`."""
+
+    def check(self) -> None:
+        for name in sorted(self.kwargs.keys() & INSTEAD_OF_KWARGS.keys()):
+            raise ConfigError(
+                f"MODEL.KWARGS.{name}={self.kwargs[name]!r} is not taken from there; "
+                f"set {INSTEAD_OF_KWARGS[name]}"
+            )
 
 
 @dataclass(frozen=True)
@@ -336,6 +352,9 @@ class TestConfig(Section):
     """Crops per clip (S): 1 the centre, 3 along the longer side."""
     checkpoint_file_path: str = setting("")
     """What to test: a file, an address or a published name; empty tests what was just trained."""
+    mixed_precision: str = setting("train", choices=("train", "off", "bf16", "fp16"))
+    """Number format of the test's forward pass; train: that of TRAIN.MIXED_PRECISION. Validation
+    while training always uses that of the training."""
 
     def check(self) -> None:
         if self.num_spatial_crops == 2:
@@ -459,7 +478,8 @@ class Config(Section):
         if self.aug.symmetries and (self.task == "pretrain" or self.data.multi_label):
             other = "TASK=pretrain" if self.task == "pretrain" else "DATA.MULTI_LABEL=true"
             raise ConfigError(f"AUG.SYMMETRIES=true changes the one label of a clip; not {other}")
-        if self.data.multi_label and self.model.loss_func != "bce_logit":
+        labelled = self.task == "classify"
+        if labelled and self.data.multi_label and self.model.loss_func != "bce_logit":
             raise ConfigError(
                 f"DATA.MULTI_LABEL=true needs MODEL.LOSS_FUNC=bce_logit, "
                 f"not {self.model.loss_func!r}"

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import hiera_video
 from hiera_video.errors import UserError
+from hiera_video.files import free_bytes
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 
@@ -167,7 +168,6 @@ REQUIRED = {
     "pytorchvideo": ("pytorchvideo", "0.1.5"),
     "fvcore": ("fvcore", "0.1.5"),
     "iopath": ("iopath", "0.1.10"),
-    "portalocker": ("portalocker", ""),
     "pillow": ("PIL", "9"),
     "PyYAML": ("yaml", "6"),
     "simplejson": ("simplejson", "3.17"),
@@ -468,7 +468,7 @@ def _folder(folder: Path, what: str) -> Finding:
     text = f"{what}: {folder}" + ("" if folder.is_dir() else ", made when first needed")
     try:
         with tempfile.TemporaryFile(dir=there):
-            free = shutil.disk_usage(there).free
+            free = free_bytes(there)
     except OSError as error:
         return Finding(WARN, f"{text}: cannot be written ({error.strerror})", "name another")
     if free < LEAST_FREE:
@@ -533,6 +533,6 @@ CHECKS = (
     *_decoder_checks(),
     Check("Machine", machine, needs=("torch",)),
     Check("One forward", forward, needs=("torch", "fvcore"), seconds=300),
-    Check("Folders", folders, needs=("torch", "iopath", "portalocker")),
-    Check("Published weights", weights, needs=("torch", "iopath", "portalocker")),
+    Check("Folders", folders, needs=("torch", "iopath")),
+    Check("Published weights", weights, needs=("torch", "iopath")),
 )

@@ -10,3 +10,9 @@ class UserError(ValueError):
 
 class RunFailed(RuntimeError):
     """The command was right and the work failed; the message says what is left on disk."""
+
+
+def first_few(names: list[str], count: int = 10) -> str:
+    """The first few names of a list, for a message, and how many more there are."""
+    more = len(names) - count
+    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")

@@ -1,6 +1,6 @@
 """Stage 4: video files -> ranked labels, with times for long ones.
 
-    predictor = Predictor.load("hiera_base_16x224")   # or weights="runs/mine/best.pyth"
+    predictor = Predictor.load("runs/mine/checkpoints/best.pyth")   # or "hiera_base_16x224"
     print(predictor("clip.mp4"))
     for window in predictor.timeline("long.mp4", seconds=5):
         print(window.start, window.labels[0])
@@ -11,6 +11,7 @@ labels of a video are what the test counted.
 
 from __future__ import annotations
 
+import difflib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -20,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiera_video.classes import match_classes
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.frame_folder import open_video
 from hiera_video.data.guard import GuardedPool
@@ -27,8 +29,8 @@ from hiera_video.data.guarded_video import GuardedVideo
 from hiera_video.data.manifests import read_class_names
 from hiera_video.data.sampling import window_clips
 from hiera_video.data.transforms import check_num_crops
-from hiera_video.data.views import Reader, read_test_views, read_views
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.data.views import Reader, parse_views, read_test_views, read_views
+from hiera_video.errors import RunFailed, UserError, first_few
 from hiera_video.labels import load_labels
 from hiera_video.models import build_model
 from hiera_video.models.published import IMAGE_CLIPS, VIDEO_CLIPS
@@ -129,7 +131,7 @@ class Predictor:
         model: returns logits [B, num_classes]; it is put into eval mode and moved to `device`.
         spec: how the model's clips are sampled, cropped and normalised.
         classes: names of the outputs, in their order.
-        views: temporal views x spatial crops; scores are averaged over them.
+        views: temporal views x spatial crops, (5, 3) or "5x3"; scores are averaged over them.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
         dtype: "auto" (float32 on a CPU; bfloat16 or float16 on a GPU), "fp32", "fp16", "bf16".
         batch_size: most views per forward pass; any value gives the same scores.
@@ -161,10 +163,8 @@ class Predictor:
         weights_name: str = "",
         warn: Callable[[str], None] | None = None,
     ) -> None:
-        num_views, num_crops = views
-        if num_views < 1:
-            raise UserError(f"views={views}: at least 1 temporal view")
-        check_num_crops(num_crops)
+        _check_kinds(model, spec, classes, process)
+        num_views, num_crops = _checked_views(views)
         if batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1 view per forward pass")
         _check_fits(model, spec, classes)
@@ -186,7 +186,7 @@ class Predictor:
     @classmethod
     def load(
         cls,
-        model: str | None = None,
+        model: str | os.PathLike | None = None,
         weights: str | os.PathLike | None = None,
         labels: str | os.PathLike | None = None,
         *,
@@ -197,13 +197,22 @@ class Predictor:
     ) -> Predictor:
         """Build a predictor from names and files.
 
+            Predictor.load("runs/mine/checkpoints/best.pyth")
+            Predictor.load("hiera_large_16x224")
+            Predictor.load("hiera_large_16x224", "my_weights.pth", labels="names.txt")
+
         Args:
-            model: a registered name; None takes the one the weights are for.
-            weights: a checkpoint file, an address or a published name. None: the published
-                Kinetics-400 weights of `model`; if no model is named either and those can be
-                neither found nor fetched, the small model that comes with the package, with a
-                warning. Weights that are named are never replaced by others.
-            labels: file of class names, or the name of a known list; None: from the checkpoint.
+            model: a registered name. Anything else is taken for `weights`, if those are not named
+                besides: a file, an address, a published name, "camera_motion". None takes the model
+                that the weights are for.
+            weights: a checkpoint file, an address, a published name, or the name of a model for its
+                published classifier. None: the published Kinetics-400 weights of `model`; if no
+                model is named either and those can be neither found nor fetched, the small model
+                that comes with the package, with a warning. Weights that are named are never
+                replaced by others.
+            labels: file of class names, or the name of a known list: what the outputs are called,
+                in their order. Where the checkpoint knows the names of its outputs, they are a
+                translation, and the order is the checkpoint's. None: from the checkpoint.
             spec: replaces the sampling and normalisation that come with the weights.
             model_kwargs: further arguments of the model's builder.
             warn: called with each line the user should read; stderr by default.
@@ -213,11 +222,12 @@ class Predictor:
             UserError, WeightsError: unknown names, missing or unfit files.
         """
         warn = warn or _say
+        model, weights = _model_and_weights(model, weights)
         device = choose_device(settings.get("device", "auto"))
         choose_dtype(settings.get("dtype", "auto"), device)  # a typing error before a download
         names = None if labels is None else _read_labels(labels)
         if weights is not None:
-            checkpoint, published = resolve(weights, model)
+            checkpoint, published = _resolve(weights, model)
             weights_name = checkpoint.label
         else:
             checkpoint, published, weights_name = _default_weights(model, warn)
@@ -227,7 +237,7 @@ class Predictor:
         return cls(
             built,
             spec=spec or checkpoint.spec or _usual_spec(built, name, checkpoint, warn),
-            classes=_class_names(built, name, names, labels, checkpoint, published, warn),
+            classes=_class_names(built, names, labels, checkpoint, warn),
             model_name=name,
             weights_name=weights_name,
             warn=warn,
@@ -240,8 +250,11 @@ class Predictor:
         """Label a whole video, as the test does.
 
         Raises DecodeError for a file that cannot be decoded, RunFailed if the model cannot be run
-        on it.
+        on it, UserError for what is no path.
         """
+        _check_path(path)
+        if top_k < 1:
+            raise UserError(f"top_k={top_k} must be at least 1 label")
         with self._open(path) as reader:
             clips = read_test_views(reader, self.spec, *self.views)
         done = 0
@@ -267,6 +280,7 @@ class Predictor:
         See `data.sampling.window_clips` for where windows begin and end and which clips stand for
         them. Raises as calling the predictor does, after the windows that could be labelled.
         """
+        _check_path(path)
         num_views, num_crops = self.views
         with self._open(path) as reader:
             info = reader.info
@@ -335,6 +349,45 @@ class Predictor:
 
 
 # ---- loading ----
+
+
+def _model_and_weights(
+    model: str | os.PathLike | None, weights: str | os.PathLike | None
+) -> tuple[str | None, str | os.PathLike | None]:
+    """Which of the two arguments of `Predictor.load` names what.
+
+    People give the one thing that they have, a checkpoint or the name of a model, in the first
+    place or as `weights`.
+    """
+    if weights is None and model is not None and not _is_model(model):
+        return None, model
+    if model is None and _is_model(weights):
+        return weights, None
+    return model, weights
+
+
+def _is_model(name: Any) -> bool:
+    """Whether this is a registered model's name, and not a file of the same name."""
+    return isinstance(name, str) and name in MODEL_REGISTRY and not os.path.exists(name)
+
+
+def _resolve(
+    weights: str | os.PathLike, model: str | None
+) -> tuple[Checkpoint, PublishedWeights | None]:
+    """`resolve`; where nothing of that name exists, the models that are called nearly so, too."""
+    if not isinstance(weights, str | os.PathLike):
+        raise UserError(
+            f"weights is a {type(weights).__name__}; name a checkpoint file, an address, published "
+            "weights or a model. For a model that is built already: Predictor(model, spec=..., "
+            "classes=...)"
+        )
+    try:
+        return resolve(weights, model)
+    except WeightsError as error:
+        near = difflib.get_close_matches(os.fspath(weights), MODEL_REGISTRY.names(), n=3)
+        if not near or model is not None:
+            raise
+        raise WeightsError(f"{error}. Models of nearly this name: {', '.join(near)}") from None
 
 
 def _default_weights(
@@ -450,42 +503,108 @@ def _read_labels(labels: str | os.PathLike) -> list[str]:
 
 def _class_names(
     model: nn.Module,
-    model_name: str,
     names: list[str] | None,
     labels: str | os.PathLike | None,
     checkpoint: Checkpoint,
-    published: PublishedWeights | None,
     warn: Callable[[str], None],
 ) -> list[str]:
-    """Names of the outputs: from --labels, the checkpoint, or the data set it was trained on."""
+    """Names of the outputs: the checkpoint's, in the words of --labels where that is given."""
     outputs = getattr(model, "num_classes", None)
+    known, guess = checkpoint.classes, checkpoint.classes_guessed
     if names is not None:
         if outputs is not None and len(names) != outputs:
             raise UserError(
                 f"{os.fspath(labels)} names {len(names)} classes, the model has {outputs}"
             )
-        return names
-    if checkpoint.classes:
-        return checkpoint.classes
-    if published is not None and published.classes:
-        return load_labels(published.classes)
+        return _renamed(known, names, labels, checkpoint, warn) if known and not guess else names
+    if known:
+        if guess:
+            warn(
+                f"warning: {checkpoint.label} has no class names; its {outputs} outputs are read "
+                f"as those of {guess}, the usual ones of this model (other names: --labels FILE)"
+            )
+        return known
     if outputs is None:
         raise UserError(f"{checkpoint.label} has no class names; give them with --labels FILE")
-    usual = _usual_classes(model_name, outputs)
-    if usual is not None:
-        warn(
-            f"warning: {checkpoint.label} has no class names; its {outputs} outputs are read as "
-            f"those of {usual}, as {model_name} is published (other names: --labels FILE)"
-        )
-        return load_labels(usual)
     warn(f"warning: {checkpoint.label} has no class names; numbers stand for them (--labels FILE)")
     return [f"class {index}" for index in range(outputs)]
 
 
-def _usual_classes(model_name: str, outputs: int) -> str | None:
-    """The list of class names that this model is published with, if it has as many."""
-    rows = [row for (owner, _), row in PUBLISHED.items() if owner == model_name and row.classes]
-    return next((row.classes for row in rows if row.num_classes == outputs), None)
+def _renamed(
+    known: list[str],
+    names: list[str],
+    labels: str | os.PathLike,
+    checkpoint: Checkpoint,
+    warn: Callable[[str], None],
+) -> list[str]:
+    """What to call outputs whose names the checkpoint knows: --labels may translate these names.
+
+    It may not move them. Where it holds the same names in another order, each output keeps its
+    own; where only some names stand in another place, nobody knows what was meant.
+    """
+    file = os.fspath(labels)
+    match = match_classes(known, names)
+    if match.same_names and not match.same_order:
+        warn(
+            f"{file} has the classes of {checkpoint.label} in another order; that of the "
+            "checkpoint counts"
+        )
+        return [names[match.rows.index(row)] for row in range(len(known))]
+    moved = [i for i, row in enumerate(match.rows) if row is not None and row != i]
+    if moved:
+        first = moved[0]
+        raise UserError(
+            f"{file} calls output {first} {names[first]!r}, which is output {match.rows[first]} of "
+            f"{checkpoint.label}; output {first} is {known[first]!r}. Leave --labels out, or give "
+            "its names in the order of the outputs"
+        )
+    pairs = [f"{old} -> {new}" for old, new in zip(known, names, strict=True) if old != new]
+    if pairs:
+        warn(
+            f"{file} renames {len(pairs)} of the {len(known)} classes of {checkpoint.label}: "
+            f"{first_few(pairs, 3)}"
+        )
+    return names
+
+
+def _check_kinds(model: Any, spec: Any, classes: Any, process: Any) -> None:
+    """Refuse what is not even of the right kind, and say what is."""
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"model is a {type(model).__name__}; Predictor takes a torch.nn.Module. "
+            "Predictor.load takes names and files"
+        )
+    if not isinstance(spec, ClipSpec):
+        raise UserError(f"spec is a {type(spec).__name__}; it must be a hiera_video.ClipSpec")
+    if isinstance(classes, str) or not isinstance(classes, Sequence):
+        raise UserError(
+            f"classes is a {type(classes).__name__}; it must be a list of names, one per output"
+        )
+    if process is not None and not isinstance(process, GuardedPool):
+        raise UserError(
+            f"process is a {type(process).__name__}; it must be what "
+            "hiera_video.data.guard.decoding_process() gives, or None to read videos here"
+        )
+
+
+def _checked_views(views: Any) -> tuple[int, int]:
+    """(temporal views, spatial crops) from a pair or from "5x3"; UserError for anything else."""
+    if isinstance(views, str):
+        return parse_views(views)
+    pair = tuple(views) if isinstance(views, Sequence) else ()
+    if len(pair) != 2 or not all(isinstance(n, int) for n in pair):
+        raise UserError(f"views={views!r} must be (temporal views, spatial crops), such as (5, 3)")
+    if pair[0] < 1:
+        raise UserError(f"views={views}: at least 1 temporal view")
+    check_num_crops(pair[1])
+    return pair
+
+
+def _check_path(path: Any) -> None:
+    if not isinstance(path, str | os.PathLike):
+        raise UserError(
+            f"a {type(path).__name__} is no path: give one video at a time, as a string or Path"
+        )
 
 
 def _check_fits(model: nn.Module, spec: ClipSpec, classes: Sequence[str]) -> None:

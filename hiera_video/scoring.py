@@ -121,11 +121,12 @@ def takes_images(model: nn.Module) -> bool:
     return len(getattr(model, "input_size", (0, 0, 0))) == 2
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str | torch.device) -> torch.device:
     """The device of a name: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
 
     Raises UserError for another name, or a GPU that is not there.
     """
+    name = str(name)
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cpu":
@@ -142,18 +143,20 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_dtype(name: str, device: torch.device) -> tuple[torch.dtype, str | None]:
+def choose_dtype(name: str | torch.dtype, device: torch.device) -> tuple[torch.dtype, str | None]:
     """What to compute in, and a warning where that will be slow.
 
     "auto" is float32 on a CPU; on a GPU bfloat16 where it has it, else float16.
+    Raises UserError for a format that is none of those of `DTYPES`.
     """
+    name = next((short for short, dtype in DTYPES.items() if dtype == name), name)
     if name == "auto":
         if device.type != "cuda":
             return torch.float32, None
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         return (torch.bfloat16 if native else torch.float16), None
     if name not in DTYPES:
-        raise UserError(f"dtype {name!r}; choose auto, fp32, fp16 or bf16")
+        raise UserError(f"dtype {str(name)!r}; choose auto, fp32, fp16 or bf16")
     dtype = DTYPES[name]
     if device.type == "cpu" and not native_on_cpu(dtype):
         return dtype, f"{name} is emulated on this CPU and will be very slow; fp32 is faster"

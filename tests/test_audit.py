@@ -562,6 +562,15 @@ def test_a_broken_memory_is_set_aside(run, tmp_path, capsys):
     assert run(tmp_path / "set", *SHORT)[1]["files"]["remembered"] == 1
 
 
+def test_a_broken_memory_that_cannot_be_set_aside_is_done_without(run, tmp_path):
+    clip(tmp_path / "set" / "x" / "a.mp4", 0)
+    (tmp_path / "memory.sqlite").write_bytes(b"no database at all" * 100)
+    (tmp_path / "memory.sqlite.unreadable").mkdir()
+    code, report, _ = run(tmp_path / "set", *SHORT)
+    assert (code, report["files"]["looked_at"]) == (0, 1)
+    assert (tmp_path / "memory.sqlite").read_bytes() == b"no database at all" * 100
+
+
 def test_an_audit_goes_on_without_its_memory(run, tmp_path):
     clip(tmp_path / "set" / "x" / "a.mp4", 0)
     (tmp_path / "file").touch()
@@ -731,3 +740,22 @@ def test_long_lists_from_memory(tmp_path, count):
     assert report["files"] == {"looked_at": 0, "remembered": count - missing}
     print(f"{count:,} lines again: {seconds:.1f} s of processor time, {kibibytes / 1024:.0f} MiB")
     assert kibibytes < 1 << 20
+
+
+def test_lists_keep_names_that_are_not_utf8(run, tmp_path):
+    """Training reads them back byte for byte, behind no mark; JSON has them as Python does."""
+    name = os.fsdecode(b"caf\xe9 =1+1.mp4")
+    for number, file in enumerate((f"a/{name}", "a/-x.mp4", "=b/ü.mp4", "=b/y.mp4")):
+        clip(tmp_path / "set" / file, number)
+    clip(tmp_path / "set" / "=b" / os.fsdecode(b"bad\xff.mp4"), 9).write_bytes(b"")
+    code, report, _ = run(tmp_path / "set", *SHORT, "--write", tmp_path / "clean")
+    assert code == 1
+    assert set(reasons(report, "unreadable")) == {os.fsdecode(b"bad\xff.mp4")}
+    lists = [path for path in (tmp_path / "clean").iterdir() if path.suffix == ".csv"]
+    assert not any(path.read_bytes().startswith(b"\xef\xbb\xbf") for path in lists)
+    found = set()
+    for path in lists:
+        manifest = read_manifest(path.parent, path.stem)
+        found |= {manifest.paths[i] for i in range(len(manifest))}
+    kept = [path for path in (tmp_path / "set").rglob("*.mp4") if path.stat().st_size]
+    assert found == {str(path) for path in kept}

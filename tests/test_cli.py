@@ -53,7 +53,7 @@ def outcome(body: str, *argv: str) -> tuple[int, str, str]:
             "error: no config file nowhere.yaml",
         ),
         ("open('/no/such/file')", 1, "error: [Errno 2] No such file or directory"),
-        ("raise OSError(28, 'No space left on device')", 1, "No space left on device"),
+        ("raise OSError(5, 'Input/output error')", 1, "error: [Errno 5] Input/output error\n"),
         (
             "from hiera_video.data import decode; raise decode.DecodeError('a.mp4', 'cut off')",
             1,
@@ -89,6 +89,41 @@ def test_a_reader_that_leaves_is_no_error():
     with reader, writer:
         err = writer.stderr.read()
     assert (writer.returncode, err) == (141, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+@pytest.mark.parametrize(
+    ("body", "unbuffered", "error"),
+    [
+        ("print('x')", "", "cannot write to standard output: No space left on device"),
+        ("print('x')", "1", "cannot write to standard output: No space left on device"),
+        ("print('x' * 1_000_000)", "", "cannot write to standard output: No space left on device"),
+        ("print('said'); raise RunFailed('loss is NaN')", "", "loss is NaN"),
+        ("raise OSError(28, 'No space', 'a.txt')", "", "[Errno 28] No space: 'a.txt'"),
+    ],
+)
+def test_a_full_disk_behind_standard_output_is_named(body, unbuffered, error):
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(
+            command(body),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+        )
+    assert (done.returncode, done.stderr.decode()) == (1, f"error: {error}\n")
+
+
+def test_a_name_that_cannot_be_shown_is_shown_escaped():
+    """Whatever the terminal: a name must not end the run that prints it."""
+    done = subprocess.run(
+        command(r"print('caf\udce9 \u7b11.mp4')"),
+        capture_output=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == rb"caf\udce9 \u7b11.mp4" + b"\n"
 
 
 def test_a_broken_pipe_elsewhere_is_a_failure():

@@ -636,3 +636,24 @@ def test_reading_a_config_needs_no_torch():
 
 def test_config_errors_are_user_errors():
     assert issubclass(ConfigError, UserError)
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("num_classes", "MODEL.NUM_CLASSES"),
+        ("pretrained", "TRAIN.CHECKPOINT_FILE_PATH"),
+        ("name", "MODEL.MODEL_NAME"),
+        ("classes", "DATA.CLASS_NAMES"),
+    ],
+)
+def test_what_has_a_setting_of_its_own_is_no_argument_of_the_model(name, instead):
+    with pytest.raises(UserError, match=rf"MODEL\.KWARGS\.{name}=5 .* set {instead}"):
+        load_config(None, [f"MODEL.KWARGS.{name}", "5"])
+
+
+def test_pretraining_asks_for_no_loss_of_several_labels():
+    words = ["DATA.MULTI_LABEL", "true"]
+    with pytest.raises(UserError, match="bce_logit"):
+        load_config(None, words)
+    assert load_config(None, [*words, "TASK", "pretrain"]).data.multi_label

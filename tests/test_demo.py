@@ -18,6 +18,7 @@ from test_predict import CLASSES, NAME, SPEC, TINY, tiny_model, write_checkpoint
 from hiera_video import Predictor, __version__
 from hiera_video.data.guard import GuardedPool
 from hiera_video.errors import UserError
+from hiera_video.spreadsheet import original
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +70,7 @@ def call(demo, weights, capsys):
 
 
 def rows_of(path):
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file))
 
 
@@ -196,7 +197,7 @@ def test_a_csv_that_cannot_be_written_stops_before_the_work(call, clips, target,
     code, out, err = call("b.mp4", "--csv", target)
     assert code == 2
     assert out == ""
-    assert f"cannot write --csv {target}" in err
+    assert f"--csv: cannot write {target}: " in err
 
 
 def test_a_failed_start_leaves_the_old_csv_alone(call, clips):
@@ -204,7 +205,7 @@ def test_a_failed_start_leaves_the_old_csv_alone(call, clips):
     code, _, _ = call("b.mp4", "--csv", "out.csv", "--decoder", "none")
     assert code == 2
     assert (clips / "out.csv").read_text() == "precious"
-    assert not [name for name in os.listdir() if name.endswith(".part")]
+    assert sorted(os.listdir()) == sorted(["-dash ü.mp4", "b.mp4", "bad.mp4", "out.csv"])
 
 
 def test_csv_never_overwrites_a_video(call, clips):
@@ -237,6 +238,93 @@ def test_csv_to_a_link_replaces_what_it_points_to_and_devices_stay(call, clips):
     assert rows_of("real.csv")
     assert call("b.mp4", "--csv", os.devnull)[0] == 0
     assert not os.path.isfile(os.devnull)
+
+
+ODD_CLASSES = ("=1+1", "é", "None", "-x", "007")
+
+
+@pytest.fixture
+def odd(clips):
+    """The clips under names that spreadsheets, and UTF-8, have trouble with; and class names."""
+    names = ["=1+1.mp4", os.fsdecode(b"caf\xe9.mp4"), 'a "b",\n;c.mp4']
+    for name in names:
+        os.link("b.mp4", name)
+    (clips / "classes.txt").write_text("\n".join(ODD_CLASSES), encoding="utf-8")
+    return names
+
+
+def test_csv_opens_right_whatever_the_names(call, clips, odd):
+    code, _, err = call(*odd, "--csv", "out.csv", "--labels", "classes.txt", "--top-k", 5)
+    assert code == 0, err
+    assert (clips / "out.csv").read_bytes()[:3] == b"\xef\xbb\xbf"
+    rows = rows_of("out.csv")  # strict: any byte that is not UTF-8 would be an error
+    assert [row["file"] for row in rows[::5]] == ["./=1+1.mp4", r"caf\xe9.mp4", 'a "b",\n;c.mp4']
+    assert all(os.path.exists(original(row["file"])) for row in rows)
+    for first in (0, 5, 10):
+        written = {row["label"] for row in rows[first : first + 5]}
+        assert written == {"'=1+1", "é", "'None", "'-x", "'007"}
+        assert {original(label) for label in written} == set(ODD_CLASSES)
+    assert all(0 <= float(row["score"]) <= 1 for row in rows)
+
+
+def test_csv_opens_right_in_pandas(call, odd):
+    pandas = pytest.importorskip("pandas")
+    call(*odd, "bad.mp4", "--csv", "out.csv", "--labels", "classes.txt", "--top-k", 5)
+    table = pandas.read_csv("out.csv")
+    assert list(table.columns) == ["file", "rank", "label", "score", "start", "end", "error"]
+    assert {original(label) for label in table["label"][:15]} == set(ODD_CLASSES)
+    assert all(os.path.exists(original(file)) for file in table["file"])
+    assert table["score"][:15].between(0, 1).all()
+    assert table["label"].isna().tolist() == [False] * 15 + [True]
+
+
+def test_json_is_utf8_and_names_the_very_file(repository_path, weights, clips):
+    name = os.fsdecode(b"caf\xe9.mp4")
+    os.rename("b.mp4", name)
+    running = subprocess.run(
+        [sys.executable, repository_path, name, "./-dash ü.mp4", "--weights", weights, "--json"],
+        capture_output=True,
+        timeout=120,
+    )
+    assert running.returncode == 0, running.stderr
+    text = running.stdout.decode("utf-8", "strict")
+    assert [result["file"] for result in json.loads(text)] == [name, "./-dash ü.mp4"]
+    assert r"caf\udce9.mp4" in text
+    assert "-dash ü.mp4" in text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_names_the_csv_and_the_rest_is_written(repository_path, weights, clips):
+    os.symlink("/dev/full", "out.csv")
+    running = process(
+        repository_path, "b.mp4", "--weights", weights, "--views", "1x1", "--json",
+        "--csv", "out.csv",
+    )  # fmt: skip
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 1
+    assert "error: cannot write out.csv: No space left on device; free some space" in err
+    assert "Traceback" not in err
+    assert json.loads(out)[0]["labels"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs limits of Linux")
+def test_a_csv_that_may_not_grow_is_named_and_the_old_one_stays(repository_path, weights, clips):
+    (clips / "out.csv").write_text("precious")
+    code = (
+        "import resource, runpy, sys; sys.argv = sys.argv[1:];"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100));"
+        "runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, repository_path, "b.mp4", "--weights", weights,
+         "--views", "1x1", "--csv", "out.csv"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    assert "error: cannot write out.csv: File too large" in done.stderr
+    assert "  1 " in done.stdout
+    assert (clips / "out.csv").read_text() == "precious"
+    assert sorted(os.listdir()) == sorted(["-dash ü.mp4", "b.mp4", "bad.mp4", "out.csv"])
 
 
 # ---- wrong use ----
@@ -391,9 +479,8 @@ def test_ctrl_c_writes_what_is_done(repository_path, weights, clips):
         repository_path, "b.mp4", "long.mp4", "--weights", weights, "--views", "1x1", "--json",
         "--csv", "out.csv", "--timeline", "0.04",
     )  # fmt: skip
-    part = clips / f"out.csv.{running.pid}.part"
     for _ in range(1200):  # until rows of the long video are on the disk
-        if part.exists() and "long.mp4" in part.read_text():
+        if any("long.mp4" in part.read_text() for part in clips.glob(".out.csv.*.tmp")):
             break
         assert running.poll() is None, running.communicate()[1]
         time.sleep(0.05)

@@ -2,19 +2,23 @@
 
 import http.server
 import io
+import json
 import os
-import random
 import re
+import signal
 import socket
 import socketserver
+import struct
+import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from pathlib import Path
 
 import pytest
 import torch
-from small_models import truncated, untouched, video, zip_bytes
+from small_models import saved, tensors, truncated, untouched, video, zip_bytes
 
 from hiera_video.models import download, loading
 from hiera_video.models.weights import (
@@ -140,7 +144,7 @@ def test_a_terminal_gets_a_progress_bar(server, monkeypatch):
 
 
 def test_large_files_arrive_whole(server):
-    body = b"PK\x03\x04" + random.Random(0).randbytes(3_000_001)
+    body = saved({"model_state": {"w": torch.arange(800_000.0)}})
     server.answers["/x.pth"] = answer(body)
     assert Path(fetch(server.address("/x.pth"))).read_bytes() == body
 
@@ -189,6 +193,96 @@ def test_what_is_not_the_file_never_gets_into_the_cache(send, expected, server, 
         fetch(url)
     assert_explains(caught.value, url)
     assert_cache_is_clean(own_cache)
+
+
+def pickled():
+    """A checkpoint in the form of years ago, which many public ones still have."""
+    buffer = io.BytesIO()
+    torch.save(tensors(), buffer, _use_new_zipfile_serialization=False)
+    return buffer.getvalue()
+
+
+def safetensors(body=bytes(8), end=8, header=None):
+    """One tensor of 8 bytes; the file holds `body` of them."""
+    row = {"dtype": "F32", "shape": [2], "data_offsets": [0, end]}
+    text = json.dumps({"__metadata__": {"a": "b"}, "w": row}).encode() if header is None else header
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def flipped(body):
+    """A weight of it is another: one bit, in the middle of the records."""
+    at = body.index(torch.arange(6.0).numpy().tobytes()) + 5
+    return body[:at] + bytes([body[at] ^ 1]) + body[at + 1 :]
+
+
+class Bomb:
+    def __reduce__(self):
+        return (os.mkdir, ("exploded",))
+
+
+def without_length(body, *, chunked=False, ends=True, **headers):
+    """An answer that does not say how long it is: in chunks, or until the connection is closed."""
+
+    def send(handler):
+        handler.protocol_version = "HTTP/1.1"
+        handler.send_response(200)
+        if chunked:
+            handler.send_header("Transfer-Encoding", "chunked")
+        handler.send_header("Connection", "close")
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        for part in (body[:700], body[700:]):
+            handler.wfile.write(b"%x\r\n%s\r\n" % (len(part), part) if chunked else part)
+        if chunked and ends:
+            handler.wfile.write(b"0\r\n\r\n")
+        handler.close_connection = True
+
+    return send
+
+
+@pytest.mark.parametrize(
+    ("send", "expected"),
+    [
+        (without_length(zip_bytes()[:900]), "cut short or damaged"),
+        (without_length(zip_bytes()[:900], chunked=True, ends=False), "IncompleteRead"),
+        (without_length(zip_bytes()[:900], chunked=True), "cut short or damaged"),
+        (without_length(pickled()[:-20]), "cannot be used: .*damaged"),
+        (without_length(safetensors(body=bytes(5))), r"has 1\d\d bytes, and should have 1\d\d"),
+        (answer(zip_bytes()[:900]), "cut short or damaged"),  # and its length says 900
+        (answer(flipped(zip_bytes())), "does not match its checksum"),
+        (answer(zip_bytes()[:500] + bytes(100) + zip_bytes()[600:]), "damaged"),
+        (answer(safetensors(header=b"{" * 30)), "header of the safetensors file is damaged"),
+        (answer(saved(Bomb())), "would run code"),
+        (answer(zip_bytes(), code=206, Content_Range="bytes 0-99/5000"), "answered 206"),
+        (answer(b"", code=204), "answered 204"),
+        (answer(b"\n\n<!DOCTYPE html><p>Sorry", Content_Type="application/zip"), "web page"),
+        (answer(b'{"error": "not found"}', Content_Type="application/json"), "not a checkpoint"),
+    ],
+)
+def test_what_cannot_be_read_never_gets_into_the_cache(send, expected, server, own_cache):
+    """Lengths are not everything: some servers give none, and proxies cut what they pass on."""
+    server.answers["/x.pth"] = send
+    url = server.address("/x.pth")
+    with pytest.raises(WeightsError, match=expected) as caught:
+        fetch(url)
+    assert_explains(caught.value, url)
+    assert ".tmp" not in str(caught.value)
+    assert_cache_is_clean(own_cache)
+    server.answers["/x.pth"] = answer(zip_bytes())
+    assert Path(fetch(url)).read_bytes() == zip_bytes()
+
+
+@pytest.mark.parametrize("body", [zip_bytes(), pickled(), safetensors()])
+@pytest.mark.parametrize("how", ["length", "closed", "chunked"])
+def test_what_can_be_read_gets_there_however_it_was_sent(body, how, server):
+    sends = {
+        "length": answer(body),
+        "closed": without_length(body),
+        "chunked": without_length(body, chunked=True),
+    }
+    server.answers["/x.pth"] = sends[how]
+    assert Path(fetch(server.address("/x.pth"))).read_bytes() == body
 
 
 def test_the_longest_wait_for_an_answer_is_within_fifteen_seconds():
@@ -271,7 +365,7 @@ def test_an_interrupt_leaves_nothing_half_done(server, monkeypatch, own_cache):
     server.answers["/x.pth"] = answer(zip_bytes())
 
     def interrupted(self, received):
-        assert any(path.name.endswith(".part") for path in own_cache.iterdir())
+        assert any(path.name.startswith(".x-") for path in own_cache.iterdir())
         raise KeyboardInterrupt
 
     monkeypatch.setattr(download._Transfer, "_read_more", interrupted)
@@ -280,33 +374,83 @@ def test_an_interrupt_leaves_nothing_half_done(server, monkeypatch, own_cache):
     assert_cache_is_clean(own_cache)
 
 
-def test_processes_that_want_the_same_file_write_it_once(server, monkeypatch, own_cache):
-    body, placed = b"PK\x03\x04" + bytes(2_000_000), []
-    arrived = threading.Barrier(4)
-    whole = answer(body)
+FETCH = """
+import sys
+from hiera_video.models.download import fetch
+print("ready", flush=True)
+sys.stdin.readline()
+print(fetch(sys.argv[1]))
+"""
+
+
+def fetching(url):
+    """A process of its own that fetches, once it is told to; with the cache of this test."""
+    child = subprocess.Popen(
+        [sys.executable, "-c", FETCH, url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(download.__file__).parents[2])},
+    )
+    assert child.stdout.readline() == "ready\n"
+    return child
+
+
+def test_processes_that_want_the_same_file_write_it_once(server, own_cache):
+    """They connect together; the first to take its turn writes, the others find the file."""
+    body = saved({"model_state": {"w": torch.arange(500_000.0)}})
+    arrived, sent = threading.Barrier(3), []
 
     def send_together(handler):
-        arrived.wait(30)  # all four find the cache empty
-        whole(handler)
+        arrived.wait(60)  # all of them have found the cache empty
+        answer(body)(handler)
+        sent.append(handler)  # whole: who finds the file hangs up before
 
-    replace = os.replace
-    monkeypatch.setattr(os, "replace", lambda a, b: (placed.append(b), replace(a, b)))
     server.answers["/x.pth"] = send_together
-    paths = []
-    workers = [
-        threading.Thread(target=lambda: paths.append(fetch(server.address("/x.pth"))))
-        for _ in range(4)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert len(paths) == 4
-    assert len(set(paths)) == 1
-    assert len(placed) == 1
-    assert Path(paths[0]).read_bytes() == body
+    url = server.address("/x.pth")
+    children = [fetching(url) for _ in range(3)]
+    for child in children:
+        child.stdin.write("\n")
+        child.stdin.flush()
+    said = [child.communicate(timeout=120) for child in children]
+    assert [child.returncode for child in children] == [0, 0, 0], said
+    assert {out for out, _ in said} == {f"{cached_path(url)}\n"}
+    assert sum("fetching http" in err for _, err in said) == 1
+    assert cached_path(url).read_bytes() == body
     left = [path.name for path in own_cache.iterdir() if not path.name.endswith(".lock")]
-    assert left == [os.path.basename(paths[0])]
+    assert left == [cached_path(url).name]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_what_a_killed_process_left_is_no_hindrance(server, own_cache):
+    body = saved({"model_state": {"w": torch.arange(500_000.0)}})
+    server.answers["/x.pth"] = then_silence(body[:1_000_000], len(body))
+    url = server.address("/x.pth")
+    child = fetching(url)
+    child.stdin.write("\n")
+    child.stdin.flush()
+    for _ in range(1200):
+        if any(part.stat().st_size for part in own_cache.glob(".x-*.tmp")):
+            break
+        assert child.poll() is None, child.communicate()
+        time.sleep(0.05)
+    child.kill()
+    child.communicate()
+    assert list(own_cache.glob(".x-*.tmp"))
+    assert not cached_path(url).exists()
+    server.answers["/x.pth"] = answer(body)
+    assert Path(fetch(url)).read_bytes() == body
+    assert not list(own_cache.glob(".x-*.tmp"))
+
+
+def test_a_cache_without_room_is_explained_before_the_wait(server, monkeypatch, own_cache):
+    monkeypatch.setattr(download, "free_bytes", lambda folder: 500)
+    server.answers["/x.pth"] = answer(zip_bytes())
+    with pytest.raises(WeightsError, match="it has 0 MB, and 0 MB are free") as caught:
+        fetch(server.address("/x.pth"))
+    assert_explains(caught.value, server.address("/x.pth"))
+    assert_cache_is_clean(own_cache)
 
 
 def test_a_cache_that_cannot_be_written_is_explained(server, tmp_path, monkeypatch):

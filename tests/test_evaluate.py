@@ -1,7 +1,9 @@
 """The test: every video once, honest counts, the demo's scores, files that say what they should."""
 
+import contextlib
 import csv
 import json
+import os
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from hiera_video.data.datasets import Failed, VideoDataset, build_loader
 from hiera_video.data.manifests import read_manifest
 from hiera_video.engine import checkpoint, distributed, evaluate, report, train
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.spreadsheet import original
 
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, target_fps=10, crop_size=64)
 
@@ -51,7 +54,7 @@ test_run.__test__ = False
 
 
 def rows_of(path):
-    with open(path, newline="", encoding="utf-8") as file:
+    with open(path, newline="", encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
@@ -176,6 +179,55 @@ def test_the_files_of_a_test(videos, trained, capsys):
     assert record["top1_acc"] == f"{results['top1_acc']:.2f}"
 
 
+def test_the_files_of_a_test_open_right_whatever_the_names(tmp_path):
+    """Names that are formulas, not valid UTF-8, or mathematics to the library that draws."""
+    names = {"fast": "=1+1", "slow": "caf\udce9 $x^$ $", "still": "None"}
+    plain = write_videos(tmp_path / "plain", train=6, val=3)
+    root = tmp_path / "videos \udcff"
+    for split in ("train", "val"):
+        (root / split).mkdir(parents=True)
+        for plain_name, name in names.items():
+            (plain / split / plain_name).rename(root / split / name)
+    (root / "val" / "None" / "bad\udcff.mp4").write_bytes(b"not a video")
+    out = tmp_path / "out \udcfe"
+    assert run(config(root, out, "SOLVER.MAX_STEPS", 1)) == 0
+    assert test_run(config(root, out)) == 0
+
+    rows = rows_of(out / "predictions.csv")
+    assert len(rows) == 4
+    assert {original(row["label"]) for row in rows} == set(names.values())
+    assert {original(row["class1"]) for row in rows if not row["error"]} <= set(names.values())
+    files = [original(row["video"]) for row in rows]
+    assert sorted(files) == sorted(str(path) for path in (root / "val").glob("*/*.mp4"))
+    (bad,) = (row for row in rows if row["error"])
+    assert bad["video"].endswith(r"None/bad\xff.mp4")
+
+    def table(name):
+        with open(out / name, newline="", encoding="utf-8-sig") as file:
+            return list(csv.reader(file))
+
+    header, *counts = table("confusion.csv")
+    order = sorted(names.values())
+    assert [original(name) for name in header[1:]] == order
+    assert [original(row[0]) for row in counts] == order
+    assert [original(row[0]) for row in table("per_class.csv")[1:]] == order
+    assert table("per_class.csv")[1][0] == "'=1+1"
+    results = json.loads((out / "results.json").read_text(encoding="utf-8"))
+    assert results["failed"][0]["path"] == str(root / "val" / "None" / "bad\udcff.mp4")
+    (out / "stdout.log").read_text(encoding="utf-8")
+    assert (out / "confusion.png").stat().st_size > 1000
+
+
+def test_errors_of_writing_name_the_file(videos, trained, tmp_path, monkeypatch):
+    """And what was there of an earlier test stays."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "per_class.csv").mkdir()
+    cfg = config(videos, tmp_path / "out", "TEST.CHECKPOINT_FILE_PATH",
+                 checkpoint.in_order(trained / "checkpoints")[-1])  # fmt: skip
+    with pytest.raises(RunFailed, match=r"cannot write .*per_class\.csv: it is a folder"):
+        test_run(cfg)
+
+
 def test_the_demo_gives_the_scores_of_the_test(videos, trained):
     test_run(config(videos, trained))
     stored = checkpoint.in_order(trained / "checkpoints")[-1]
@@ -245,3 +297,110 @@ def test_a_label_beyond_the_model_is_refused_before_the_test(videos, trained, tm
     (tmp_path / "lists" / "val.csv").write_text(f"{path} 3\n")
     with pytest.raises(UserError, match=r"val\.csv"):
         test_run(config(tmp_path / "lists", trained))
+
+
+# ---- how it is computed, and what it leaves ------------------------------------------------------
+
+
+def log_of(out):
+    return (out / "stdout.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("training", "setting", "used"),
+    [("off", "bf16", "bfloat16"), ("bf16", "off", "float32"), ("bf16", "train", "bfloat16")],
+)
+def test_a_test_has_a_precision_of_its_own(
+    videos, trained, tmp_path, monkeypatch, training, setting, used
+):
+    asked = []
+
+    def noted(*args, dtype, **kwargs):
+        asked.append(str(dtype).removeprefix("torch."))
+        return clip_scores(*args, dtype=dtype, **kwargs)
+
+    clip_scores = evaluate.clip_scores
+    monkeypatch.setattr(evaluate, "clip_scores", noted)
+    out = tmp_path / "out"
+    stored = checkpoint.in_order(trained / "checkpoints")[-1]
+    cfg = config(videos, out, "TEST.CHECKPOINT_FILE_PATH", stored,
+                 "TRAIN.MIXED_PRECISION", training, "TEST.MIXED_PRECISION", setting)  # fmt: skip
+    assert test_run(cfg) == 0
+    assert set(asked) == {used}
+    assert json.loads((out / "results.json").read_text())["precision"] == used
+    assert f"(clips in time x crops), in {used}" in log_of(out)
+
+
+def test_validation_has_the_precision_of_the_training(videos, tmp_path, monkeypatch):
+    asked = []
+    clip_scores = evaluate.clip_scores
+
+    def noted(*args, dtype, **kwargs):
+        asked.append(dtype)
+        return clip_scores(*args, dtype=dtype, **kwargs)
+
+    monkeypatch.setattr(evaluate, "clip_scores", noted)
+    run(config(videos, tmp_path / "out", "SOLVER.MAX_STEPS", 1, "TRAIN.MIXED_PRECISION", "bf16",
+               "TEST.MIXED_PRECISION", "off"))  # fmt: skip
+    assert set(asked) == {torch.bfloat16}
+
+
+def open_files(folder):
+    """Files below a folder that this process holds open."""
+    found = []
+    for handle in os.scandir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(handle.path))
+    return sorted(path for path in found if path.startswith(str(folder)))
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_files_are_closed_when_scoring_fails(videos, trained, tmp_path):
+    state = checkpoint.load(checkpoint.in_order(trained / "checkpoints")[-1])
+    state["model_state"]["head.projection.bias"][0] = float("nan")
+    checkpoint.save(state, tmp_path / "broken.pyth")
+    cfg = config(videos, tmp_path / "out", "TEST.CHECKPOINT_FILE_PATH", tmp_path / "broken.pyth")
+    with pytest.raises(RunFailed, match="not finite") as caught:
+        test_run(cfg)
+    assert open_files(tmp_path) == []  # while the error holds every frame that it passed
+    assert caught.value is not None
+    assert "testing" in log_of(tmp_path / "out")
+
+
+@pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
+def test_files_are_closed_when_a_run_fails_before_its_first_step(videos, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(UserError, match="nine camera motions") as caught:
+        run(config(videos, out, "AUG.SYMMETRIES", "true"))
+    assert (out / "stdout.log").exists()
+    assert open_files(tmp_path) == []
+    assert caught.value is not None
+
+
+def test_lines_said_before_the_log_is_there_are_in_it(videos, trained, tmp_path, capsys):
+    """What became of starting weights, and of a checkpoint that cannot be read."""
+    out = tmp_path / "out"
+    stored = checkpoint.in_order(trained / "checkpoints")[-1]
+    cfg = config(videos, out, "TRAIN.CHECKPOINT_FILE_PATH", stored, "SOLVER.MAX_STEPS", 2,
+                 "TRAIN.KEEP_CHECKPOINTS", 0)  # fmt: skip
+    run(cfg)
+    lines = log_of(out).splitlines()
+    assert lines[0].startswith("loaded ")
+    assert lines[1].startswith("classify hiera_tiny_16x224")
+    checkpoint.in_order(out / "checkpoints")[-1].write_bytes(b"PK damaged")
+    run(cfg)
+    assert log_of(out).count("passing over a checkpoint") == 1
+    checkpoint.in_order(out / "checkpoints")[-1].write_bytes(b"PK damaged")
+    capsys.readouterr()
+    assert test_run(cfg) == 0
+    assert log_of(out).count("passing over a checkpoint") == 2
+    assert capsys.readouterr().out.count("passing over a checkpoint") == 1
+
+
+def test_a_checkpoint_of_several_labels_tested_with_one_is_said(videos, trained, tmp_path):
+    state = checkpoint.load(checkpoint.in_order(trained / "checkpoints")[-1])
+    state["multi_label"] = True
+    checkpoint.save(state, tmp_path / "multi.pyth")
+    out = tmp_path / "out"
+    assert test_run(config(videos, out, "TEST.CHECKPOINT_FILE_PATH", tmp_path / "multi.pyth")) == 0
+    assert "trained with several labels a video (sigmoid)" in log_of(out)

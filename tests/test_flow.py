@@ -14,13 +14,19 @@ from hiera_video.config import Config
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "hiera_video"
 
-FOUNDATION = ("errors", "registry", "clip_spec", "compat", "labels", "cli")
+FOUNDATION = (
+    *("errors", "files", "spreadsheet"),
+    *("registry", "clip_spec", "compat", "labels", "classes", "cli"),
+)
 ALLOWED = {
     "errors": (),
+    "files": ("errors",),
+    "spreadsheet": ("errors", "files"),
     "registry": ("errors",),
     "clip_spec": ("errors",),
     "compat": ("errors",),
     "labels": ("errors",),
+    "classes": ("errors",),
     "cli": ("errors", "registry"),
     "config": FOUNDATION,
     "data": (*FOUNDATION, "data"),
@@ -153,6 +159,126 @@ def test_parser_of_imports_sees_every_form(tmp_path):
 
     found = {part for part, _ in parts_imported(Fake(folder / "train.py"))}
     assert found == {"data", "models", "engine", "predict", "config", "scoring"}
+
+
+# ---- one way to write a file --------------------------------------------------------------------
+
+WRITERS = {
+    *("write_text", "write_bytes", "savefig", "save_image", "to_csv", "tofile", "imsave"),
+    *("rename", "renames", "link", "symlink", "symlink_to", "hardlink_to", "touch"),
+    *("copyfile", "copy2", "copytree", "move", "NamedTemporaryFile", "mkstemp"),
+    *("savez", "savez_compressed"),
+}
+"""Calls that make a file, by their last name; besides `open`, `replace` and `save`."""
+
+OTHER_WRITERS = {
+    ("hiera_video/engine/report.py", "open"): "logs grow line by line",
+    ("hiera_video/engine/preflight.py", "write_bytes"): "a probe, deleted at once",
+    ("hiera_video/engine/dry.py", "write_text"): "into a temporary folder",
+    ("hiera_video/benchmark/data.py", "write_text"): "into a temporary folder",
+    ("hiera_video/benchmark/predict.py", "write_text"): "into a temporary folder",
+    ("hiera_video/benchmark/predict.py", "save"): "into a temporary folder",
+    ("hiera_video/benchmark/videos.py", "open"): "into a temporary folder",
+    ("hiera_video/doctor.py", "open"): "into a temporary folder",
+    ("hiera_video/benchmark/memory.py", "write_text"): "a switch of the kernel",
+    ("hiera_video/data/prepare.py", "write_bytes"): "into a temporary folder, to be read back",
+    ("hiera_video/data/transcode.py", "open"): "PyAV writes; files.put_in_place follows",
+    ("hiera_video/data/synthetic.py", "open"): "PyAV writes; files.put_in_place follows",
+    ("hiera_video/data/decode.py", "open"): "PyAV writes into memory",
+    ("hiera_video/data/decoders/remux.py", "open"): "PyAV writes into memory",
+    ("hiera_video/data/audit/memory.py", "replace"): "a file that is no memory is set aside",
+}
+"""(file, call) that may write without files.py, and why."""
+
+TARGETS_OF_FILES = {"file", "copy", "out"}
+"""What a file of `atomic_write` is called where a library writes into it."""
+
+
+def writes(tree: ast.Module) -> Iterator[tuple[str, int]]:
+    """(last name of the call, line) of all that makes or moves files, but for calls of files.py."""
+    for call in (n for n in ast.walk(tree) if isinstance(n, ast.Call)):
+        name = getattr(call.func, "attr", getattr(call.func, "id", ""))
+        holder = getattr(getattr(call.func, "value", None), "id", "")
+        if holder == "files" or (isinstance(call.func, ast.Name) and name == "write_text"):
+            continue  # whatever is imported under this name is of files.py: it has no other home
+        into_a_file = any(isinstance(a, ast.Name) and a.id in TARGETS_OF_FILES for a in call.args)
+        writing = {
+            "open": _has_a_mode_to_write(call),
+            "fdopen": _has_a_mode_to_write(call),
+            "save": holder in ("torch", "np", "numpy", "image", "picture") and not into_a_file,
+            # of a text it takes two; that of dataclasses takes keywords
+            "replace": isinstance(call.func, ast.Attribute)
+            and (holder == "os" or (len(call.args) == 1 and not call.keywords)),
+        }
+        if writing.get(name, name in WRITERS and not into_a_file):
+            yield name, call.lineno
+
+
+def _has_a_mode_to_write(call: ast.Call) -> bool:
+    words = [*call.args, *(k.value for k in call.keywords if k.arg == "mode")]
+    modes = [w.value for w in words if isinstance(w, ast.Constant) and isinstance(w.value, str)]
+    return any(set(mode) <= set("rwaxbt+") and set(mode) & set("wax+") for mode in modes)
+
+
+def test_files_are_written_one_way():
+    """What must last goes through files.py: whole or not at all, and its errors name it."""
+    used = set()
+    wrong = []
+    for folder in (PACKAGE, ROOT / "tools", ROOT / "demo"):
+        for path in sources(folder):
+            relative = path.relative_to(ROOT).as_posix()
+            if relative == "hiera_video/files.py":
+                continue
+            for name, line in writes(parse(path)):
+                if (relative, name) in OTHER_WRITERS:
+                    used.add((relative, name))
+                else:
+                    wrong.append(f"{relative}:{line}: {name}")
+    assert not wrong, "use hiera_video/files.py, or say in OTHER_WRITERS why not"
+    assert used == set(OTHER_WRITERS), "entries that nothing needs any more"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open(path, 'w')",
+        "open(path, mode='ab')",
+        "path.open('x')",
+        "io.open(path, 'r+')",
+        "os.replace(a, b)",
+        "os.rename(a, b)",
+        "path.rename(b)",
+        "path.replace(b)",
+        "path.write_text(text)",
+        "(folder / name).write_bytes(content)",
+        "shutil.copyfile(a, b)",
+        "figure.savefig(path)",
+        "save_image(image, path)",
+        "torch.save(state, path)",
+        "tempfile.NamedTemporaryFile()",
+    ],
+)
+def test_the_reader_of_writers_sees(code):
+    assert list(writes(ast.parse(code)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "open(path)",
+        "open(path, 'rb')",
+        "open(path, encoding='utf-8')",
+        "text.replace('a', 'b')",
+        "replace(manifest, notes=())",
+        "dataclasses.replace(manifest, notes=())",
+        "files.write_text(path, text)",
+        "write_text(path, text)",
+        "figure.savefig(file, format='png')",
+        "torch.save(state, file)",
+    ],
+)
+def test_the_reader_of_writers_passes(code):
+    assert not list(writes(ast.parse(code)))
 
 
 # ---- dead knobs ---------------------------------------------------------------------------------

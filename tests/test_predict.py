@@ -365,6 +365,79 @@ def test_weights_of_pretraining_give_no_labels(tmp_path):
         Predictor.load(weights=path)
 
 
+def test_the_first_argument_takes_what_weights_takes(checkpoint, clip, tmp_path):
+    by_keyword = Predictor.load(weights=checkpoint, views=(2, 1), device="cpu")
+    for first in (checkpoint, str(checkpoint)):
+        predictor = Predictor.load(first, views="2x1", device=torch.device("cpu"))
+        assert predictor.classes == CLASSES
+        assert predictor(clip).labels == by_keyword(clip).labels
+    assert (
+        Predictor.load("camera_motion", dtype=torch.float32).weights_name == "bundled camera_motion"
+    )
+    # a file that is called as a model is: the file is what lies there
+    here = write_checkpoint(tmp_path / NAME)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert Predictor.load(NAME).weights_name == here.name
+
+
+def test_the_name_of_a_model_stands_for_its_published_weights(monkeypatch):
+    asked = []
+
+    def unreachable(url):
+        asked.append(url)
+        raise WeightsError("no network")
+
+    monkeypatch.setattr(predict, "fetch", unreachable)
+    for arguments in ({"model": NAME}, {"weights": NAME}):
+        with pytest.raises(WeightsError, match="no network"):
+            Predictor.load(**arguments)
+    assert asked == [PUBLISHED[NAME, "mae_k400_ft_k400"].url] * 2
+
+
+def test_first_arguments_that_name_nothing_say_what_is_near(tmp_path):
+    missing = tmp_path / "runs" / "best.pyth"
+    with pytest.raises(WeightsError, match=r"no such weights file: .*best\.pyth") as error:
+        Predictor.load(str(missing))
+    assert len(str(error.value)) < 400  # and not a list of all models
+    with pytest.raises(WeightsError, match="did you mean camera_motion"):
+        Predictor.load("camera_moton")
+    with pytest.raises(WeightsError, match=r"nearly this name: .*ladder_r3_small_16x224"):
+        Predictor.load("ladder_r3_smal_16x224")
+    with pytest.raises(UserError, match=r"weights is a Hiera; .*Predictor\(model, spec="):
+        Predictor.load(tiny_model())
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"model": None}, r"model is a NoneType; .*torch\.nn\.Module\. Predictor\.load takes"),
+        ({"model": "best.pyth"}, r"model is a str; .*Predictor\.load takes names and files"),
+        ({"spec": None}, r"spec is a NoneType; .*hiera_video\.ClipSpec"),
+        ({"classes": "apple"}, "classes is a str; .*list of names"),
+        ({"classes": None}, "classes is a NoneType"),
+        ({"process": "yes"}, r"process is a str; .*decoding_process\(\)"),
+        ({"process": True}, "process is a bool"),
+        ({"views": 5}, r"views=5 must be .*\(5, 3\)"),
+        ({"views": (5, 3, 1)}, "views="),
+        ({"views": "5"}, "views '5'; write TEMPORALxSPATIAL"),
+        ({"dtype": torch.float64}, r"dtype 'torch\.float64'; choose auto, fp32"),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_refused_in_words(settings, says):
+    arguments = {"model": tiny_model(), "spec": SPEC, "classes": CLASSES, **settings}
+    with pytest.raises(UserError, match=says):
+        Predictor(arguments.pop("model"), **arguments)
+
+
+def test_calls_with_something_else_than_one_path_are_refused_in_words(predictor, clip):
+    for call in (predictor, lambda path: list(predictor.timeline(path, 1.0))):
+        with pytest.raises(UserError, match="a list is no path: give one video at a time"):
+            call([clip, clip])
+    with pytest.raises(UserError, match="top_k=0 must be at least 1"):
+        predictor(clip, top_k=0)
+
+
 # ---- no weights named ----
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from hiera_video.data import prepare
 from hiera_video.data.manifests import read_manifest
 from hiera_video.data.prepare import gather, leave_out_missing, torn_sources, use_copies, write
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.spreadsheet import original
 
 
 def touch(root, *names):
@@ -253,7 +256,7 @@ def test_kinetics_and_what_is_missing_of_it(run_tool, tmp_path):
         "any/00000000002_000005_000015.mp4 0\n"
         "any/00000000003_000005_000015.mp4 1\n"
     )
-    assert (out / "left_out.csv").read_text() == (
+    assert (out / "left_out.csv").read_text(encoding="utf-8-sig") == (
         "path,split,label,reason\n00000000000_000005_000015.mp4,train,a wave,no such file\n"
     )
     assert json.loads((out / "classnames.json").read_text()) == ["a wave", "jump"]
@@ -362,7 +365,7 @@ def test_a_list_that_does_not_read_back_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "_line", lambda video: f"{video.path} 0\n")
     with pytest.raises(RunFailed, match="does not read back"):
         write(prepared, tmp_path / "out")
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_only_what_was_written_here_is_overwritten(run_tool, tmp_path):
@@ -397,6 +400,115 @@ def test_a_broken_off_writing_is_taken_up(tmp_path):
         write(gather("folder", root), out)
     write(gather("folder", root, seed=3), out)
     assert (out / "val.csv").read_bytes() == (fresh / "val.csv").read_bytes()
+
+
+KILLED = """
+import os, signal, sys
+from hiera_video.data.prepare import gather, write
+
+root, folder = sys.argv[1:]
+real = {name: getattr(os, name) for name in ("replace", "unlink", "fsync", "mkdir")}
+old, new = gather("folder", root), gather("folder", root, seed=3)
+
+def step():
+    global left
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left -= 1
+
+def stopping(name):
+    def call(*arguments, **settings):
+        step()
+        result = real[name](*arguments, **settings)
+        step()
+        return result
+    return call
+
+killed, left = True, -1
+while killed:
+    left += 1
+    out = write(old, os.path.join(folder, str(left)))
+    child = os.fork()
+    if child == 0:
+        for name in real:
+            setattr(os, name, stopping(name))
+        write(new, out)
+        os._exit(0)
+    killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
+"""
+
+
+def snapshot(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
+def test_killed_at_any_step_no_mixture_passes_for_a_set(tmp_path):
+    """Lists of two calls would train on what they validate on. Where train.csv is there, all of
+    the set is of one call; and the same command finishes what was broken off."""
+    root = write_sources(tmp_path / "v")
+    old = snapshot(write(gather("folder", root), tmp_path / "old"))
+    new = snapshot(write(gather("folder", root, seed=3), tmp_path / "new"))
+    assert old["train.csv"] != new["train.csv"]
+    lists = ("train.csv", "val.csv", "classnames.json")
+    words = [sys.executable, "-c", KILLED, root, tmp_path / "killed"]
+    subprocess.run(words, env=environment(), check=True)
+    folders = sorted((tmp_path / "killed").iterdir(), key=lambda out: int(out.name))
+    assert len(folders) > 20
+    seen = []
+    for out in folders:
+        there = snapshot(out)
+        found = {name: there[name] for name in lists if name in there}
+        if "train.csv" in there:
+            assert found in [{name: whole[name] for name in lists} for whole in (old, new)]
+        seen.append(there.get("train.csv"))
+        prepare.check_out(out)  # as the command does first: all that is there counts as ours
+        write(gather("folder", root, seed=3), out)
+        assert snapshot(out) == new
+    assert set(seen) == {old["train.csv"], new["train.csv"], None}
+    assert (seen[0], seen[-1]) == (old["train.csv"], new["train.csv"])
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs limits of Linux")
+def test_a_full_disk_is_named_and_the_old_lists_stay(tmp_path):
+    root = write_sources(tmp_path / "v")
+    out = write(gather("folder", root), tmp_path / "out")
+    before = snapshot(out)
+    limit = len(before["train.csv"]) // 2
+    code = (
+        "import resource, sys\n"
+        "from hiera_video import cli\n"
+        "from hiera_video.data.prepare import gather, write\n"
+        "def main(argv):\n"
+        "    prepared = gather('folder', argv[0], seed=3)\n"
+        f"    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "    write(prepared, argv[1])\n"
+        "cli.run(main)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, root, out], env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert re.match(r"error: cannot write .*/\S+\.(csv|json): File too large, ", done.stderr)
+    assert snapshot(out) == before
+
+
+def test_the_videos_left_out_open_in_a_spreadsheet(tmp_path):
+    """Their names, and those of their classes, are as odd as names can be."""
+    odd = ["=1+1/-x.mp4", os.fsdecode(b"=1+1/caf\xe9.mp4"), "None/ü.mp4", "None/y.mp4"]
+    root = touch(tmp_path / "v", *odd, *(f"{c}/{i}.mp4" for c in ("=1+1", "None") for i in "1234"))
+    prepared = gather("folder", root)
+    for name in odd:
+        (root / name).unlink()
+    leave_out_missing(prepared)
+    out = write(prepared, tmp_path / "out")
+    with open(out / "left_out.csv", encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(original(row["path"]) for row in rows) == sorted(
+        f"./{name}" if name.startswith("=") else name for name in odd
+    )
+    assert {row["label"] for row in rows} == {"'=1+1", "'None"}
+    assert {row["reason"] for row in rows} == {"no such file"}
 
 
 def test_nothing_left_of_a_split(tmp_path):

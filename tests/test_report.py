@@ -42,6 +42,15 @@ def test_the_log_and_the_records(tmp_path):
     assert report.read_metrics(tmp_path) == [{"_type": "train_iter_", "step": 1, "loss": 1 / 3}]
 
 
+def test_lines_before_the_folder_are_written_once_it_is_there(tmp_path):
+    with report.Report(None, stream=io.StringIO()) as voice:
+        voice.say("early")
+        assert not (tmp_path / "stdout.log").exists()
+        voice.open(tmp_path)
+        voice.say("late")
+    assert (tmp_path / "stdout.log").read_text() == "early\nlate\n"
+
+
 def test_a_terminal_gets_one_redrawn_line_that_never_wraps(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     out = Terminal()

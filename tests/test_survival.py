@@ -234,7 +234,7 @@ def test_a_disk_that_fills_up_keeps_the_old_checkpoints(straight, words, small_d
             while filler.write(bytes(4096)):
                 pass
         said, errors = child.communicate(timeout=600)
-    assert_ended_for_want_of_room(child, said, errors, "No space left on device")
+    assert_ended_on_a_full_disk(child, said, errors, "No space left on device")
     assert_all_readable(out)
     assert tiny.final(out)["step"] >= 2
     (small_disk / "filler").unlink()
@@ -250,15 +250,15 @@ def test_a_file_that_may_not_grow_keeps_the_old_checkpoints(straight, words, tmp
         one = checkpoint.in_order(out / "checkpoints")[-1].stat().st_size
         resource.prlimit(child.pid, resource.RLIMIT_FSIZE, (one // 2, one // 2))
         said, errors = child.communicate(timeout=600)
-    assert_ended_for_want_of_room(child, said, errors, "File too large")
+    assert_ended_on_a_full_disk(child, said, errors, "File too large")
     assert_all_readable(out)
     assert tiny.final(out)["step"] >= 2
     assert_goes_on_to(straight, out, words(out))
 
 
-def assert_ended_for_want_of_room(child, said, errors, reason):
+def assert_ended_on_a_full_disk(child, said, errors, reason):
     assert child.returncode == 1, errors + said
-    assert errors.startswith("error: could not write "), errors
+    assert errors.startswith("error: cannot write "), errors
     assert reason in errors
     assert "Traceback" not in errors
 
@@ -288,7 +288,7 @@ def test_a_folder_that_goes_away_ends_the_run(words, tmp_path):
         out.rename(tmp_path / "elsewhere")
         said, errors = child.communicate(timeout=600)
     assert child.returncode == 1, errors + said
-    assert f"error: could not write {out}" in errors
+    assert f"error: cannot write {out}" in errors
     assert "Traceback" not in errors
     assert_all_readable(tmp_path / "elsewhere")
 

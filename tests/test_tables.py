@@ -503,3 +503,11 @@ def test_a_second_list_of_a_split_is_not_passed_over_in_silence(tmp_path):
     assert read_manifest(tmp_path, "train").notes == (
         "train.csv is read, train.txt beside it is not",
     )
+
+
+def test_labels_that_play_no_part_are_never_wrong(tmp_path):
+    settings = {"need_labels": False, "ignore_labels": True, "num_classes": 2}
+    for text in ("a.mp4 0\nb.mp4 run\n", "a.mp4 0.5\nb.mp4 1.5\n", "a.mp4 7\nb.mp4 -3\n"):
+        assert [path for path, _ in listed(read(tmp_path, text, **settings))] == ["a.mp4", "b.mp4"]
+    text = "path,label,label_id\na.mp4,run,x\nb.mp4,walk,y\n"
+    assert len(read(tmp_path, text, **settings)) == 2

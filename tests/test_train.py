@@ -488,8 +488,7 @@ def test_two_runs_do_not_share_a_folder(videos, tmp_path):
 
 
 def test_a_full_disk_is_known_before_the_first_step(videos, tmp_path, monkeypatch):
-    usage = type("usage", (), {"free": 1000})
-    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 1000)
     with pytest.raises(UserError, match=r"GiB free.*KEEP_CHECKPOINTS"):
         run(config(videos, tmp_path / "out"))
     assert not losses(tmp_path / "out")
@@ -500,7 +499,8 @@ def test_a_disk_that_fills_up_later_keeps_the_last_checkpoint(videos, tmp_path, 
 
     def refuse_the_second(state, target):
         if state["step"] > 2:
-            raise OSError(28, "No space left on device")
+            target.raw.error = OSError(28, "No space left on device")
+            raise RuntimeError("PytorchStreamWriter failed")  # which is all that torch says
         save(state, target)
 
     monkeypatch.setattr(torch, "save", refuse_the_second)

@@ -12,11 +12,11 @@ import time
 
 import av
 import numpy as np
-import portalocker
 import pytest
 from clips import cut_clip, is_upright, read_indices, write_audio_only, write_clip
 from tiny_runs import environment
 
+from hiera_video import files
 from hiera_video.data import transcode as module
 from hiera_video.data.decode import DecodeError, probe, read_frames
 from hiera_video.data.guard import Casualty
@@ -135,21 +135,24 @@ def test_a_disk_that_takes_no_more_is_told_from_a_bad_video(tmp_path):
     code = (
         "import resource, signal\n"
         "from pathlib import Path\n"
+        "from hiera_video.errors import RunFailed\n"
         "from test_transcode import copy\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))\n"
         f"folder = Path({str(tmp_path)!r})\n"
         "try:\n"
         "    copy(folder / 'a.mp4', folder, crf=1)\n"
-        "except OSError as error:\n"
-        "    print('OSError', error)\n"
+        "except RunFailed as error:\n"
+        "    print(error)\n"
     )
     env = environment()
     env["PYTHONPATH"] += os.pathsep + os.path.dirname(__file__)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=env
     )
-    assert done.stdout.startswith("OSError"), done.stdout + done.stderr
+    target = tmp_path / "copies" / "copy.mp4"
+    said = f"cannot write {target}: File too large"
+    assert done.stdout.startswith(said), done.stdout + done.stderr
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.mp4"]
 
 
@@ -284,7 +287,7 @@ class StubPool:
 
 def test_a_full_disk_ends_the_work_and_says_what_is_left(originals, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "GuardedPool", StubPool)
-    StubPool.ends_with = OSError(28, "No space left on device", "/small/a/2.mp4")
+    StubPool.ends_with = RunFailed("cannot write /small/a/2.mp4: No space left on device")
     with pytest.raises(RunFailed, match=r"2.mp4: No space left.*1 of 2 .*the same command again"):
         transcode(NAMES[:2], root=originals, folder=tmp_path / "small")
     StubPool.ends_with = Casualty("crashed (SIGSEGV)")
@@ -296,7 +299,7 @@ def test_two_at_once_do_not_mix(originals, tmp_path):
     folder = tmp_path / "small"
     folder.mkdir()
     with (
-        portalocker.Lock(folder / ".lock", timeout=0),
+        files.hold(folder / ".lock"),
         pytest.raises(RunFailed, match="another process is filling"),
     ):
         transcode(NAMES, root=originals, folder=folder)

@@ -38,7 +38,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
 
-from hiera_video import cli
+from hiera_video import cli, files
 from hiera_video.data import synthetic
 from hiera_video.data.decode import VideoReader
 from hiera_video.data.synthetic import LABELS
@@ -289,7 +289,7 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         report = {"weights": predictor.weights_name, "own_drift": drift}
         report["results"] = [asdict(result) for result in results]
-        args.json.write_text(json.dumps(report, indent=1))
+        files.write_text(args.json, json.dumps(report, indent=1))
     return cli.DONE
 
 

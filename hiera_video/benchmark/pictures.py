@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from hiera_video.files import atomic_write
+
 DPI = 150
 
 
@@ -82,5 +84,6 @@ def _save(figure, axes, path: str | Path, *, title: str, axis: str) -> Path:
     axes.legend(fontsize=7, frameon=False)
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(target, dpi=DPI)
+    with atomic_write(target) as file:
+        figure.savefig(file, format="png", dpi=DPI)
     return target

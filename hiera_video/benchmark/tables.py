@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from hiera_video import files
+
 Row = dict[str, Any]
 
 OUTPUTS = ("--json", "--markdown", "--png")
@@ -156,12 +158,12 @@ class Report:
                 "notes": self.notes,
                 "rows": self.rows,
             }
-            write_text(self.args.json, json.dumps(record, indent=1, default=_plain) + "\n")
+            _write_text(self.args.json, json.dumps(record, indent=1, default=_plain) + "\n")
         if self.args.markdown is not None:
             notes = "".join(f"\n{note}\n" for note in self.notes)
             command = shlex.join(["python", "tools/benchmark.py", *without_outputs(sys.argv[1:])])
             tables = "\n".join(markdown_table(self.rows, columns) for columns in self.tables)
-            write_text(
+            _write_text(
                 self.args.markdown,
                 f"{facts_line(self.facts)}\n\n```\n{command}\n```\n\n{tables}{notes}",
             )
@@ -179,11 +181,10 @@ def without_outputs(words: Sequence[str]) -> list[str]:
     return kept
 
 
-def write_text(path: str, text: str) -> None:
+def _write_text(path: str, text: str) -> None:
     """Write a file, making its folder."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(text, encoding="utf-8")
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    files.write_text(path, text)
 
 
 def _plain(value: Any) -> Any:

@@ -296,7 +296,8 @@ class VideoDataset(Dataset):
     `dataset[i]` (epoch 0) and `dataset[epoch, i]` give a list of normalised float32 [3, T, S, S],
     or a `Failed`.
 
-    Raises DataError where a mirrored video would have a wrong label (`check_flip`).
+    Raises DataError where a mirrored video would have a wrong label (`check_flip`), unless the
+    labels play no part (`labelled=False`: pretraining).
     """
 
     def __init__(
@@ -311,6 +312,7 @@ class VideoDataset(Dataset):
         num_crops: int = 1,
         decoder: str = "auto",
         seed: int = 0,
+        labelled: bool = True,
     ) -> None:
         self.manifest = manifest
         self.spec = spec
@@ -327,7 +329,7 @@ class VideoDataset(Dataset):
                 raise DataError(
                     f"num_temporal={num_temporal} and num_augment={num_augment} must be at least 1"
                 )
-            if transform.flip:
+            if transform.flip and labelled:
                 check_flip(manifest)
             self.reader = TrainReader(transform, seed, num_temporal, num_augment, decoder)
             self.clips_per_video = num_temporal * num_augment
@@ -374,6 +376,11 @@ def _read(reader: TrainReader | TestReader, sample: Sample) -> Clips | Failed:
         return Clips(reader(sample), sample.label, sample.video_id)
     except DecodeError as error:
         return Failed(sample.video_id, sample.path, str(error.reason))
+
+
+def read_sample(request: tuple[TrainReader | TestReader, Sample]) -> Clips | Failed:
+    """The clips of a video: for a process of its own (`guard.GuardedPool`)."""
+    return _read(*request)
 
 
 def try_to_read(request: tuple[TrainReader | TestReader, Sample]) -> Failed | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -97,14 +97,16 @@ def resolve(
     if not named:
         wrong |= _minority(texts, parts, counts, wrong)
     atoms = _atoms(parts, wrong)
-    if not named and atoms and all(_DECIMAL.fullmatch(atom) for atom in atoms):
+    decimals = bool(atoms) and all(_DECIMAL.fullmatch(atom) for atom in atoms)
+    if decimals and not named and not source.ignore_labels:
         raise DataError(
             f"{file}: the labels are decimal numbers ({some(sorted(atoms), 3)}); expected whole "
             "numbers from 0, or names"
         )
     are_ids = not named and bool(atoms) and all(WHOLE_NUMBER.fullmatch(atom) for atom in atoms)
     read = _read_ids if are_ids else _read_names
-    return read(parts, wrong, source, number_of)
+    labels = read(parts, wrong, source, number_of)
+    return replace(labels, wrong={}) if source.ignore_labels else labels
 
 
 def _atoms(parts: Sequence[Sequence[str]], wrong: Mapping[int, DataError]) -> set[str]:
@@ -188,7 +190,7 @@ def _read_names(
     for i, atoms in enumerate(parts):
         unknown = [atom for atom in atoms if atom not in place]
         values.append(() if unknown else tuple(sorted({place[atom] for atom in atoms})))
-        if unknown and i not in wrong and not source.ignore_labels:
+        if unknown and i not in wrong:
             wrong[i] = DataError(
                 f"class {unknown[0]!r} is not among the {len(classes)} known classes "
                 f"({some(classes)})"
@@ -216,12 +218,11 @@ def _read_ids(
         outside = [number for number in ids if not 0 <= number < limit]
         values.append(() if outside else tuple(sorted(set(ids))))
         if outside:
-            if not source.ignore_labels:
-                wrong[i] = _out_of_range(outside[0], limit, lowest, highest)
+            wrong[i] = _out_of_range(outside[0], limit, lowest, highest)
         elif table is not None:
             missing = [number for number in ids if table[number] is None]
             values[i] = () if missing else tuple(sorted(table[number] for number in values[i]))
-            if missing and not source.ignore_labels:
+            if missing:
                 wrong[i] = DataError(
                     f"label {missing[0]} is class {source.id_names[missing[0]]!r}, which is not "
                     f"among the {len(source.classes)} known classes ({some(source.classes)})"

@@ -12,12 +12,12 @@ place. The same input gives the same bytes, on any machine.
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import hashlib
 import io
 import json
 import os
-import shutil
+import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -30,6 +30,8 @@ from hiera_video.data.manifests import SPLITS, Manifest, Source, read_manifest
 from hiera_video.data.parts import Listed, hold_out
 from hiera_video.data.tables import quoted_path
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.files import atomic_write, explained, write_text
+from hiera_video.spreadsheet import path_cell, row_writer
 
 FOLDER_LAYOUTS = ("folder", "class_folders", "group_folders")
 LAYOUTS = (*FOLDER_LAYOUTS, "kinetics", "ssv2", "ucf101", "hmdb51")
@@ -372,6 +374,7 @@ def use_copies(
 CLASS_FILE = "classnames.json"
 LEFT_OUT_FILE = "left_out.csv"
 RECORD = "prepare.json"
+TRAIN_LIST = "train.csv"
 _OURS = (*(f"{split}.csv" for split in SPLITS), CLASS_FILE, LEFT_OUT_FILE)
 
 
@@ -387,28 +390,28 @@ def write(prepared: Prepared, out: str | Path, settings: Mapping[str, Any] | Non
     out = Path(out)
     contents = _contents(prepared)
     check_out(out, contents)
+    _read_back(prepared, contents)
+    record = {
+        "layout": prepared.layout,
+        "root": prepared.root,
+        "settings": dict(settings or {}),
+        "notes": prepared.notes,
+        "files": {name: _digest(content) for name, content in contents.items()},
+    }
+    before = {name: _digest((out / name).read_bytes()) for name in _OURS if (out / name).is_file()}
     out.mkdir(parents=True, exist_ok=True)
-    making = out / f".preparing-{os.getpid()}"
-    try:
-        making.mkdir()
-        for name, content in contents.items():
-            _write_durably(making / name, content)
-        _read_back(prepared, making)
-        record = {
-            "layout": prepared.layout,
-            "root": prepared.root,
-            "settings": dict(settings or {}),
-            "notes": prepared.notes,
-            "files": {name: _digest(content) for name, content in contents.items()},
-        }
-        _write_durably(making / RECORD, _json(record))
+    # Stopped from here on, the lists may be of two calls, but then none is called train.csv; and
+    # the record knows both as ours, so that the same command may finish it.
+    write_text(out / RECORD, _json({**record, "replaces": before}))
+    with contextlib.ExitStack() as unfinished:  # they take their places from the last to the first
+        for name in sorted(contents, key=lambda name: name != TRAIN_LIST):
+            file = unfinished.enter_context(atomic_write(out / name))
+            file.write(contents[name])
+            file.flush()  # a full disk is noticed before anything is replaced
         for name in _OURS:
-            if name not in contents:
+            if name == TRAIN_LIST or name not in contents:
                 (out / name).unlink(missing_ok=True)
-        for name in (*contents, RECORD):
-            os.replace(making / name, out / name)
-    finally:
-        shutil.rmtree(making, ignore_errors=True)
+    write_text(out / RECORD, _json(record))
     return out
 
 
@@ -420,17 +423,18 @@ def check_out(out: str | Path, contents: Mapping[str, bytes] | None = None) -> N
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {out} is a file; name a folder for the manifests")
-    written: dict[str, str] = {}
+    written: set[tuple[str, str]] = set()
     if (out / RECORD).is_file():
         try:
-            written = json.loads((out / RECORD).read_text(encoding="utf-8"))["files"]
-        except (ValueError, KeyError, TypeError):
-            written = {}
+            record = json.loads((out / RECORD).read_text(encoding="utf-8"))
+            written = {*record["files"].items(), *record.get("replaces", {}).items()}
+        except (ValueError, KeyError, TypeError, AttributeError):
+            written = set()
     for name in _OURS:
         if not (out / name).is_file():
             continue
         content = (out / name).read_bytes()
-        known = written.get(name) == _digest(content)
+        known = (name, _digest(content)) in written
         if not known and (contents or {}).get(name) != content:
             raise UserError(
                 f"--out {out}: {name} is there and was not written by this command, or was changed "
@@ -445,15 +449,14 @@ def _contents(prepared: Prepared) -> dict[str, bytes]:
         for split, videos in prepared.splits.items()
     }
     if prepared.classes:
-        contents[CLASS_FILE] = _json(list(prepared.classes))
+        contents[CLASS_FILE] = _json(list(prepared.classes)).encode()
     if prepared.left_out:
         table = io.StringIO(newline="")
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(["path", "split", "label", "reason"])
+        add = row_writer(table, ["path", "split", "label", "reason"])
         for row in prepared.left_out:
             label = prepared.classes[row.label] if prepared.classes else row.label
-            writer.writerow([row.path, row.split, label, row.reason])
-        contents[LEFT_OUT_FILE] = table.getvalue().encode("utf-8", "surrogateescape")
+            add([path_cell(row.path), row.split, label, row.reason])
+        contents[LEFT_OUT_FILE] = table.getvalue().encode()
     return contents
 
 
@@ -461,32 +464,25 @@ def _line(video: Video) -> str:
     return f"{quoted_path(video.path)} {video.label}\n"
 
 
-def _read_back(prepared: Prepared, folder: Path) -> None:
-    """RunFailed unless the readers find in `folder` what was meant."""
-    for split, videos in prepared.splits.items():
-        manifest = read_manifest(folder, split, path_prefix=prepared.root)
-        same = len(manifest) == len(videos) and manifest.classes == prepared.classes
-        for i in range(len(videos) if same else 0):
-            if (manifest.paths.relative(i), manifest.label(i)) != videos[i][:2]:
-                same = False
-                break
-        if not same:
-            raise RunFailed(
-                f"{split}.csv does not read back as it was meant; this is a mistake of ours: "
-                "please report the names of your videos and classes"
-            )
+def _read_back(prepared: Prepared, contents: Mapping[str, bytes]) -> None:
+    """RunFailed unless the readers find in the lists what was meant."""
+    with tempfile.TemporaryDirectory(prefix="hiera_video_prepare_") as folder:
+        for name, content in contents.items():
+            with explained(os.path.join(folder, name)):
+                Path(folder, name).write_bytes(content)
+        for split, videos in prepared.splits.items():
+            manifest = read_manifest(folder, split, path_prefix=prepared.root)
+            read = [(manifest.paths.relative(i), manifest.label(i)) for i in range(len(manifest))]
+            if manifest.classes != prepared.classes or read != [video[:2] for video in videos]:
+                raise RunFailed(
+                    f"{split}.csv does not read back as it was meant; this is a mistake of ours: "
+                    "please report the names of your videos and classes"
+                )
 
 
-def _write_durably(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _json(content: Any) -> bytes:
+def _json(content: Any) -> str:
     # Escaped: names that are not valid UTF-8 survive.
-    return (json.dumps(content, indent=1) + "\n").encode("ascii")
+    return json.dumps(content, indent=1) + "\n"
 
 
 def _digest(content: bytes) -> str:

@@ -50,6 +50,7 @@ import torch.nn.functional as F
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data import decode
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.files import explained, put_in_place, write_text
 
 LABELS = (
     "static",
@@ -644,10 +645,11 @@ def make_dataset(
     _remove_abandoned(folder)
     making = folder.with_name(f".{folder.name}.making-{os.getpid()}")
     try:
-        making.mkdir(parents=True)
-        _write_videos(making, parameters, workers or os.cpu_count() or 1, progress)
-        (making / MANIFEST).write_text(json.dumps({**parameters, "labels": LABELS}, indent=1))
-        _put_in_place(making, folder, parameters)
+        with explained(folder):
+            making.mkdir(parents=True)
+            _write_videos(making, parameters, workers or os.cpu_count() or 1, progress)
+            write_text(making / MANIFEST, json.dumps({**parameters, "labels": LABELS}, indent=1))
+            _put_in_place(making, folder, parameters)
     finally:
         shutil.rmtree(making, ignore_errors=True)
     return folder
@@ -735,8 +737,8 @@ def _put_in_place(making: Path, folder: Path, parameters: dict[str, int]) -> Non
     if folder.exists():  # empty, or this set with files missing
         shutil.rmtree(folder)
     try:
-        making.rename(folder)
-    except OSError:
+        put_in_place(making, folder)
+    except RunFailed:
         if not _is_complete(folder, parameters):
             raise
 
@@ -806,8 +808,12 @@ def _worker() -> None:
     """A child process of `_write_videos`: one line on stdout for each video written."""
     folder, parameters, part, parts = sys.argv[1:]
     torch.set_num_threads(1)
-    for name in _write_some(Path(folder), json.loads(parameters), int(part), int(parts)):
-        print(name, flush=True)
+    try:
+        with explained(folder):
+            for name in _write_some(Path(folder), json.loads(parameters), int(part), int(parts)):
+                print(name, flush=True)
+    except RunFailed as error:
+        sys.exit(f"error: {error}")
 
 
 def write_clip(

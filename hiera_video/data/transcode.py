@@ -29,6 +29,7 @@ import numpy as np
 from hiera_video.data.guard import Casualty, GuardedPool
 from hiera_video.data.listing import DataError
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.files import explained, hold, put_in_place, write_text
 
 SHORT_SIDE = 320
 """Pixels: what the Kinetics recipes read; a 224 crop leaves room to vary its scale."""
@@ -97,7 +98,7 @@ def transcode(
     result = Transcoded()
     with _held(folder):
         _remove_unfinished(folder)
-        _write_settings(folder, settings)
+        write_text(folder / _SETTINGS, json.dumps(settings) + "\n")
         (folder / _UNFINISHED).mkdir()
         todo = []
         for number, path in enumerate(names):
@@ -170,11 +171,10 @@ def _transcode_all(
                 else:
                     result.made[job.path] = names[job.path]
                 report()
-    except OSError as error:
+    except RunFailed as error:
         raise RunFailed(
-            f"cannot write {error.filename or Path(todo[0].target).parent}: {error.strerror}. "
-            f"{len(result.made)} of {len(names)} videos are made and stay; the same command again "
-            "goes on from there"
+            f"{error}. {len(result.made)} of {len(names)} videos are made and stay; the same "
+            "command again goes on from there"
         ) from error
 
 
@@ -206,21 +206,20 @@ class Job:
 def transcode_file(job: Job) -> None:
     """Make `job.target` from `job.source`, whole or not at all.
 
-    Raises DecodeError: the source cannot be decoded to its end, or not be encoded; OSError: the
+    Raises DecodeError: the source cannot be decoded to its end, or not be encoded; RunFailed: the
     copy cannot be written.
     """
     from hiera_video.data.decoders.container import DecodeError
 
     modified = _modified(job.source)
     try:
-        _check_copy(job, _encode(job))
-        Path(job.target).parent.mkdir(parents=True, exist_ok=True)
-        with open(job.unfinished, "rb") as file:
-            os.fsync(file.fileno())  # a name that outlives a power cut stands for a whole file
-        if modified is None:
-            raise DecodeError(job.source, "vanished while it was read")
-        os.utime(job.unfinished, ns=(modified, modified))
-        os.replace(job.unfinished, job.target)
+        with explained(job.target):
+            _check_copy(job, _encode(job))
+            Path(job.target).parent.mkdir(parents=True, exist_ok=True)
+            if modified is None:
+                raise DecodeError(job.source, "vanished while it was read")
+            os.utime(job.unfinished, ns=(modified, modified))
+            put_in_place(job.unfinished, job.target)
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.remove(job.unfinished)
@@ -444,22 +443,14 @@ def _modified(path: str) -> int | None:
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """The folder, made if need be, for this process alone. RunFailed where another has it."""
-    import portalocker
-
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with portalocker.Lock(folder / _LOCK, timeout=0, fail_when_locked=True):
-            yield
-    except portalocker.exceptions.LockException:
+    lock = hold(folder / _LOCK)
+    if lock is None:
         raise RunFailed(
             f"another process is filling {folder}; wait for it, then run the same command"
-        ) from None
-
-
-def _write_settings(folder: Path, settings: Mapping[str, int]) -> None:
-    unfinished = folder / f"{_SETTINGS}.part"
-    unfinished.write_text(json.dumps(settings) + "\n", encoding="utf-8")
-    os.replace(unfinished, folder / _SETTINGS)
+        )
+    with lock:
+        yield
 
 
 def _remove_unfinished(folder: Path) -> None:

@@ -206,7 +206,8 @@ def _rows_by_split(split: Values, source: Source, columns: Columns) -> tuple[np.
 
 def _resolved(columns: Columns, source: Source) -> Labels:
     counts = np.bincount(np.asarray(columns.labels), minlength=len(columns.texts.codes))
-    numbered = "label_id" in columns.others and not source.multi_label
+    numbered = "label_id" in columns.others
+    numbered &= not source.multi_label and not source.ignore_labels
     number_of = _numbers_of_names(columns) if numbered else None
     file = columns.table.file
     labels = resolve(columns.texts, counts, source, file=file, number_of=number_of)

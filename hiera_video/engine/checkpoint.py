@@ -2,18 +2,15 @@
 
 A checkpoint is one `torch.save` file, that is a zip archive whose directory stores every record's
 size and CRC-32; `fault` reads all of it back against them, so truncation and bit rot are found.
-It is written beside its final name, flushed to the disk, then renamed: whenever the machine
-stops, a file under its final name is complete. `model_state` is what was validated: the averaged
+It is written by `files.atomic_write`: whenever the machine stops, a file under its final name is
+complete. `model_state` is what was validated: the averaged
 weights (EMA) where a run keeps them, and then `raw_state` is what training goes on from.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,12 +19,12 @@ import torch
 from torch import nn
 
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.files import atomic_write, free_bytes, link_or_copy, write_text
 from hiera_video.models.weights_file import WeightsError, archive_fault, unpickled
 
 FORMAT = "hiera_video/1"
 BEST = "best.pyth"
 _NAME = re.compile(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?\.pyth")
-_TEMPORARY = ".tmp"
 
 
 def file_name(epoch: int, step: int = 0) -> str:
@@ -44,81 +41,21 @@ def in_order(folder: Path) -> list[Path]:
 # ---- writing ------------------------------------------------------------------------------------
 
 
-class _Written:
-    """A file for `torch.save` that remembers why a write failed: torch only says that it did."""
-
-    def __init__(self, file: Any):
-        self.file, self.error = file, None
-
-    def write(self, data: Any) -> int:
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.error = self.error or error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 def save(state: dict[str, Any], path: Path) -> int:
     """Write `state` to `path` atomically and durably; the size in bytes.
 
     Raises RunFailed where the disk refuses it; what was under `path` before is then still there.
     """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
     try:
-        # unbuffered: a full disk must fail in write(), not in a close() long after
-        with open(temporary, "wb", buffering=0) as file:
-            target = _Written(file)
-            try:
-                torch.save(state, target)
-            except RuntimeError as error:
-                raise target.error or error from None
-            os.fsync(file.fileno())
-            size = file.tell()
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise RunFailed(_could_not_write(path, error)) from error
-    return size
+        return _write(state, path)
+    except RunFailed as error:
+        raise RunFailed(f"{error}. {_what_is_left(Path(path).parent)}") from error
 
 
-def write_text(text: str, path: Path) -> None:
-    """Replace a small text file atomically and durably; OSError where the disk refuses it."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}{_TEMPORARY}")
-    try:
-        with open(temporary, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's entries, without which a rename may be forgotten in a power cut."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete half-written files of a run that was killed while saving."""
-    for path in Path(folder).glob(f".*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
+def _write(state: dict[str, Any], path: Path) -> int:
+    with atomic_write(path) as file:
+        torch.save(state, file)
+        return file.tell()
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -127,18 +64,11 @@ def prune(folder: Path, keep: int) -> None:
         path.unlink(missing_ok=True)
 
 
-def _could_not_write(path: Path, error: OSError) -> str:
-    kept = in_order(path.parent) if path.parent.is_dir() else []
-    last = (
-        f"the last complete checkpoint is {kept[-1]}" if kept else "no checkpoint was kept before"
-    )
-    with contextlib.suppress(OSError):
-        free = shutil.disk_usage(path.parent).free
-        last = f"{free / 2**20:.0f} MiB are free there; {last}"
-    return (
-        f"could not write {path}: {error.strerror or error}; {last}. "
-        "Free some space and run the same command again to continue"
-    )
+def _what_is_left(folder: Path) -> str:
+    kept = in_order(folder) if folder.is_dir() else []
+    if not kept:
+        return "No checkpoint was written before it"
+    return f"The last complete checkpoint is {kept[-1]}: the same command again goes on from it"
 
 
 # ---- the best one -------------------------------------------------------------------------------
@@ -150,17 +80,11 @@ def keep_best(path: Path, record: dict[str, Any]) -> None:
     A second name for the same file where the file system has those, else a copy.
     """
     best = path.parent / BEST
-    temporary = path.parent / f".{BEST}{_TEMPORARY}"
     try:
-        temporary.unlink(missing_ok=True)
-        try:
-            os.link(path, temporary)
-        except OSError:
-            shutil.copyfile(path, temporary)
-        os.replace(temporary, best)
-        write_text(json.dumps(record, sort_keys=True) + "\n", best.with_suffix(".json"))
-    except OSError as error:
-        raise RunFailed(_could_not_write(best, error)) from error
+        link_or_copy(path, best)
+        write_text(best.with_suffix(".json"), json.dumps(record, sort_keys=True) + "\n")
+    except RunFailed as error:
+        raise RunFailed(f"{error}. {_what_is_left(path.parent)}") from error
 
 
 def best_record(folder: Path) -> dict[str, Any] | None:
@@ -257,7 +181,7 @@ def require_space(folder: Path, *, one: int, keep: int, checkpoints: int) -> Non
     files = min(keep or checkpoints, checkpoints) + 2
     present = [p for p in [*in_order(folder), Path(folder) / BEST] if p.is_file()]
     there = sum({(s := p.stat()).st_ino: s.st_size for p in present}.values())  # best is a link
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     if one * files > free + there:
         raise UserError(
             f"{folder} has {free / 2**30:.2f} GiB free; this run keeps up to {files} checkpoints "
@@ -273,8 +197,11 @@ def export(source: Path, target: Path) -> int:
     """Write the published layout: `model_state` under the published keys, with what is needed to
     use it (model, classes, spec, settings) and nothing of the training.
 
-    Returns the size in bytes. UserError where `source` is no checkpoint of this trainer.
+    Returns the size in bytes. UserError where `source` is no checkpoint of this trainer; RunFailed
+    where `target` cannot be written.
     """
     state = _read(source)
     kept = ("format", "model", "model_state", "classes", "spec", "cfg", "data", "epoch", "step")
-    return save({key: state[key] for key in kept}, target)
+    content = {key: state[key] for key in kept}
+    content["multi_label"] = state.get("multi_label", False)
+    return _write(content, target)

@@ -95,7 +95,9 @@ def _run(
     if cfg.train.linear_probe:
         train.freeze_backbone(model)
     if Path(cfg.train.checkpoint_file_path).expanduser().is_file():
-        train.start_from_weights(cfg, world, model, voice.say)
+        # generated clips have no classes that could be compared with those of the weights
+        names = None if generated else train.class_names(cfg, manifest)
+        train.start_from_weights(cfg, world, model, voice.say, classes=names)
     elif cfg.train.checkpoint_file_path:
         voice.say(f"starting weights {cfg.train.checkpoint_file_path}: not fetched, random instead")
     optimizer = train.build_optimizer(cfg.solver, model, world.device)

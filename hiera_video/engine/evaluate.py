@@ -6,26 +6,28 @@ in `n_failed` and never replaced: metrics are over the videos that were scored, 
 
 from __future__ import annotations
 
-import csv
 import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from hiera_video import __version__
+from hiera_video import __version__, files
 from hiera_video.data.datasets import Failed, Loader, VideoDataset, build_loader
 from hiera_video.data.manifests import Manifest
+from hiera_video.data.relabel import fit_labels
 from hiera_video.engine import checkpoint, distributed, metrics, preflight, report, tasks
 from hiera_video.engine.feeding import Feeder
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
 from hiera_video.models.weights import Checkpoint, load_weights, resolve
 from hiera_video.scoring import clip_scores
+from hiera_video.spreadsheet import csv_file, path_cell
 
 # ---- scores -------------------------------------------------------------------------------------
 
@@ -101,17 +103,21 @@ def score_all(
     model: nn.Module,
     loader: Loader,
     *,
+    precision: str,
     stop: Any,
     voice: report.Report,
     what: str,
 ) -> Scores | None:
-    """`score_videos` as a run does it, with its progress under the name `what`."""
+    """`score_videos` as a run does it, with its progress under the name `what`.
+
+    precision: off, bf16 or fp16.
+    """
     return score_videos(
         model,
         loader,
         world=world,
         batch_size=cfg.test.batch_size,
-        precision=tasks.PRECISION[cfg.train.mixed_precision],
+        precision=tasks.PRECISION[precision],
         multi_label=cfg.data.multi_label,
         stopped=lambda: stop.requested,
         on_video=Counter(voice, loader, what).count,
@@ -175,28 +181,27 @@ def test(cfg: Any, world: distributed.World, stop: Any) -> int:
     Raises UserError (nothing to test, a checkpoint of another model, data missing), RunFailed (no
     video can be read).
     """
-    weights = world.on_main(_find_checkpoint, cfg)
-    with preflight.RunFolder(cfg.output_dir, world) as folder:
-        return _test(cfg, world, stop, folder=folder.path, weights=weights)
+    with report.Report(None, quiet=not world.is_main) as voice:
+        weights = world.on_main(_find_checkpoint, cfg, voice.say)
+        with preflight.RunFolder(cfg.output_dir, world) as folder:
+            return _test(cfg, world, stop, folder=folder.path, weights=weights, voice=voice)
 
 
-def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weights: str) -> int:
+def _test(
+    cfg: Any,
+    world: distributed.World,
+    stop: Any,
+    *,
+    folder: Path,
+    weights: str,
+    voice: report.Report,
+) -> int:
     began = time.monotonic()
 
     # ---- what is tested, on what ---------------------------------------------------------
-    stored, published = resolve_everywhere(world, weights, cfg.model.model_name)
+    stored, _ = resolve_everywhere(world, weights, cfg.model.model_name)
     num_classes = _outputs_of(stored, weights, cfg.model.num_classes)
-    manifest = world.on_main(
-        preflight.read_test_split,
-        cfg.data,
-        stored_settings=stored.settings,
-        stored_list=stored.trained_on,
-        dataset=cfg.test.dataset,
-        seed=cfg.rng_seed,
-        synthetic=cfg.synthetic,
-        num_classes=num_classes,
-        classes=stored.classes,
-    )
+    manifest = world.on_main(read_test_list, cfg, stored, num_classes)
     spec = cfg.data.clip_spec(training=False)
     views, crops = cfg.test.num_ensemble_views, cfg.test.num_spatial_crops
     dataset = VideoDataset(
@@ -215,35 +220,42 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
     model = build_model(cfg.model.model_name, num_classes=num_classes, **cfg.model_arguments())
     load_weights(model, stored)
     model.to(world.device)
+    precision = cfg.test.mixed_precision
+    if precision == "train":
+        precision = cfg.train.mixed_precision
+    number_format = str(tasks.PRECISION[precision]).removeprefix("torch.")
 
     # ---- scores ---------------------------------------------------------------------------
-    voice = report.Report(folder if world.is_main else None, quiet=not world.is_main)
+    if world.is_main:
+        voice.open(folder)
     voice.say(
         f"testing {weights} on {len(manifest)} videos of {cfg.data.path_to_data_dir or 'the set'}, "
-        f"{views} x {crops} views (clips in time x crops)"
+        f"{views} x {crops} views (clips in time x crops), in {number_format}"
     )
     voice.say(manifest.describe_classes())
     if only := manifest.only_class():
         voice.say(f"note: all videos are of one class ({only})")
-    for note in [*manifest.notes, *loader.notes, *_differences(stored, spec)]:
+    differences = _differences(stored, spec, multi_label=cfg.data.multi_label)
+    for note in [*manifest.notes, *loader.notes, *differences]:
         voice.say(f"note: {note}")
     try:
         with stop:
-            scores = score_all(cfg, world, model, loader, stop=stop, voice=voice, what="test")
+            scores = score_all(
+                cfg, world, model, loader, precision=precision, stop=stop, voice=voice, what="test"
+            )
     except Exception:
         if not stop.requested:
             raise
         scores = None  # the signal has ended the loader's workers as well
     if scores is None:
         voice.say("the test was interrupted; nothing was written")
-        voice.close()
         return stop.exit_code(saved=False)
 
     # ---- results --------------------------------------------------------------------------
-    names = stored.classes or list(manifest.classes or ()) or _published_names(published)
     results = {
         **summary(scores, manifest),
         "views": {"temporal": views, "spatial": crops},
+        "precision": number_format,
         "checkpoint": str(weights),
         "epoch": stored.epoch,
         "model": cfg.model.model_name,
@@ -252,20 +264,39 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
         "versions": {"hiera_video": __version__, "torch": str(torch.__version__)},
         "config": cfg.to_yaml(),
     }
-    world.on_main(write_results, folder, results, scores, manifest, names)
+    world.on_main(write_results, folder, results, scores, manifest)
     for line in describe(results):
         voice.say(line)
     voice.stats("test_final", split="test_final", **final_record(results))
-    voice.close()
     return 0
 
 
-def _find_checkpoint(cfg: Any) -> str:
+def read_test_list(cfg: Any, stored: Checkpoint, num_classes: int) -> Manifest:
+    """The videos to test, with labels that are numbers of the checkpoint's outputs."""
+    manifest = preflight.read_test_split(
+        cfg.data,
+        stored_settings=stored.settings,
+        stored_list=stored.trained_on,
+        dataset=cfg.test.dataset,
+        seed=cfg.rng_seed,
+        synthetic=cfg.synthetic,
+        num_classes=num_classes,
+    )
+    return fit_labels(
+        manifest,
+        names=stored.classes,
+        count=num_classes,
+        owner=stored.label,
+        guessed=stored.classes_guessed,
+    )
+
+
+def _find_checkpoint(cfg: Any, say: Callable[[str], None]) -> str:
     """What TEST.CHECKPOINT_FILE_PATH names, else the newest checkpoint of OUTPUT_DIR."""
     if cfg.test.checkpoint_file_path:
         return cfg.test.checkpoint_file_path
     folder = Path(cfg.output_dir).expanduser() / "checkpoints"
-    newest = checkpoint.latest(folder)
+    newest = checkpoint.latest(folder, say)
     if newest is None:
         raise UserError(
             f"nothing to test: {folder} holds no checkpoint; train first, or set "
@@ -294,20 +325,18 @@ def _outputs_of(stored: Checkpoint, weights: str, wanted: int) -> int:
     return stored.num_classes
 
 
-def _differences(stored: Checkpoint, spec: Any) -> list[str]:
+def _differences(stored: Checkpoint, spec: Any, *, multi_label: bool) -> list[str]:
+    notes = []
+    if stored.multi_label and not multi_label:
+        notes.append(
+            "the checkpoint was trained with several labels a video (sigmoid), and is tested with "
+            "one (softmax): DATA.MULTI_LABEL False"
+        )
     if stored.spec is None or stored.spec == spec:
-        return []
+        return notes
     theirs, ours = stored.spec.to_dict(), spec.to_dict()
     changed = [f"{k} {theirs[k]} there, {ours[k]} here" for k in ours if theirs[k] != ours[k]]
-    return [f"the checkpoint was trained with other clips: {'; '.join(changed)}"]
-
-
-def _published_names(published: Any) -> list[str]:
-    if published is None or not published.classes:
-        return []
-    from hiera_video.labels import load_labels
-
-    return load_labels(published.classes)
+    return [*notes, f"the checkpoint was trained with other clips: {'; '.join(changed)}"]
 
 
 class Counter:
@@ -367,23 +396,20 @@ def write_results(
     results: dict[str, Any],
     scores: Scores,
     manifest: Manifest,
-    names: Sequence[str],
 ) -> None:
     """results.json, predictions.csv, confusion.csv, confusion.png, per_class.csv."""
     num_classes = scores.rows.shape[1]
-    names = list(names) or [str(i) for i in range(num_classes)]
-    try:
-        _write_predictions(folder / "predictions.csv", scores, manifest, names)
-        if not manifest.multi_label:
-            labels = labels_of(manifest, scores.video_ids, num_classes)
-            confusion = metrics.confusion_matrix(scores.rows.argmax(1), labels, num_classes)
-            _write_confusion(folder / "confusion.csv", confusion, names)
-            _write_per_class(folder / "per_class.csv", confusion, names)
-            report.draw_confusion(confusion, names, folder / "confusion.png")
-        text = json.dumps(report.finite(results), indent=1, ensure_ascii=False)
-        checkpoint.write_text(text + "\n", folder / "results.json")
-    except OSError as error:
-        raise RunFailed(f"could not write the results to {folder}: {error.strerror}") from error
+    names = list(manifest.classes or ()) or [str(i) for i in range(num_classes)]
+    _write_predictions(folder / "predictions.csv", scores, manifest, names)
+    if not manifest.multi_label:
+        labels = labels_of(manifest, scores.video_ids, num_classes)
+        confusion = metrics.confusion_matrix(scores.rows.argmax(1), labels, num_classes)
+        _write_confusion(folder / "confusion.csv", confusion, names)
+        _write_per_class(folder / "per_class.csv", confusion, names)
+        report.draw_confusion(confusion, names, folder / "confusion.png")
+    text = json.dumps(report.finite(results), indent=1, ensure_ascii=False)
+    # A name that is not valid UTF-8 is escaped as JSON escapes: "\udcff".
+    files.write_text(folder / "results.json", text + "\n", errors="backslashreplace")
 
 
 def _write_predictions(path: Path, scores: Scores, manifest: Manifest, names: list[str]) -> None:
@@ -395,18 +421,15 @@ def _write_predictions(path: Path, scores: Scores, manifest: Manifest, names: li
     for video_id, row in zip(scores.video_ids.tolist(), scores.rows, strict=True):
         # stable, so that ties are ranked as the metrics rank them
         order = row.argsort(descending=True, stable=True)[:best].tolist()
-        pairs = [x for c in order for x in (names[c], f"{row[c].item():.6f}")]
+        pairs = [x for c in order for x in (names[c], Decimal(f"{row[c].item():.6f}"))]
         truth = _label_of(manifest, video_id)
         rows[video_id] = [_names_of(truth, names), int(order[0] in truth), *pairs, ""]
     for failed in scores.failed:
         truth = _names_of(_label_of(manifest, failed.video_id), names)
         rows[failed.video_id] = [truth, "", *[""] * (2 * best), failed.reason]
-    # surrogateescape: file names that are not UTF-8 come out as the bytes they are
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file)
-        writer.writerow([*header, "error"])
+    with csv_file(path, [*header, "error"]) as add:
         for video_id in sorted(rows):
-            writer.writerow([manifest.paths[video_id], *rows[video_id]])
+            add([path_cell(manifest.paths[video_id]), *rows[video_id]])
 
 
 def _label_of(manifest: Manifest, video_id: int) -> tuple[int, ...]:
@@ -419,18 +442,14 @@ def _names_of(labels: Sequence[int], names: list[str]) -> str:
 
 
 def _write_confusion(path: Path, confusion: Tensor, names: list[str]) -> None:
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["true \\ predicted", *names])
+    with csv_file(path, ["true \\ predicted", *names]) as add:
         for name, row in zip(names, confusion.tolist(), strict=True):
-            writer.writerow([name, *row])
+            add([name, *row])
 
 
 def _write_per_class(path: Path, confusion: Tensor, names: list[str]) -> None:
     accuracy = metrics.per_class_accuracy(confusion).tolist()
     counts = confusion.sum(dim=1).tolist()
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["class", "videos", "accuracy"])
+    with csv_file(path, ["class", "videos", "accuracy"]) as add:
         for name, count, value in zip(names, counts, accuracy, strict=True):
-            writer.writerow([name, count, f"{value:.2f}" if count else ""])
+            add([name, count, Decimal(f"{value:.2f}") if count else ""])

@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hiera_video import files
 from hiera_video.data.datasets import Failed, VideoDataset, try_to_read
 from hiera_video.data.guard import Casualty, GuardedPool
 from hiera_video.data.manifests import DataError, Manifest, read_manifest
 from hiera_video.data.parts import NoSuchPart
-from hiera_video.engine import checkpoint
 from hiera_video.engine.distributed import World
 from hiera_video.errors import RunFailed, UserError
 
@@ -54,30 +53,18 @@ class RunFolder:
             probe = self.checkpoints / f".probe.{os.getpid()}"
             probe.write_bytes(b"x")
             probe.unlink()
-            self._lock = open(self.path / ".lock", "w")  # noqa: SIM115 (held while the run lasts)
+            self._lock = files.hold(self.path / ".lock")
         except OSError as error:
             raise UserError(
                 f"cannot write to OUTPUT_DIR {self.path}: {error.strerror or error}; "
                 "choose a folder you may write to: OUTPUT_DIR runs/my_run"
             ) from None
-        self._take()
-        checkpoint.remove_leftovers(self.checkpoints)
-
-    def _take(self) -> None:
-        try:
-            import fcntl
-        except ImportError:  # Windows: two runs in one folder are then the user's care
-            return
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                return  # a file system without locks
-            self.__exit__()
+        if self._lock is None:
             raise UserError(
                 f"another run is writing to OUTPUT_DIR {self.path}; "
                 "wait for it, or choose another folder"
-            ) from None
+            )
+        files.remove_leftovers(self.checkpoints)
 
 
 # ---- what the run will be -----------------------------------------------------------------------
@@ -169,7 +156,6 @@ def read_split(
     seed: int,
     synthetic: Any = None,
     num_classes: int = 0,
-    classes: Sequence[str] | None = None,
     need_labels: bool = True,
     hold_out: bool | None = True,
 ) -> Manifest:
@@ -203,7 +189,6 @@ def read_split(
         val_fraction=data.val_fraction,
         group_by=data.group_by,
         seed=seed,
-        **({"classes": tuple(classes)} if classes else {}),
     )
 
 
@@ -310,19 +295,33 @@ def require_readable(
     """
     count = min(tries, len(dataset))
     failed = []
-    with GuardedPool(try_to_read) if guarded else contextlib.nullcontext() as pool:
-        for i in range(count):
-            sample = dataset.sample(i * len(dataset) // count)
-            try:
-                request = (dataset.reader, sample)
-                outcome = pool.call(request) if guarded else try_to_read(request)
-            except Casualty as casualty:
-                outcome = Failed(sample.video_id, sample.path, casualty.reason)
+    videos = [i * len(dataset) // count for i in range(count)]
+    with contextlib.closing(reading(try_to_read, dataset, videos, guarded=guarded)) as outcomes:
+        for outcome in outcomes:
             if outcome is None:
                 return
             failed.append(outcome)
     reasons = "\n  ".join(f"{f.path}: {f.reason}" for f in failed)
     raise RunFailed(f"none of {count} {what} videos tried can be read:\n  {reasons}")
+
+
+def reading(
+    function: Callable[[Any], Any], dataset: VideoDataset, videos: Sequence[int], *, guarded: bool
+) -> Iterator[Any]:
+    """`function((reader, sample))` of one video after the other, as they are asked for.
+
+    guarded: in a process of its own, so that a video which crashes its decoder, or takes too much
+    time or memory, is a `Failed`, and no end of the run.
+    """
+    with GuardedPool(function) if guarded else contextlib.nullcontext() as pool:
+        for video_id in videos:
+            sample = dataset.sample(video_id)
+            request = (dataset.reader, sample)
+            try:
+                outcome = pool.call(request) if guarded else function(request)
+            except Casualty as casualty:
+                outcome = Failed(sample.video_id, sample.path, casualty.reason)
+            yield outcome
 
 
 def class_names(manifest: Manifest, num_classes: int) -> list[str]:

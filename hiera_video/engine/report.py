@@ -11,7 +11,6 @@ import contextlib
 import decimal
 import json
 import math
-import os
 import shutil
 import sys
 import time
@@ -24,17 +23,22 @@ import simplejson
 import torch
 from torch import Tensor
 
-from hiera_video.engine.checkpoint import write_text
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import UserError
+from hiera_video.files import atomic_write, explained, write_text
 
 METRICS = "metrics.jsonl"
 LOG = "stdout.log"
+TENSORBOARD = "tensorboard"
 REDRAW_S = 0.2
 CURVES_S = 60
 
 
 class Report:
-    """The voice of a run. `folder=None` (other processes, dry runs) writes no files."""
+    """What a run says on the console and writes to its folder.
+
+    A context manager, which closes its files. `folder=None` (other processes, dry runs) writes
+    none, or none before `open` names the folder: lines said until then are written at that moment.
+    """
 
     def __init__(
         self,
@@ -44,20 +48,36 @@ class Report:
         tensorboard: bool = False,
         stream: Any = None,
     ):
-        self.folder, self.quiet = folder, quiet
+        self.folder, self.quiet = None, quiet
         self.stream = stream or sys.stdout
         self.live = not quiet and getattr(self.stream, "isatty", lambda: False)()
         self._drawn_at, self._line_open = 0.0, False
         self._curves_at = time.monotonic()
         self._log = self._metrics = self._tensorboard = None
+        self._early: list[str] = []
         if folder is not None:
-            self._log = open(folder / LOG, "a", encoding="utf-8")  # noqa: SIM115
-            self._metrics = open(folder / METRICS, "a", encoding="utf-8")  # noqa: SIM115
-            if tensorboard:
-                self._tensorboard = _tensorboard_writer(folder / "tensorboard")
+            self.open(folder, tensorboard=tensorboard)
+
+    def __enter__(self) -> Report:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def open(self, folder: Path, *, tensorboard: bool = False) -> None:
+        """Write to files in `folder` from now on, first of all what was said before."""
+        self.folder = folder
+        self._log, self._metrics = _append_to(folder / LOG), _append_to(folder / METRICS)
+        if tensorboard:
+            self._tensorboard = _tensorboard_writer(folder / TENSORBOARD)
+        for text in self._early:
+            self._to_log(text)
+        self._early.clear()
 
     def say(self, text: str) -> None:
         """A line for the reader, on the console and in stdout.log."""
+        if self.folder is None and not self.quiet:
+            self._early.append(text)
         self._to_log(text)
         self._to_console(text)
 
@@ -71,8 +91,9 @@ class Report:
     def scalars(self, step: int, **values: float) -> None:
         """Curves for TensorBoard, where it is on."""
         if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name.replace("__", "/"), value, step)
+            with explained(self.folder / TENSORBOARD):
+                for name, value in values.items():
+                    self._tensorboard.add_scalar(name.replace("__", "/"), value, step)
 
     def picture(self, name: str, image: Tensor, step: int) -> Path | None:
         """An RGB picture, float [3, H, W] in [0, 1]: a PNG in pictures/ and in TensorBoard."""
@@ -82,9 +103,11 @@ class Report:
 
         path = self.folder / "pictures" / f"{name}_{step:07d}.png"
         path.parent.mkdir(exist_ok=True)
-        save_image(image, path)
+        with atomic_write(path) as file:
+            save_image(image, file, format="png")
         if self._tensorboard is not None:
-            self._tensorboard.add_image(name, image, step)
+            with explained(self.folder / TENSORBOARD):
+                self._tensorboard.add_image(name, image, step)
         return path
 
     def progress(self, text: str, *, due: bool = False) -> None:
@@ -111,7 +134,10 @@ class Report:
         self._end_line()
         for file in (self._log, self._metrics, self._tensorboard):
             if file is not None:
-                file.close()
+                with contextlib.suppress(
+                    OSError
+                ):  # what a full disk did not take was an error then
+                    file.close()
         self._log = self._metrics = self._tensorboard = None
 
     def _to_console(self, text: str) -> None:
@@ -130,12 +156,16 @@ class Report:
             self._line_open = False
 
 
+def _append_to(path: Path) -> Any:
+    # A name that is not valid UTF-8 is logged escaped.
+    with explained(path):
+        return open(path, "a", encoding="utf-8", errors="backslashreplace")
+
+
 def _append(file: Any, line: str) -> None:
-    try:
+    with explained(file.name):
         file.write(line + "\n")
         file.flush()
-    except OSError as error:
-        raise RunFailed(f"could not write {file.name}: {error.strerror}") from error
 
 
 def _tensorboard_writer(folder: Path) -> Any:
@@ -188,7 +218,7 @@ def forget_after(folder: Path, step: int) -> None:
     kept = [r for r in read_metrics(folder) if r.get("step", 0) <= step]
     if (Path(folder) / METRICS).is_file():
         lines = [json.dumps(r, sort_keys=True) + "\n" for r in kept]
-        write_text("".join(lines), Path(folder) / METRICS)
+        write_text(Path(folder) / METRICS, "".join(lines))
 
 
 # ---- times and memory ---------------------------------------------------------------------------
@@ -307,8 +337,10 @@ def draw_confusion(confusion: Tensor, classes: list[str], path: Path) -> None:
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
     if len(classes) <= 60:
-        axis.set_xticks(range(len(classes)), classes, rotation=90)
-        axis.set_yticks(range(len(classes)), classes)
+        # As they are: no formula between two $; bytes that are not valid UTF-8 are escaped.
+        names = [name.encode("utf-8", "backslashreplace").decode() for name in classes]
+        axis.set_xticks(range(len(names)), names, rotation=90, parse_math=False)
+        axis.set_yticks(range(len(names)), names, parse_math=False)
     if len(classes) <= 15:
         for row in range(len(classes)):
             for column in range(len(classes)):
@@ -329,9 +361,5 @@ def _figure(panels: int, size: tuple[float, float] | None = None) -> tuple[Any, 
 
 
 def _save(figure: Any, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        figure.savefig(temporary, format="png", dpi=100)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise RunFailed(f"could not write {path}: {error.strerror}") from error
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=100)

@@ -21,13 +21,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiera_video import __version__
+from hiera_video import __version__, files
 from hiera_video.data.augment import TrainTransform
-from hiera_video.data.datasets import Batch, Loader, VideoDataset, build_loader
+from hiera_video.data.datasets import (
+    Batch,
+    Clips,
+    Loader,
+    VideoDataset,
+    build_loader,
+    read_sample,
+)
 from hiera_video.data.manifests import Manifest
 from hiera_video.data.mixing import Mixing
+from hiera_video.data.relabel import fit_labels
 from hiera_video.data.symmetries import Symmetries
-from hiera_video.engine import checkpoint, evaluate, optim, preflight, report, tasks
+from hiera_video.engine import (
+    checkpoint,
+    evaluate,
+    head_rows,
+    optim,
+    preflight,
+    report,
+    tasks,
+)
 from hiera_video.engine.distributed import World
 from hiera_video.engine.feeding import Feeder
 from hiera_video.errors import RunFailed, UserError
@@ -46,13 +62,16 @@ def train(cfg: Any, world: World, stop: Stop) -> int:
     Raises UserError for what can be known to be wrong before the first step, RunFailed for what
     goes wrong later; the message says what is left on disk.
     """
-    with preflight.RunFolder(cfg.output_dir, world) as folder:
-        return _train(cfg, world, stop, folder)
+    with (
+        preflight.RunFolder(cfg.output_dir, world) as folder,
+        report.Report(None, quiet=not world.is_main) as voice,
+    ):
+        return _train(cfg, world, stop, folder, voice)
 
 
-def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> int:
-    console = report.Report(None, quiet=not world.is_main)
-
+def _train(
+    cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder, voice: report.Report
+) -> int:
     # ---- data -----------------------------------------------------------------------------
     train_list, val_list = world.on_main(read_lists, cfg)
     if cfg.task == "classify":
@@ -64,7 +83,7 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
         world.on_main(preflight.require_readable, validation, what="validation", guarded=guarded)
     plan = plan_of(cfg, dataset, world)
     data_id = preflight.fingerprint(train_list)
-    names = preflight.class_names(train_list, cfg.model.num_classes)
+    names = class_names(cfg, train_list)
 
     # ---- model and optimizer --------------------------------------------------------------
     num_classes = cfg.model.num_classes or train_list.num_classes
@@ -89,18 +108,33 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
     # ---- begin, or go on ------------------------------------------------------------------
     ema = None
     step, sums = 0, [0.0] * len(SUMS)
-    source, state = find_state(cfg, world, folder.checkpoints, console.say)
+    source, state = find_state(cfg, world, folder.checkpoints, voice.say)
     if state is None and cfg.train.checkpoint_file_path:
-        start_from_weights(cfg, world, model, console.say)
+        start_from_weights(cfg, world, model, voice.say, classes=names)
     if cfg.train.ema_decay:
         ema = optim.Ema(model, cfg.train.ema_decay)
     if state is not None:
         if source.parent == folder.checkpoints:
             preflight.require_same_settings(source, same_version(state["cfg"], cfg), cfg.to_yaml())
             preflight.require_same_list(source, state["data"], data_id)
+        rows, note = None, ""
+        if cfg.task == "classify":
+            names, rows, note = head_rows.compared(
+                source,
+                state.get("classes"),
+                names,
+                outputs=num_classes,
+                same_run=source.parent == folder.checkpoints,
+            )
         preflight.require_same_model(source, state["model"], identity)
+        if note:
+            voice.say(note)
+        if rows is not None:
+            head_rows.place_weights(state, model, rows)
         model.load_state_dict(state.get("raw_state", state["model_state"]))
         restore_optimizer(optimizer, state["optimizer_state"])
+        if rows is not None:
+            head_rows.place_moments(optimizer, model, rows)
         scaler.load_state_dict(state["scaler_state"])
         step, sums = state["step"], state["epoch_sums"]
         if ema is not None:
@@ -109,14 +143,11 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
 
     # ---- what the run says, and writes ----------------------------------------------------
     world.on_main(report.forget_after, folder.path, step)
-    world.on_main(checkpoint.write_text, cfg.to_yaml(), folder.path / "config.yaml")
+    world.on_main(files.write_text, folder.path / "config.yaml", cfg.to_yaml())
     loader = training_loader(cfg, dataset, world, start=step, end=plan.total_steps)
     val_loader = validation_loader(cfg, validation, world) if validation is not None else None
-    voice = report.Report(
-        folder.path if world.is_main else None,
-        quiet=not world.is_main,
-        tensorboard=cfg.tensorboard.enable,
-    )
+    if world.is_main:
+        voice.open(folder.path, tensorboard=cfg.tensorboard.enable)
     notes = [*list_notes(train_list, val_list), *loader.notes]
     for line in introduction(cfg, world, model, plan, train_list.describe_classes(), notes):
         voice.say(line)
@@ -181,7 +212,7 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
     clock = report.Clock()
     stopping = False
 
-    with contextlib.closing(voice), stop:
+    with stop:
         try:
             if validation_was_missed(cfg, world, folder.path, plan, step):
                 stopping = not finish_epoch()
@@ -269,9 +300,7 @@ class Forward:
         self.settings = tasks.StepSettings(
             seed=cfg.rng_seed,
             loss_func=cfg.model.loss_func,
-            class_weights=class_weights(
-                cfg.train.class_weights, dataset.manifest, num_classes, world.device
-            ),
+            class_weights=class_weights(cfg, dataset.manifest, num_classes, world.device),
             device=world.device,
             precision=tasks.PRECISION[cfg.train.mixed_precision],
         )
@@ -433,21 +462,27 @@ def read_lists(cfg: Any) -> tuple[Manifest, Manifest | None]:
     train_list = preflight.read_split(
         cfg.data,
         split="train",
-        num_classes=cfg.model.num_classes,
+        num_classes=cfg.model.num_classes if labelled else 0,
         need_labels=labelled,
         hold_out=True if labelled else None,
         **shared,
     )
     if not labelled:
         return train_list, None
-    val_list = preflight.read_split(
-        cfg.data,
-        split="val",
-        num_classes=cfg.model.num_classes or train_list.num_classes,
-        classes=train_list.classes,
-        **shared,
-    )
+    names = class_names(cfg, train_list)
+    num_classes = cfg.model.num_classes or train_list.num_classes
+    val_list = preflight.read_split(cfg.data, split="val", num_classes=num_classes, **shared)
+    if names or val_list.classes:
+        val_list = fit_labels(val_list, names=names, count=num_classes, owner="the training list")
     return train_list, val_list
+
+
+def class_names(cfg: Any, manifest: Manifest) -> list[str]:
+    """The names of the outputs, as the checkpoint keeps them; empty where the data has none, or
+    where labels play no part."""
+    if cfg.task != "classify":
+        return []
+    return preflight.class_names(manifest, cfg.model.num_classes)
 
 
 def training_set(cfg: Any, manifest: Manifest) -> VideoDataset:
@@ -471,6 +506,7 @@ def training_set(cfg: Any, manifest: Manifest) -> VideoDataset:
         num_augment=cfg.aug.num_sample,
         decoder=cfg.data.decoding_backend,
         seed=cfg.rng_seed,
+        labelled=cfg.task == "classify",
     )
 
 
@@ -601,10 +637,10 @@ def set_mode(model: nn.Module, *, linear_probe: bool) -> None:
 
 
 def class_weights(
-    kind: str, manifest: Manifest, num_classes: int, device: torch.device
+    cfg: Any, manifest: Manifest, num_classes: int, device: torch.device
 ) -> Tensor | None:
-    """TRAIN.CLASS_WEIGHTS as a tensor on the device; None for none."""
-    if kind != "balanced":
+    """TRAIN.CLASS_WEIGHTS as a tensor on the device; None for none, or without labels."""
+    if cfg.train.class_weights != "balanced" or cfg.task != "classify":
         return None
     counts = torch.zeros(num_classes, dtype=torch.int64)
     found = torch.from_numpy(manifest.class_counts())
@@ -673,8 +709,13 @@ def same_version(stored: str, cfg: Any) -> str:
         return stored
 
 
-def start_from_weights(cfg: Any, world: World, model: nn.Module, say: Any) -> None:
-    """Load TRAIN.CHECKPOINT_FILE_PATH into the model and say what was loaded and what was not."""
+def start_from_weights(
+    cfg: Any, world: World, model: nn.Module, say: Any, *, classes: Sequence[str] | None
+) -> None:
+    """Load TRAIN.CHECKPOINT_FILE_PATH into the model and say what was loaded and what was not.
+
+    classes: the names of the model's outputs, see `load_weights`.
+    """
     name = cfg.train.checkpoint_file_path
     try:
         stored, _ = evaluate.resolve_everywhere(world, name, cfg.model.model_name)
@@ -683,7 +724,7 @@ def start_from_weights(cfg: Any, world: World, model: nn.Module, say: Any) -> No
             f"{error}\nTo start without them: TRAIN.CHECKPOINT_FILE_PATH '' (random weights), or "
             "--cfg configs/small/finetune_folder.yaml (the small model of this package)"
         ) from None
-    say(str(load_weights(model, stored)))
+    say(str(load_weights(model, stored, classes=classes)))
 
 
 def validation_was_missed(
@@ -727,25 +768,42 @@ def validate(
     cfg: Any, world: World, model: nn.Module, loader: Loader, stop: Stop, voice: report.Report
 ) -> dict[str, float] | None:
     """One view per video, all videos; None if somebody asked to stop meanwhile."""
-    scores = evaluate.score_all(cfg, world, model, loader, stop=stop, voice=voice, what="val")
+    scores = evaluate.score_all(
+        cfg,
+        world,
+        model,
+        loader,
+        precision=cfg.train.mixed_precision,
+        stop=stop,
+        voice=voice,
+        what="val",
+    )
     return None if scores is None else evaluate.summary(scores, loader.dataset.manifest)
 
 
 def draw_reconstruction(
     cfg: Any, voice: report.Report, model: nn.Module, dataset: VideoDataset, step: int
 ) -> None:
-    """A picture of two training videos: input, what the encoder saw, reconstruction."""
+    """A picture of two training videos: input, what the encoder saw, reconstruction.
+
+    They are read as the loader reads them: in a process of their own, where it has workers.
+    """
     chosen = []
-    for video_id in range(min(8, len(dataset))):
-        clips = dataset[0, video_id]
-        if isinstance(clips, list):
-            chosen.append((video_id, clips[0]))
-        if len(chosen) == 2:
-            break
+    guarded = cfg.data_loader.num_workers > 0
+    videos = range(min(8, len(dataset)))
+    with contextlib.closing(
+        preflight.reading(read_sample, dataset, videos, guarded=guarded)
+    ) as read:
+        for item in read:
+            if isinstance(item, Clips):
+                chosen.append(item)
+                if len(chosen) == 2:
+                    break
     if not chosen:
         return
-    ids = torch.tensor([video_id for video_id, _ in chosen])
-    clips = torch.stack([clip for _, clip in chosen]).to(next(model.parameters()).device)
+    ids = torch.tensor([item.video_id for item in chosen])
+    clips = torch.stack([item.clips[0].normalized(dataset.spec) for item in chosen])
+    clips = clips.to(next(model.parameters()).device)
     keep = tasks.keep_masks(model, ids, torch.zeros_like(ids), epoch=0, seed=cfg.rng_seed)
     keep = keep.to(clips.device)
     model.eval()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, first_few
+from hiera_video.labels import load_labels
 from hiera_video.models import baselines, hiera, ladder, mae, mvit
 from hiera_video.models.hiera import Hiera, HieraEncoder
 from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
@@ -35,6 +38,8 @@ def build_model(
     name: str,
     pretrained: bool | str | Path | None = None,
     num_classes: int | None = None,
+    *,
+    classes: Sequence[str] | str | None = None,
     **overrides: Any,
 ) -> nn.Module:
     """Build a registered model; with `pretrained`, load its weights too.
@@ -45,14 +50,20 @@ def build_model(
             published weights of this name; or the name of published weights
             ("mae_k400_ft_k400"), a checkpoint file or a URL.
         num_classes: outputs of a classifier; None for the model's own (400 for Kinetics).
+        classes: names of the outputs, in their order, or the name of a public list ("kinetics400").
+            Outputs that `pretrained` knows by name keep its trained rows; others start afresh.
         overrides: arguments of the model, e.g. `input_size=(8, 224, 224)`, `drop_path_rate=0.1`,
             `decoder_num_heads=8`.
 
     Raises:
-        UserError: unknown name or argument (near ones are suggested), sizes that do not divide.
+        UserError: unknown name or argument (near ones are suggested), sizes that do not divide,
+            `classes` that are not distinct or not `num_classes`.
         WeightsError: weights that cannot be had or do not fit.
     """
     builder = MODEL_REGISTRY.get(name)
+    if classes is not None:
+        classes = _class_names(classes, num_classes)
+        num_classes = len(classes)
     if num_classes is not None:
         overrides["num_classes"] = num_classes
     try:
@@ -66,8 +77,20 @@ def build_model(
     if pretrained:
         from hiera_video.models import weights  # heavy (iopath), and only needed here
 
-        weights.load_pretrained(model, name, pretrained, num_classes=num_classes)
+        weights.load_pretrained(model, name, pretrained, num_classes=num_classes, classes=classes)
     return model
+
+
+def _class_names(classes: Sequence[str] | str, num_classes: int | None) -> list[str]:
+    """The names that `build_model` was given; UserError where they cannot be those of a head."""
+    names = load_labels(classes) if isinstance(classes, str) else [str(name) for name in classes]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if not names or twice:
+        what = f"more than once: {first_few(twice)}" if twice else "it is empty"
+        raise UserError(f"classes must be names that differ, one for each output; {what}")
+    if num_classes is not None and num_classes != len(names):
+        raise UserError(f"num_classes={num_classes} and {len(names)} names in classes; give one")
+    return names
 
 
 del baselines, hiera, ladder, mae, mvit  # imported for what they register

@@ -32,6 +32,7 @@ from hiera_video.models.hiera import (
     init_layer,
     positions_parameter,
 )
+from hiera_video.models.inputs import check_clips
 from hiera_video.models.key_names import HIERA_KEYS, KeyNames
 from hiera_video.models.layers import GELU, LAYER_NORM_EPS, Block, PatchEmbed
 from hiera_video.models.tokens import TokenLayout
@@ -76,6 +77,8 @@ class HieraStem(nn.Module):
             stride=conv_stride,
             padding=[size // 2 for size in conv_kernel_size],
         )
+        sides = (step * tokens for step, tokens in zip(conv_stride, layout.grid, strict=True))
+        self.clip_shape = (in_channels, *sides)
         *time, rows, columns = layout.grid
         if time:
             self.pos_embed_spatial = positions_parameter(1, rows * columns, out_channels)
@@ -84,7 +87,11 @@ class HieraStem(nn.Module):
             self.pos_embed = positions_parameter(1, rows * columns, out_channels)
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Pixels [B, C_in, T, H, W] (images: [B, C_in, H, W]) -> tokens [B, U, n, C]."""
+        """Pixels [B, C_in, T, H, W] (images: [B, C_in, H, W]) -> tokens [B, U, n, C].
+
+        Raises UserError for pixels that the model cannot take (`inputs.check_clips`).
+        """
+        check_clips(clips, self.clip_shape, weight=self.patch_embed.proj.weight)
         return self.patch_embed(clips, self.layout) + self.layout.to_units(self._positions())
 
     def _positions(self) -> Tensor:

@@ -4,14 +4,16 @@ The cache is the folder `hiera_video` of `TORCH_HOME`, or of `$XDG_CACHE_HOME/to
 `~/.cache/torch`. A file that lies there already is used as it is and nothing is asked of the
 network, so a machine without one works once the file has been copied to it.
 
-A file appears in the cache whole or not at all: it grows under another name, is checked, and takes
-its place by a rename. Processes that want the same file at once fetch it once. Without a network
-the answer comes within `ANSWER_SECONDS`, whatever the resolver or a silent server does.
+A file appears in the cache whole and readable or not at all: it grows under another name, is read
+as weights are read, and only then takes its place. Processes that want the same file at once fetch
+it once. Without a network the answer comes within `ANSWER_SECONDS`, whatever the resolver or a
+silent server does.
 """
 
 from __future__ import annotations
 
 import hashlib
+import http
 import http.client
 import os
 import sys
@@ -22,19 +24,22 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from iopath.common.file_io import HTTPURLHandler, PathManager, file_lock
-from portalocker.exceptions import LockException
+from iopath.common.file_io import HTTPURLHandler, PathManager
 
+from hiera_video.errors import RunFailed
+from hiera_video.files import atomic_write, free_bytes, hold
 from hiera_video.models.published import PUBLISHED
-from hiera_video.models.weights_file import WeightsError, not_a_checkpoint
+from hiera_video.models.weights_file import WeightsError, not_a_checkpoint, unreadable
 
 ANSWER_SECONDS = 8.0
 """Longest wait for a server's first bytes: name look-up, connection and redirects together. With a
 slow start of Python before it, a command without network still ends within 15 seconds."""
 STALL_SECONDS = 30.0
 """Longest silence in the middle of a download."""
+TURN_SECONDS = 3600.0
+"""Longest wait for another process that fetches the same file."""
 CHUNK = 1 << 20
 
 
@@ -107,15 +112,19 @@ def _download(url: str, target: Path, *, force: bool) -> None:
     # connect before taking the lock: eight processes offline give up together, not in turn
     with _failures_explained(url, target), _Transfer(url) as transfer:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(str(target)):
+        lock = target.with_name(f"{target.name}.lock")
+        turn = hold(lock, wait=TURN_SECONDS)
+        if turn is None:
+            raise _Refused(f"another process has held {lock} for an hour; end it, then try again")
+        with turn:
             if target.is_file() and not force:  # another process was faster
                 return
-            unfinished = target.with_name(target.name + ".part")  # ours alone, under the lock
-            try:
-                transfer.save(unfinished)
-                os.replace(unfinished, target)
-            finally:
-                unfinished.unlink(missing_ok=True)
+            with atomic_write(target) as file:
+                transfer.save(file)
+                file.flush()
+                fault = unreadable(file.name)
+                if fault:
+                    raise _Refused(f"what the server sent cannot be used: {fault}")
 
 
 class _Refused(Exception):
@@ -129,12 +138,7 @@ def _failures_explained(url: str, target: Path) -> Iterator[None]:
         yield
     except WeightsError:
         raise
-    except LockException:
-        raise WeightsError(
-            f"cannot fetch {url}: another process has held {target}.lock for an hour; "
-            "end it, then try again"
-        ) from None
-    except (OSError, ValueError, http.client.HTTPException, _Refused) as error:
+    except (OSError, ValueError, http.client.HTTPException, RunFailed, _Refused) as error:
         raise WeightsError(
             f"cannot fetch {url}: {_why(error)}\n"
             f"  put the file here, then run the same again:  {target}\n"
@@ -183,6 +187,8 @@ class _Transfer:
         self.response.close()
 
     def _check_start(self) -> None:
+        if self.response.status != http.HTTPStatus.OK:  # a part of it, or nothing
+            raise _Refused(f"the server answered {self.response.status} {self.response.reason}")
         if "html" in self.response.headers.get("Content-Type", "").lower():
             raise _Refused("the server answered with a web page (a login or a proxy in between?)")
         size = len(self.start) if self.size is None else self.size
@@ -190,9 +196,14 @@ class _Transfer:
         if problem:
             raise _Refused(f"what the server sent is no weights file: {problem}")
 
-    def save(self, path: Path) -> None:
-        """Write the whole body to `path`; OSError or _Refused where it stops short."""
-        with open(path, "wb") as file, _progress(self.url, self.size) as advance:
+    def save(self, file: IO[bytes]) -> None:
+        """Write the whole body; OSError or _Refused where it stops short."""
+        free = free_bytes(cache_folder())
+        if self.size is not None and self.size > free:
+            raise _Refused(
+                f"it has {self.size / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free for it"
+            )
+        with _progress(self.url, self.size) as advance:
             received = 0
             chunk = self.start
             while chunk:
@@ -202,8 +213,6 @@ class _Transfer:
                 chunk = self._read_more(received)
             if self.size is not None and received != self.size:
                 raise _Refused(f"the connection broke after {received:,} of {self.size:,} bytes")
-            file.flush()
-            os.fsync(file.fileno())
 
     def _read_more(self, received: int) -> bytes:
         try:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import UserError
+from hiera_video.models.inputs import check_clips
 from hiera_video.models.layers import LAYER_NORM_EPS, Head, PatchEmbed
 from hiera_video.models.mvit_keys import to_published
 from hiera_video.models.pooling import WindowConv, block_for
@@ -229,14 +230,12 @@ class HieraEncoder(nn.Module):
 
     # ---- forward ------------------------------------------------------------------------
 
-    def embed(
-        self, clips: Tensor, keep: Tensor | None = None, *, kept: int | None = None
-    ) -> Tensor:
+    def embed(self, clips: Tensor, keep: Tensor | None = None, kept: int | None = None) -> Tensor:
         """Pixels [B, C_in, *input_size] -> first-stage tokens [B, k, n, C] of the kept units.
 
         Raises:
-            UserError: if `clips` has another size than the model, or `keep` is no usable mask, or
-                one is given to a model without mask units.
+            UserError: if the model cannot take `clips` (`inputs.check_clips`), or `keep` is no
+                usable mask, or one is given to a model without mask units.
         """
         self._check_clips(clips)
         if keep is None:
@@ -268,7 +267,7 @@ class HieraEncoder(nn.Module):
         return outputs
 
     def forward_features(
-        self, clips: Tensor, keep: Tensor | None = None, *, kept: int | None = None
+        self, clips: Tensor, keep: Tensor | None = None, kept: int | None = None
     ) -> Tensor:
         """Pixels -> tokens of the last stage [B, k, n, C], before any norm."""
         return self.forward_stages(self.embed(clips, keep, kept=kept))[-1]
@@ -365,12 +364,8 @@ class HieraEncoder(nn.Module):
             )
 
     def _check_clips(self, clips: Tensor) -> None:
-        expected = (self.patch_embed.proj.in_channels, *self.input_size)
-        if clips.dim() != len(expected) + 1 or tuple(clips.shape[1:]) != expected:
-            raise UserError(
-                f"input of shape {tuple(clips.shape)}; this model takes [B, "
-                f"{', '.join(map(str, expected))}] (build it with input_size= for another size)"
-            )
+        proj = self.patch_embed.proj
+        check_clips(clips, (proj.in_channels, *self.input_size), weight=proj.weight)
 
 
 class Hiera(HieraEncoder):
@@ -427,10 +422,8 @@ class Hiera(HieraEncoder):
             return self.head(self.norm(tokens).mean(dim=(1, 2)))
         return self.head(self.norm(tokens.mean(dim=(1, 2))))
 
-    def forward(
-        self, clips: Tensor, keep: Tensor | None = None, *, kept: int | None = None
-    ) -> Tensor:
-        """Classify clips.
+    def forward(self, clips: Tensor, keep: Tensor | None = None, kept: int | None = None) -> Tensor:
+        """Classify clips. Arguments may come by position: exporters fill in all of them.
 
         Args:
             clips: normalised pixels [B, C_in, *input_size].
@@ -439,6 +432,9 @@ class Hiera(HieraEncoder):
 
         Returns:
             Logits [B, num_classes], in training and in evaluation alike.
+
+        Raises:
+            UserError: as `embed`.
         """
         return self.forward_head(self.forward_features(clips, keep, kept=kept))
 

@@ -17,8 +17,18 @@ from torch import Tensor, nn
 from hiera_video.models.tokens import TokenLayout, max_pool
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 LAYER_NORM_EPS = 1e-6
+
+_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def convolve(pixels: Tensor, filters: Tensor, bias: Tensor | None = None, **geometry) -> Tensor:
+    """The convolution that fits the filters [C_out, C_in / groups, *kernel], on a contiguous input.
+
+    On a view, PyTorch's CPU kernels can return a wrong weight gradient without a word: seen in
+    bfloat16 on a processor with AVX512-BF16, for queries cut out of a joint projection.
+    """
+    return _CONVOLVE[filters.ndim - 2](pixels.contiguous(), filters, bias, **geometry)
 
 
 class PatchEmbed(nn.Module):
@@ -61,7 +71,7 @@ class PatchEmbed(nn.Module):
         return layout.from_unit_raster(x)
 
     def _convolve(self, pixels: Tensor, padding: int | tuple[int, ...]) -> Tensor:
-        filters, convolve = self.proj.weight, CONVOLVE[len(self.kernel)]
+        filters = self.proj.weight
         if self.contrast:
             filters = filters - filters.mean(dim=tuple(range(2, filters.ndim)), keepdim=True)
         return convolve(pixels, filters, self.proj.bias, stride=self.stride, padding=padding)
@@ -127,11 +137,14 @@ class GELU(nn.Module):
 
     The hidden layer is the largest tensor of a block. Written into fresh memory, it costs 4 % of a
     wide block on a CPU and up to 18 % of a narrow one, most of it for the operating system's pages.
+    A trace records the same graph with and without gradients: torch.jit.trace compares the two.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""
-        return F.gelu(x) if torch.is_grad_enabled() else torch.ops.aten.gelu_(x)
+        if torch.is_grad_enabled() or torch.jit.is_tracing():
+            return F.gelu(x)
+        return torch.ops.aten.gelu_(x)
 
 
 class Block(nn.Module):

@@ -5,16 +5,18 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from hiera_video.classes import ClassMatch, in_order_note, match_classes
+from hiera_video.errors import first_few
 from hiera_video.models.key_names import HIERA_KEYS
 from hiera_video.models.pos_embed import fit_positions
 from hiera_video.models.published import PublishedWeights
-from hiera_video.models.weights_file import Checkpoint, WeightsError, first_few
+from hiera_video.models.weights_file import Checkpoint, WeightsError
 
 PATCH_KERNEL = "patch_embed.proj.weight"
 POOL_KERNEL = re.compile(r"\.attn\.pool_[qkv]\.weight$")
@@ -38,6 +40,9 @@ class LoadReport:
     """Position embeddings that were resized or converted."""
     notes: list[str] = field(default_factory=list)
     """One sentence for each thing that was done to fit the checkpoint to the model."""
+    classes: ClassMatch | None = None
+    """Which row of the checkpoint's head each class has, where both sides have names; a class
+    without one has a new row."""
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing)
@@ -52,6 +57,7 @@ def load_weights(
     strict: bool = True,
     into_autoencoder: bool = False,
     inflate: bool = True,
+    classes: Sequence[str] | None = None,
 ) -> LoadReport:
     """Copy a checkpoint into a model, fitting head, dimensions and positions where they differ.
 
@@ -66,6 +72,9 @@ def load_weights(
         into_autoencoder: allow a classifier's weights in an autoencoder, whose decoder then starts
             from scratch.
         inflate: allow an image model's weights in a video model.
+        classes: names of the model's outputs, in their order: the rows of the head are placed by
+            name, and a class that the checkpoint does not know gets a new row. Empty: the outputs
+            have no names. None: the outputs are those of the checkpoint, in its order.
 
     Returns:
         What was loaded, what was not, and a note on every adaptation.
@@ -78,14 +87,18 @@ def load_weights(
     _fit_kind(fit, allowed=into_autoencoder)
     _fit_dimensions(fit, allowed=inflate)
     fit_positions(fit)
-    new_head = _fit_head(fit)
+    new_rows = _fit_head(fit, classes)
     report = _compare(fit, strict=strict)
     values = {key: _like(fit, key) for key in report.loaded}
     _note_values(fit, values)
-    if new_head and hasattr(model, "reset_head"):
+    if new_rows and hasattr(model, "reset_head"):
         model.reset_head()
+    own = model.state_dict()
+    for key in fit.names.head:
+        if new_rows and key in values:
+            values[key][new_rows] = own[key][new_rows].to(values[key])
     # the model's own values for the rest make the set complete, so that PyTorch checks it as well
-    model.load_state_dict({**fit.wanted, **values}, strict=True)
+    model.load_state_dict({**own, **values}, strict=True)
     if checkpoint.published is not None:
         _say_licence(checkpoint.published)
     return report
@@ -114,6 +127,7 @@ class Fit:
         self.left_out: list[str] = []
         self.resized: list[str] = []
         self.notes: list[str] = []
+        self.classes: ClassMatch | None = None
 
     @property
     def for_autoencoder(self) -> bool:
@@ -239,30 +253,134 @@ def _inflate_pooling(fit: Fit) -> list[str]:
     return done
 
 
-def _fit_head(fit: Fit) -> bool:
-    """Replace the head where the number of classes differs; True if the model's is a new one."""
+def _fit_head(fit: Fit, wanted: Sequence[str] | None) -> list[int]:
+    """Put the rows of the head in the order of the classes `wanted`; the rows that are new ones."""
     head = fit.names.head
     there, here = fit.tensors.get(head[0]), fit.wanted.get(head[0])
-    if there is None or there.dim() != 2:
-        return False
+    if there is None or there.dim() < 2:
+        _require_known_head(fit, wanted)
+        return []
     if here is None:
         if fit.for_autoencoder:
-            return False
+            return []
         if not any(key.startswith(fit.names.classifier) for key in fit.wanted):
             fit.leave_out([key for key in fit.tensors if key.startswith(fit.names.classifier)])
             fit.notes.append(f"{fit.names.classifier_words} left out: the model has none")
-            return False
+            return []
         fit.leave_out(head)
         fit.notes.append(f"head left out ({there.shape[0]} classes): the model has none")
-        return False
-    if there.shape[0] == here.shape[0] or there.shape[1:] != here.shape[1:]:
-        return False
-    fit.leave_out(head)
-    fit.start_fresh(head)
+        return []
+    if there.shape[1:] != here.shape[1:]:
+        return []  # the comparison of shapes says it
+    if wanted and len(wanted) != here.shape[0]:
+        raise fit.fails(f"{len(wanted)} class names for a model with {here.shape[0]} outputs")
+    match = None if wanted is None else _match_names(fit, wanted, outputs=there.shape[0])
+    if match is not None:
+        fit.classes = match
+        return _place_rows(fit, match)
+    if there.shape[0] == here.shape[0]:
+        if wanted is not None:
+            fit.notes.append(_in_order(fit, wanted, outputs=there.shape[0]))
+        return []
+    change = f"head replaced: {there.shape[0]} -> {here.shape[0]} classes, randomly initialised"
+    return _replace_head(fit, change)
+
+
+def _match_names(fit: Fit, wanted: Sequence[str], *, outputs: int) -> ClassMatch | None:
+    """The classes of the checkpoint and of the model, compared; None where one has no names."""
+    stored, guess = fit.checkpoint.classes, fit.checkpoint.classes_guessed
+    if not stored or not wanted:
+        return None
+    if len(stored) != outputs:
+        raise fit.fails(f"it has {len(stored)} class names for {outputs} outputs")
+    match = match_classes(stored, wanted)
+    if not guess:
+        return match
+    if not match.same_names:  # the names are no fact; only that they all agree makes them one
+        return None
     fit.notes.append(
-        f"head replaced: {there.shape[0]} -> {here.shape[0]} classes, randomly initialised"
+        f"{fit.checkpoint.label} has no class names; its {outputs} outputs are read as those of "
+        f"{guess}"
     )
-    return True
+    return match
+
+
+def _in_order(fit: Fit, wanted: Sequence[str], *, outputs: int) -> str:
+    """What is said of a head that is taken as it is although names are missing."""
+    stored = [] if fit.checkpoint.classes_guessed else fit.checkpoint.classes or []
+    return in_order_note(fit.checkpoint.label, outputs, stored=stored, wanted=wanted)
+
+
+def _place_rows(fit: Fit, match: ClassMatch) -> list[int]:
+    """Put the stored rows of the head where their classes are; the rows that are new ones."""
+    if match.same_order:
+        fit.notes += filter(None, [match.spelling_note()])
+        return []
+    if not match.known:
+        return _replace_head(
+            fit,
+            f"head replaced: none of its {len(match.stored)} classes "
+            f"({first_few(list(match.stored))}) is one of the {len(match.wanted)} here "
+            f"({first_few(list(match.wanted))}), which are randomly initialised",
+        )
+    count = fit.tensors[fit.names.head[0]].shape[0]
+    for key in fit.names.head:
+        if key not in fit.tensors or key not in fit.wanted:
+            continue  # the comparison of keys says it
+        stored, placed = _like(fit, key), torch.zeros_like(fit.wanted[key], device="cpu")
+        if stored.shape != (count, *placed.shape[1:]):
+            raise fit.fails(
+                f"{key} has shape {_shape(stored)}, which does not go with {count} outputs"
+            )
+        for place, row in enumerate(match.rows):
+            if row is not None:
+                placed[place] = stored[row]
+        fit.tensors[key] = placed
+    fit.notes += filter(None, [_placed(match), match.spelling_note()])
+    return [place for place, row in enumerate(match.rows) if row is None]
+
+
+def _placed(match: ClassMatch) -> str:
+    """What became of the rows of a head, in a sentence."""
+    if match.same_names:
+        return (
+            f"head: its {len(match.stored)} classes are in another order here; rows placed by name"
+        )
+    parts = [
+        f"head: {len(match.known)} of {len(match.wanted)} classes placed by name "
+        f"({first_few(match.known)})"
+    ]
+    if match.new:
+        parts.append(f"{len(match.new)} new, randomly initialised: {first_few(match.new)}")
+    if match.left_out:
+        left_out = first_few(match.left_out)
+        parts.append(f"{len(match.left_out)} of the checkpoint left out: {left_out}")
+    return "; ".join(parts)
+
+
+def _replace_head(fit: Fit, said: str) -> list[int]:
+    """Let the whole head keep the model's own values; its rows, which are all new ones."""
+    rows = list(range(fit.wanted[fit.names.head[0]].shape[0]))
+    fit.leave_out(fit.names.head)
+    fit.start_fresh(fit.names.head)
+    fit.notes.append(said)
+    return rows
+
+
+def _require_known_head(fit: Fit, wanted: Sequence[str] | None) -> None:
+    """Refuse other classes than the checkpoint's where nobody knows which tensors are the head."""
+    stored, outputs = fit.checkpoint.classes, fit.checkpoint.num_classes
+    if not wanted or outputs is None or fit.names.head[0] in fit.wanted or fit.for_autoencoder:
+        return
+    match = _match_names(fit, wanted, outputs=outputs)
+    if match is None and outputs == len(wanted):
+        fit.notes.append(_in_order(fit, wanted, outputs=outputs))
+    elif match is not None and not match.same_order:
+        raise fit.fails(
+            f"its classes are {first_few(list(stored))} and those here {first_few(list(wanted))}, "
+            "and rows cannot be placed by name: the model does not say which tensors are its head. "
+            "Give it an attribute key_names (hiera_video.models.key_names.KeyNames)"
+        )
 
 
 def _compare(fit: Fit, *, strict: bool) -> LoadReport:
@@ -297,6 +415,7 @@ def _compare(fit: Fit, *, strict: bool) -> LoadReport:
         reshaped=reshaped,
         resized=fit.resized,
         notes=fit.notes,
+        classes=fit.classes,
     )
 
 

@@ -202,7 +202,7 @@ class MaskedAutoencoder(nn.Module):
     # ---- forward ------------------------------------------------------------------------
 
     def forward(
-        self, clips: Tensor, keep: Tensor | None = None, *, kept: int | None = None
+        self, clips: Tensor, keep: Tensor | None = None, kept: int | None = None
     ) -> MAEOutput:
         """Delete units, encode the rest, predict the deleted pixels.
 
@@ -214,7 +214,7 @@ class MaskedAutoencoder(nn.Module):
                 `tokens.count_kept`.
 
         Raises:
-            UserError: if `clips` has another size than the model, or `keep` is no usable mask.
+            UserError: if the model cannot take `clips`, or `keep` is no usable mask.
         """
         self.encoder._check_clips(clips)
         batch, units = clips.shape[0], self.num_mask_units
@@ -264,7 +264,10 @@ class MaskedAutoencoder(nn.Module):
         fused = layout.to_unit_raster(stages[-1], pools).flatten(2, -2)
         for stage, head in enumerate(self.multi_scale_fusion_heads):
             maps = layout.to_unit_raster(stages[stage], stage).flatten(0, 1).movedim(-1, 1)
-            fused = fused + head(maps).flatten(2).transpose(1, 2).unflatten(0, fused.shape[:2])
+            # contiguous: see `layers.convolve`
+            fused = fused + head(maps.contiguous()).flatten(2).transpose(1, 2).unflatten(
+                0, fused.shape[:2]
+            )
         return fused
 
     def decode_units(self, latent: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:

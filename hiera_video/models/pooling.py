@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError
-from hiera_video.models.layers import CONVOLVE, LAYER_NORM_EPS, Block
+from hiera_video.models.layers import LAYER_NORM_EPS, Block, convolve
 from hiera_video.models.relative_positions import (
     AXES,
     distance_index,
@@ -98,7 +98,7 @@ class WindowConv(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """[B, U, n, h, d] -> [B, U, n', h, d]."""
         window = self.window
-        x = CONVOLVE[len(window.unit)](
+        x = convolve(
             to_pictures(t, self.steps, window.unit),
             self.weight.view(-1, 1, *window.kernel),
             stride=window.stride,
@@ -123,14 +123,16 @@ class LeadingMax(nn.Module):
 def to_pictures(t: Tensor, steps: int, unit: Sequence[int]) -> Tensor:
     """[B, U, steps * n, h, d] -> [B * U * steps * h, d, *unit], contiguous."""
     x = t.unflatten(2, (steps, -1)).permute(0, 1, 2, 4, 5, 3)  # (B, U, steps, h, d, n)
-    return x.reshape(-1, t.shape[-1], *unit)
+    # with one head the reshape alone would be a view with gaps
+    return x.reshape(-1, t.shape[-1], *unit).contiguous()
 
 
 def from_pictures(x: Tensor, steps: int, *, like: Tensor) -> Tensor:
-    """[B * U * steps * h, d, *unit] -> [B, U, steps * n', h, d], contiguous in d for attention."""
+    """[B * U * steps * h, d, *unit] -> [B, U, steps * n', h, d], contiguous for attention."""
     batch, units, _, heads, channels = like.shape
     x = x.reshape(batch, units, steps, heads, channels, -1).permute(0, 1, 2, 5, 3, 4)
-    return x.reshape(batch, units, -1, heads, channels)
+    # with one step the reshape alone would be a view, its channels apart
+    return x.reshape(batch, units, -1, heads, channels).contiguous()
 
 
 class PoolingAttention(nn.Module):

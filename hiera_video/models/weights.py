@@ -10,7 +10,8 @@ or, a step at a time,
 Loading is strict: whatever is missing, left over or of another shape is an error that lists it, and
 the model is then exactly as it was. What is fitted on purpose is said in the report's notes:
 
-* another number of classes: the head is replaced, randomly initialised;
+* other classes: rows of the head are placed by the names of their classes, new ones are randomly
+  initialised; without names, another number of classes replaces the head;
 * an autoencoder's file for a classifier: the encoder is taken out of it;
 * another clip length or frame size: position embeddings are resized (`pos_embed`);
 * an image model's file for a video model: the patch kernel is spread over time.
@@ -24,11 +25,14 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import nn
 
+from hiera_video.errors import first_few
+from hiera_video.labels import load_labels
 from hiera_video.models.download import cache_folder, cached_path, fetch
 from hiera_video.models.loading import LoadReport, load_weights, say
 from hiera_video.models.mvit_keys import published_model
@@ -76,8 +80,9 @@ def resolve(
         model_name: registered name of the model they are for, if known.
 
     Returns:
-        The checkpoint, and its row of the table if it is a public one. A file that carries no facts
-        of its own but is called like a public one (hiera_base_16x224.pth), and has its number
+        The checkpoint, with the names of its outputs where they are known or likely
+        (`classes_guessed`), and its row of the table if it is a public one. A file that carries no
+        facts of its own but is called like a public one (hiera_base_16x224.pth), and has its number
         of classes, counts as that. One with the sizes of a published MViTv2, in SlowFast's,
         torchvision's or timm's names, is taken for that model where none is named.
 
@@ -109,6 +114,7 @@ def resolve(
         if checkpoint.model_name is None and model_name is None:
             checkpoint.model_name = published_model(checkpoint.state_dict)
         checkpoint.head = _head_of(checkpoint, checkpoint.model_name or model_name)
+    _name_outputs(checkpoint, checkpoint.model_name or model_name)
     return checkpoint, row
 
 
@@ -126,6 +132,7 @@ def load_pretrained(
     pretrained: bool | str | os.PathLike,
     *,
     num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
     strict: bool = True,
     into_autoencoder: bool = False,
     inflate: bool = True,
@@ -138,6 +145,7 @@ def load_pretrained(
         pretrained: True for the table's default for this model, or what `resolve` takes.
         num_classes: the number of classes that was asked for. None: nobody asked, and a file whose
             head has another number than the model is an error rather than a lost head.
+        classes: names of the model's outputs, in their order (see `load_weights`).
         strict, into_autoencoder, inflate: see `load_weights`.
 
     Raises:
@@ -155,11 +163,29 @@ def load_pretrained(
     checkpoint, _ = resolve(pretrained, model_name)
     _check_head(model, checkpoint, asked_for=num_classes)
     report = load_weights(
-        model, checkpoint, strict=strict, into_autoencoder=into_autoencoder, inflate=inflate
+        model,
+        checkpoint,
+        strict=strict,
+        into_autoencoder=into_autoencoder,
+        inflate=inflate,
+        classes=classes,
     )
+    if num_classes is not None and classes is None:
+        report.notes += _kept_head(model, checkpoint)
     for note in report.notes:
         say(f"{checkpoint.label}: {note}")
     return report
+
+
+def _kept_head(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
+    """What is said of a head that is kept because it has as many outputs as were asked for."""
+    names = checkpoint.classes
+    if not names or checkpoint.classes_guessed or len(names) != getattr(model, "num_classes", None):
+        return []
+    return [
+        f"head kept: its {len(names)} outputs are {first_few(names)}; "
+        "classes=[...] places them by name"
+    ]
 
 
 def _read_fetched(url: str) -> Checkpoint:
@@ -193,6 +219,30 @@ def _head_of(checkpoint: Checkpoint, model_name: str | None) -> str:
     """The key of a checkpoint's classifier, as the public weights of the same model call theirs."""
     heads = [row.head for (owner, _), row in PUBLISHED.items() if owner == model_name]
     return next((head for head in heads if head in checkpoint.state_dict), checkpoint.head)
+
+
+def _name_outputs(checkpoint: Checkpoint, model_name: str | None) -> None:
+    """Add the class names of public weights. WeightsError where names and outputs do not agree."""
+    outputs, row = checkpoint.num_classes, checkpoint.published
+    if checkpoint.classes:
+        if outputs is not None and outputs != len(checkpoint.classes):
+            raise WeightsError(
+                f"{checkpoint.label} has {len(checkpoint.classes)} class names for {outputs} "
+                "outputs: it was changed by hand, or its writer made a mistake"
+            )
+        return
+    listed = row.classes if row is not None else _usual_classes(model_name, outputs)
+    if listed is not None and outputs is not None:
+        names = load_labels(listed)
+        if len(names) == outputs:
+            checkpoint.classes = names
+            checkpoint.classes_guessed = "" if row is not None else listed
+
+
+def _usual_classes(model_name: str | None, outputs: int | None) -> str | None:
+    """The list of class names that a model is published with, if it has as many."""
+    rows = [row for (owner, _), row in PUBLISHED.items() if owner == model_name and row.classes]
+    return next((row.classes for row in rows if row.num_classes == outputs), None)
 
 
 def _no_such_weights(text: str, model_name: str | None) -> str:

@@ -13,6 +13,7 @@ DistributedDataParallel, `_orig_mod.` of torch.compile, `model.` of Lightning) a
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -28,7 +29,8 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.errors import UserError
+from hiera_video.errors import RunFailed, UserError, first_few
+from hiera_video.files import atomic_write, explained
 from hiera_video.models.key_names import HIERA_KEYS
 from hiera_video.models.mvit_keys import head_weight
 
@@ -56,7 +58,11 @@ class Checkpoint:
     model_kwargs: dict[str, Any] = field(default_factory=dict)
     """Arguments that model was built with, besides its name's own."""
     classes: list[str] | None = None
-    """Class names in the order of the head's outputs, if the file carries them."""
+    """Class names in the order of the head's outputs: those that the file carries; `resolve` adds
+    those of public weights."""
+    classes_guessed: str = ""
+    """The public list that `classes` are, where nothing says so but the model and the number of
+    outputs; empty: they are known."""
     spec: ClipSpec | None = None
     """How its clips were sampled and normalised, if known."""
     multi_label: bool = False
@@ -129,6 +135,21 @@ def load_untrusted(path: str | os.PathLike) -> Any:
     if fault:
         raise WeightsError(f"{path}: the file is {fault}; fetch or copy it again")
     return unpickled(path)
+
+
+def unreadable(path: str | os.PathLike) -> str | None:
+    """Why a file cannot be read as weights, in words that do not name it; None if it can.
+
+    Reads all of it; of a safetensors file, which has no checksums, whether all of it is there.
+    """
+    path = os.fspath(path)
+    try:
+        if check_file(path) == "safetensors":
+            return _safetensors_fault(path)
+        load_untrusted(path)
+    except WeightsError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
 
 
 def unpickled(path: str | os.PathLike) -> Any:
@@ -225,6 +246,21 @@ def _is_safetensors(start: bytes, size: int) -> bool:
     if len(start) < 10 or start[8:9] != b"{":
         return False
     return struct.unpack("<Q", start[:8])[0] <= size - 8
+
+
+def _safetensors_fault(path: str) -> str | None:
+    """Whether the tensors end where the file ends, as its header has it."""
+    with open(path, "rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = file.read(length)
+    try:
+        rows = {**json.loads(header)}
+        rows.pop("__metadata__", None)
+        expected = 8 + length + max((row["data_offsets"][1] for row in rows.values()), default=0)
+    except (ValueError, TypeError, LookupError, RecursionError):
+        return "the header of the safetensors file is damaged"
+    size = os.path.getsize(path)
+    return None if size == expected else f"it has {size:,} bytes, and should have {expected:,}"
 
 
 def _load_safetensors(path: str) -> dict[str, Tensor]:
@@ -355,12 +391,6 @@ def _facts(content: Mapping, path: str) -> dict[str, Any]:
     return facts
 
 
-def first_few(names: list[str], count: int = 10) -> str:
-    """The first few names of a list, and how many more there are."""
-    more = len(names) - count
-    return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")
-
-
 # ---- writing ------------------------------------------------------------------------------------
 
 
@@ -379,16 +409,11 @@ def save_published(model: nn.Module, path: str | os.PathLike) -> Path:
     # clones: a view would drag the whole storage it looks into along
     state = {key: t.detach().cpu().clone() for key, t in clean_keys(model.state_dict()).items()}
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(unfinished, "wb") as file:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(path) as file:
             torch.save({"model_state": state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise WeightsError(f"cannot write the weights to {path}: {_reason(error)}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+    except RunFailed as error:
+        raise WeightsError(str(error)) from None
     return path

@@ -199,13 +199,25 @@ def _open(file: Path, warn: Callable[[str], None]) -> sqlite3.Connection | None:
             warn(f"what is learnt is not remembered: {file}: {error}")
             return None
         except sqlite3.DatabaseError as error:
-            aside = file.with_name(f"{file.name}.unreadable")
-            warn(f"{file} {error}; it is set aside as {aside.name}, and all files are looked at")
-            os.replace(file, aside)
+            if not _set_aside(file, error, warn):
+                return None
         except OSError as error:
             warn(f"what is learnt is not remembered: {file}: {error.strerror or error}")
             return None
     return None
+
+
+def _set_aside(file: Path, fault: sqlite3.DatabaseError, warn: Callable[[str], None]) -> bool:
+    """Rename a file that is no memory, so that a new one can be made; whether that worked."""
+    aside = file.with_name(f"{file.name}.unreadable")
+    try:
+        os.replace(file, aside)
+    except OSError as error:
+        reason = f"{fault}, and it cannot be set aside as {aside.name}: {error.strerror}"
+        warn(f"what is learnt is not remembered: {file} {reason}")
+        return False
+    warn(f"{file} {fault}; it is set aside as {aside.name}, and all files are looked at")
+    return True
 
 
 def _version_of(package: str) -> str:

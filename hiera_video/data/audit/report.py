@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -17,7 +16,7 @@ from hiera_video.data.audit.lists import UNUSED, Part
 from hiera_video.data.audit.records import PROBLEMS, REMARKS, Finding
 from hiera_video.data.listing import DataError, is_video
 from hiera_video.data.tables import quoted_path
-from hiera_video.errors import RunFailed
+from hiera_video.files import atomic_write, write_text
 
 MOST_CLASSES_SHOWN = 30
 """Rows of the histogram on the terminal; beyond them its two ends are shown."""
@@ -168,11 +167,11 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def write_json(result: Audit, notes: Sequence[str], file: Path) -> None:
-    """Everything, as one JSON object. Written beside `file` and moved there when it is whole.
+    """Everything, as one JSON object.
 
     Names that are not valid UTF-8 keep their bytes as Python writes them (`\\udcff`).
     """
-    with _replacing(file) as out:
+    with atomic_write(file, text=True) as out:
         head = {
             "exit_code": 1 if result.findings.problems else 0,
             "notes": list(notes),
@@ -254,8 +253,7 @@ def write_lists(result: Audit, target: Path) -> list[str]:
     classes = result.parts[numbers[0]].manifest.classes
     if classes:
         names = files[numbers[0]].parent / "classnames.json"
-        with _replacing(names) as out:
-            json.dump({name: i for i, name in enumerate(classes)}, out, indent=1)
+        write_text(names, json.dumps({name: i for i, name in enumerate(classes)}, indent=1))
         said.append(f"wrote {names}")
     return said
 
@@ -272,7 +270,8 @@ def _write_list(result: Audit, number: int, file: Path) -> str:
     root = os.path.abspath(manifest.paths.root)
     # Relative names where they lie below the list, whole ones elsewhere.
     below = os.path.commonpath([folder, root]) == folder
-    with _replacing(file) as out:
+    # Names that are not valid UTF-8 keep their bytes, as the readers of lists want them.
+    with atomic_write(file, text=True, errors="surrogateescape") as out:
         for index in np.flatnonzero(~result.files.left_out[result.of(number)]).tolist():
             path = os.path.join(root, manifest.paths.relative(index))
             path = os.path.relpath(path, folder) if below else os.path.normpath(path)
@@ -297,18 +296,3 @@ def list_line(path: str, label: int | tuple[int, ...]) -> str | None:
     if label < 0:
         return path if is_video(path) or " " not in path else None
     return f"{path},{label}"
-
-
-@contextlib.contextmanager
-def _replacing(file: Path):
-    """A text file that takes the place of `file` when it is whole."""
-    part = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with open(part, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as out:
-            yield out
-        os.replace(part, file)
-    except OSError as error:
-        raise RunFailed(f"cannot write {file}: {error.strerror or error}") from error
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(part)

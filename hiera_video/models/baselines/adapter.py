@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import UserError
+from hiera_video.models.inputs import check_clips
 from hiera_video.models.key_names import KeyNames
 
 
@@ -72,7 +73,7 @@ class Baseline(nn.Module):
         """Normalised pixels [B, 3, T, H, W] -> logits [B, K].
 
         Raises:
-            UserError: if `clips` has a size that the network was not built for.
+            UserError: if the network cannot take `clips` (`inputs.check_clips`).
         """
         self._check_clips(clips)
         return self.logits(clips)
@@ -82,18 +83,8 @@ class Baseline(nn.Module):
         return self.network(clips)
 
     def _check_clips(self, clips: Tensor) -> None:
-        frames, *sides = self.input_size
-        fits = clips.dim() == 5 and tuple(clips.shape[1:3]) == (3, frames)
-        if fits and self.any_crop:
-            fits = all(size >= least for size, least in zip(clips.shape[3:], sides, strict=True))
-        elif fits:
-            fits = list(clips.shape[3:]) == sides
-        if not fits:
-            sides_or_more = [f"{side} or more" if self.any_crop else str(side) for side in sides]
-            raise UserError(
-                f"input of shape {tuple(clips.shape)}; this model takes [B, 3, {frames}, "
-                f"{', '.join(sides_or_more)}] (build it with input_size= for another size)"
-            )
+        or_more = 2 if self.any_crop else 0
+        check_clips(clips, (3, *self.input_size), weight=self.head.weight, or_more=or_more)
 
 
 class LayeredBaseline(Baseline):

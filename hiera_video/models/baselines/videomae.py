@@ -30,6 +30,7 @@ from hiera_video.models.baselines.adapter import (
     recompute,
     speak_library_keys,
 )
+from hiera_video.models.inputs import check_clips
 from hiera_video.models.key_names import KeyNames
 from hiera_video.models.mae import TARGET_EPS, MAEOutput
 from hiera_video.models.tokens import count_kept
@@ -189,13 +190,10 @@ class VideoMAEPretraining(nn.Module):
             in raster order; a cube's values are ordered (frame, row, column, channel).
 
         Raises:
-            UserError: `clips` has another size than the model, or `keep` is no usable mask.
+            UserError: the model cannot take `clips`, or `keep` is no usable mask.
         """
-        if tuple(clips.shape[1:]) != (3, *self.input_size):
-            raise UserError(
-                f"input of shape {tuple(clips.shape)}; this model takes [B, 3, "
-                f"{', '.join(map(str, self.input_size))}] (build it with input_size= for another)"
-            )
+        weight = self.network.encoder_to_decoder.weight
+        check_clips(clips, (3, *self.input_size), weight=weight)
         if keep is None:
             keep = self.random_keep(clips.shape[0])
         kept = count_kept(keep, batch=clips.shape[0], num_units=self.num_mask_units)

@@ -1,0 +1,120 @@
+"""A run that goes on with its classes in another order: weights and optimizer follow the names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from hiera_video.classes import ClassMatch, in_order_note, match_classes
+from hiera_video.errors import UserError, first_few
+from hiera_video.models.key_names import HIERA_KEYS
+
+
+class Compared(NamedTuple):
+    """What `compared` found."""
+
+    names: list[str]
+    """What the outputs are called from now on; empty: they have no names."""
+    rows: list[int] | None
+    """For each output the row of the stored head; None: the head as it is."""
+    note: str
+    """What the run should say of it; may be empty."""
+
+
+def compared(
+    path: Path,
+    stored: Sequence[str] | None,
+    names: Sequence[str],
+    *,
+    outputs: int,
+    same_run: bool,
+) -> Compared:
+    """Compare the classes of a checkpoint with those of the data that a run goes on with.
+
+    Args:
+        path: the checkpoint.
+        stored: names of its outputs, if it has any.
+        names: of the data's classes, in the order of their labels; empty if it has none.
+        outputs: how many there are.
+        same_run: it is the run of this OUTPUT_DIR that goes on, and its outputs stay as they are.
+
+    Raises UserError: other classes than the checkpoint's; in the same run, another order too.
+    """
+    stored, names = list(stored or ()), list(names)
+    if not stored and not names and same_run:
+        return Compared([], None, "")
+    if not stored or not names:
+        note = in_order_note(str(path), outputs, stored=stored, wanted=names)
+        return Compared(names or stored, None, note)
+    match = match_classes(stored, names)
+    if not match.same_names or (same_run and not match.same_order):
+        raise UserError(_differ(path, match, same_run=same_run))
+    if match.same_order:
+        return Compared(names, None, match.spelling_note())
+    note = (
+        f"the classes of the data are in another order than those of {path}: head and optimizer "
+        "state placed by name"
+    )
+    spelling = match.spelling_note()
+    return Compared(names, [*match.rows], f"{note}; {spelling}" if spelling else note)
+
+
+def _differ(path: Path, match: ClassMatch, *, same_run: bool) -> str:
+    """What differs, and what to do."""
+    there, here = first_few(list(match.stored)), first_few(list(match.wanted))
+    differences = []
+    if match.left_out:
+        differences.append(f"only there: {first_few(match.left_out)}")
+    if match.new:
+        differences.append(f"only here: {first_few(match.new)}")
+    what = "; ".join(differences) or "the same names in another order"
+    start = f"TRAIN.CHECKPOINT_FILE_PATH {path}"
+    fresh = "rows of known classes are kept, optimizer and epoch start afresh"
+    if same_run:
+        return (
+            f"OUTPUT_DIR holds a run with other classes ({path}):\n"
+            f"  {there} there\n  {here} here\n  {what}\n"
+            "Put the classes back, or choose another OUTPUT_DIR. To start from that checkpoint "
+            f"there, set {start}: {fresh}"
+        )
+    return (
+        f"{path} has other classes than the data, so its run cannot go on with "
+        "TRAIN.CHECKPOINT_EPOCH_RESET False:\n"
+        f"  {there} there\n  {here} here\n  {what}\n"
+        f"Leave TRAIN.CHECKPOINT_EPOCH_RESET at True: {fresh}"
+    )
+
+
+def place_weights(state: dict[str, Any], model: nn.Module, rows: Sequence[int]) -> None:
+    """Put the rows of the head in the weights of a checkpoint's content in the order `rows`, in
+    the averaged ones too."""
+    for name in ("model_state", "raw_state"):
+        for key in _head_keys(model) if name in state else ():
+            state[name][key] = state[name][key][list(rows)]
+
+
+def place_moments(optimizer: torch.optim.Optimizer, model: nn.Module, rows: Sequence[int]) -> None:
+    """The same for what an optimizer keeps of each weight of the head: its moments."""
+    parameters = model.state_dict(keep_vars=True)
+    for key in _head_keys(model):
+        kept = optimizer.state.get(parameters[key], {})
+        for name, value in kept.items():
+            if isinstance(value, torch.Tensor) and value.shape == parameters[key].shape:
+                kept[name] = value[list(rows)]
+
+
+def _head_keys(model: nn.Module) -> list[str]:
+    """Keys of the head in the model's state dict; UserError where nobody knows them."""
+    state = model.state_dict()
+    keys = [key for key in getattr(model, "key_names", HIERA_KEYS).head if key in state]
+    if not keys:
+        raise UserError(
+            f"the classes of the data are in another order than those of the checkpoint, and "
+            f"{type(model).__name__} does not say which tensors are its head. Give it an attribute "
+            "key_names (hiera_video.models.key_names.KeyNames), or put the classes in order"
+        )
+    return keys
