@@ -155,15 +155,16 @@ class DataConfig(Section):
     prefix = "DATA."
 
     path_to_data_dir: str = setting("")
-    """Folder with the lists (train.csv, val.csv, ...) or with one folder per class."""
+    """Folder with one folder per class, or with lists (train.csv, val.csv, ...); or one list."""
     path_prefix: str = setting("")
     """Put before the relative paths of the lists."""
     format: str = setting("auto")
     """How PATH_TO_DATA_DIR is written: the name of a reader (`kinetics_csv`, `folder`, ...); auto
-    looks and says what it found."""
+    looks and says what it found. `class_folders` (CLASS/.../a.mp4) and `group_folders`
+    (GROUP/CLASS/a.mp4) say which folders are the classes where both could be."""
     path_label_separator: str = setting("")
-    """Between path and label in a list; split from the right, so paths may contain it. Empty looks
-    at the first line."""
+    """Between path and label in a list; split from the right, so paths may contain it. Empty takes
+    the one that fits most lines."""
     split: int | None = setting(None, at_least=0)
     """Which official split (UCF101, HMDB51: 1 to 3), or which fold of labels.csv is held out."""
     class_names: str = setting("")
@@ -175,7 +176,7 @@ class DataConfig(Section):
     """Videos of one group are never split between train and validation: the name of a column, or a
     regular expression whose first group in the path is the source."""
     multi_label: bool = setting(False)
-    """A video may have several labels, separated by commas."""
+    """A video may have several labels: `a.mp4 0,3` or `a.mp4,jump;run`."""
     num_frames: int = setting(16, at_least=1)
     """Frames in a clip (T); 1 for an image model."""
     sampling_rate: int = setting(4, at_least=1)

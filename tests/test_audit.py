@@ -21,7 +21,9 @@ from hiera_video.data.audit import file as audit_file
 from hiera_video.data.audit.file import decode_all, examine, sample_digest
 from hiera_video.data.audit.memory import AuditMemory, Identity
 from hiera_video.data.audit.records import PROBLEMS, REMARKS, Findings, Job, Seen
+from hiera_video.data.listing import PLAYLIST_SUFFIXES
 from hiera_video.data.manifests import read_manifest
+from hiera_video.data.video_files import find_videos
 from hiera_video.errors import UserError
 
 SHORT = ("--opts", "DATA.NUM_FRAMES", "4", "DATA.SAMPLING_RATE", "2")
@@ -360,10 +362,74 @@ def test_lists_are_compared_with_each_other(run, tmp_path):
 
 
 def test_a_list_of_which_nothing_parses(run, tmp_path):
-    (tmp_path / "train.csv").write_text("a.mp4 cat\nb.mp4 dog\n")
+    (tmp_path / "train.csv").write_text("a.mp4,cat,1\nb.mp4,dog,2\n")
     code, report, _ = run(tmp_path / "train.csv")
     assert code == 1
     assert [row["line"] for row in report["problems"]] == [1, 2]
+
+
+def test_lists_are_read_as_training_reads_them(run, tmp_path):
+    """Names, quotes, columns; a mixture of ids and names costs the fewer of them."""
+    clip(tmp_path / "a, b.mp4", 0)
+    clip(tmp_path / "c.mp4", 1)
+    (tmp_path / "train.csv").write_text('video;class\n"a, b.mp4";run\nc.mp4;walk\nc.mp4;3\n')
+    _, report, text = run(tmp_path / "train.csv", *SHORT)
+    assert [(row["kind"], row["line"]) for row in report["problems"]] == [("bad_line", 4)]
+    assert "label '3' is a whole number" in report["problems"][0]["reason"]
+    assert [row["name"] for row in report["splits"][0]["classes"]] == ["run", "walk"]
+    assert f"note: train: 2 classes: run, walk; names in column 'class' of {tmp_path}" in text
+
+
+def test_one_list_of_all_splits_is_audited_split_by_split(run, tmp_path):
+    for i in range(3):
+        clip(tmp_path / f"{i}.mp4", i)
+    rows = "0.mp4,run,train\n1.mp4,walk,train\n2.mp4,run,val\n"
+    (tmp_path / "all.csv").write_text("path,label,split\n" + rows)
+    _, report, _ = run(tmp_path / "all.csv", *SHORT)
+    assert {row["split"]: row["videos"] for row in report["splits"]} == {"train": 2, "val": 1}
+
+
+def test_a_list_that_cannot_be_read_is_not_passed_over(run, tmp_path):
+    clip(tmp_path / "a.mp4", 0)
+    (tmp_path / "train.csv").write_text("a.mp4 0\n")
+    (tmp_path / "val.csv").write_text("a.mp4 0\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"val.csv is UTF-16; save it as UTF-8"):
+        run(tmp_path, *SHORT)
+
+
+# ---- folders ------------------------------------------------------------------------------------
+
+
+def test_splits_are_those_of_training(run, tmp_path):
+    for i in range(6):
+        split = ("Train", "Validation")[i % 2]
+        clip(tmp_path / "set" / split / "abc"[i // 2] / f"{i}.mp4", i)
+    _, report, text = run(tmp_path / "set", *SHORT)
+    assert {row["split"]: row["num_classes"] for row in report["splits"]} == {"train": 3, "val": 3}
+    assert "note: train: 3 classes: a, b, c; from folder names below" in text
+    (tmp_path / "set" / "Train").rename(tmp_path / "set" / "training_set")
+    with pytest.raises(UserError, match=r"rename training_set/ -> train/"):
+        run(tmp_path / "set", *SHORT)
+    shutil.rmtree(tmp_path / "set" / "training_set")
+    _, report, _ = run(tmp_path / "set", *SHORT)
+    assert {row["split"]: row["videos"] for row in report["splits"]} == {"val": 3}
+
+
+def test_splits_inside_each_class_are_splits(run, tmp_path):
+    for i in range(4):
+        clip(tmp_path / "set" / "ab"[i % 2] / ("train", "val")[i // 2] / f"{i}.mp4", i)
+    _, report, _ = run(tmp_path / "set", *SHORT)
+    assert {row["split"]: row["num_classes"] for row in report["splits"]} == {"train": 2, "val": 2}
+
+
+def test_folders_with_two_readings_are_audited_as_files_unless_told(run, tmp_path):
+    for i in range(4):
+        clip(tmp_path / "set" / ("ann", "bob")[i % 2] / ("run", "walk")[i // 2] / f"{i}.mp4", i)
+    _, report, text = run(tmp_path / "set", *SHORT)
+    assert [row["split"] for row in report["splits"]] == ["files"]
+    assert "can be read in two ways" in text
+    _, report, _ = run(tmp_path / "set", *SHORT, "DATA.FORMAT", "group_folders")
+    assert {row["name"] for row in report["splits"][0]["classes"]} == {"run", "walk"}
 
 
 def test_videos_without_a_label_among_labelled_ones(run, tmp_path):
@@ -387,6 +453,19 @@ def test_a_heap_of_files_and_what_pretends_to_be_one(run, tmp_path):
     assert reasons(report, "missing") == {"link.mp4": "a link to nowhere.mp4, which is not there"}
     assert "playlist" in reasons(report, "unreadable")["list.m3u8"]
     assert "no known layout" in text
+
+
+def test_playlists_are_found_by_one_list_of_endings(run, tmp_path):
+    """The demo and the audit agree on what is refused by name."""
+    clip(tmp_path / "set" / "deep" / "er" / "a.mp4", 0)
+    for ending in PLAYLIST_SUFFIXES:
+        (tmp_path / "set" / f"list{ending}").write_text("#EXTM3U\n/etc/passwd\n")
+    playlists = {f"list{ending}" for ending in PLAYLIST_SUFFIXES}
+    assert {"list.asx", "list.xspf", "list.ismc", "list.m3u8"} <= playlists
+    found = {Path(path).name for path in find_videos([tmp_path / "set"])}
+    assert found == {*playlists, "a.mp4"}
+    _, report, _ = run(tmp_path / "set", *SHORT)
+    assert set(reasons(report, "unreadable")) == playlists
 
 
 def test_what_lies_beside_the_classes_is_looked_at(run, tmp_path):

@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from hiera_video.data.class_folders import STAND_IN, Listed, hold_out, own_split, source_namer
+from hiera_video.data.class_folders import own_split, source_namer
 from hiera_video.data.manifests import DataError, Source, read_manifest
+from hiera_video.data.parts import STAND_IN, Listed, hold_out
 
 
 def touch(root, *names):
@@ -64,7 +65,9 @@ def test_classes_without_videos_and_videos_without_class_are_told(tmp_path):
     manifest = read_manifest(tmp_path, "train")
     assert manifest.classes == ("a",)
     assert any("'docs'" in note for note in manifest.notes)
-    assert any("1 videos directly" in note for note in manifest.notes)
+    assert any(
+        "1 videos in" in note and "outside a class folder" in note for note in manifest.notes
+    )
 
 
 def test_nothing_there_is_told(tmp_path):
@@ -164,8 +167,8 @@ def test_labels_csv_without_folds_holds_out_whole_sources(tmp_path):
 
 def test_labels_csv_errors(tmp_path):
     file = tmp_path / "labels.csv"
-    file.write_text("path,class\na.mp4,x\n")
-    with pytest.raises(DataError, match=r"no column label; its first line must name the columns"):
+    file.write_text("path,what\na.mp4,x\n")
+    with pytest.raises(DataError, match=r"no column label; its first line names the columns"):
         read_manifest(tmp_path)
     file.write_text(LABELS.replace("zebra,0,s1,0\nb", "zebra,1,s1,0\nb"))
     with pytest.raises(DataError, match=r"labels.csv:3: label 'zebra' has label_id 1, and 0"):
@@ -226,3 +229,200 @@ def test_the_held_out_share_does_not_depend_on_the_order_of_the_list():
     turned = videos[::-1]
     assert {turned[i].path for i in hold_out(turned, source)} == taken
     assert len(taken) == 8
+
+
+# ---- what folders are taken for -----------------------------------------------------------------
+
+SET = ("a/1.mp4", "b/2.mp4", "c/3.mp4")
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        *(("Train", "Validation"), ("TRAIN", "VAL"), ("Train", "Val"), ("training", "Valid")),
+        ("train", "Test"),
+    ],
+)
+def test_splits_are_recognised_whatever_the_case(tmp_path, train, val):
+    touch(tmp_path, *(f"{split}/{video}" for split in (train, val) for video in SET))
+    for split, name in (("train", train), ("val", val), ("test", val)):
+        manifest = read_manifest(tmp_path, split)
+        assert manifest.classes == ("a", "b", "c")
+        assert paths(manifest) == set(SET)
+        assert manifest.describe_classes() == (
+            f"3 classes: a, b, c; from folder names below {tmp_path / name}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["training_set/a/1.mp4", "test_set/a/2.mp4"], r"test_set/ -> test/ and training_set/ -> "),
+        (["train1/a/1.mp4", "val1/a/2.mp4"], r"train1/ and val1/ .* look like splits"),
+        (["train1/1.mp4", "val1/2.mp4", "x/3.mp4"], r"train1/ and val1/ .* look like splits"),
+        (["ucf_train/a/1.mp4", "ucf_val/a/2.mp4"], r"ucf_train/ -> train/ and ucf_val/ -> val/"),
+        (["train/a/1.mp4", "TestData/a/2.mp4"], r"TestData/ and train/ .*rename TestData/ -> test"),
+        (["train/a/1.mp4", "dev/a/2.mp4"], r"rename dev/ -> val/"),
+        (["train/1.mp4", "Valid/2.mp4"], r"divided into Valid/ and train/, but .*no folders of cl"),
+        (["train/a/1.mp4", "val/2.mp4"], r"no folders of classes in val/: expected val/CLASS/v"),
+        (["train/a/1.mp4", "Train/b/2.mp4"], r"Train/ and train/, which both name the split train"),
+        (["val/a/1.mp4", "validation/a/2.mp4", "train/a/3.mp4"], r"both name the split val"),
+    ],
+)
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_folders_that_look_like_splits_and_are_none_are_named(tmp_path, names, message, split):
+    touch(tmp_path, *names)
+    with pytest.raises(DataError, match=message):
+        read_manifest(tmp_path, split)
+    with pytest.raises(DataError, match=message):
+        own_split(Source(path=tmp_path))
+
+
+@pytest.mark.parametrize(
+    "classes",
+    [
+        *(("bus", "car", "plane", "train"), ("bus", "train1", "train2"), ("bullet train", "bus")),
+        ("drive test", "test drive", "train ride"),
+        ("test", "walk"),
+    ],
+)
+def test_classes_that_are_called_like_splits_are_classes(tmp_path, classes):
+    touch(tmp_path, *(f"{name}/{i}.mp4" for name in classes for i in range(4)))
+    for split in ("train", "val"):
+        assert read_manifest(tmp_path, split).classes == classes
+    assert own_split(Source(path=tmp_path)) == ""
+    touch(tmp_path, f"{classes[-1]}/more/9.mp4")
+    assert read_manifest(tmp_path, "train").classes == classes
+
+
+def test_folders_can_be_said_to_be_the_classes(tmp_path):
+    touch(tmp_path, *(f"{c}/{i}.mp4" for c in ("training_set", "test_set") for i in range(4)))
+    manifest = read_manifest(tmp_path, "train", format="class_folders")
+    assert manifest.classes == ("test_set", "training_set")
+
+
+@pytest.mark.parametrize("name", ["val", "Test"])
+def test_one_held_out_part_is_a_test_set_and_no_training_set(tmp_path, name):
+    touch(tmp_path, *(f"{name}/{video}" for video in SET))
+    for split in ("test", "val"):
+        assert paths(read_manifest(tmp_path, split)) == set(SET)
+    with pytest.raises(DataError, match=rf"no folder for train in .*, which has {name}: training"):
+        read_manifest(tmp_path, "train")
+    touch(tmp_path, "d/4.mp4")
+    with pytest.raises(DataError, match=r"no folder for train in .* \(which also holds d\)"):
+        read_manifest(tmp_path, "train")
+    assert any("ignored: 'd'" in note for note in read_manifest(tmp_path, "test").notes)
+
+
+def test_a_part_that_stands_in_for_another_is_said_to_be_no_independent_test(tmp_path):
+    touch(tmp_path, *(f"{split}/{video}" for split in ("train", "test") for video in SET))
+    assert read_manifest(tmp_path, "train").notes == ()
+    (note,) = read_manifest(tmp_path, "val").notes
+    assert note == (
+        f"no folder for val in {tmp_path}: test stands in for it; the best checkpoint is chosen on "
+        "it, so a test on it is no independent figure"
+    )
+    (note,) = read_manifest(tmp_path, "test").notes
+    assert note.startswith("training validates on test too: the best checkpoint is chosen on it")
+    touch(tmp_path, *(f"val/{video}" for video in SET))
+    assert read_manifest(tmp_path, "val").notes == read_manifest(tmp_path, "test").notes == ()
+
+
+def test_splits_inside_each_class(tmp_path):
+    touch(tmp_path, *(f"{c}/{s}/{c}{s}.mp4" for c in "ab" for s in ("Train", "val")))
+    train, val = read_manifest(tmp_path, "train"), read_manifest(tmp_path, "val")
+    assert listed(train) == [("a/Train/aTrain.mp4", 0), ("b/Train/bTrain.mp4", 1)]
+    assert listed(val) == [("a/val/aval.mp4", 0), ("b/val/bval.mp4", 1)]
+    assert train.classes == val.classes == ("a", "b")
+    assert "splits from the folders Train/ and val/ inside each class" in train.notes
+    assert own_split(Source(path=tmp_path)) == "folders inside each class"
+    touch(tmp_path, "c/1.mp4")
+    with pytest.raises(DataError, match=r"a/ in .* holds Train/ and val/, and c/ is not divided"):
+        read_manifest(tmp_path, "train")
+
+
+PEOPLE = [f"{p}/{c}/{i}.mp4" for p in ("ann", "bob", "cy") for c in ("run", "walk") for i in "12"]
+
+
+def test_groups_of_classes_have_two_readings(tmp_path):
+    touch(tmp_path, *PEOPLE)
+    message = (
+        r"can be read in two ways: with the classes ann, bob, cy, or, inside each of these, with "
+        r"the classes run, walk. For the first set DATA.FORMAT class_folders, for the second "
+        r"DATA.FORMAT group_folders"
+    )
+    with pytest.raises(DataError, match=message):
+        read_manifest(tmp_path, "train")
+    upper = read_manifest(tmp_path, "train", format="class_folders")
+    assert upper.classes == ("ann", "bob", "cy")
+    train, val = (read_manifest(tmp_path, s, format="group_folders") for s in ("train", "val"))
+    assert train.classes == val.classes == ("run", "walk")
+    assert train.describe_classes() == (
+        f"2 classes: run, walk; from inner folder names below {tmp_path}"
+    )
+    assert paths(train) | paths(val) == set(PEOPLE)
+    people = [{path.split("/")[0] for path in paths(part)} for part in (train, val)]
+    assert people[0].isdisjoint(people[1]), "a person is never in both"
+    touch(tmp_path / "split", *(f"{split}/{path}" for split in ("train", "val") for path in PEOPLE))
+    with pytest.raises(DataError, match=r"split/train can be read in two ways"):
+        read_manifest(tmp_path / "split", "train")
+    assert read_manifest(tmp_path / "split", "val", format="group_folders").classes == (
+        "run",
+        "walk",
+    )
+
+
+def test_folders_inside_a_class_that_do_not_repeat_are_ignored_aloud(tmp_path):
+    touch(tmp_path, "a/s1/1.mp4", "a/s2/2.mp4", "b/s3/3.mp4", "b/4.mp4", "b/s4/5.mp4")
+    for split in ("train", "val"):
+        manifest = read_manifest(tmp_path, split)
+        assert manifest.classes == ("a", "b")
+        assert any(
+            "folders inside the classes are no classes of their own: 's1', 's2', 's3', 's4'" in note
+            for note in manifest.notes
+        )
+    touch(tmp_path / "same", *(f"{c}/clips/{i}.mp4" for c in "ab" for i in range(3)))
+    assert read_manifest(tmp_path / "same", "train").classes == ("a", "b")
+
+
+def test_one_folder_around_the_classes_is_named(tmp_path):
+    touch(tmp_path, "videos/a/1.mp4", "videos/b/2.mp4")
+    with pytest.raises(DataError, match=r"videos/, and there in a, b\. If .* folder \S*/videos"):
+        read_manifest(tmp_path, "train")
+    touch(tmp_path / "deep", "set/train/a/1.mp4", "set/val/a/2.mp4")
+    with pytest.raises(DataError, match=r"in train, val\. If these .* name the folder \S*deep/set"):
+        read_manifest(tmp_path / "deep", "train")
+
+
+def test_pretraining_takes_any_folder(tmp_path):
+    """Labels play no part: nothing about classes is refused."""
+    touch(tmp_path / "people", *PEOPLE)
+    touch(tmp_path / "flat", "train/1.mp4", "train/2.mp4", "val/3.mp4")
+    settings = {"need_labels": False, "ignore_labels": True}
+    assert len(read_manifest(tmp_path / "people", "train", **settings)) > 0
+    assert paths(read_manifest(tmp_path / "flat", "train", **settings)) == {"1.mp4", "2.mp4"}
+
+
+def test_all_of_a_folder_that_names_no_parts(tmp_path):
+    touch(tmp_path, *(f"{c}/{i}.mp4" for c in "ab" for i in range(4)))
+    whole = read_manifest(tmp_path, "test", hold_out=False)
+    assert len(whole) == 8
+    assert whole.undivided
+    assert whole.notes == (f"all 8 videos of {tmp_path}: the folder names no parts",)
+    rows = "\n".join(f"{c}/{i}.mp4,{c}" for c in "ab" for i in range(4))
+    (tmp_path / "labels.csv").write_text(f"path,label\n{rows}\n")
+    assert len(read_manifest(tmp_path, "test", hold_out=False)) == 8
+    assert len(read_manifest(tmp_path, "test")) == 2
+    (tmp_path / "labels.csv").write_text(f"path,label,fold\n{rows.replace(',', ',x', 1)},1\n")
+    touch(tmp_path / "split", "train/a/1.mp4", "val/a/2.mp4")
+    assert len(read_manifest(tmp_path / "split", "test", hold_out=False)) == 1
+
+
+def test_class_names_of_the_user_order_the_folders(tmp_path):
+    touch(tmp_path, *(f"{c}/{i}.mp4" for c in "ab" for i in range(4)))
+    (tmp_path / "names.txt").write_text("b\na\n")
+    manifest = read_manifest(tmp_path, "train", class_names=tmp_path / "names.txt")
+    assert manifest.classes == ("b", "a")
+    assert manifest.describe_classes().endswith(
+        f"numbered by DATA.CLASS_NAMES {tmp_path}/names.txt"
+    )

@@ -91,6 +91,7 @@ def test_a_first_video_that_starts_like_a_header_is_a_video(tmp_path, name):
 def test_names_that_are_not_utf8_survive(tmp_path):
     file = tmp_path / "train.csv"
     file.write_bytes(b"caf\xe9.mp4 1\n")
+    open(os.fsencode(tmp_path) + b"/caf\xe9.mp4", "wb").close()
     assert os.fsencode(read_manifest(file).paths[0]).endswith(b"caf\xe9.mp4")
 
 
@@ -152,6 +153,15 @@ def test_a_split_without_a_list_of_its_own_borrows_and_says_so(tmp_path):
     assert "val.csv stands in" in test.notes[0]
 
 
+def test_a_list_of_another_name_is_named(tmp_path):
+    touch(tmp_path, "training_list.csv")
+    with pytest.raises(DataError, match=r"no videos in .* Found training_list.csv: rename it"):
+        read_manifest(tmp_path)
+    write(tmp_path / "train.csv", "a.mp4 0\n")
+    with pytest.raises(DataError, match=r"no list for val .* Found training_list.csv: rename it"):
+        read_manifest(tmp_path, "val")
+
+
 def test_class_names_beside_the_list_are_taken(tmp_path):
     write(tmp_path / "train.csv", "a.mp4 0\n")
     assert read_manifest(tmp_path).classes is None
@@ -177,7 +187,7 @@ def test_several_labels_per_video(tmp_path):
     with pytest.raises(DataError, match=r"train.csv:2: label 7 is out of range"):
         read_manifest(tmp_path, multi_label=True, num_classes=4)
     write(tmp_path / "train.csv", "a.mp4 0\nb.mp4 x\n")
-    with pytest.raises(DataError, match=r"train.csv:2: no labels at the end of 'b.mp4 x'"):
+    with pytest.raises(DataError, match=r"train.csv:2: label 'x' is not a whole number"):
         read_manifest(tmp_path, multi_label=True)
 
 
@@ -304,6 +314,8 @@ def test_ucf101(tmp_path):
     assert listed(train) == [("ApplyEyeMakeup/v_a_g08.avi", 0), ("Archery/v_b.avi", 1)]
     assert os.path.exists(train.paths[0])
     assert listed(read_manifest(tmp_path, "val")) == [("Archery/v_c.avi", 1)]
+    for split in ("val", "test"):
+        assert "no independent figure" in read_manifest(tmp_path, split).notes[0]
     assert listed(read_manifest(tmp_path, "train", fold=2)) == [("Archery/v_c.avi", 1)]
     with pytest.raises(DataError, match=r"split 4 .*1 to 3"):
         read_manifest(tmp_path, "train", fold=4)

@@ -150,6 +150,64 @@ def test_splits_by_folder_are_kept_and_their_paths_start_at_the_top(tmp_path):
     assert list(gather("folder", root).splits) == ["train", "val"]
 
 
+def test_splits_in_any_case_are_kept_and_the_classes_said(run_tool, tmp_path):
+    names = [f"{s}/{c}/{s}{c}.mp4" for s in ("Train", "Validation") for c in "abc"]
+    root = touch(tmp_path / "v", *names)
+    code, out, _ = run_tool("folder", root, "--out", tmp_path / "out")
+    assert code == 0
+    assert f"3 classes: a, b, c; from folder names below {root}/Train" in out
+    assert (tmp_path / "out" / "train.csv").read_text() == (
+        "Train/a/Traina.mp4 0\nTrain/b/Trainb.mp4 1\nTrain/c/Trainc.mp4 2\n"
+    )
+    assert len(read_manifest(tmp_path / "out", "val")) == 3
+    (root / "Train").rename(root / "train_set")
+    code, _, error = run_tool("folder", root, "--out", tmp_path / "other")
+    assert (code, "rename train_set/ -> train/" in error) == (2, True)
+    assert not (tmp_path / "other").exists()
+
+
+def test_folders_with_two_readings_are_refused_until_one_is_chosen(run_tool, tmp_path):
+    people = [f"{p}/{c}/{i}.mp4" for p in ("ann", "bob", "cy") for c in "ab" for i in range(4)]
+    root = touch(tmp_path / "v", *people)
+    code, _, error = run_tool("folder", root, "--out", tmp_path / "out")
+    assert (code, "can be read in two ways" in error) == (2, True)
+    words = ["folder", root, "--out", tmp_path / "out", "--format", "group_folders"]
+    code, out, _ = run_tool(*words)
+    assert code == 0
+    assert "2 classes: a, b; from inner folder names below" in out
+    assert "sources" in out
+    parts = [
+        {path.split("/")[0] for path, _ in listed(read_manifest(tmp_path / "out", split))}
+        for split in ("train", "val")
+    ]
+    assert all(parts)
+    assert parts[0].isdisjoint(parts[1])
+    code, out, _ = run_tool(*words[:2], "--out", tmp_path / "upper", "--format", "class_folders")
+    assert (code, "3 classes: ann, bob, cy" in out) == (0, True)
+
+
+def test_splits_inside_each_class_are_kept(tmp_path):
+    root = touch(tmp_path, *(f"{c}/{s}/1.mp4" for c in "ab" for s in ("train", "val", "test")))
+    prepared = gather("folder", root)
+    assert {split: paths(prepared, split) for split in prepared.splits} == {
+        split: [f"a/{split}/1.mp4", f"b/{split}/1.mp4"] for split in ("train", "val", "test")
+    }
+
+
+def test_one_list_is_divided(tmp_path):
+    """Its videos are never in train and val at once."""
+    root = touch(tmp_path / "v", *(f"{c}/{i}.mp4" for c in "ab" for i in range(10)))
+    rows = [f"{c}/{i}.mp4;{c}" for c in "ab" for i in range(10)]
+    file = text(tmp_path / "list.csv", "video;class\n" + "\n".join(rows) + "\n")
+    prepared = gather("kinetics", file, videos=str(root))
+    assert {split: len(videos) for split, videos in prepared.splits.items()} == {
+        "train": 16,
+        "val": 4,
+    }
+    assert prepared.classes == ("a", "b")
+    assert not torn_sources(prepared.splits)
+
+
 def test_a_split_that_tears_sources_apart_is_refused_or_told(tmp_path):
     touch(tmp_path, "1.mp4", "2.mp4", "3.mp4")
     rows = "1.mp4,x,film1,0\n2.mp4,y,film1,1\n3.mp4,x,,1\n"
@@ -224,7 +282,8 @@ def test_ucf101_with_a_validation_list_of_its_own(tmp_path):
     videos = touch(tmp_path / "UCF-101", *names)
     official = gather("ucf101", lists, videos=str(videos))
     assert (paths(official, "train"), paths(official, "val")) == (train, test)
-    assert official.notes == ["the official test list is used for validation"]
+    (note,) = official.notes
+    assert note.startswith("the official test list is used for validation, and the best checkpoint")
     assert official.splits["train"][0].label == 0
     own = gather("ucf101", lists, videos=str(videos), val_fraction=0.25)
     assert paths(own, "test") == test
@@ -286,7 +345,13 @@ def test_odd_names_survive(tmp_path):
     assert "line break" in prepared.left_out[0].reason
 
 
-@pytest.mark.parametrize("name", [" a.mp4", '"a".mp4', "video 1.mp4", "path", 'say "hi" .mp4 '])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(" a.mp4", '"a".mp4', "video 1.mp4", "path", 'say "hi" .mp4 ', 'my "open.mp4', '"b.mp4'),
+        *("path,label", "clip class.mp4", '5" disk.mp4', "a.mp4 b.mp4"),
+    ],
+)
 def test_names_at_the_top_of_a_list_survive(tmp_path, name):
     """Whatever a reader could take for a heading, a quotation or blanks of the line."""
     videos = [prepare.Video(name, 0, ""), prepare.Video("z.mp4", 1, "")]

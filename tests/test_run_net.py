@@ -146,7 +146,7 @@ def in_process(tmp_path, *words):
         ("", "empty"),
         ("a.mp4 0\nb.mp4 dog\n", "dog"),
         ("a.mp4 0\nb.mp4 5\n", "5"),
-        ("a.mp4 0\nb.mp4 -1\n", "no label"),
+        ("a.mp4 0\nb.mp4 -1\n", "label -1 is out of range"),
     ],
 )
 def test_bad_lists_are_refused(tmp_path, lines, message):

@@ -97,6 +97,14 @@ def arguments() -> argparse.ArgumentParser:
         if name == "folder":
             layout.set_defaults(videos="")
             add(
+                "--format",
+                dest="layout",
+                choices=("folder", "class_folders", "group_folders"),
+                default="folder",
+                help="class_folders: CLASS/.../video.mp4, the upper folders are the classes; "
+                "group_folders: GROUP/CLASS/video.mp4, the inner ones (default: whichever it is)",
+            )
+            add(
                 "--fold", type=int, metavar="N", help="of labels.csv, held out (default: its first)"
             )
             add(

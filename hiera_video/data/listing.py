@@ -1,14 +1,13 @@
-"""Lists and folders as they lie on disk: lines, csv rows, JSON, the videos below a folder.
+"""Folders and JSON as they lie on disk, and which names are those of videos.
 
 Whatever cannot be read is a `DataError` with the file, the line, what came and what is allowed.
 """
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,12 @@ VIDEO_SUFFIXES = frozenset(
         *("mpe", "mpeg", "mpg", "mts", "mxf", "ogm", "ogv", "rmvb", "ts", "vob", "webm", "wmv"),
     )
 )
+
+PLAYLIST_SUFFIXES = frozenset(
+    f".{ending}"
+    for ending in ["asx", "concat", "ffconcat", "ismc", "m3u", "m3u8", "mpd", "pls", "sdp", "xspf"]
+)
+"""Lists of videos: found in folders so that they are refused by name, never opened."""
 
 
 class DataError(UserError):
@@ -35,56 +40,13 @@ def is_video(name: str) -> bool:
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
-def text_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of the lines that are not blank. Names need not be valid UTF-8."""
-    try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, line.strip()
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
-
-
-def csv_rows(
-    file: Path, need: Sequence[str], refuse: Callable[[int, DataError], None] | None = None
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line number, row) of a csv whose first line names the columns.
-
-    `refuse` is told of each row that has too few or too many, instead of it being raised.
-    """
-    try:
-        with open(file, encoding="utf-8-sig", errors="surrogateescape", newline="") as lines:
-            reader = csv.DictReader(lines, skipinitialspace=True)
-            missing = [name for name in need if name not in (reader.fieldnames or ())]
-            if missing:
-                raise DataError(
-                    f"{file}: no column {', '.join(missing)}; its first line must name the columns "
-                    f"and says {reader.fieldnames}"
-                )
-            for row in reader:
-                short = [name for name, value in row.items() if value is None]
-                if short or None in row:
-                    error = DataError(
-                        f"{file}:{reader.line_num}: expected {len(reader.fieldnames)} columns "
-                        f"({','.join(reader.fieldnames)})"
-                    )
-                    if refuse is None:
-                        raise error
-                    refuse(reader.line_num, error)
-                    continue
-                yield reader.line_num, {key: value.strip() for key, value in row.items()}
-    except OSError as error:
-        raise DataError(f"cannot read {file}: {error.strerror}") from error
-    except csv.Error as error:
-        raise DataError(f"{file} is not a csv file: {error}") from error
-
-
 def read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{file} is not UTF-8 (Latin-1, UTF-16?); save it as UTF-8") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{file} is not valid JSON: {error}") from error
 

@@ -5,6 +5,7 @@ A manifest of a million videos is a few flat arrays, not a million Python object
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from array import array
@@ -16,20 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.data.listing import (
-    DataError,
-    LabelRangeError,
-    csv_rows,
-    read_json,
-    some,
+from hiera_video.data.label_texts import UNLABELLED
+from hiera_video.data.listing import DataError, read_json, some
+from hiera_video.data.parts import NoSuchPart
+from hiera_video.data.tables import (
+    find_header,
+    require_utf8,
+    table_rows,
     text_lines,
 )
 from hiera_video.labels import known_labels, load_labels
-
-UNLABELLED = -1
-
-MOST_CLASSES = 1_000_000
-"""A label at or above this is a mistake (an identifier, a frame count), not a class."""
 
 
 class PathTable(Sequence[str]):
@@ -54,6 +51,18 @@ class PathTable(Sequence[str]):
             and np.array_equal(self._blob, other._blob)
         )
 
+    def select(self, kept: np.ndarray) -> PathTable:
+        """Some of the paths: bool [N]."""
+        lengths = np.diff(self._ends, prepend=0)
+        blob = self._blob[: int(self._ends[-1])][np.repeat(kept, lengths)]
+        return PathTable(self.root, blob, np.cumsum(lengths[kept], dtype=np.int64))
+
+    @classmethod
+    def of(cls, root: str, paths: Sequence[bytes]) -> PathTable:
+        """From encoded paths."""
+        blob = np.frombuffer(b"".join(paths) or b"\0", np.uint8)
+        return cls(root, blob, np.cumsum([len(path) for path in paths], dtype=np.int64))
+
     def relative(self, index: int) -> str:
         """The path as the list wrote it, below `root`."""
         index = range(len(self))[index]
@@ -75,7 +84,11 @@ class Manifest:
         name: the layout, as registered.
         notes: what a user should be told about how the list was read.
         lines: int64 [N], the line of the list that named each video (0: none did); kept only where
-            `Source.on_bad_line` is there to be told of lines.
+            `Source.on_bad_line` is called.
+        classes_from: where the labels and their names come from, in words.
+        undivided: whether the data names no parts, so that it is for the reader to hold any out.
+        sources: what each video was cut from ("" where unknown), where a column or a folder says
+            so; kept only where the data is undivided.
     """
 
     paths: PathTable
@@ -86,6 +99,9 @@ class Manifest:
     name: str
     notes: tuple[str, ...] = ()
     lines: np.ndarray | None = None
+    classes_from: str = ""
+    undivided: bool = False
+    sources: Sequence[str] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -105,6 +121,73 @@ class Manifest:
         """Videos of each class: int64 [num_classes]."""
         return np.bincount(self.labels[self.labels >= 0], minlength=self.num_classes)
 
+    def select(self, kept: np.ndarray) -> Manifest:
+        """Some of the videos (bool [N]); everything else stays."""
+        labels, ends = self.labels, self.label_ends
+        if ends is None:
+            labels = labels[kept]
+        else:
+            counts = np.diff(ends, prepend=0)
+            labels, ends = labels[np.repeat(kept, counts)], np.cumsum(counts[kept], dtype=np.int64)
+        return replace(
+            self,
+            paths=self.paths.select(kept),
+            labels=labels,
+            label_ends=ends,
+            lines=None if self.lines is None else self.lines[kept],
+            sources=None if self.sources is None else list(itertools.compress(self.sources, kept)),
+        )
+
+    # ---- in words
+
+    def class_names(self, labels: Iterable[int]) -> str:
+        """A few of the classes, by name or else by number."""
+        labels = list(labels)
+        names = [self.classes[i] if self.classes else str(i) for i in labels[:MOST_NAMES]]
+        more = len(labels) - len(names)
+        return ", ".join(names) + (f" and {more} more" if more else "")
+
+    def describe_classes(self) -> str:
+        """One line on what was taken for the classes, and from where."""
+        used = np.flatnonzero(self.class_counts()).tolist()
+        if not used:
+            return f"{len(self)} videos without labels; {self.classes_from or self.name}"
+        count = f"{self.num_classes} class{'es' * (self.num_classes > 1)}"
+        if len(used) < self.num_classes:
+            count += f", {len(used)} of them with videos"
+        named = f": {self.class_names(used)}" if self.classes else ""
+        return f"{count}{named}; {self.classes_from or self.name}"
+
+    def unused_outputs(self) -> str:
+        """What training should be told of classes without a video; empty where each has one."""
+        counts = self.class_counts()
+        unused = np.flatnonzero(counts == 0).tolist()
+        if not unused or len(unused) == len(counts):
+            return ""
+        text = (
+            f"{self.num_classes} outputs, {len(unused)} of them without a training video: "
+            f"{self.class_names(unused)}"
+        )
+        return text + ("; ids start at 0" if self.classes is None and unused[0] == 0 else "")
+
+    def only_class(self) -> str:
+        """The name (or number) of the class of all videos; empty where there are several."""
+        used = np.flatnonzero(self.class_counts()).tolist()
+        return self.class_names(used) if len(used) == 1 else ""
+
+
+MOST_NAMES = 8
+"""Classes that a line shows of a long list."""
+
+
+def gather(
+    labels: np.ndarray, starts: np.ndarray, counts: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(labels, where those of each video end) from runs of `labels`, one a video."""
+    ends = np.cumsum(counts, dtype=np.int64)
+    places = np.arange(int(counts.sum())) + np.repeat(starts - (ends - counts), counts)
+    return labels[places], ends
+
 
 @dataclass(frozen=True)
 class Source:
@@ -117,9 +200,16 @@ class Source:
     path_prefix: str = ""
     """Folder of the videos, where it is not the list's own."""
     separator: str | None = None
-    """Between path and label in a list; None looks at the first line."""
+    """Between path and label in a list; None takes the one that fits most lines."""
     classes: tuple[str, ...] | None = None
     """Names in label order that the labels must fit (of the training list, of a checkpoint)."""
+    id_names: tuple[str, ...] | None = None
+    """What the ids of the list itself mean (DATA.CLASS_NAMES, a file beside the list); the order of
+    the classes where `classes` says nothing else."""
+    id_names_from: str = ""
+    """Where those names are from, in words."""
+    id_names_begin: int = 0
+    """The number that the file gives to the first of them: 0, or 1."""
     num_classes: int | None = None
     """Labels must be below it; None takes what the list holds."""
     multi_label: bool = False
@@ -136,37 +226,38 @@ class Source:
     """Column of labels.csv, or a regular expression whose first group names a video's source."""
     seed: int = 0
     """Of the held-out share."""
+    hold_out: bool | None = None
+    """Where the data names no parts (a plain folder of classes, a labels.csv without split or fold,
+    a single list): True gives train and val their shares, False all of it to whoever asks; None
+    does the one for a folder and the other for a list."""
     on_bad_line: Callable[[int, DataError], None] | None = None
-    """Told of each line (its number, what is wrong) that cannot be read, which is then left out;
-    None: the first of them is raised."""
+    """Called with each line (its number, what is wrong) that cannot be read, which is then left
+    out; None: the first of them is raised."""
 
     def refuse(self, line: int, error: DataError) -> None:
-        """Tell of a line that cannot be read, or raise the error where nobody wants to be told."""
+        """Call `on_bad_line` for a line that cannot be read, or raise the error."""
         if self.on_bad_line is None:
             raise error
         self.on_bad_line(line, error)
 
     @property
-    def limit(self) -> int:
-        """Labels must be below this."""
-        if self.classes is not None:
-            return len(self.classes)
-        return self.num_classes or MOST_CLASSES
+    def wanted_classes(self) -> tuple[str, ...] | None:
+        """Names in label order, where they are known before the list is read."""
+        return self.classes or self.id_names
 
 
 class ManifestRows:
-    """Collects the videos of a list in flat arrays and checks each label as it comes."""
+    """Collects the videos of a layout whose classes are known by name, in flat arrays."""
 
-    def __init__(self, source: Source, file: Path) -> None:
+    def __init__(self, source: Source, file: Path, classes: Sequence[str]) -> None:
         self.source = source
         self.file = file
+        self.classes = tuple(source.wanted_classes or classes)
         self._blob = bytearray()
         self._ends = array("q")
         self._labels = array("q")
-        self._label_ends = array("q")
         self._lines = array("q")
-        self._keeps_lines = source.on_bad_line is not None
-        self._number_of = {n: i for i, n in enumerate(source.classes)} if source.classes else {}
+        self._number_of = {name: i for i, name in enumerate(self.classes)}
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -175,40 +266,23 @@ class ManifestRows:
         """The place an error names."""
         return f"{self.file}:{line}" if line else str(self.file)
 
-    def add(self, line: int, path: str, labels: tuple[int, ...]) -> None:
-        """One video; `labels` is (-1,) where it has none."""
+    def add(self, line: int, path: str, label: int) -> None:
+        """One video; `label` is -1 where it has none."""
         if not path or "\0" in path:
             raise DataError(f"{self.at(line)}: {path!r} is not a path")
-        unlabelled = labels == (UNLABELLED,)
-        if unlabelled and self.source.need_labels:
-            raise DataError(
-                f"{self.at(line)}: {path!r} has no label; expected a line 'path label' "
-                f"(only pretraining does without)"
-            )
-        limit = self.source.limit
-        if self.source.ignore_labels and not all(0 <= label < limit for label in labels):
-            labels, unlabelled = (UNLABELLED,), True
-        for label in () if unlabelled else labels:
-            if not 0 <= label < limit:
-                raise LabelRangeError(
-                    f"{self.at(line)}: label {label} is out of range; allowed are 0 to {limit - 1}"
-                    + (f" for {limit} classes" if limit < MOST_CLASSES else "")
-                )
         self._blob += os.fsencode(path)
         self._ends.append(len(self._blob))
-        self._labels.extend(() if unlabelled and self.source.multi_label else labels)
-        self._label_ends.append(len(self._labels))
-        if self._keeps_lines:
-            self._lines.append(line)
+        self._labels.append(label)
+        self._lines.append(line)
 
-    def named(self, line: int, name: str, what: str = "line") -> tuple[int, ...]:
+    def named(self, line: int, name: str, what: str = "line") -> int:
         """The label of a class given by its name."""
         if name in self._number_of:
-            return (self._number_of[name],)
+            return self._number_of[name]
         if self.source.ignore_labels or (not name and not self.source.need_labels):
-            return (UNLABELLED,)
+            return UNLABELLED
         if not self.source.need_labels and not self._number_of:
-            return (UNLABELLED,)
+            return UNLABELLED
         place = f"{self.file}: entry {line}" if what == "entry" else self.at(line)
         if not name:
             raise DataError(f"{place}: no label, and only pretraining does without")
@@ -216,9 +290,6 @@ class ManifestRows:
             f"{place}: class {name!r} is not among the {len(self._number_of)} known classes "
             f"({some(list(self._number_of))})"
         )
-
-    def first_path(self) -> str:
-        return os.fsdecode(bytes(self._blob[: self._ends[0]])) if self._ends else ""
 
     def first_paths(self, count: int = 100) -> list[str]:
         """Enough paths to tell which folder they are in."""
@@ -228,24 +299,37 @@ class ManifestRows:
             for a, b in zip(starts, self._ends[:count], strict=False)
         ]
 
-    def manifest(self, name: str, root: str, notes: Iterable[str] = ()) -> Manifest:
+    def manifest(
+        self,
+        name: str,
+        root: str,
+        *,
+        notes: Iterable[str] = (),
+        classes_from: str,
+        undivided: bool = False,
+        sources: Sequence[str] | None = None,
+    ) -> Manifest:
         if not len(self):
-            raise DataError(f"{self.file}: no videos for {self.source.split}")
-        labels = np.array(self._labels, dtype=np.int64)
-        classes = self.source.classes
-        highest = int(labels.max(initial=UNLABELLED)) + 1
-        multi = self.source.multi_label
+            raise NoSuchPart(f"{self.file}: no videos for {self.source.split}")
+        labels = np.frombuffer(self._labels, np.int64)
+        label_ends = None
+        if self.source.multi_label:  # one class each, where folders or templates say it
+            label_ends = np.cumsum(labels >= 0, dtype=np.int64)
+            labels = labels[labels >= 0]
         return Manifest(
             paths=PathTable(
-                root, np.frombuffer(bytes(self._blob), np.uint8), np.array(self._ends, np.int64)
+                root, np.frombuffer(self._blob, np.uint8), np.frombuffer(self._ends, np.int64)
             ),
             labels=labels,
-            label_ends=np.array(self._label_ends, np.int64) if multi else None,
-            classes=classes,
-            num_classes=len(classes) if classes else self.source.num_classes or highest,
+            label_ends=label_ends,
+            classes=self.classes or None,
+            num_classes=len(self.classes) or self.source.num_classes or 0,
             name=name,
             notes=tuple(notes),
-            lines=np.array(self._lines, np.int64) if self._keeps_lines else None,
+            lines=np.frombuffer(self._lines, np.int64) if self.source.on_bad_line else None,
+            classes_from=classes_from,
+            undivided=undivided,
+            sources=sources,
         )
 
 
@@ -262,25 +346,23 @@ def read_class_names(path: str | Path) -> list[str]:
 
     Raises DataError: no such file, numbers with gaps, a name twice.
     """
+    return numbered_class_names(path)[0]
+
+
+def numbered_class_names(path: str | Path) -> tuple[list[str], int]:
+    """`read_class_names`, and the number that the file gives to the first class: 0, or 1."""
     path = Path(path)
     if not path.is_file():
         if str(path) in known_labels():
-            return load_labels(str(path))
+            return load_labels(str(path)), 0
         raise DataError(
             f"no such file of class names: {path} (DATA.CLASS_NAMES); nor is it one of the known "
             f"lists {', '.join(known_labels())}"
         )
     if path.suffix.lower() == ".json":
-        content = read_json(path)
-        if isinstance(content, list):
-            pairs = list(enumerate(content))
-        elif isinstance(content, dict):
-            turned = all(str(key).isdecimal() for key in content)
-            pairs = [(k, v) if turned else (v, k) for k, v in content.items()]
-        else:
-            raise DataError(f"{path}: expected a list of names or an object name -> number")
-    elif path.suffix.lower() == ".csv":
-        pairs = [(row["id"], row["name"]) for _, row in csv_rows(path, need=("id", "name"))]
+        pairs = _pairs_of_json(path)
+    elif path.suffix.lower() in (".csv", ".tsv"):
+        pairs = _pairs_of_table(path)
     else:
         lines = [line for _, line in text_lines(path)]
         numbered = [re.fullmatch(r"(\d+)[\s,]+(.+)", line) for line in lines]
@@ -291,7 +373,39 @@ def read_class_names(path: str | Path) -> list[str]:
     return _in_order(pairs, path)
 
 
-def _in_order(pairs: list[tuple[Any, Any]], path: Path) -> list[str]:
+def _pairs_of_json(path: Path) -> list[tuple[Any, Any]]:
+    content = read_json(path)
+    if isinstance(content, list):
+        return list(enumerate(content))
+    if isinstance(content, dict):
+        turned = all(str(key).isdecimal() for key in content)
+        return [(k, v) if turned else (v, k) for k, v in content.items()]
+    raise DataError(f"{path}: expected a list of names or an object name -> number")
+
+
+ID_COLUMNS = ("id", "label_id", "index")
+NAME_COLUMNS = ("name", "class_name", "label")
+
+
+def _pairs_of_table(path: Path) -> list[tuple[str, str]]:
+    """A table with a column for the numbers and one for the names."""
+    found = {}
+    for what, names in (("id", ID_COLUMNS), ("name", NAME_COLUMNS)):
+        for name in names:
+            header = find_header(path, name)
+            if header is not None and header.place(name) not in found.values():
+                found[what] = header.place(name)
+                break
+        else:
+            first = next(text_lines(path), (1, ""))[1]
+            raise DataError(
+                f"{path}: no column {what}; its first line must name the columns (id,name) and "
+                f"says {first!r}"
+            )
+    return [(row[found["id"]], row[found["name"]]) for _, row in table_rows(path, header)]
+
+
+def _in_order(pairs: list[tuple[Any, Any]], path: Path) -> tuple[list[str], int]:
     try:
         by_number = {int(number): str(name).strip().strip('"') for number, name in pairs}
     except (TypeError, ValueError) as error:
@@ -309,13 +423,17 @@ def _in_order(pairs: list[tuple[Any, Any]], path: Path) -> list[str]:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise DataError(f"{path}: class names must differ; more than once: {some(twice)}")
-    return names
+    for name in names:
+        require_utf8(name, str(path))
+    return names, first
 
 
 def with_class_file(source: Source, folder: Path) -> Source:
-    if source.classes is not None:
+    """With the names that a file beside the list gives to its ids, where nothing else does."""
+    if source.id_names is not None:
         return source
     for name in CLASS_FILES:
         if (folder / name).is_file():
-            return replace(source, classes=tuple(read_class_names(folder / name)))
+            names, first = numbered_class_names(folder / name)
+            return replace(source, id_names=tuple(names), id_names_from=name, id_names_begin=first)
     return source

@@ -11,8 +11,6 @@ are counted when they are read (`datasets.py`), and found beforehand by the audi
 
 from __future__ import annotations
 
-import functools
-import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -20,28 +18,39 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from hiera_video.data.class_folders import SPLIT_FOLDERS, STAND_IN, read_folder, split_name
+import numpy as np
+
+from hiera_video.data.class_folders import LIST_ENDINGS, read_folder, unread_lists
 from hiera_video.data.listing import (
     VIDEO_SUFFIXES,
     DataError,
-    csv_rows,
-    is_video,
     read_json,
     scan_folder,
-    text_lines,
     videos_below,
 )
 from hiera_video.data.manifest_rows import (
-    UNLABELLED,
     Manifest,
     ManifestRows,
     Source,
+    numbered_class_names,
     read_class_names,
-    with_class_file,
 )
+from hiera_video.data.parts import (
+    SPLIT_WORDS,
+    SPLITS,
+    Listed,
+    NoSuchPart,
+    choose_part,
+    grouping,
+    hold_out,
+    split_of,
+)
+from hiera_video.data.tables import find_header, named_rows, text_lines
+from hiera_video.data.video_lists import read_list
 from hiera_video.registry import DATASET_REGISTRY
 
 __all__ = [
+    "SPLITS",
     "VIDEO_SUFFIXES",
     "DataError",
     "Manifest",
@@ -51,8 +60,6 @@ __all__ = [
     "read_folder",
     "read_manifest",
 ]
-
-SPLITS = ("train", "val", "test")
 
 
 def read_manifest(
@@ -67,7 +74,8 @@ def read_manifest(
 
     Args:
         path: a folder or a list (csv, json, txt).
-        split: "train", "val" or "test". A list named directly is read whole.
+        split: "train", "val" or "test". A list named directly that names no parts is read whole,
+            unless `hold_out` says otherwise.
         format: a name in `DATASET_REGISTRY`, or "auto", which looks.
         class_names: a file with the names of the classes (see `read_class_names`).
         settings: the other fields of `Source`.
@@ -82,10 +90,53 @@ def read_manifest(
         raise DataError(f"no such file or folder: {path} (the data to read, DATA.PATH_TO_DATA_DIR)")
     source = Source(path=path, split=split, **settings)
     if class_names:
-        source = replace(source, classes=tuple(read_class_names(class_names)))
+        names, first = numbered_class_names(class_names)
+        source = replace(
+            source,
+            id_names=tuple(names),
+            id_names_from=f"DATA.CLASS_NAMES {class_names}",
+            id_names_begin=first,
+        )
     if format == "auto":
         format = detect_format(path)
-    return DATASET_REGISTRY.get(format)(source)
+    manifest = DATASET_REGISTRY.get(format)(source)
+    if getattr(manifest, "undivided", False):
+        return _divided(manifest, source)
+    return manifest
+
+
+def _divided(manifest: Manifest, source: Source) -> Manifest:
+    """Of data that names no parts, the share of a split, or all of it; a note says which."""
+    what = "folder" if source.path.is_dir() else "list"
+    if not (source.path.is_dir() if source.hold_out is None else source.hold_out):
+        if source.hold_out is None:
+            return replace(manifest, sources=None)
+        note = f"all {len(manifest)} videos of {source.path}: the {what} names no parts"
+        return replace(manifest, sources=None, notes=(*manifest.notes, note))
+    held_out = hold_out(_listed(manifest, source), source)
+    wanted = source.split != "train"
+    kept = np.full(len(manifest), not wanted)
+    kept[list(held_out)] = wanted
+    if not kept.any():
+        raise NoSuchPart(f"{source.path}: too few videos to hold any out for {source.split}")
+    note = (
+        f"no split of its own: {kept.sum()} of {len(manifest)} videos are {source.split} "
+        f"(val_fraction {source.val_fraction:g}, seed {source.seed})"
+    )
+    return replace(manifest.select(kept), sources=None, notes=(*manifest.notes, note))
+
+
+def _listed(manifest: Manifest, source: Source) -> list[Listed]:
+    """The videos with what decides which are held out: class and source."""
+    group = grouping("" if manifest.sources else source.group_by)
+    videos = []
+    for i in range(len(manifest)):
+        path, label = manifest.paths.relative(i), manifest.label(i)
+        several = label if isinstance(label, tuple) else (label,) if label >= 0 else ()
+        names = [manifest.classes[n] if manifest.classes else str(n) for n in several]
+        cut_from = manifest.sources[i] if manifest.sources else group(path)
+        videos.append(Listed(path, ";".join(names), cut_from or path))
+    return videos
 
 
 def detect_format(path: Path) -> str:
@@ -99,7 +150,7 @@ def detect_format(path: Path) -> str:
     inside = {entry.name for entry in scan_folder(path)}
     lists = _find_lists(path)
     if lists:
-        return _csv_kind(lists[0])
+        return _csv_kind(next(iter(lists.values()))[0])
     if (
         inside & {"something-something-v2-labels.json", "labels.json"}
         or (path / "labels" / "labels.json").is_file()
@@ -130,31 +181,16 @@ def read_kinetics(source: Source) -> Manifest:
 
 @DATASET_REGISTRY.register(name="kinetics_csv")
 def read_kinetics_csv(source: Source) -> Manifest:
-    """SlowFast's list: one line `path`, `path label` or `path frames label` per video.
+    """A list: one line `path`, `path label` or `path frames label` per video, or named columns.
 
-    Split from the right, so that paths may contain the separator. Relative paths start at
-    `path_prefix`, else at the list's folder, else (where the first file is only there) at the
-    current folder. Names of classes come from a file beside the list, if there is one.
+    Without named columns, lines are split from the right, so that paths may contain the separator.
+    Labels are ids (all whole numbers) or names. Relative paths start at `path_prefix`, else at the
+    list's folder, else (where the first file is only there) at the current folder. Names of ids
+    come from a file beside the list, if there is one.
     """
     file, notes = _list_file(source)
-    lines = text_lines(file)
-    first = next(lines, None)
-    if first is not None and _is_header(first[1]):
-        first = next(lines, None)
-    if first is None:
-        raise DataError(f"{file}: the list is empty; expected a line 'path label' for each video")
-    separator = source.separator or _find_separator(first[1], source.multi_label)
-    source = with_class_file(source, file.parent)
-    rows = ManifestRows(source, file)
-    parse = _split_many if source.multi_label else _split_line
-    for number, line in itertools.chain([first], lines):
-        try:
-            path, labels = parse(line, separator, rows.at(number), source)
-            rows.add(number, path, labels)
-        except DataError as error:
-            source.refuse(number, error)
-    root = _root_of_list(source, file.parent, rows.first_path())
-    return rows.manifest("kinetics_csv", root, notes=notes)
+    of_one_split = source.path.is_dir()
+    return read_list(source, file, name="kinetics_csv", notes=notes, of_one_split=of_one_split)
 
 
 @DATASET_REGISTRY.register(name="kinetics_official")
@@ -167,15 +203,21 @@ def read_kinetics_official(source: Source) -> Manifest:
     file, notes = _list_file(source)
     base = source.path if source.path.is_dir() else file.parent
     root = Path(source.path_prefix) if source.path_prefix else base
-    table = list(csv_rows(file, need=("youtube_id",), refuse=source.on_bad_line))
-    if source.need_labels and table and "label" not in table[0][1]:
+    header = find_header(file, "youtube_id")
+    if header is None:
+        first = next(text_lines(file), (1, ""))[1]
+        raise DataError(f"{file}: no column youtube_id; its first line is {first!r}")
+    if source.need_labels and header.place("label") is None:
         raise DataError(f"{file}: no column 'label'; a test list without labels cannot be scored")
-    splits = {split_name(row.get("split", "")) for _, row in table}
+    columns = ("youtube_id", "label", "time_start", "time_end", "split")
+    table = list(named_rows(file, header, columns, source.refuse))
+    if not table:
+        raise DataError(f"{file}: no videos below the line of column names")
+    splits = {split_of(row.get("split", "")) for _, row in table}
     if len(splits) > 1:
-        table = [item for item in table if split_name(item[1].get("split", "")) == source.split]
-    classes = source.classes or tuple(sorted({row.get("label", "") for _, row in table} - {""}))
+        table = [item for item in table if split_of(item[1]["split"]) == source.split]
     where_is = _files_by_stem(root)
-    rows = ManifestRows(replace(source, classes=classes or None), file)
+    rows = ManifestRows(source, file, sorted({row.get("label", "") for _, row in table} - {""}))
     found = 0
     for number, row in table:
         try:
@@ -192,7 +234,13 @@ def read_kinetics_official(source: Source) -> Manifest:
         )
     if found < len(table):
         notes = [*notes, f"{len(table) - found} of the {len(table)} videos of {file} are missing"]
-    return rows.manifest("kinetics_official", str(root), notes=notes)
+    return rows.manifest(
+        "kinetics_official",
+        str(root),
+        notes=notes,
+        classes_from=f"names in column 'label' of {file}",
+        undivided=source.path.is_file() and len(splits) == 1,
+    )
 
 
 # ---- Something-Something v2, UCF101, HMDB51 -----------------------------------------------------
@@ -218,9 +266,7 @@ def read_ssv2(source: Source) -> Manifest:
             "the list of videos",
         )
     )
-    if source.classes is None:
-        names = _first_file(spots, [f"{prefix}labels.json", "labels.json"], "the list of classes")
-        source = replace(source, classes=tuple(read_class_names(names)))
+    names, named_by = _names_of_layout(source, spots, [f"{prefix}labels.json", "labels.json"])
     entries = read_json(file)
     if not isinstance(entries, list) or not all(isinstance(e, dict) and "id" in e for e in entries):
         raise DataError(f"{file}: expected a list of entries with 'id' and 'template'")
@@ -229,14 +275,19 @@ def read_ssv2(source: Source) -> Manifest:
     root, suffix = _video_folder(
         source, base, folders, ids, (".webm", ".mp4", ".avi", ".mkv", ""), file
     )
-    rows = ManifestRows(source, file)
+    rows = ManifestRows(source, file, names)
     for number, (entry, name) in enumerate(zip(entries, ids, strict=True), 1):
         template = str(entry.get("template", "")).replace("[", "").replace("]", "")
         try:
             rows.add(number, name + suffix, rows.named(number, template, what="entry"))
         except DataError as error:
             source.refuse(number, error)
-    return rows.manifest("ssv2", root)
+    return rows.manifest(
+        "ssv2",
+        root,
+        classes_from=f"the templates of {file}, numbered by {named_by}",
+        undivided=source.path.is_file(),
+    )
 
 
 @DATASET_REGISTRY.register(name="ucf101")
@@ -255,10 +306,8 @@ def read_ucf101(source: Source) -> Manifest:
             spots, [f"{kind}list{_official_fold(source):02d}.txt"], "the list of videos"
         )
     )
-    if source.classes is None:
-        names = _first_file([file.parent, *spots], ["classInd.txt"], "the list of classes")
-        source = replace(source, classes=tuple(read_class_names(names)))
-    rows = ManifestRows(source, file)
+    names, named_by = _names_of_layout(source, [file.parent, *spots], ["classInd.txt"])
+    rows = ManifestRows(source, file, names)
     for number, line in text_lines(file):
         path = re.sub(r"\s+\d+$", "", line)
         try:
@@ -267,7 +316,13 @@ def read_ucf101(source: Source) -> Manifest:
             source.refuse(number, error)
     folders = ["UCF-101", "UCF101", "videos", ""]
     root, _ = _video_folder(source, base, folders, rows.first_paths(), ("",), file)
-    return rows.manifest("ucf101", root, notes=_test_as_val(source))
+    return rows.manifest(
+        "ucf101",
+        root,
+        notes=_test_as_val(source),
+        classes_from=f"the folder names in {file}, numbered by {named_by}",
+        undivided=source.path.is_file(),
+    )
 
 
 @DATASET_REGISTRY.register(name="hmdb51")
@@ -285,7 +340,7 @@ def read_hmdb51(source: Source) -> Manifest:
             f"class for each of its splits 1 to 3"
         )
     names = [file.name[: -len(f"_test_split{fold}.txt")] for file in lists]
-    rows = ManifestRows(replace(source, classes=source.classes or tuple(names)), source.path)
+    rows = ManifestRows(source, source.path, names)
     wanted = "1" if source.split == "train" else "2"
     for name, file in zip(names, lists, strict=True):
         rows.file = file
@@ -303,136 +358,51 @@ def read_hmdb51(source: Source) -> Manifest:
     rows.file = source.path
     folders = ["", "videos", "hmdb51_org", "hmdb51"]
     root, _ = _video_folder(source, source.path, folders, rows.first_paths(), ("",), lists[0])
-    return rows.manifest("hmdb51", root, notes=_test_as_val(source))
-
-
-# ---- lines of a list ----------------------------------------------------------------------------
-
-_WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
-_SEPARATORS = (",", "\t", ";", " ")
-
-
-def _split_line(
-    line: str, separator: str, where: str, source: Source
-) -> tuple[str, tuple[int, ...]]:
-    """`path`, `path label` or `path frames label` -> path and label."""
-    path, found, last = line.rpartition(separator)
-    path, last = path.strip(), last.strip()
-    if not found or is_video(_unquoted(last)):
-        if hint := _other_separator(line, separator):
-            raise DataError(f"{where}: no {separator!r} before the label in {line!r}; {hint}")
-        return _unquoted(line.strip()), (UNLABELLED,)
-    if not _WHOLE_NUMBER.fullmatch(last):
-        raise DataError(
-            f"{where}: label {last!r} is not a whole number (in {line!r}); expected a line "
-            f"'path{separator}label', labels from 0. {_other_separator(line, separator)}".rstrip()
-        )
-    # A number in the middle is the column of frame counts, unless a path simply ends in a number.
-    head, found, frames = path.rpartition(separator)
-    if found and _WHOLE_NUMBER.fullmatch(frames.strip()) and not is_video(path):
-        base = source.path_prefix or str(
-            source.path if source.path.is_dir() else source.path.parent
-        )
-        if not os.path.exists(os.path.join(base, _unquoted(path))):
-            path = head.strip()
-    return _unquoted(path), (int(last),)
-
-
-def _split_many(
-    line: str, separator: str, where: str, source: Source
-) -> tuple[str, tuple[int, ...]]:
-    """`path 3,7,12` or `path,3 7 12` or `path 3 7 12` -> path and sorted labels."""
-    match = _many_labels(separator).fullmatch(line)
-    if match is None:
-        if not source.need_labels:
-            return _unquoted(line), (UNLABELLED,)
-        raise DataError(
-            f"{where}: no labels at the end of {line!r}; expected 'path{separator}3,7,12' with "
-            f"whole numbers from 0. {_other_separator(line, separator)}".rstrip()
-        )
-    labels = {int(text) for text in re.split(r"[,; \t]+", match["labels"])}
-    return _unquoted(match["path"].strip()), tuple(sorted(labels))
-
-
-@functools.lru_cache(maxsize=8)
-def _many_labels(separator: str) -> re.Pattern[str]:
-    numbers = r"-?[0-9]{1,18}(?:[,; \t]+-?[0-9]{1,18})*"
-    return re.compile(rf"(?P<path>.*?){re.escape(separator)}\s*\"?(?P<labels>{numbers})\"?")
-
-
-def _find_separator(line: str, multi_label: bool) -> str:
-    """The separator of a list by its first line; a list of bare paths gets a space."""
-    fits = {}
-    for separator in _SEPARATORS:
-        if multi_label:
-            match = _many_labels(separator).fullmatch(line)
-            path = match["path"] if match else ""
-        else:
-            path, _, last = line.rpartition(separator)
-            path = path if _WHOLE_NUMBER.fullmatch(last.strip()) else ""
-        if path.strip():
-            fits[separator] = len(path)
-    # Of several labels, the separator before them all leaves the shortest path.
-    return min(fits, key=fits.get) if multi_label and fits else next(iter(fits), " ")
-
-
-def _other_separator(line: str, separator: str) -> str:
-    for other in _SEPARATORS:
-        path, found, last = line.rpartition(other)
-        if other != separator and found and path and _WHOLE_NUMBER.fullmatch(last.strip()):
-            return f"The separator looks like {other!r}: set DATA.PATH_LABEL_SEPARATOR to it"
-    return ""
-
-
-def _is_header(line: str) -> bool:
-    """A first line of column names: `path,label`."""
-    words = [word.strip().strip('"').lower() for word in re.split(r"[,;\t ]", line)]
-    if _WHOLE_NUMBER.fullmatch(words[-1]) or is_video(words[-1]):
-        return False  # a file called "video 1.mp4"
-    return len(words) > 1 and words[0] in ("path", "file", "filename", "video", "video_path")
-
-
-def _unquoted(path: str) -> str:
-    if len(path) > 1 and path[0] == path[-1] == '"':
-        return path[1:-1].replace('""', '"')
-    return path
+    return rows.manifest(
+        "hmdb51",
+        root,
+        notes=_test_as_val(source),
+        classes_from=f"the names of the lists in {lists[0].parent}",
+    )
 
 
 # ---- where lists and videos lie ----------------------------------------------------------------
 
 
-def _find_lists(folder: Path) -> list[Path]:
-    """train.csv, val.csv, ... in the folder or its annotations, training first."""
-    spots = [folder, folder / "annotations"]
-    names = [name for split in SPLITS for name in SPLIT_FOLDERS[split]]
-    return [
-        spot / f"{name}{suffix}"
-        for spot in spots
-        for name in names
-        for suffix in (".csv", ".txt")
-        if (spot / f"{name}{suffix}").is_file()
-    ]
+def _find_lists(folder: Path) -> dict[str, list[Path]]:
+    """Split -> its lists (train.csv, Validation.txt, ...) in a folder or its annotations; of
+    several, the one that is read comes first."""
+    found: dict[str, list[tuple[tuple, Path]]] = {}
+    for place, spot in enumerate((folder, folder / "annotations")):
+        for entry in scan_folder(spot) if spot.is_dir() else ():
+            stem, ending = os.path.splitext(entry.name)
+            split = split_of(stem)
+            if split and ending.lower() in LIST_ENDINGS and entry.is_file():
+                word = SPLIT_WORDS[split].index(stem.lower())
+                order = (place, word, LIST_ENDINGS.index(ending.lower()), stem != stem.lower())
+                found.setdefault(split, []).append(((*order, entry.name), spot / entry.name))
+    return {split: [file for _, file in sorted(found[split])] for split in SPLITS if split in found}
 
 
 def _list_file(source: Source) -> tuple[Path, list[str]]:
-    """The list of the split asked for, and a note where another stands in for it."""
+    """The list of the split asked for, and notes: another stands in for it, or there are two."""
     if source.path.is_file():
         return source.path, []
     lists = _find_lists(source.path)
-    for split in (source.split, STAND_IN.get(source.split)):
-        for file in lists:
-            if split and file.stem in SPLIT_FOLDERS[split]:
-                note = f"no {source.split} list in {source.path}: {file.name} stands in for it"
-                return file, [] if split == source.split else [note]
-    raise DataError(
-        f"no list for {source.split} in {source.path}; expected {source.split}.csv with a line "
-        f"'path label' for each video"
-    )
+    names = {split: files[0].name for split, files in lists.items()}
+    place = source.path
+    try:
+        split, notes = choose_part(source.split, names, kind="list", place=place)
+    except NoSuchPart as error:
+        raise NoSuchPart(f"{error}{unread_lists(place)}") from None
+    first, *others = lists[split]
+    if others:
+        notes.append(f"{first.name} is read, {', '.join(f.name for f in others)} beside it is not")
+    return first, notes
 
 
 def _csv_kind(file: Path) -> str:
-    first = next(text_lines(file), (1, ""))[1]
-    return "kinetics_official" if "youtube_id" in first else "kinetics_csv"
+    return "kinetics_official" if find_header(file, "youtube_id") else "kinetics_csv"
 
 
 def _files_by_stem(root: Path) -> dict[str, str]:
@@ -447,15 +417,18 @@ def _first_file(folders: Sequence[Path], names: Sequence[str], what: str) -> Pat
         for name in names:
             if (folder / name).is_file():
                 return folder / name
-    raise DataError(f"{what} is missing in {folders[0]}; expected {' or '.join(names)}")
+    raise NoSuchPart(f"{what} is missing in {folders[0]}; expected {' or '.join(names)}")
 
 
-def _root_of_list(source: Source, folder: Path, first: str) -> str:
-    if source.path_prefix:
-        return source.path_prefix
-    if not (folder / first).exists() and os.path.exists(first):
-        return os.getcwd()
-    return str(folder)
+def _names_of_layout(
+    source: Source, folders: Sequence[Path], names: Sequence[str]
+) -> tuple[Sequence[str], str]:
+    """The classes in order, and where they are from: from the layout's own file, unless the order
+    is known."""
+    if source.wanted_classes:
+        return source.wanted_classes, source.id_names_from or "the names given"
+    file = _first_file(folders, names, "the list of classes")
+    return read_class_names(file), str(file)
 
 
 def _video_folder(
@@ -500,4 +473,15 @@ def _official_fold(source: Source) -> int:
 
 
 def _test_as_val(source: Source) -> list[str]:
-    return ["the official test list is used for validation"] if source.split == "val" else []
+    chosen = "the best checkpoint is chosen on it"
+    return {
+        "train": [],
+        "val": [
+            f"the official test list is used for validation, and {chosen}: a test on it is no "
+            "independent figure"
+        ],
+        "test": [
+            f"training validates on the official test list too: {chosen}, and this is no "
+            "independent figure"
+        ],
+    }[source.split]

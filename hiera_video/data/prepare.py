@@ -24,14 +24,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hiera_video.data.class_folders import Listed, hold_out, own_split, source_namer
+from hiera_video.data.class_folders import own_split, source_namer
 from hiera_video.data.listing import DataError, some
 from hiera_video.data.manifests import SPLITS, Manifest, Source, read_manifest
+from hiera_video.data.parts import Listed, hold_out
+from hiera_video.data.tables import quoted_path
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.files import atomic_write, explained, write_text
 from hiera_video.spreadsheet import path_cell, row_writer
 
-LAYOUTS = ("folder", "kinetics", "ssv2", "ucf101", "hmdb51")
+FOLDER_LAYOUTS = ("folder", "class_folders", "group_folders")
+LAYOUTS = (*FOLDER_LAYOUTS, "kinetics", "ssv2", "ucf101", "hmdb51")
 
 SOURCE_PATTERNS = {
     "kinetics": r"([\w-]{11})_\d{6}_\d{6}(?:\.\w+)?$",  # clips of one YouTube video
@@ -76,6 +79,8 @@ class Prepared:
     left_out: list[LeftOut] = field(default_factory=list)
     knows_sources: bool = False
     """Whether a column or a pattern told the sources."""
+    classes_line: str = ""
+    """What was taken for the classes, and from where."""
 
     def __len__(self) -> int:
         return sum(map(len, self.splits.values()))
@@ -130,12 +135,16 @@ def gather(
     # What the readers say of one split alone is of no use where the splits are made here.
     notes = [n for n in lists["train"].notes if n in lists["val"].notes]
     root = os.path.commonpath([os.path.abspath(m.paths.root) for m in lists.values()])
-    namer = source_namer(source)
+    namer = source_namer(source, layout)
     splits = {split: _videos(manifest, root, namer) for split, manifest in lists.items()}
     prepared = Prepared(layout, root, splits, lists["train"].classes, notes)
+    prepared.classes_line = lists["train"].describe_classes()
     prepared.knows_sources = _name_sources(prepared, source, asked=bool(group_by))
-    own = layout if layout != "folder" else own_split(source)
-    if fold is not None and layout == "folder" and not own.startswith("column 'fold'"):
+    folders = layout in FOLDER_LAYOUTS
+    own = own_split(source, layout) if folders else layout
+    if lists["train"].undivided:
+        own = ""
+    if fold is not None and folders and not own.startswith("column 'fold'"):
         raise UserError(f"--fold {fold}: {source.path} has no labels.csv with a column 'fold'")
     if own and test_fraction:
         raise UserError(f"--test-fraction is for data without a split; this has one ({own})")
@@ -167,6 +176,7 @@ def _read_lists(layout: str, source: Source) -> dict[str, Manifest]:
         "group_by": source.group_by,
         "val_fraction": source.val_fraction,
         "seed": source.seed,
+        "hold_out": True,
     }
 
     def read(split: str, classes: tuple[str, ...] | None = None) -> Manifest:
@@ -181,7 +191,7 @@ def _read_lists(layout: str, source: Source) -> dict[str, Manifest]:
         except DataError:
             raise error from None
     lists = {"train": train, "val": val}
-    if layout in ("folder", "kinetics"):  # the others have no test list, or none with labels
+    if layout in (*FOLDER_LAYOUTS, "kinetics"):  # the others have no test list, or none with labels
         try:
             test = read("test", train.classes)
         except DataError as error:
@@ -229,7 +239,7 @@ def _name_sources(prepared: Prepared, source: Source, *, asked: bool) -> bool:
             f"videos ({some([video.path for video in unnamed], 3)}); name a column of labels.csv, "
             r"or a regular expression such as '(.+)_\d+\.mp4' whose group is the source"
         )
-    if prepared.layout == "folder":
+    if prepared.layout in FOLDER_LAYOUTS:
         prepared.notes.append(
             "no sources known: where several videos are cut from one recording, tell which with "
             "--group-by, or accuracy will look better than it is"
@@ -451,10 +461,7 @@ def _contents(prepared: Prepared) -> dict[str, bytes]:
 
 
 def _line(video: Video) -> str:
-    path = video.path
-    if path != path.strip() or path.startswith('"'):  # the reader would take these for its own
-        path = '"' + path.replace('"', '""') + '"'
-    return f"{path} {video.label}\n"
+    return f"{quoted_path(video.path)} {video.label}\n"
 
 
 def _read_back(prepared: Prepared, contents: Mapping[str, bytes]) -> None:
@@ -487,7 +494,7 @@ def _digest(content: bytes) -> str:
 
 def summary(prepared: Prepared) -> list[str]:
     """What was made, for people: a line a split, the notes, what was left out."""
-    lines = []
+    lines = [prepared.classes_line] if prepared.classes_line else []
     for split, videos in prepared.splits.items():
         sources = {video.source for video in videos} - {""}
         known = f", {len(sources)} sources" if prepared.knows_sources else ""

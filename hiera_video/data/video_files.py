@@ -9,11 +9,8 @@ import glob
 import os
 from collections.abc import Iterable
 
-from hiera_video.data.listing import VIDEO_SUFFIXES
+from hiera_video.data.listing import PLAYLIST_SUFFIXES, VIDEO_SUFFIXES
 from hiera_video.errors import UserError
-
-PLAYLIST_SUFFIXES = frozenset((".concat", ".ffconcat", ".m3u", ".m3u8", ".mpd", ".pls", ".sdp"))
-"""Lists of videos: found in folders so that they are refused by name, never opened."""
 
 
 def find_videos(paths: Iterable[str]) -> list[str]:

@@ -201,7 +201,7 @@ def export(source: Path, target: Path) -> int:
     where `target` cannot be written.
     """
     state = _read(source)
-    kept = ("format", "model", "model_state", "classes", "spec", "cfg", "epoch", "step")
+    kept = ("format", "model", "model_state", "classes", "spec", "cfg", "data", "epoch", "step")
     content = {key: state[key] for key in kept}
     content["multi_label"] = state.get("multi_label", False)
     return _write(content, target)

@@ -84,7 +84,9 @@ def _run(
     part: float,
 ) -> None:
     """The steps of `cfg`, each of which is a `part` of one of the run's."""
-    manifest, _ = world.on_main(train.read_lists, cfg)
+    manifest, val_list = world.on_main(train.read_lists, cfg)
+    if cfg.task == "classify" and not generated:
+        preflight.require_classes(manifest)
     dataset = train.training_set(cfg, manifest)
     plan = train.plan_of(cfg, dataset, world)
     num_classes = cfg.model.num_classes or manifest.num_classes
@@ -103,13 +105,14 @@ def _run(
     ema = optim.Ema(model, cfg.train.ema_decay) if cfg.train.ema_decay else None
     forward = train.Forward(cfg, world, model, dataset=dataset, plan=plan, num_classes=num_classes)
     loader = train.training_loader(cfg, dataset, world, start=0, end=steps)
-    what, schedule, *notes = train.introduction(
-        cfg, world, model, plan, [*manifest.notes, *loader.notes]
+    notes = [] if generated else train.list_notes(manifest, val_list)
+    what, schedule, classes, *notes = train.introduction(
+        cfg, world, model, plan, manifest.describe_classes(), [*notes, *loader.notes]
     )
     voice.say(what)
     voice.say(f"{plan.clips_per_step} clips a step" if generated else schedule)
-    for note in notes:
-        voice.say(note)
+    for line in notes if generated else [classes, *notes]:
+        voice.say(line)
 
     trained = [p for p in model.parameters() if p.requires_grad]
     train.set_mode(model, linear_probe=cfg.train.linear_probe)

@@ -232,6 +232,9 @@ def _test(
         f"testing {weights} on {len(manifest)} videos of {cfg.data.path_to_data_dir or 'the set'}, "
         f"{views} x {crops} views (clips in time x crops), in {number_format}"
     )
+    voice.say(manifest.describe_classes())
+    if only := manifest.only_class():
+        voice.say(f"note: all videos are of one class ({only})")
     differences = _differences(stored, spec, multi_label=cfg.data.multi_label)
     for note in [*manifest.notes, *loader.notes, *differences]:
         voice.say(f"note: {note}")
@@ -270,10 +273,11 @@ def _test(
 
 def read_test_list(cfg: Any, stored: Checkpoint, num_classes: int) -> Manifest:
     """The videos to test, with labels that are numbers of the checkpoint's outputs."""
-    manifest = preflight.read_split(
+    manifest = preflight.read_test_split(
         cfg.data,
+        stored_settings=stored.settings,
+        stored_list=stored.trained_on,
         dataset=cfg.test.dataset,
-        split="test",
         seed=cfg.rng_seed,
         synthetic=cfg.synthetic,
         num_classes=num_classes,

@@ -7,6 +7,7 @@ that goes on, the data and its labels, one decoded batch, the starting weights.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ from hiera_video import files
 from hiera_video.data.datasets import Failed, VideoDataset, try_to_read
 from hiera_video.data.guard import Casualty, GuardedPool
 from hiera_video.data.manifests import DataError, Manifest, read_manifest
+from hiera_video.data.parts import NoSuchPart
 from hiera_video.engine.distributed import World
 from hiera_video.errors import RunFailed, UserError
 
@@ -155,12 +157,14 @@ def read_split(
     synthetic: Any = None,
     num_classes: int = 0,
     need_labels: bool = True,
+    hold_out: bool | None = True,
 ) -> Manifest:
     """The list of one split as the DATA settings describe it.
 
     dataset: TRAIN.DATASET or TEST.DATASET; "synthetic" makes the camera-motion set first, where it
     is not there yet, from the SYNTHETIC settings. num_classes: labels must be below it (0: any).
-    need_labels: False where labels play no part, so that none is wrong.
+    need_labels: False where labels play no part, so that none is wrong. hold_out: where the data
+    names no parts, give train and the others their shares; False: give all of it.
     Raises DataError (missing, empty, unreadable, labels out of range).
     """
     path = data.path_to_data_dir
@@ -180,11 +184,70 @@ def read_split(
         multi_label=data.multi_label,
         need_labels=need_labels,
         ignore_labels=not need_labels,
+        hold_out=hold_out,
         fold=data.split,
         val_fraction=data.val_fraction,
         group_by=data.group_by,
         seed=seed,
     )
+
+
+def read_test_split(
+    data: Any, *, stored_settings: str, stored_list: str, seed: int, **settings: Any
+) -> Manifest:
+    """The videos to test a checkpoint on: the part that the data calls test, or val; where it
+    names no parts, all of it, unless the checkpoint was trained on it: then what was held out.
+    The manifest's notes say which.
+
+    Args:
+        data: the DATA settings of the test.
+        stored_settings: those of the training (YAML), from the checkpoint; "" where it has none.
+        stored_list: the fingerprint of its training videos, from the checkpoint; or "".
+        seed: RNG_SEED of the test.
+        settings: of `read_split`, except split and hold_out.
+    """
+    whole = read_split(data, split="test", seed=seed, hold_out=False, **settings)
+    if stored_list and fingerprint(whole) == stored_list:
+        note = "this checkpoint was trained on these very videos: the result says nothing of others"
+        return dataclasses.replace(whole, notes=(*whole.notes, note))
+    before = _settings_of(stored_settings)
+    if not whole.undivided or not before:
+        return whole
+    data = dataclasses.replace(
+        data,
+        val_fraction=before.get("DATA.VAL_FRACTION", data.val_fraction),
+        group_by=before.get("DATA.GROUP_BY", data.group_by),
+    )
+    shares = {"seed": before.get("RNG_SEED", seed), "hold_out": True, **settings}
+    try:
+        trained = fingerprint(read_split(data, split="train", **shares)) == stored_list
+    except NoSuchPart:
+        return whole  # too few videos to hold any out
+    folder = before.get("DATA.PATH_TO_DATA_DIR") or ""
+    if not trained and not _same_place(folder, data.path_to_data_dir):
+        return whole
+    part = read_split(data, split="test", **shares)
+    notes = [
+        f"testing the {len(part)} of {len(whole)} videos that were held out when this checkpoint "
+        "was trained; its best epoch was chosen on them"
+    ]
+    if not trained:
+        notes.append(
+            f"{data.path_to_data_dir} has changed since: other videos, classes or labels than then"
+        )
+    return dataclasses.replace(part, notes=(*whole.notes[:-1], *notes))
+
+
+def _settings_of(text: str) -> dict[str, Any]:
+    """The settings in a checkpoint; empty for one of others that has something else there."""
+    with contextlib.suppress(Exception):  # whatever a stranger's file holds
+        return flat_settings(text)
+    return {}
+
+
+def _same_place(one: str, other: str) -> bool:
+    paths = [os.path.realpath(os.path.expanduser(path)) for path in (one, other) if path]
+    return len(paths) == 2 and paths[0] == paths[1]
 
 
 SYNTHETIC_FOLDER = "data/camera_motion"
@@ -213,7 +276,7 @@ def _no_data(path: str) -> str:
     without = f"\n  --cfg configs/quickstart/{ready[0].name} runs without any data" if ready else ""
     return (
         f"{came}. It must be a folder with one of these layouts:\n"
-        "  train.csv and val.csv, a line 'path label' for each video\n"
+        "  train.csv and val.csv, a line 'path label' for each video, or one labels.csv\n"
         "  train/CLASS/video.mp4 and val/CLASS/video.mp4, or CLASS/video.mp4 alone\n"
         "  the lists of Something-Something v2, UCF101 or HMDB51 as published"
         f"{without}\n  --dry-run 3 tries this config on generated clips"
@@ -275,6 +338,16 @@ def class_names(manifest: Manifest, num_classes: int) -> list[str]:
     return names
 
 
+def require_classes(manifest: Manifest) -> None:
+    """UserError where all training videos are of one class."""
+    only = manifest.only_class()
+    if only:
+        raise UserError(
+            f"1 class ({only}): nothing to tell apart; {manifest.describe_classes()}. Training a "
+            "classifier needs two classes or more; pretraining (TASK pretrain) needs none"
+        )
+
+
 def fingerprint(manifest: Manifest) -> str:
     """What identifies a list of videos (paths below its root, labels, order), whatever its root."""
     digest = hashlib.blake2b(digest_size=16)
@@ -295,6 +368,7 @@ FREE_TO_CHANGE = (
     "IMPORTS",
     "DATA.PATH_TO_DATA_DIR",  # the list itself is compared, by its fingerprint
     "DATA.PATH_PREFIX",
+    "DATA.FORMAT",  # so is what it makes of the folders
     "DATA_LOADER.",
     "TEST.",
     "TENSORBOARD.",

@@ -74,6 +74,8 @@ def _train(
 ) -> int:
     # ---- data -----------------------------------------------------------------------------
     train_list, val_list = world.on_main(read_lists, cfg)
+    if cfg.task == "classify":
+        preflight.require_classes(train_list)
     dataset, validation = training_set(cfg, train_list), validation_set(cfg, val_list)
     guarded = cfg.data_loader.num_workers > 0
     world.on_main(preflight.require_readable, dataset, what="training", guarded=guarded)
@@ -146,8 +148,8 @@ def _train(
     val_loader = validation_loader(cfg, validation, world) if validation is not None else None
     if world.is_main:
         voice.open(folder.path, tensorboard=cfg.tensorboard.enable)
-    notes = dict.fromkeys([*train_list.notes, *(val_list.notes if val_list else ()), *loader.notes])
-    for line in introduction(cfg, world, model, plan, list(notes)):
+    notes = [*list_notes(train_list, val_list), *loader.notes]
+    for line in introduction(cfg, world, model, plan, train_list.describe_classes(), notes):
         voice.say(line)
     if step:
         voice.say(f"going on from {source}, after step {step} of {plan.total_steps}")
@@ -462,6 +464,7 @@ def read_lists(cfg: Any) -> tuple[Manifest, Manifest | None]:
         split="train",
         num_classes=cfg.model.num_classes if labelled else 0,
         need_labels=labelled,
+        hold_out=True if labelled else None,
         **shared,
     )
     if not labelled:
@@ -811,10 +814,23 @@ def draw_reconstruction(
 # ---- what is said -------------------------------------------------------------------------------
 
 
+def list_notes(train_list: Manifest, val_list: Manifest | None) -> list[str]:
+    """What a user should know of the lists; of the outputs, only where labels play a part."""
+    labelled = val_list is not None
+    unused = train_list.unused_outputs() if labelled else ""
+    notes = [*([unused] if unused else []), *train_list.notes]
+    return list(dict.fromkeys([*notes, *(val_list.notes if labelled else ())]))
+
+
 def introduction(
-    cfg: Any, world: World, model: nn.Module, plan: preflight.Schedule, notes: Sequence[str]
+    cfg: Any,
+    world: World,
+    model: nn.Module,
+    plan: preflight.Schedule,
+    classes: str,
+    notes: Sequence[str],
 ) -> list[str]:
-    """What the run is, in a few lines."""
+    """What the run is, in a few lines. `classes`: what was taken for them."""
     count = sum(p.numel() for p in model.parameters())
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     part = f", {trained / 1e6:.2f} M of them trained" if trained != count else ""
@@ -824,6 +840,7 @@ def introduction(
         f"{world.size} process{'es' * (world.size > 1)} on {device}, "
         f"mixed precision {cfg.train.mixed_precision}",
         str(plan),
+        classes,
         *(f"note: {note}" for note in notes),
     ]
 

@@ -69,6 +69,10 @@ class Checkpoint:
     """Whether its classes are a yes or no each (sigmoid), not one of many (softmax)."""
     epoch: int | None = None
     """Epochs finished, if the file says so."""
+    settings: str = ""
+    """The settings of its training (YAML), from a file of this package's trainer."""
+    trained_on: str = ""
+    """What identifies the list of its training videos, from a file of this package's trainer."""
     published: PublishedWeights | None = None
     """The row of the table of public checkpoints, if it is one."""
     name: str = ""
@@ -377,6 +381,8 @@ def _facts(content: Mapping, path: str) -> dict[str, Any]:
         facts["classes"] = [str(name) for name in classes] if classes else None
         facts["spec"] = ClipSpec.from_dict(dict(spec)) if spec else None
         facts["multi_label"] = bool(content.get("multi_label", False))
+        facts["settings"] = str(content.get("cfg") or "")
+        facts["trained_on"] = str(content.get("data") or "")
     except (AttributeError, TypeError, ValueError) as error:
         raise WeightsError(
             f"{path}: its notes on model, classes or clips cannot be read ({_reason(error)}); "

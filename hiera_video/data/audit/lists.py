@@ -16,8 +16,16 @@ from typing import Any
 import numpy as np
 
 from hiera_video.data.audit.records import Findings
-from hiera_video.data.class_folders import SPLIT_FOLDERS
+from hiera_video.data.class_folders import (
+    TwoReadings,
+    labels_file,
+    read_tree,
+    require_one_reading,
+    split_folders,
+    splits_inside,
+)
 from hiera_video.data.listing import (
+    PLAYLIST_SUFFIXES,
     DataError,
     LabelRangeError,
     is_video,
@@ -26,11 +34,8 @@ from hiera_video.data.listing import (
 )
 from hiera_video.data.manifest_rows import UNLABELLED, Manifest, PathTable
 from hiera_video.data.manifests import SPLITS, detect_format, read_manifest
-
-PLAYLISTS = frozenset(
-    (".m3u8", ".m3u", ".mpd", ".ffconcat", ".concat", ".sdp", ".pls", ".asx", ".xspf", ".ismc")
-)
-"""Endings of files that players open like videos and that we refuse."""
+from hiera_video.data.parts import NoSuchPart, split_of
+from hiera_video.data.tables import find_header
 
 HEAP = "files"
 """The name of the one part of a folder that is no data set."""
@@ -80,22 +85,30 @@ def read_parts(
     for file in files:
         if not os.path.lexists(file):
             raise DataError(f"no such file or folder: {file}; name a folder of videos or a list")
-    if len(files) > 1 or files[0].is_file():
-        parts = _read_lists(files, settings, findings)
-    elif as_configured:
+    if len(files) == 1 and files[0].is_file() and _names_splits(files[0]):
         parts = _read_splits(files[0], settings, findings)
-    elif _is_heap(files[0]):
+    elif len(files) > 1 or files[0].is_file():
+        parts = _read_lists(files, settings, findings)
+    elif as_configured or settings.get("format", "auto") != "auto":
+        parts = _read_splits(files[0], settings, findings)
+    elif (reason := _why_heap(files[0])) is not None:
         heap = _table(files[0], videos_below(files[0], wanted=_pretends))
         if not len(heap):
             raise DataError(f"no videos in {files[0]} or below it")
         note = f"{files[0]} has no known layout of a data set: every video below it, no labels"
-        return [Part(HEAP, heap)], [note]
+        return [Part(HEAP, heap)], [note + (f" ({reason})" if reason else "")]
     else:
         is_folder = detect_format(files[0]) == "folder"
         parts = _read_splits(files[0], {**settings, "need_labels": is_folder}, findings)
         unused = _not_listed(files[0], parts) if is_folder else []
         parts += [Part(UNUSED, unused)] if len(unused) else []
-    return parts, [f"{part.name}: {note}" for part in parts for note in part.manifest.notes]
+    return parts, [f"{part.name}: {note}" for part in parts for note in _said(part)]
+
+
+def _said(part: Part) -> list[str]:
+    """What was taken for the classes of a part, and how it was read."""
+    known = part.name != UNUSED and len(part)
+    return [*([part.manifest.describe_classes()] if known else []), *part.manifest.notes]
 
 
 # ---- lists and splits ---------------------------------------------------------------------------
@@ -113,22 +126,32 @@ def _read_lists(files: Sequence[Path], settings: dict[str, Any], findings: Findi
 
 def _split_of(file: Path) -> str:
     """train, val or test where a list's name says so; else its name."""
-    return next((s for s, names in SPLIT_FOLDERS.items() if file.stem.lower() in names), file.stem)
+    return split_of(file.stem) or file.stem
+
+
+def _names_splits(file: Path) -> bool:
+    """Whether a list has a column that says which split each video is in."""
+    if file.suffix.lower() == ".json" or is_video(file.name):
+        return False
+    header = find_header(file) or find_header(file, "youtube_id")
+    return header is not None and any(header.place(c) is not None for c in ("split", "fold"))
 
 
 def _read_splits(folder: Path, settings: dict[str, Any], findings: Findings) -> list[Part]:
     parts: list[Part] = []
+    missing: list[NoSuchPart] = []
     for split in SPLITS:
         try:
             part = _read(folder, split, settings, findings, first=parts[:1])
-        except DataError:
-            if not parts:
-                raise
-            continue  # training needs no held-out videos until it is told to validate
+        except NoSuchPart as error:
+            missing.append(error)  # what is there is audited; a run says what it needs
+            continue
         if any(_same_videos(part.manifest, earlier.manifest) for earlier in parts):
             findings.forget(split)  # another split stands in for it
         else:
             parts.append(part)
+    if not parts:
+        raise missing[0]
     return parts
 
 
@@ -169,24 +192,31 @@ def _same_videos(a: Manifest, b: Manifest) -> bool:
 # ---- folders ------------------------------------------------------------------------------------
 
 
-def _is_heap(folder: Path) -> bool:
-    """Whether a folder is not of a layout that training reads."""
-    if detect_format(folder) != "folder" or (folder / "labels.csv").is_file():
-        return False
-    entries = scan_folder(folder)
-    splits = {name for names in SPLIT_FOLDERS.values() for name in names}
-    if any(entry.name.lower() in splits and entry.is_dir() for entry in entries):
-        return False
-    if any(_pretends(entry.name) and not entry.is_dir() for entry in entries):
-        return True
-    folders = [e for e in entries if e.is_dir() and not e.name.startswith(".")]
+def _why_heap(folder: Path) -> str | None:
+    """None for a folder of a layout that training reads; else why it is none, or "".
+
+    Raises DataError: folders that look like splits, as training does.
+    """
+    if detect_format(folder) != "folder" or labels_file(folder) is not None:
+        return None
+    if split_folders(folder):
+        return None
+    if any(_pretends(entry.name) and not entry.is_dir() for entry in scan_folder(folder)):
+        return ""
+    tree = read_tree(folder)
+    try:
+        if splits_inside(tree):
+            return None
+        require_one_reading(tree)
+    except TwoReadings as error:
+        return str(error)
     # A class has its videos in its folder; where they lie deeper, the folders are something else.
-    below = [folder / entry.name for entry in folders if videos_below(Path(entry.path))]
-    return not below or not all(any(is_video(e.name) for e in scan_folder(f)) for f in below)
+    inside = [tree.inner(name) for name in tree.videos]
+    return None if inside and all("" in inner for inner in inside) else ""
 
 
 def _pretends(name: str) -> bool:
-    return is_video(name) or os.path.splitext(name)[1].lower() in PLAYLISTS
+    return is_video(name) or os.path.splitext(name)[1].lower() in PLAYLIST_SUFFIXES
 
 
 def _not_listed(folder: Path, parts: Sequence[Part]) -> Manifest:
@@ -200,13 +230,8 @@ def _not_listed(folder: Path, parts: Sequence[Part]) -> Manifest:
 
 def _table(root: Path, names: Sequence[str]) -> Manifest:
     """Files without labels."""
-    encoded = [os.fsencode(name) for name in names]
     return Manifest(
-        paths=PathTable(
-            str(root),
-            np.frombuffer(b"".join(encoded) or b"\0", np.uint8),
-            np.cumsum([len(name) for name in encoded], dtype=np.int64),
-        ),
+        paths=PathTable.of(str(root), [os.fsencode(name) for name in names]),
         labels=np.full(len(names), UNLABELLED, np.int64),
         label_ends=None,
         classes=None,

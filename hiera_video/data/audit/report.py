@@ -15,6 +15,7 @@ from hiera_video.data.audit.audit import Audit
 from hiera_video.data.audit.lists import UNUSED, Part
 from hiera_video.data.audit.records import PROBLEMS, REMARKS, Finding
 from hiera_video.data.listing import DataError, is_video
+from hiera_video.data.tables import quoted_path
 from hiera_video.files import atomic_write, write_text
 
 MOST_CLASSES_SHOWN = 30
@@ -289,9 +290,7 @@ def list_line(path: str, label: int | tuple[int, ...]) -> str | None:
     """The line of one video in SlowFast's list; None for a name that no line can hold."""
     if "\n" in path or "\r" in path or path != path.strip():
         return None
-    if path[0] == path[-1] == '"':
-        doubled = path.replace('"', '""')
-        path = f'"{doubled}"'
+    path = quoted_path(path)
     if isinstance(label, tuple):
         return f"{path} {','.join(map(str, label))}" if label else None
     if label < 0:

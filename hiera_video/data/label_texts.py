@@ -1,0 +1,248 @@
+"""Labels as lists write them: ids, names, or several of either, told apart for a list as a whole.
+
+All labels whole numbers: ids. Any of them something else: all are names. One of each kind is an
+error, unless the classes are known and all of them are among these.
+"""
+
+from __future__ import annotations
+
+import re
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hiera_video.data.listing import DataError, LabelRangeError, some
+from hiera_video.data.tables import SEVERAL_NUMBERS, WHOLE_NUMBER, is_utf8, shown
+
+if TYPE_CHECKING:
+    from hiera_video.data.manifest_rows import Source
+
+UNLABELLED = -1
+
+MOST_CLASSES = 1_000_000
+"""A label at or above this is a mistake (an identifier, a frame count), not a class."""
+
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+
+
+class LabelTexts:
+    """The different texts of a column of labels, each kept once.
+
+    `code(text, line)` gives the number of a text; `resolve` then says what label each stands for.
+    """
+
+    def __init__(self) -> None:
+        self.codes: dict[str, int] = {"": 0}
+        self.lines = array("q", [0])
+        """Where each text stands first."""
+
+    def code(self, text: str, line: int) -> int:
+        """The number of a text."""
+        found = self.codes.get(text)
+        if found is None:
+            found = self.codes[text] = len(self.codes)
+            self.lines.append(line)
+        return found
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the texts of a list mean.
+
+    Attributes:
+        values: the labels that each text stands for; () for none.
+        wrong: text's number -> why its rows cannot be read; a row's place is put before it.
+        classes: the names in label order, or None where the list has ids and nobody names them.
+        are_ids: whether the texts are numbers of classes.
+        ids: the lowest and the highest id, where they are.
+    """
+
+    values: list[tuple[int, ...]]
+    wrong: dict[int, DataError]
+    classes: tuple[str, ...] | None
+    are_ids: bool
+    ids: tuple[int, int] | None = None
+
+
+def resolve(
+    texts: LabelTexts,
+    counts: np.ndarray,
+    source: Source,
+    *,
+    file: object,
+    number_of: Mapping[str, str] | None = None,
+) -> Labels:
+    """What the labels of a list stand for.
+
+    Args:
+        texts: as collected.
+        counts: rows of each text, int64 [texts].
+        source: `classes` are the wanted ones, in order; `id_names` what the list's own ids mean.
+        file: for messages.
+        number_of: name -> its number, from a column `label_id`: the names are in this order.
+
+    Raises DataError: ids and names mixed, decimal numbers; only where every row is wrong by it.
+    """
+    wrong = {
+        i: DataError(f"label {shown(text)} is not UTF-8 (Latin-1?); save the file as UTF-8")
+        for i, text in enumerate(texts.codes)
+        if not is_utf8(text)
+    }
+    parts = _split(list(texts.codes), source)
+    known = source.classes or source.id_names
+    named = bool(number_of) or (known is not None and _atoms(parts, wrong) <= set(known))
+    if not named:
+        wrong |= _minority(texts, parts, counts, wrong)
+    atoms = _atoms(parts, wrong)
+    decimals = bool(atoms) and all(_DECIMAL.fullmatch(atom) for atom in atoms)
+    if decimals and not named and not source.ignore_labels:
+        raise DataError(
+            f"{file}: the labels are decimal numbers ({some(sorted(atoms), 3)}); expected whole "
+            "numbers from 0, or names"
+        )
+    are_ids = not named and bool(atoms) and all(WHOLE_NUMBER.fullmatch(atom) for atom in atoms)
+    read = _read_ids if are_ids else _read_names
+    labels = read(parts, wrong, source, number_of)
+    return replace(labels, wrong={}) if source.ignore_labels else labels
+
+
+def _atoms(parts: Sequence[Sequence[str]], wrong: Mapping[int, DataError]) -> set[str]:
+    """The different labels of the texts that are right so far."""
+    return {atom for i, atoms in enumerate(parts) if i not in wrong for atom in atoms}
+
+
+def _split(texts: Sequence[str], source: Source) -> list[tuple[str, ...]]:
+    """The labels in each text. Several names are separated by one sign in the whole list."""
+    if not source.multi_label:
+        return [(text,) if text else () for text in texts]
+    known = set(source.classes or source.id_names or ())
+    names = [t for t in texts if t and t not in known and not SEVERAL_NUMBERS.fullmatch(t)]
+    sign = next((sign for sign in ";|," if any(sign in name for name in names)), None)
+    if sign is None and names and all(set(name.split()) <= known for name in names):
+        sign = " "
+
+    def split(text: str) -> Iterable[str]:
+        if text in known:
+            return [text]
+        if SEVERAL_NUMBERS.fullmatch(text):
+            return re.split(r"[,; \t]+", text)
+        return text.split(sign) if sign else [text]
+
+    return [tuple(atom.strip() for atom in split(text) if atom.strip()) for text in texts]
+
+
+def _minority(
+    texts: LabelTexts,
+    parts: Sequence[Sequence[str]],
+    counts: np.ndarray,
+    wrong: Mapping[int, DataError],
+) -> dict[int, DataError]:
+    """The texts that are numbers among names, or names among numbers; whichever are fewer."""
+    kinds = {
+        i: {bool(WHOLE_NUMBER.fullmatch(atom)) for atom in atoms}
+        for i, atoms in enumerate(parts)
+        if atoms and i not in wrong
+    }
+    if len(set().union(*kinds.values())) < 2:
+        return {}
+    written = list(texts.codes)
+    numbers = [i for i, kind in kinds.items() if kind == {True}]
+    names = [i for i, kind in kinds.items() if kind != {True}]
+    more_numbers = counts[numbers].sum() - counts[names].sum()
+    # As many of each: the first line decides.
+    first = min(kinds, key=lambda i: texts.lines[i])
+    usual, odd = (names, numbers)
+    if numbers and (more_numbers > 0 or (more_numbers == 0 and first in numbers)):
+        usual, odd = numbers, names
+    if not usual or not odd:  # one text holds both
+        usual, odd = [], list(kinds)
+    example = min(usual, key=lambda i: texts.lines[i]) if usual else None
+    found = {}
+    for i in odd:
+        if example is None:
+            other = "holds numbers and names"
+        else:
+            there = f"that of line {texts.lines[example]}, {written[example]!r}"
+            other = f"is {'not ' * (usual is numbers)}a whole number, and {there}, is"
+            other += " not" * (usual is names)
+        found[i] = DataError(
+            f"label {written[i]!r} {other}; expected whole numbers from 0 in every line, or names "
+            "in every line"
+        )
+    return found
+
+
+def _read_names(
+    parts: Sequence[Sequence[str]],
+    wrong: dict[int, DataError],
+    source: Source,
+    number_of: Mapping[str, str] | None,
+) -> Labels:
+    classes = source.classes or source.id_names
+    if classes is None:
+        found = _atoms(parts, wrong)
+        classes = tuple(sorted(found, key=lambda n: int(number_of[n]) if number_of else n))
+    place = {name: i for i, name in enumerate(classes)}
+    values: list[tuple[int, ...]] = []
+    for i, atoms in enumerate(parts):
+        unknown = [atom for atom in atoms if atom not in place]
+        values.append(() if unknown else tuple(sorted({place[atom] for atom in atoms})))
+        if unknown and i not in wrong:
+            wrong[i] = DataError(
+                f"class {unknown[0]!r} is not among the {len(classes)} known classes "
+                f"({some(classes)})"
+            )
+    return Labels(values, wrong, classes or None, are_ids=False)
+
+
+def _read_ids(
+    parts: Sequence[Sequence[str]],
+    wrong: dict[int, DataError],
+    source: Source,
+    number_of: Mapping[str, str] | None,
+) -> Labels:
+    """Ids as they are; where the list's own names are other than those wanted, by their names."""
+    own = source.id_names or source.classes
+    limit = len(own) if own else source.num_classes or MOST_CLASSES
+    numbers = [[int(a) for a in atoms] if i not in wrong else [] for i, atoms in enumerate(parts)]
+    # -1 is how some lists write that there is no label
+    none = [[] if ids == [UNLABELLED] and not source.need_labels else ids for ids in numbers]
+    every = [number for ids in none for number in ids]
+    lowest, highest = min(every, default=0), max(every, default=0)
+    values: list[tuple[int, ...]] = []
+    table = _own_to_wanted(source)
+    for i, ids in enumerate(none):
+        outside = [number for number in ids if not 0 <= number < limit]
+        values.append(() if outside else tuple(sorted(set(ids))))
+        if outside:
+            wrong[i] = _out_of_range(outside[0], limit, lowest, highest)
+        elif table is not None:
+            missing = [number for number in ids if table[number] is None]
+            values[i] = () if missing else tuple(sorted(table[number] for number in values[i]))
+            if missing:
+                wrong[i] = DataError(
+                    f"label {missing[0]} is class {source.id_names[missing[0]]!r}, which is not "
+                    f"among the {len(source.classes)} known classes ({some(source.classes)})"
+                )
+    return Labels(values, wrong, source.classes or own, are_ids=True, ids=(lowest, highest))
+
+
+def _own_to_wanted(source: Source) -> list[int | None] | None:
+    """For each own id the wanted one of the same name; None where there is nothing to translate."""
+    if not source.id_names or not source.classes or source.id_names == source.classes:
+        return None
+    place = {name: i for i, name in enumerate(source.classes)}
+    return [place.get(name) for name in source.id_names]
+
+
+def _out_of_range(label: int, limit: int, lowest: int, highest: int) -> LabelRangeError:
+    allowed = f"allowed are 0 to {limit - 1}" + (
+        f" for {limit} classes" if limit < MOST_CLASSES else ""
+    )
+    hint = ""
+    if lowest == 1 and label == highest == limit:
+        hint = f". The ids of this list run from 1 to {limit}: number them from 0"
+    return LabelRangeError(f"label {label} is out of range; {allowed}{hint}")
