@@ -255,8 +255,9 @@ def test_pretrained_weights_start_a_classifier(videos, tmp_path, capsys):
 # ---- it learns ----------------------------------------------------------------------------------
 
 
-@pytest.mark.numbers
-@pytest.mark.parametrize("precision", ["off", "bf16", "fp16"])
+@pytest.mark.parametrize(
+    "precision", [pytest.param("off", marks=pytest.mark.numbers), "bf16", "fp16"]
+)
 def test_thirty_two_clips_are_learnt_by_heart(tmp_path, precision):
     videos = write_videos(tmp_path / "videos", train=32, val=3, tinted=True)
     cfg = config(
