@@ -342,20 +342,62 @@ def test_a_batch_may_be_empty(broken):
     assert isinstance(dataset[13], Failed)
 
 
-def test_when_nothing_can_be_read_the_run_ends_with_the_reasons(tmp_path):
-    (tmp_path / "train.csv").write_text("".join(f"gone {i}.mp4 0\n" for i in range(300)))
-    manifest = read_manifest(tmp_path)
-    for dataset in (training(manifest), VideoDataset(manifest, SPEC)):
-        loader = build_loader(
-            dataset, batch_size=10, **({"stop_step": 99} if dataset.train else {})
-        )
-        with pytest.raises(RunFailed, match=r"last 100 videos could not be read.*gone \d+.mp4: "):
+def some_readable(folder, name, *, bad, good_at):
+    """A list of `bad` empty files with two good videos before the line `good_at`."""
+    lines = []
+    for i in range(bad):
+        path = folder / f"empty {i}.mp4"
+        path.write_bytes(b"")
+        lines.append(f"{path} 0\n")
+    good = folder / "good.mp4"
+    write_clip(good, frames=8, size=(64, 64))
+    lines[good_at:good_at] = [f"{good} 0\n"] * 2
+    (folder / name).write_text("".join(lines))
+    return read_manifest(folder / name)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("good_at", [0, 130], ids=["bad to the end", "bad from the start"])
+def test_a_test_counts_every_unreadable_video_wherever_they_stand(tmp_path, num_workers, good_at):
+    """A missing class folder is more than a hundred lines in a row; the rest is tested."""
+    manifest = some_readable(tmp_path, "val.csv", bad=130, good_at=good_at)
+    loader = build_loader(VideoDataset(manifest, SPEC), batch_size=4, num_workers=num_workers)
+    for _ in range(2):  # as validation does in every epoch: nothing is carried over
+        batches = list(loader)
+        assert sum(len(batch.video_ids) for batch in batches) == 2
+        assert sum(len(batch.failed) for batch in batches) == 130
+    assert loader.failures.count == 260
+    loader.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_training_goes_on_while_any_video_of_a_small_list_can_be_read(tmp_path, num_workers):
+    """The same bad videos come again in every epoch: a hundred in a row are no hundred videos."""
+    manifest = some_readable(tmp_path, "train.csv", bad=58, good_at=0)
+    # With this seed the two good videos are 107 reads apart: early in one epoch, late in the next.
+    seed = next(seed for seed in range(10_000) if longest_run_of_bad(60, seed, epochs=3) > 106)
+    dataset = training(manifest, PLAIN, seed=seed)
+    loader = build_loader(dataset, batch_size=1, num_workers=num_workers, stop_step=180)
+    assert sum(len(batch.video_ids) for batch in loader) == 6
+    loader.close()
+
+
+def longest_run_of_bad(count, seed, epochs):
+    order = np.concatenate([epoch_order(count, seed, epoch) for epoch in range(epochs)])
+    return int(np.diff(np.flatnonzero(order < 2)).max())
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_training_that_can_read_nothing_ends_with_the_reasons(tmp_path, num_workers):
+    for count, message in ((300, "last 100 videos"), (7, "last 7 videos")):
+        (tmp_path / "train.csv").write_text("".join(f"gone {i}.mp4 0\n" for i in range(count)))
+        dataset = training(read_manifest(tmp_path))
+        size = min(count, 10)
+        loader = build_loader(dataset, batch_size=size, num_workers=num_workers, stop_step=99)
+        with pytest.raises(RunFailed, match=message + r" could not be read.*gone \d+.mp4: "):
             list(loader)
-        assert loader.failures.count == GIVE_UP_AFTER
-    (tmp_path / "few.csv").write_text("gone 1.mp4 0\ngone 2.mp4 0\n")
-    few = VideoDataset(read_manifest(tmp_path / "few.csv"), SPEC)
-    with pytest.raises(RunFailed, match="last 2 videos could not be read"):
-        list(build_loader(few, batch_size=1))
+        assert loader.failures.count == min(count, GIVE_UP_AFTER)
+        loader.close()
 
 
 # ---- workers that die ---------------------------------------------------------------------------

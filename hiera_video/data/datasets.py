@@ -584,7 +584,8 @@ def build_loader(
 
 
 GIVE_UP_AFTER = 100
-"""Videos: a run ends when so many could not be read and none could (in training: in a row)."""
+"""Training ends when so many different videos, or all there are, cannot be read one after the
+other. A test reads its list to the end: it may begin or end with a missing folder."""
 
 
 @dataclass
@@ -594,12 +595,17 @@ class Failures:
     count: int = 0
     first: list[Failed] = field(default_factory=list)
     """The first few, as examples."""
-    in_a_row: int = 0
+    in_a_row: set[int] = field(default_factory=set)
+    """Ids of the videos that failed since one was read. A small list comes round every epoch, so
+    the same few videos fail again: they count once."""
 
     def add(self, failed: Sequence[Failed], num_read: int) -> None:
         self.count += len(failed)
         self.first += failed[: max(0, 5 - len(self.first))]
-        self.in_a_row = 0 if num_read else self.in_a_row + len(failed)
+        if num_read:
+            self.in_a_row.clear()
+        else:
+            self.in_a_row.update(video.video_id for video in failed)
 
     def reasons(self) -> str:
         return "; ".join(f"{failed.path}: {failed.reason}" for failed in self.first[:3])
@@ -626,7 +632,9 @@ class Loader:
     reading is given up (`dataset.lost`) if the worker crashed; if it was killed or hung, so that
     something else may be the cause, at the second time. Each is said with the file's name.
 
-    Iterating raises RunFailed when no video can be read, and when workers die again and again.
+    Iterating raises RunFailed when workers die again and again and, in training, when video after
+    video cannot be read. A test loader goes to the end of its list: only all processes together
+    know whether any video could be read.
     """
 
     def __init__(
@@ -670,7 +678,7 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        done = num_read = 0
+        done = 0
         batches = self._start(after=0)
         while True:
             try:
@@ -685,16 +693,18 @@ class Loader:
                 batches = self._start(after=done)
                 continue
             done += 1
-            num_read += len(batch.video_ids)
             self.failures.add(batch.failed, len(batch.video_ids))
-            if self.failures.in_a_row >= GIVE_UP_AFTER and (self.dataset.train or not num_read):
-                break
+            if self.dataset.train:
+                self._require_some_readable()
             if self._workers is not None:
                 self._workers.batches_since_death += 1
             yield batch
-        if self.failures.in_a_row and (self.failures.in_a_row >= GIVE_UP_AFTER or not num_read):
+
+    def _require_some_readable(self) -> None:
+        count = len(self.failures.in_a_row)
+        if count >= min(GIVE_UP_AFTER, len(self.dataset)):
             raise RunFailed(
-                f"the last {self.failures.in_a_row} videos could not be read, one after the other; "
+                f"the last {count} videos could not be read, one after the other; "
                 f"the first reasons: {self.failures.reasons()}"
             )
 
