@@ -429,7 +429,7 @@ class Config(Section):
     """classify: labels. pretrain: masked autoencoding, no labels."""
     output_dir: str = setting("runs/default")
     """Where checkpoints, metrics and pictures go."""
-    rng_seed: int = setting(1, at_least=0)
+    rng_seed: int = setting(1, at_least=0, at_most=2**63 - 1)
     """The data stream is a pure function of it, whatever the number of workers."""
     log_period: int = setting(10, at_least=1)
     """Optimizer steps between lines on the console and in metrics.jsonl."""
@@ -896,7 +896,7 @@ def _allowed(spec: _Spec) -> str:
     else:
         text = _WORDS[kind]
     limits = [
-        f"{word} {bounds[name]:g}"
+        f"{word} {_limit(bounds[name])}"
         for name, word in (
             ("at_least", "at least"),
             ("above", "above"),
@@ -910,6 +910,10 @@ def _allowed(spec: _Spec) -> str:
         count = "" if arguments[-1] is Ellipsis else f"{len(arguments)} values, "
         text = f"a list of {count}each {text}"
     return text + (", or None" if spec.optional else "")
+
+
+def _limit(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
 
 
 def _quote_hint(value: Any, spec: _Spec) -> str:

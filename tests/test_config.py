@@ -241,6 +241,7 @@ WRONG = [
     ("SOLVER.BETAS", "[0.9", ["SOLVER.BETAS=[0.9", "not valid YAML"]),
     ("DATA.MEAN", "[0.1, {]", ["DATA.MEAN", "not valid YAML"]),
     ("RNG_SEED", "9" * 5000, ["RNG_SEED", "no number"]),
+    ("RNG_SEED", str(2**63), ["RNG_SEED", "at most 9223372036854775807"]),
     ("MODEL.KWARGS.a", "[" * 5000, ["MODEL.KWARGS.a"]),
 ]
 

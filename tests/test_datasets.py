@@ -1,5 +1,6 @@
 """The same batches however they are read; one decode per video; failures counted, not replaced."""
 
+import itertools
 import logging
 import multiprocessing
 import multiprocessing.forkserver
@@ -27,7 +28,7 @@ from hiera_video.data.datasets import (
     build_loader,
 )
 from hiera_video.data.manifests import read_manifest
-from hiera_video.data.randomness import epoch_order, generator_for
+from hiera_video.data.randomness import PURPOSES, epoch_order, generator_for
 from hiera_video.data.sampling import span
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import preflight
@@ -152,11 +153,41 @@ def test_an_epoch_takes_every_video_once_and_the_next_in_another_order(manifest)
 
 def test_randomness_is_the_same_on_every_machine():
     assert epoch_order(10, seed=1, epoch=2).tolist() == ORDER
-    assert torch.rand(2, generator=generator_for(1, 2, 3)).tolist() == pytest.approx(
+    assert torch.rand(2, generator=generator_for("mixing", 1, 2, 3)).tolist() == pytest.approx(
         DRAWN, abs=1e-6
     )
-    assert generator_for(1, 2).initial_seed() != generator_for(2, 1).initial_seed()
-    assert generator_for(1, 2).initial_seed() != generator_for(1, 2, 0).initial_seed()
+
+
+def test_every_purpose_has_streams_of_its_own():
+    """No two places of a run share random numbers, zeros at the end included."""
+    seeds = {
+        (purpose, *numbers): generator_for(purpose, 3, *numbers).initial_seed()
+        for purpose, names in PURPOSES.items()
+        for numbers in itertools.product(range(3), repeat=len(names))
+    }
+    assert len(set(seeds.values())) == len(seeds)
+    for purpose, names in PURPOSES.items():
+        for count in {0, 1, 2, 3, 4, 5} - {len(names)}:
+            with pytest.raises(ValueError, match=f"{purpose}.*{count} numbers"):
+                generator_for(purpose, 3, *[0] * count)
+    with pytest.raises(ValueError, match="'colour'"):
+        generator_for("colour", 3, 0)
+
+
+BEGUN = {
+    "order": 87672672766571202,
+    "mixing": 4604229177644123140,
+    "place": 1531355398595180668,
+    "augment": 7995634324845821991,
+    "symmetries": 7618610380674609433,
+}
+"""Purpose -> the seed that earlier runs drew with; changing one changes their clips."""
+
+
+@pytest.mark.parametrize(("purpose", "seed"), BEGUN.items())
+def test_a_resumed_run_draws_from_the_streams_it_began_with(purpose, seed):
+    numbers = [7] + [0] * (len(PURPOSES[purpose]) - 1)
+    assert generator_for(purpose, 3, *numbers).initial_seed() == seed
 
 
 ORDER = [9, 4, 3, 7, 6, 8, 1, 5, 2, 0]

@@ -213,11 +213,11 @@ class TrainReader:
         """The frames of each view, and the generator of its crop and augmentation."""
         key = (self.seed, sample.epoch, sample.video_id)
         places = [
-            self._place(info, generator_for(*key, temporal))
+            self._place(info, generator_for("place", *key, temporal))
             for temporal in range(self.num_temporal)
         ]
         return [
-            (places[temporal], generator_for(*key, temporal, augment))
+            (places[temporal], generator_for("augment", *key, temporal, augment))
             for temporal in range(self.num_temporal)
             for augment in range(self.num_augment)
         ]

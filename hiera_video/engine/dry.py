@@ -163,11 +163,11 @@ def _findings(
         videos = USUAL_SIZES.get(cfg.model.num_classes, 0)
         total = videos // videos_per_step * cfg.solver.max_epoch
         if not videos:
-            hours = per_step * (100_000 / videos_per_step) * cfg.solver.max_epoch
+            whole_run = per_step * (100_000 / videos_per_step) * cfg.solver.max_epoch
             return [
                 *lines,
-                f"full schedule: {cfg.solver.max_epoch} epochs; {report.duration(hours)} for every "
-                "100,000 training videos, validation not counted",
+                f"full schedule: {cfg.solver.max_epoch} epochs; {report.duration(whole_run)} "
+                "for every 100,000 training videos, validation not counted",
             ]
     guess = " (as many as the public set has)" if generated and not cfg.solver.max_steps else ""
     return [
