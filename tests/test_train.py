@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -234,6 +235,108 @@ def test_going_on_under_new_settings_on_purpose(videos, tmp_path):
                  "TRAIN.CHECKPOINT_EPOCH_RESET", "false")  # fmt: skip
     assert run(cfg) == 0
     assert sorted(losses(second)) == [5, 6]
+
+
+SGD = ("SOLVER.OPTIMIZING_METHOD", "sgd")
+AFRESH = "note: the optimizer's state starts afresh"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (SGD, (), f"{AFRESH}: the checkpoint holds momentum_buffer, which"),
+        ((), SGD, f"{AFRESH}: the checkpoint holds exp_avg, exp_avg_sq, step, which"),
+        (
+            (*SGD, "SOLVER.MOMENTUM", 0, "SOLVER.NESTEROV", "false"),
+            SGD,
+            f"{AFRESH}: the checkpoint has none",
+        ),
+        (SGD, (*SGD, "SOLVER.MOMENTUM", 0, "SOLVER.NESTEROV", "false"), None),
+        (SGD, (*SGD, "SOLVER.MOMENTUM", 0.5, "SOLVER.NESTEROV", "false"), None),
+        ((), ("SOLVER.LAYER_DECAY", 0.5, "SOLVER.BETAS", "[0.8, 0.9]"), None),
+        (("SOLVER.LAYER_DECAY", 0.5), ("SOLVER.WEIGHT_DECAY", 0), None),
+        ((), ("TRAIN.LINEAR_PROBE", "true"), None),
+        (
+            ("TRAIN.LINEAR_PROBE", "true"),
+            (),
+            r"state of \d+ of \d+ parameters starts afresh, .*: pos_embed",
+        ),
+        ((), ("TRAIN.MIXED_PRECISION", "fp16"), None),
+        (("TRAIN.MIXED_PRECISION", "fp16"), ("TRAIN.MIXED_PRECISION", "bf16"), None),
+        (("TRAIN.EMA_DECAY", 0.9), (), None),
+        ((), ("TRAIN.EMA_DECAY", 0.9), None),
+        ((), ("MODEL.DROPOUT_RATE", 0.5, "HIERA.DROPPATH_RATE", 0), None),
+    ],
+    ids=lambda words: "_".join(map(str, words)) if isinstance(words, tuple) else "",
+)
+def test_going_on_with_another_optimizer_and_other_groups(
+    videos, tmp_path, capsys, before, after, said
+):
+    """Moments follow their parameters by name; what the optimizer has none for starts afresh, and
+    the run says so. Then it trains on."""
+    few = ("SOLVER.WARMUP_EPOCHS", 0, "TRAIN.EVAL_PERIOD", 0)
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    run(config(videos, first, *few, "SOLVER.MAX_STEPS", 2, *before))
+    stored = checkpoint.in_order(first / "checkpoints")[-1]
+    begin = (*few, "TRAIN.CHECKPOINT_FILE_PATH", stored, "TRAIN.CHECKPOINT_EPOCH_RESET", "false")
+    # with no step left to take, the new folder's checkpoint holds what was taken over
+    capsys.readouterr()
+    assert run(config(videos, second, *begin, "SOLVER.MAX_STEPS", 2, *after)) == 0
+    heard = capsys.readouterr().out
+    assert re.search(said, heard) if said else "afresh" not in heard
+    theirs, ours = moments(final(first)), moments(final(second))
+    assert all(same(values, theirs[name]) for name, values in ours.items())
+    wanted = set() if said and AFRESH in said else theirs.keys()
+    if "TRAIN.LINEAR_PROBE" in (*before, *after):
+        wanted = {"head.projection.weight", "head.projection.bias"}
+    assert ours.keys() == (set() if after[2:4] == ("SOLVER.MOMENTUM", 0) else wanted)
+    assert run(config(videos, third, *begin, "SOLVER.MAX_STEPS", 3, *after)) == 0
+    assert final(third)["step"] == 3
+
+
+def moments(state):
+    """Name of a parameter -> what the optimizer remembers of it."""
+    groups = state["optimizer_state"]["param_groups"]
+    names = [name for group in groups for name in group["param_names"]]
+    return {names[number]: values for number, values in state["optimizer_state"]["state"].items()}
+
+
+def without_names(path):
+    """A checkpoint as earlier versions wrote it: groups do not name their parameters."""
+    state = checkpoint.load(path)
+    for group in state["optimizer_state"]["param_groups"]:
+        del group["param_names"]
+    checkpoint.save(state, path)
+
+
+def test_checkpoints_of_earlier_versions_go_on(videos, tmp_path, capsys):
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    run(config(videos, straight, *HEAVY))
+    interrupted(config(videos, out, *HEAVY), after=2)
+    stored = checkpoint.in_order(out / "checkpoints")[-1]
+    without_names(stored)
+    assert run(config(videos, out, *HEAVY)) == 0
+    for key in ("model_state", "raw_state", "optimizer_state"):
+        assert same(final(straight)[key], final(out)[key]), key
+    without_names(stored)
+    other = config(
+        videos, tmp_path / "other", *HEAVY, "SOLVER.LAYER_DECAY", 1,
+        "TRAIN.CHECKPOINT_FILE_PATH", stored, "TRAIN.CHECKPOINT_EPOCH_RESET", "false",
+    )  # fmt: skip
+    capsys.readouterr()
+    assert run(other) == 0
+    assert (
+        "starts afresh: the checkpoint groups its parameters in another" in capsys.readouterr().out
+    )
+
+
+def test_a_checkpoint_beyond_the_end_of_the_run_is_refused(videos, tmp_path):
+    run(config(videos, tmp_path / "first", "SOLVER.MAX_STEPS", 3))
+    stored = checkpoint.in_order(tmp_path / "first" / "checkpoints")[-1]
+    with pytest.raises(UserError, match=r"has taken 3 steps and this run ends after 2.*MAX_EPOCH"):
+        run(config(videos, tmp_path / "second", "SOLVER.MAX_STEPS", 2,
+                   "TRAIN.CHECKPOINT_FILE_PATH", stored,
+                   "TRAIN.CHECKPOINT_EPOCH_RESET", "false"))  # fmt: skip
 
 
 def test_pretrained_weights_start_a_classifier(videos, tmp_path, capsys):

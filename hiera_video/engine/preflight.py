@@ -351,15 +351,34 @@ def require_same_settings(path: Path, stored: str, current: str) -> None:
         )
 
 
+WITHOUT_WEIGHTS = ("head_dropout", "drop_path_rate", "mask_ratio", "decode_ratio")
+"""Arguments of models that change how they train and none of their weights."""
+
+
 def require_same_model(path: Path, stored: dict[str, Any], current: dict[str, Any]) -> None:
     """UserError where a checkpoint is of another model than the one built."""
-    if stored != current:
+    if _with_weights(stored) != _with_weights(current):
         raise UserError(
             f"{path} is a checkpoint of another model:\n"
             f"  {stored['name']} {stored['kwargs']} there\n"
             f"  {current['name']} {current['kwargs']} here\n"
             "To start from its weights, choose another OUTPUT_DIR and set "
             f"TRAIN.CHECKPOINT_FILE_PATH {path}"
+        )
+
+
+def _with_weights(identity: dict[str, Any]) -> dict[str, Any]:
+    kwargs = {k: v for k, v in identity["kwargs"].items() if k not in WITHOUT_WEIGHTS}
+    return {**identity, "kwargs": kwargs}
+
+
+def require_steps_left(path: Path, step: int, plan: Schedule) -> None:
+    """UserError where a checkpoint has taken more steps than the run is to have."""
+    if step > plan.total_steps:
+        raise UserError(
+            f"{path} has taken {step} steps and this run ends after {plan.total_steps}: there is "
+            "nothing to go on with. Raise SOLVER.MAX_EPOCH (or SOLVER.MAX_STEPS); to train anew "
+            "from its weights, leave TRAIN.CHECKPOINT_EPOCH_RESET at True"
         )
 
 

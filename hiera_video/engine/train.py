@@ -86,7 +86,7 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
 
     # ---- begin, or go on ------------------------------------------------------------------
     ema = None
-    step, sums = 0, [0.0] * len(SUMS)
+    step, sums, afresh = 0, [0.0] * len(SUMS), []
     source, state = find_state(cfg, world, folder.checkpoints, console.say)
     if state is None and cfg.train.checkpoint_file_path:
         start_from_weights(cfg, world, model, console.say)
@@ -97,9 +97,9 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
             preflight.require_same_settings(source, same_version(state["cfg"], cfg), cfg.to_yaml())
             preflight.require_same_list(source, state["data"], data_id)
         preflight.require_same_model(source, state["model"], identity)
+        preflight.require_steps_left(source, state["step"], plan)
         model.load_state_dict(state.get("raw_state", state["model_state"]))
-        restore_optimizer(optimizer, state["optimizer_state"])
-        scaler.load_state_dict(state["scaler_state"])
+        afresh = restore_optimizer(optimizer, scaler, state)
         step, sums = state["step"], state["epoch_sums"]
         if ema is not None:
             ema.load_state_dict(state["model_state"])
@@ -119,6 +119,8 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
         voice.say(line)
     if step:
         voice.say(f"going on from {source}, after step {step} of {plan.total_steps}")
+    for note in afresh:
+        voice.say(f"note: {note}")
 
     def write() -> Path:
         """Write the state after `step` steps and delete what is too old; the path."""
@@ -561,15 +563,15 @@ def build_optimizer(solver: Any, model: nn.Module, device: torch.device) -> torc
     )
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take the moments of a checkpoint and keep this run's settings (decay, betas, shares)."""
-    own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(state)
-    except ValueError as error:
-        raise UserError(f"the checkpoint's optimizer is of another kind of run: {error}") from error
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group.update(settings)
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, state: dict[str, Any]
+) -> list[str]:
+    """Take what a checkpoint's optimizer had learnt, and keep this run's settings. Returns what a
+    user should know: what the checkpoint has nothing for, and so starts afresh."""
+    notes = optim.restore_state(optimizer, state["optimizer_state"]) if state["step"] else []
+    if scaler.is_enabled() and state["scaler_state"]:  # empty: a run without fp16 scales nothing
+        scaler.load_state_dict(state["scaler_state"])
+    return notes
 
 
 def number_of_checkpoints(settings: Any, plan: preflight.Schedule) -> int:
