@@ -72,10 +72,6 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-ONE_SIZE_FAMILIES = ("hiera_", "ladder_", "mvitv2_", "mvit_", "videomae_")
-"""What the names of the package's models contain that are built for one size of clips."""
-
-
 # ---- sections -----------------------------------------------------------------------------------
 
 
@@ -463,19 +459,15 @@ class Config(Section):
                 f"DATA.MULTI_LABEL=true needs MODEL.LOSS_FUNC=bce_logit, "
                 f"not {self.model.loss_func!r}"
             )
-        if self._is_of_one_size and self.data.train_crop_size != self.data.test_crop_size:
-            raise ConfigError(
-                f"DATA.TEST_CROP_SIZE={self.data.test_crop_size} must equal "
-                f"DATA.TRAIN_CROP_SIZE={self.data.train_crop_size}: "
-                f"{self.model.model_name} is built for one size"
-            )
 
     def model_arguments(self) -> dict[str, Any]:
         """Keyword arguments for `build_model`, besides `num_classes`: what the recipe sets.
 
-        A setting left at None is not passed, so the builder's own default holds. Models whose
-        builder takes `input_size` get it from DATA; others take any size, or what MODEL.KWARGS
-        says.
+        A setting left at None is not passed, so the builder's own default holds. A builder that
+        names an argument `input_size`, or is annotated to return a class that does, gets it from
+        DATA; others take any size, or what MODEL.KWARGS says.
+        Raises UserError for a model that is not registered (yet): import it first, of the
+        package's own `hiera_video.models`.
         """
         frames, side = self.data.num_frames, self.data.train_crop_size
         arguments: dict[str, Any] = {
@@ -484,7 +476,7 @@ class Config(Section):
             "drop_path_rate": self.hiera.droppath_rate,
             "abs_win": self.hiera.abs_win,
         }
-        if self._takes_input_size:
+        if "input_size" in arguments_of(MODEL_REGISTRY.get(self.model.model_name)):
             arguments["input_size"] = (frames, side, side) if frames > 1 else (side, side)
         if self.task == "pretrain":
             arguments["mask_ratio"] = self.aug.mask_ratio
@@ -513,29 +505,6 @@ class Config(Section):
     def from_yaml(cls, text: str, *, source: str = "config text") -> Config:
         """A Config from YAML text without `_BASE_`, such as a checkpoint stores."""
         return _assemble(_entries_of_text(text, source))
-
-    @property
-    def _is_of_one_size(self) -> bool:
-        """Whether the model takes the crop that it is built for and no other: not a convolutional
-        one, whose builder says `any_crop`."""
-        name = self.model.model_name
-        builder = MODEL_REGISTRY.get(name) if name in MODEL_REGISTRY else None
-        return self._takes_input_size and not getattr(builder, "any_crop", False)
-
-    @property
-    def _takes_input_size(self) -> bool:
-        """Whether the model is built for a size of clips.
-
-        Its builder says so, once it is known: the package's own are registered by what imports
-        torch, for which no config waits. Until then, and for a builder that names no arguments, the
-        family in its name says it.
-        """
-        name = self.model.model_name
-        if name in MODEL_REGISTRY:
-            arguments = arguments_of(MODEL_REGISTRY.get(name))
-            if arguments - {"num_classes"}:
-                return "input_size" in arguments
-        return any(family in name for family in ONE_SIZE_FAMILIES)
 
 
 # ---- reading files and command lines ------------------------------------------------------------

@@ -44,7 +44,14 @@ from hiera_video.models.weights import (
     resolve,
 )
 from hiera_video.registry import MODEL_REGISTRY
-from hiera_video.scoring import choose_device, choose_dtype, takes_images, view_scores
+from hiera_video.scoring import (
+    choose_device,
+    choose_dtype,
+    require_fitting_clips,
+    takes_any_crop,
+    takes_images,
+    view_scores,
+)
 
 DEFAULT_MODEL = "hiera_base_16x224"
 
@@ -428,7 +435,7 @@ def _usual_spec(
     frames, size = 1, tuple(getattr(model, "input_size", (16, 224, 224)))
     if not takes_images(model):
         frames = size[0]
-    crop = max(usual.crop_size, size[-1]) if _takes_any_crop(model) else size[-1]
+    crop = max(usual.crop_size, size[-1]) if takes_any_crop(model) else size[-1]
     spec = replace(usual, num_frames=frames, crop_size=crop)
     warn(
         f"{checkpoint.label} does not say how its clips are sampled and normalised; taking "
@@ -490,30 +497,10 @@ def _usual_classes(model_name: str, outputs: int) -> str | None:
 
 def _check_fits(model: nn.Module, spec: ClipSpec, classes: Sequence[str]) -> None:
     """Refuse a model, a clip and names that do not go together, before any video is read."""
-    size = tuple(getattr(model, "input_size", ()))
-    clip = (spec.num_frames, spec.crop_size, spec.crop_size)
-    wanted = (1, *size) if takes_images(model) else size
-    fits = wanted == clip
-    if _takes_any_crop(model):
-        fits = wanted[0] == clip[0] and clip[1] >= max(wanted[1:])
-    if size and not fits:
-        larger = " or larger pictures" if _takes_any_crop(model) else ""
-        raise UserError(
-            f"the model takes clips of {_by(wanted)} (frames x height x width){larger}, "
-            f"the sampling makes {_by(clip)}"
-        )
+    require_fitting_clips(model, spec)
     outputs = getattr(model, "num_classes", None)
     if outputs is not None and len(classes) != outputs:
         raise UserError(f"{len(classes)} class names for a model with {outputs} outputs")
-
-
-def _takes_any_crop(model: nn.Module) -> bool:
-    """Whether larger pictures than `input_size` are taken too, as convolutional networks do."""
-    return getattr(model, "any_crop", False)
-
-
-def _by(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))
 
 
 def _say(line: str) -> None:

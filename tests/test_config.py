@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hiera_video.models  # noqa: F401 (registers the models, whose builders are asked)
 from hiera_video.config import (
     Config,
     ConfigError,
@@ -374,7 +375,6 @@ def test_overrides_come_in_pairs():
         ["SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.MOMENTUM", "0"],
         ["TASK", "pretrain", "MIXUP.ENABLE", "true"],
         ["DATA.MULTI_LABEL", "true"],
-        ["DATA.TEST_CROP_SIZE", "256"],
         ["MIXUP.ENABLE", "true", "MIXUP.ALPHA", "0", "MIXUP.CUTMIX_ALPHA", "0"],
     ],
 )
@@ -555,28 +555,63 @@ def test_model_arguments_of_pretraining():
     }
 
 
-def test_models_of_others_get_their_own_arguments_only():
-    cfg = load_config(None, ["MODEL.MODEL_NAME", "my_model", "MODEL.KWARGS", "{width: 2}"])
-    assert cfg.model_arguments() == {"width": 2}
-
-
-def test_the_builder_says_whether_a_model_is_built_for_one_size(monkeypatch):
+@pytest.fixture
+def registry(monkeypatch):
+    """The registered models, and what a test adds to them."""
     monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+    return MODEL_REGISTRY
 
-    @MODEL_REGISTRY.register
+
+def test_the_builder_and_not_the_name_says_what_a_model_is_given(registry):
+    @registry.register
     def sized(num_classes: int = 2, input_size: tuple = (16, 224, 224)): ...
 
-    @MODEL_REGISTRY.register
+    @registry.register
     def hiera_of_any_size(num_classes: int = 2, width: int = 8): ...
 
-    other_size = ["DATA.TEST_CROP_SIZE", "256"]
-    assert load_config(None, ["MODEL.MODEL_NAME", "sized"]).model_arguments() == {
-        "input_size": (16, 224, 224)
-    }
-    with pytest.raises(ConfigError, match="sized is built for one size"):
-        load_config(None, ["MODEL.MODEL_NAME", "sized", *other_size])
-    cfg = load_config(None, ["MODEL.MODEL_NAME", "hiera_of_any_size", *other_size])
-    assert cfg.model_arguments() == {}
+    @registry.register
+    def hiera_mine(num_classes: int = 2, **others): ...
+
+    def arguments(name, *words):
+        return load_config(None, ["MODEL.MODEL_NAME", name, *words]).model_arguments()
+
+    assert arguments("sized") == {"input_size": (16, 224, 224)}
+    assert arguments("hiera_of_any_size", "MODEL.KWARGS", "{width: 2}") == {"width": 2}
+    assert arguments("hiera_mine") == {}
+    told = arguments("hiera_mine", "MODEL.KWARGS.input_size", "[4, 64, 64]")
+    assert told == {"input_size": [4, 64, 64]}
+
+
+ANY_ORDER = """
+import hiera_video.config as config
+from hiera_video.registry import MODEL_REGISTRY
+
+def read():
+    return config.load_config(None, ["MODEL.MODEL_NAME", "{name}", "DATA.TEST_CROP_SIZE", "256"])
+
+before = read()
+import hiera_video.models
+if "{name}" not in MODEL_REGISTRY:
+    @MODEL_REGISTRY.register
+    def {name}(num_classes: int = 2, width: int = 8): ...
+after = read()
+assert before == after and before.model_arguments() == after.model_arguments()
+assert ("input_size" in after.model_arguments()) == {sized}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "sized"), [("hiera_mine", False), ("hiera_base_16x224", True), ("x3d_m", True)]
+)
+def test_a_config_means_the_same_before_and_after_the_models_are_imported(name, sized):
+    code = ANY_ORDER.format(name=name, sized=sized)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
+def test_arguments_of_a_model_that_nobody_registered_are_not_guessed():
+    with pytest.raises(UserError, match="unknown model 'hiera_nowhere'"):
+        load_config(None, ["MODEL.MODEL_NAME", "hiera_nowhere"]).model_arguments()
 
 
 # ---- command lines ------------------------------------------------------------------------------

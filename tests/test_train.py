@@ -1,5 +1,6 @@
 """Whole runs: they learn, they go on bit for bit, they stop cleanly, they say what is wrong."""
 
+import dataclasses
 import json
 import os
 import re
@@ -23,8 +24,10 @@ from tiny_runs import (
     write_videos,
 )
 
-from hiera_video.engine import checkpoint, distributed, report, train
+from hiera_video import build_model
+from hiera_video.engine import checkpoint, distributed, evaluate, report, train
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.registry import MODEL_REGISTRY
 
 
 @pytest.fixture(scope="module")
@@ -337,6 +340,57 @@ def test_a_checkpoint_beyond_the_end_of_the_run_is_refused(videos, tmp_path):
         run(config(videos, tmp_path / "second", "SOLVER.MAX_STEPS", 2,
                    "TRAIN.CHECKPOINT_FILE_PATH", stored,
                    "TRAIN.CHECKPOINT_EPOCH_RESET", "false"))  # fmt: skip
+
+
+def test_clips_of_another_size_than_the_model_are_refused_before_the_first_step(videos, tmp_path):
+    """By the model that was built, whatever its name is: the models have different rules."""
+    other = ("DATA.TEST_CROP_SIZE", 96)
+    with pytest.raises(UserError, match=r"validation and test.* 4x64x64 .*makes 4x96x96.*TEST_CR"):
+        run(config(videos, tmp_path / "a", *other))
+    assert not list(tmp_path.glob("a/checkpoints/*"))
+    assert run(config(videos, tmp_path / "b", *other, "SOLVER.MAX_STEPS", 1, task=PRETRAIN)) == 0
+    run(config(videos, tmp_path / "c", "SOLVER.MAX_STEPS", 1))
+    with pytest.raises(UserError, match=r"hiera_tiny_16x224, .* makes 4x96x96"):
+        evaluate.test(config(videos, tmp_path / "c", *other), distributed.init("cpu"), train.Stop())
+
+
+def test_a_model_of_ones_own_says_itself_which_sizes_it_takes(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+
+    @MODEL_REGISTRY.register
+    def hiera_mine(num_classes=3, **others):
+        if others:
+            return build_model("hiera_tiny_16x224", num_classes=num_classes, **others)
+        return AnySize(num_classes)
+
+    mine = ("MODEL.MODEL_NAME", "hiera_mine", "SOLVER.MAX_STEPS", 1)
+    free = (
+        *mine,
+        "MODEL.KWARGS",
+        "{}",
+        "MODEL.DROPOUT_RATE",
+        "None",
+        "HIERA.DROPPATH_RATE",
+        "None",
+    )
+    cfg = config(videos, tmp_path / "a", *free, "DATA.TEST_CROP_SIZE", 96)
+    cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, kwargs={}))
+    assert run(cfg) == 0
+    with pytest.raises(UserError, match=r"takes clips of 16x224x224.*MODEL\.KWARGS\.input_size"):
+        run(config(videos, tmp_path / "b", *mine))
+    told = ("MODEL.KWARGS.input_size", "[4, 64, 64]")
+    assert run(config(videos, tmp_path / "c", *mine, *told)) == 0
+
+
+class AnySize(torch.nn.Module):
+    """The mean colour, and a head."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = torch.nn.Linear(3, num_classes)
+
+    def forward(self, clips):
+        return self.head(clips.mean(dim=(2, 3, 4)))
 
 
 def test_pretrained_weights_start_a_classifier(videos, tmp_path, capsys):

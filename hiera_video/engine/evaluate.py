@@ -212,6 +212,7 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
 
     # ---- the model ------------------------------------------------------------------------
     model = build_model(cfg.model.model_name, num_classes=num_classes, **cfg.model_arguments())
+    preflight.require_fitting_clips(cfg.model.model_name, model, cfg.data, training=False)
     load_weights(model, stored)
     model.to(world.device)
 

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
+from hiera_video import scoring
 from hiera_video.data.datasets import Failed, VideoDataset, try_to_read
 from hiera_video.data.guard import Casualty, GuardedPool
 from hiera_video.data.manifests import DataError, Manifest, read_manifest
@@ -282,6 +285,20 @@ def fingerprint(manifest: Manifest) -> str:
             f"{manifest.paths.relative(i)}\0{manifest.label(i)}\n".encode("utf-8", "replace")
         )
     return digest.hexdigest()
+
+
+def require_fitting_clips(name: str, model: nn.Module, data: Any, *, training: bool) -> None:
+    """UserError where the DATA settings make clips of another size than the model is built for."""
+    try:
+        scoring.require_fitting_clips(model, data.clip_spec(training=training))
+    except UserError as error:
+        what = "training" if training else "validation and test"
+        raise UserError(
+            f"{name}, {what}: {error}. DATA.NUM_FRAMES is {data.num_frames}, "
+            f"DATA.TRAIN_CROP_SIZE {data.train_crop_size}, DATA.TEST_CROP_SIZE "
+            f"{data.test_crop_size}: a model of one size needs equal crops. A model whose builder "
+            "does not name the argument input_size is told it by MODEL.KWARGS.input_size"
+        ) from None
 
 
 # ---- settings of a run that goes on -------------------------------------------------------------

@@ -534,6 +534,9 @@ def build(cfg: Any, *, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
         model = build_model(cfg.model.model_name, **arguments)
     except UserError as error:
         raise UserError(f"{error}{_other_task(cfg.task, str(error))}") from error
+    preflight.require_fitting_clips(cfg.model.model_name, model, cfg.data, training=True)
+    if cfg.task == "classify":
+        preflight.require_fitting_clips(cfg.model.model_name, model, cfg.data, training=False)
     arguments.pop("act_checkpoint", None)  # how it is computed, not what it is
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
     return model, {"name": cfg.model.model_name, "kwargs": plain}
