@@ -1,10 +1,11 @@
 """Whole runs: they learn, they go on bit for bit, they stop cleanly, they say what is wrong."""
 
-import dataclasses
+import importlib
 import json
 import os
 import re
 import signal
+import sys
 
 import pytest
 import torch
@@ -25,6 +26,7 @@ from tiny_runs import (
 )
 
 from hiera_video import build_model
+from hiera_video.data.randomness import epoch_order
 from hiera_video.engine import checkpoint, distributed, evaluate, report, train
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.registry import MODEL_REGISTRY
@@ -354,6 +356,10 @@ def test_clips_of_another_size_than_the_model_are_refused_before_the_first_step(
         evaluate.test(config(videos, tmp_path / "c", *other), distributed.init("cpu"), train.Stop())
 
 
+NO_ARGUMENTS = {"MODEL.KWARGS": "{}"}
+"""In place of those that make a Hiera tiny."""
+
+
 def test_a_model_of_ones_own_says_itself_which_sizes_it_takes(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
 
@@ -364,18 +370,8 @@ def test_a_model_of_ones_own_says_itself_which_sizes_it_takes(videos, tmp_path, 
         return AnySize(num_classes)
 
     mine = ("MODEL.MODEL_NAME", "hiera_mine", "SOLVER.MAX_STEPS", 1)
-    free = (
-        *mine,
-        "MODEL.KWARGS",
-        "{}",
-        "MODEL.DROPOUT_RATE",
-        "None",
-        "HIERA.DROPPATH_RATE",
-        "None",
-    )
-    cfg = config(videos, tmp_path / "a", *free, "DATA.TEST_CROP_SIZE", 96)
-    cfg = dataclasses.replace(cfg, model=dataclasses.replace(cfg.model, kwargs={}))
-    assert run(cfg) == 0
+    free = ("MODEL.DROPOUT_RATE", "None", "HIERA.DROPPATH_RATE", "None", "DATA.TEST_CROP_SIZE", 96)
+    assert run(config(videos, tmp_path / "a", *mine, *free, task=NO_ARGUMENTS)) == 0
     with pytest.raises(UserError, match=r"takes clips of 16x224x224.*MODEL\.KWARGS\.input_size"):
         run(config(videos, tmp_path / "b", *mine))
     told = ("MODEL.KWARGS.input_size", "[4, 64, 64]")
@@ -599,6 +595,89 @@ def test_gradients_are_the_mean_over_what_could_be_read(tmp_path):
         weights.append(final(out)["model_state"])
     for key, value in weights[0].items():
         assert torch.allclose(value, weights[1][key], atol=1e-6), key
+
+
+NORMED = """
+from torch import nn
+from hiera_video.registry import MODEL_REGISTRY
+
+@MODEL_REGISTRY.register
+class Normed(nn.Module):
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 3)
+        self.norm = nn.BatchNorm3d(4)
+        self.late = nn.BatchNorm1d(4)  # behind the pooling: one clip alone has no statistics
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, clips):
+        return self.head(self.late(self.norm(self.conv(clips)).mean(dim=(2, 3, 4))))
+"""
+"""A small network with batch statistics, to be imported."""
+
+PLAIN = (
+    *("MODEL.MODEL_NAME", "Normed", "MODEL.DROPOUT_RATE", "None"),
+    *("HIERA.DROPPATH_RATE", "None", "TRAIN.EVAL_PERIOD", 0, "TEST.ENABLE", "false"),
+    *("SOLVER.WARMUP_EPOCHS", 0, "IMPORTS", "normed"),
+)
+
+
+@pytest.fixture
+def normed(tmp_path, monkeypatch):
+    """The network with batch statistics, registered; what its settings begin with."""
+    monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+    (tmp_path / "normed.py").write_text(NORMED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "normed", raising=False)
+    importlib.import_module("normed")
+    return NO_ARGUMENTS
+
+
+def test_a_step_without_a_readable_video_leaves_batch_statistics_alone(
+    tmp_path, normed, monkeypatch
+):
+    videos = write_videos(tmp_path / "videos", train=6, val=3)
+    for name in ("fast/00", "fast/03"):
+        (videos / "train" / f"{name}.mp4").write_bytes(b"")
+    backward, seen = train.Forward.backward, []
+
+    def watched(self, *rest):
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        totals = backward(self, *rest)
+        after = dict(self.model.named_buffers())
+        seen.append((int(totals[1]), [n for n in before if not torch.equal(before[n], after[n])]))
+        assert all(module.training for module in self.model.modules())
+        return totals
+
+    monkeypatch.setattr(train.Forward, "backward", watched)
+    # Videos in pairs; in one of the epochs the two broken ones are a pair.
+    seed = next(s for s in range(99) if sorted(epoch_order(6, s, 0)[2:4].tolist()) == [0, 1])
+    run(config(videos, tmp_path / "out", *PLAIN, "TRAIN.BATCH_SIZE", 2, "SOLVER.MAX_EPOCH", 1,
+               "RNG_SEED", seed, task=normed))  # fmt: skip
+    assert [clips for clips, _ in seen] == [2, 0, 2]
+    assert [bool(changed) for _, changed in seen] == [True, False, True]
+    assert final(tmp_path / "out")["model_state"]["norm.num_batches_tracked"] == 2
+
+
+def test_a_process_without_a_readable_video_takes_part_and_leaves_no_trace(tmp_path, normed):
+    """Its statistics stay, its gradient is zero, and the others do not wait for it."""
+    videos = write_videos(tmp_path / "videos", train=4, val=3)
+    out, broken = tmp_path / "out", epoch_order(4, 1, 0)[::2].tolist()  # those of the main process
+    paths = sorted((videos / "train").rglob("*.mp4"))
+    for i in broken:
+        paths[i].write_bytes(b"")
+    words = settings(videos, out, *PLAIN, "SOLVER.MAX_STEPS", 1, task=normed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+        patch.chdir(tmp_path)
+        done = run_child("--cfg", empty(tmp_path), *words, processes=2)
+    assert done.returncode == 0, done.stderr
+    (record,) = (r for r in report.read_metrics(out) if r["_type"] == "train_iter_")
+    assert (record["clips"], record["failed"]) == (2, 2)
+    assert record["grad_norm"] > 0
+    state = final(out)["model_state"]
+    assert state["norm.num_batches_tracked"] == state["late.num_batches_tracked"] == 0
+    assert torch.equal(state["norm.running_mean"], torch.zeros(4))
 
 
 def test_nothing_readable_ends_the_run_before_it_begins(tmp_path):

@@ -122,7 +122,7 @@ def _run(
         )
         if ema is not None:
             ema.update(model, step)
-        loss = (totals[0] / totals[1]).item()  # waits for the device: the step is over
+        loss = (totals[0] / totals[1].clamp(min=1)).item()  # waits for the device: the step is over
         clock.step_done(int(totals[1]))
         seconds.append(time.perf_counter() - began)
         voice.say(

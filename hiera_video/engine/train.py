@@ -310,7 +310,11 @@ class Forward:
             torch.manual_seed(tasks.stream_seed(self.seed, "step", step, share))
             # Compiled for one size: a part that lacks videos which failed is computed without.
             model = self.model if clips == self.clips else self.parallel
-            with self._gradients_kept_here(part < self.parts - 1), out_of_memory_explained(clips):
+            with (
+                self._gradients_kept_here(part < self.parts - 1),
+                out_of_memory_explained(clips),
+                contextlib.nullcontext() if clips else frozen_statistics(self.parallel),
+            ):
                 out = self.step_fn(model, batch, epoch=epoch, settings=self.settings)
                 weight = clips * self.world.size / self.plan.clips_per_step
                 scaler.scale(out["loss"] * weight).backward()
@@ -397,6 +401,26 @@ def blank(dataset: VideoDataset) -> Batch:
         video_ids=one,
         views=one,
     )
+
+
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Norms with running statistics (BatchNorm) use them and leave them alone: a black clip must
+    not count. SyncBatchNorm stays as it is, for the other processes wait for its numbers."""
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        and not isinstance(module, nn.SyncBatchNorm)
+        and module.training
+    ]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
 
 
 class NotFinite(RunFailed):
