@@ -586,6 +586,25 @@ def test_all_workers_ended_by_sigterm_end_the_run(manifest):
     loader.close()
 
 
+@pytest.mark.parametrize("server_too", [False, True])
+def test_where_other_processes_wait_workers_ended_by_sigterm_are_replaced(
+    manifest, caplog, server_too
+):
+    """torchrun ends a process together with its workers; the step it is in must be finished."""
+    settings = {**SETTINGS, "batch_size": 2, "world": 2}
+    expected = list(build_loader(training(manifest), **settings))
+    loader = build_loader(training(manifest), num_workers=6, **settings)
+    batches = iter(loader)
+    read = [next(batches)]
+    if server_too:
+        os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGTERM)
+    for process in loader._workers.processes:
+        os.kill(process.pid, signal.SIGTERM)
+    same([*read, *batches], expected)
+    loader.close()
+    assert "all data loading workers were ended from outside. They are replaced" in caplog.text
+
+
 def test_a_video_that_crashes_its_decoder_is_no_end_before_the_start(manifest, tmp_path):
     one = deadly(manifest, {0: "SIGSEGV"}, tmp_path)
     preflight.require_readable(one, what="training", guarded=True)

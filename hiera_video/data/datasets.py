@@ -651,7 +651,9 @@ class Loader:
         self.failures = Failures()
         self.notes = list(notes)
         self._course = _Course(batches)
-        self._workers = _Workers(dataset, num_workers) if num_workers else None
+        # Other processes wait for this one's share of the step: it must not leave in the middle.
+        others_wait = dataset.train and batches.world > 1
+        self._workers = _Workers(dataset, num_workers, others_wait) if num_workers else None
         manifest = dataset.manifest
         # Torch warns where workers outnumber cores, which a recipe for bigger machines may do.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -755,8 +757,9 @@ class _Course:
 class _Workers:
     """What the main process knows of its workers: what each was reading, and what one died of."""
 
-    def __init__(self, dataset: VideoDataset, count: int) -> None:
+    def __init__(self, dataset: VideoDataset, count: int, others_wait: bool) -> None:
         self.dataset = dataset
+        self.others_wait = others_wait
         self.time_limit = VIDEO_TIME_LIMIT
         self.processes: Sequence[multiprocessing.process.BaseProcess] = ()
         # [worker]: the video being read or -1, written by the workers.
@@ -771,10 +774,17 @@ class _Workers:
         RunFailed where new workers would fare no better.
         """
         dead = self._dead()
-        for worker, exitcode in dead:
-            self._count(int(self.reading[worker]), exitcode, error)
-        if len(dead) == len(self.processes) and {code for _, code in dead} == {-signal.SIGTERM}:
-            raise RunFailed("all data loading workers were ended by SIGTERM") from error
+        codes = {code for _, code in dead}
+        together = len(dead) == len(self.processes) and codes <= {-signal.SIGTERM, SERVER_GONE}
+        if together and self.others_wait:  # torchrun ends the processes it started so
+            died = "all data loading workers were ended from outside"
+            self._count_death(died, error)
+            logger.warning("%s. They are replaced", died)
+        else:
+            for worker, exitcode in dead:
+                self._count(int(self.reading[worker]), exitcode, error)
+            if together and codes == {-signal.SIGTERM}:
+                raise RunFailed("all data loading workers were ended by SIGTERM") from error
         if dead:
             for process in self.processes:
                 process.kill()
@@ -808,14 +818,18 @@ class _Workers:
                 logger.warning("%s: %s; it is tried once more", path, reason)
                 return
         while_reading = f" while it read {path}" if video_id >= 0 else ""
+        died = f"a data loading worker died{while_reading}: {_cause(exitcode)}"
+        self._count_death(died, error, hopeless=video_id < 0 <= exitcode != SERVER_GONE)
+        logger.warning("%s. It is replaced", died)
+
+    def _count_death(self, died: str, error: Exception, *, hopeless: bool = False) -> None:
+        """One more death with no video to blame; RunFailed at the last of `DEATHS`."""
         self._deaths = self._deaths + 1 if self.batches_since_death < WITHIN else 1
         self.batches_since_death = 0
-        died = f"a data loading worker died{while_reading}: {_cause(exitcode)}"
-        if self._deaths >= DEATHS or (video_id < 0 <= exitcode != SERVER_GONE):
+        if self._deaths >= DEATHS or hopeless:
             raise RunFailed(
                 f"{died}. DATA_LOADER.NUM_WORKERS 0 reads in the main process, to see more"
             ) from error
-        logger.warning("%s. It is replaced", died)
 
     def _lose(self, video_id: int, reason: str) -> None:
         if video_id in self.dataset.lost:  # two workers had it at once

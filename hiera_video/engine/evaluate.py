@@ -7,6 +7,7 @@ in `n_failed` and never replaced: metrics are over the videos that were scored, 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -57,16 +58,57 @@ def score_videos(
     stopped: Callable[[], bool] = lambda: False,
     on_video: Callable[[int], None] = lambda count: None,
 ) -> Scores | None:
-    """Scores of all videos of a test loader, complete on every process; None if `stopped`.
+    """Scores of all videos of a test loader, complete on every process; None if any was `stopped`.
 
     model: on `world.device`; set to eval mode here. batch_size: most views per forward pass.
     """
+    mine = None
+    try:
+        mine = _own_scores(
+            model,
+            loader,
+            world=world,
+            batch_size=batch_size,
+            precision=precision,
+            multi_label=multi_label,
+            stopped=stopped,
+            on_video=on_video,
+        )
+    except Exception:
+        # A signal to all processes ends the loader's workers too: that is no failure. Whatever
+        # happened, nobody may leave before the gathering, where the others wait.
+        if not world.any_stopped(stopped()):
+            world.tell_failure()
+            raise
+    world.meet(f"scored {next(_MEETINGS)}", stopped)
+    everyone = world.gather(None if world.any_stopped(stopped()) else mine)
+    if any(part is None for part in everyone):
+        return None
+    return _merged(everyone)
+
+
+_MEETINGS = itertools.count()
+"""A number for each time that scores are gathered: every process counts the same."""
+
+
+def _own_scores(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    world: distributed.World,
+    batch_size: int,
+    precision: torch.dtype,
+    multi_label: bool,
+    stopped: Callable[[], bool],
+    on_video: Callable[[int], None],
+) -> tuple[Tensor, Tensor | None, list[Failed]] | None:
+    """Video ids, rows (None for none) and failures of this process's share; None if stopped."""
     model.eval()
     ids, rows, failed = [], [], []
     batches = Feeder(loader, world.device, loader.dataset.spec)
     for batch in batches:
-        if stopped():
-            break
+        if world.any_stopped(stopped()):
+            return None
         failed += batch.failed
         if len(batch.video_ids):
             views = clip_scores(
@@ -83,16 +125,11 @@ def score_videos(
             ids.append(found)
             rows += [part.mean(dim=0) for part in views.split(counts.tolist())]
         on_video(len(batch.failed) + (len(ids[-1]) if len(batch.video_ids) else 0))
-    mine = (
+    return (
         torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int64),
         torch.stack(rows) if rows else None,
         failed,
-        stopped(),
     )
-    everyone = world.gather(mine)
-    if any(part[3] for part in everyone):
-        return None
-    return _merged(everyone)
 
 
 def score_all(
@@ -224,13 +261,8 @@ def _test(cfg: Any, world: distributed.World, stop: Any, *, folder: Path, weight
     )
     for note in [*manifest.notes, *loader.notes, *_differences(stored, spec)]:
         voice.say(f"note: {note}")
-    try:
-        with stop:
-            scores = score_all(cfg, world, model, loader, stop=stop, voice=voice, what="test")
-    except Exception:
-        if not stop.requested:
-            raise
-        scores = None  # the signal has ended the loader's workers as well
+    with stop:
+        scores = score_all(cfg, world, model, loader, stop=stop, voice=voice, what="test")
     if scores is None:
         voice.say("the test was interrupted; nothing was written")
         voice.close()
