@@ -383,8 +383,13 @@ def _serve(
     memory_limit: int,
     one_of_many: bool,
 ) -> None:
-    """Answer items until the other end of `connection` is closed."""
+    """Answer items until the other end of `connection` is closed.
+
+    The parent may be gone at any time, for it starts this before it knows that it has work: then
+    nobody is left to be told anything.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
+    end_with_parent()  # in the middle of a video, too
     try:
         call = _named(function)
         if one_of_many and "torch" in sys.modules:
@@ -392,17 +397,34 @@ def _serve(
         if prepare is not None:
             _named(prepare)()
     except Exception as error:
-        connection.send_bytes(pickle.dumps(("broken", f"{type(error).__name__}: {error}")))
+        _send(connection, pickle.dumps(("broken", f"{type(error).__name__}: {error}")))
         return
-    connection.send_bytes(pickle.dumps(("ready", None)))
-    while True:
-        try:
-            item = pickle.loads(connection.recv_bytes())
-        except EOFError:
+    there = _send(connection, pickle.dumps(("ready", None)))
+    while there:
+        data = _receive(connection)
+        if data is None:
             return
+        item = pickle.loads(data)
         answer = _answer(call, item, time_limit, memory_limit)
-        connection.send_bytes(answer)
-        del item, answer
+        there = _send(connection, answer)
+        del data, item, answer
+
+
+def _send(connection: Connection, data: bytes) -> bool:
+    """False where nobody is left to read it."""
+    try:
+        connection.send_bytes(data)
+    except OSError:  # BrokenPipeError, ConnectionResetError
+        return False
+    return True
+
+
+def _receive(connection: Connection) -> bytes | None:
+    """None where nobody is left to send anything."""
+    try:
+        return connection.recv_bytes()
+    except (EOFError, OSError):
+        return None
 
 
 def _answer(call: Callable[[Any], Any], item: Any, time_limit: float, memory_limit: int) -> bytes:
