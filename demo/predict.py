@@ -28,7 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a b
 
 from hiera_video import __version__
 from hiera_video.cli import DONE, FAILED, INTERRUPTED, run
-from hiera_video.config import Config, add_config_arguments, config_from_args
+from hiera_video.command_line import SettingsParser, add_config_arguments, config_from_args
+from hiera_video.config import Config
 from hiera_video.data.guard import GuardedPool, decoding_process
 from hiera_video.data.video_files import find_videos, is_video_name
 from hiera_video.errors import RunFailed, UserError
@@ -70,8 +71,8 @@ def _label_files(
         return _label_all(predictor, files, args, outputs)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> SettingsParser:
+    parser = SettingsParser(
         prog="predict.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -106,12 +107,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _config(args: argparse.Namespace) -> Config | None:
     if args.cfg is None:
-        if args.opts:
-            raise UserError("--opts changes a config file; name it with --cfg FILE")
+        if args.settings:
+            raise UserError(
+                f"{' '.join(args.settings[:2])}: settings change a config file; name it with "
+                "--cfg FILE"
+            )
         return None
     cfg = config_from_args(args)
     if cfg.task == "pretrain":
-        raise UserError(f"{args.cfg[0]} is for pretraining (TASK: pretrain), which gives no labels")
+        raise UserError(f"{args.cfg} is for pretraining (TASK: pretrain), which gives no labels")
     return cfg
 
 

@@ -17,11 +17,12 @@ To add a setting, add one line to a section: `name: type = setting(default, at_l
 
 from __future__ import annotations
 
-import argparse
+import ast
 import contextlib
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
 import re
 import types
@@ -33,10 +34,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from hiera_video.cli import add_import_argument
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import UserError
-from hiera_video.registry import MODEL_REGISTRY, arguments_of, import_user_module
+from hiera_video.registry import MODEL_REGISTRY, arguments_of
 
 
 class ConfigError(UserError):
@@ -519,59 +519,6 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     return _assemble([*entries, *_entries_of_overrides(overrides)])
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add `--cfg FILE [KEY VALUE ...]`, `--opts KEY VALUE ...` and `--import MODULE`.
-
-    `required=False` is for command lines that can do without a file; `args.cfg` may then be None.
-    """
-    parser.add_argument(
-        "--cfg",
-        nargs="+",
-        required=required,
-        action=_Once,
-        metavar=("FILE", "KEY VALUE"),
-        help="one YAML file, then settings that replace the file's: SOLVER.BASE_LR 1e-4 ...",
-    )
-    parser.add_argument(
-        "--opts",
-        nargs="+",
-        default=[],
-        action="extend",
-        metavar="KEY VALUE",
-        help="more settings, as after --cfg FILE",
-    )
-    add_import_argument(parser)
-
-
-def config_from_args(args: argparse.Namespace) -> Config:
-    """The Config of a parsed command line; the modules its IMPORTS name are imported as well."""
-    path, *overrides = args.cfg or [None]
-    overrides += args.opts
-    second = next((word for word in overrides[::2] if word.endswith((".yaml", ".yml"))), None)
-    if second is not None:
-        raise ConfigError(f"--cfg takes one file, then KEY VALUE ...; {second!r} is a second file")
-    cfg = load_config(path, overrides)
-    for module in cfg.imports:
-        import_user_module(module)
-    missing = tuple(module for module in args.imports if module not in cfg.imports)
-    return dataclasses.replace(cfg, imports=cfg.imports + missing)
-
-
-class _Once(argparse.Action):
-    """argparse would quietly keep the last of two."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if getattr(namespace, self.dest, None) is not None:
-            parser.error(f"{option_string} given twice; it takes one file, use _BASE_ to combine")
-        setattr(namespace, self.dest, values)
-
-
 class _Entry(NamedTuple):
     """One setting as somebody wrote it."""
 
@@ -891,6 +838,80 @@ def _quote_hint(value: Any, spec: _Spec) -> str:
     if value is None:
         return " (write '' for none)"
     return " (put it in quotes)" if not isinstance(value, str) else ""
+
+
+# ---- what settings there are --------------------------------------------------------------------
+
+
+class SettingText(NamedTuple):
+    """One setting in words, as `--settings` shows it."""
+
+    key: str
+    default: str
+    """As a command line would say it."""
+    allowed: str
+    meaning: str
+
+
+def describe_settings() -> list[SettingText]:
+    """Every setting, in the order of the sections. What it means is the text below its field."""
+    defaults = Config()
+    found = []
+    for section in (Config, *_sections().values()):
+        values = defaults if section is Config else getattr(defaults, _attribute_of(section))
+        meanings = _meanings(section)
+        found += [
+            SettingText(
+                f"{section.prefix}{name.upper()}",
+                _as_word(getattr(values, name)),
+                _allowed(spec),
+                meanings.get(name, ""),
+            )
+            for name, spec in _settings_of(section).items()
+        ]
+    return found
+
+
+def is_setting(word: str) -> bool:
+    """Whether a command line's word is a key, in any case."""
+    key = _spelled_as_key(word)
+    return key in _all_settings() or key.rpartition(".")[0] in _free_mappings()
+
+
+def names_a_section(word: str) -> bool:
+    """Whether a word begins as the keys of a section do, "SOLVER.BASE_RL": a mistyped one."""
+    section, dot, _ = word.partition(".")
+    return bool(dot) and section in _section_keys()
+
+
+def _attribute_of(section: type) -> str:
+    return next(name for name, known in _sections().items() if known is section)
+
+
+@functools.cache
+def _meanings(section: type) -> dict[str, str]:
+    """Field -> the string below it, on one line; nothing where the source is not installed."""
+    try:
+        (tree,) = ast.parse(inspect.getsource(section)).body
+    except OSError:
+        return {}
+    below = zip(tree.body, tree.body[1:], strict=False)
+    return {
+        field.target.id: " ".join(ast.literal_eval(text.value).split())
+        for field, text in below
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
+
+
+def _as_word(value: Any) -> str:
+    """A value as a command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return "''" if value == "" else str(value)
 
 
 # ---- keys nobody knows --------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pickle
 import subprocess
@@ -21,8 +20,6 @@ from hiera_video.config import (
     SolverConfig,
     _all_settings,
     _settings_of,
-    add_config_arguments,
-    config_from_args,
     load_config,
 )
 from hiera_video.errors import UserError
@@ -614,51 +611,7 @@ def test_arguments_of_a_model_that_nobody_registered_are_not_guessed():
         load_config(None, ["MODEL.MODEL_NAME", "hiera_nowhere"]).model_arguments()
 
 
-# ---- command lines ------------------------------------------------------------------------------
-
-
-def parse(*argv: str) -> Config:
-    parser = argparse.ArgumentParser()
-    add_config_arguments(parser)
-    return config_from_args(parser.parse_args(argv))
-
-
-def test_both_of_slowfasts_command_lines(write):
-    path = str(write("RNG_SEED: 7"))
-    for argv in (
-        ["--cfg", path, "SOLVER.BASE_LR", "1e-4"],
-        ["--cfg", path, "--opts", "SOLVER.BASE_LR", "1e-4"],
-        ["--opts", "SOLVER.BASE_LR", "1e-4", "--cfg", path],
-        ["--cfg", path, "SOLVER.BASE_LR", "1e-3", "--opts", "SOLVER.BASE_LR", "1e-4"],
-    ):
-        cfg = parse(*argv)
-        assert (cfg.rng_seed, cfg.solver.base_lr) == (7, 1e-4)
-
-
-def test_negative_numbers_reach_their_key(write):
-    with pytest.raises(ConfigError, match=r"RNG_SEED=-1"):
-        parse("--cfg", str(write("")), "RNG_SEED", "-1")
-
-
-def test_cfg_takes_one_file(write, capsys):
-    one, two = str(write("", "one.yaml")), str(write("", "two.yaml"))
-    with pytest.raises(ConfigError, match=r"one file.*two\.yaml"):
-        parse("--cfg", one, two)
-    with pytest.raises(SystemExit) as ended:
-        parse("--cfg", one, "--cfg", two)
-    assert ended.value.code == 2
-    assert "given twice" in capsys.readouterr().err
-
-
-def test_imports_of_file_and_command_line_are_imported_and_kept(write, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    write("", "users_first.py")
-    write("", "users_second.py")
-    path = write("IMPORTS: [users_first]")
-    cfg = parse("--cfg", str(path), "--import", "users_second")
-    assert cfg.imports == ("users_first", "users_second")
-    assert {"users_first", "users_second"} <= set(sys.modules)
+# ---- from outside ------------------------------------------------------------------------------
 
 
 def test_reading_a_config_needs_no_torch():

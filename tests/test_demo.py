@@ -325,6 +325,17 @@ def test_a_config_brings_model_views_sampling_and_weights(demo, yaml, capsys, mo
     assert json.loads(capsys.readouterr().out)[0]["views"] == "2x3"
 
 
+def test_settings_stand_anywhere_between_the_videos(call, yaml):
+    for line in (
+        ["b.mp4", "--cfg", yaml, "TEST.NUM_ENSEMBLE_VIEWS", "2", "--json", "./-dash ü.mp4"],
+        ["TEST.NUM_ENSEMBLE_VIEWS", "2", "--cfg", yaml, "b.mp4", "./-dash ü.mp4", "--json"],
+    ):
+        code, out, err = call(*line, defaults=("--device", "cpu"))
+        assert code == 0, err
+        found = [(row["file"], row["views"]) for row in json.loads(out)]
+        assert found == [("b.mp4", "2x1"), ("./-dash ü.mp4", "2x1")]
+
+
 def test_a_config_for_pretraining_gives_no_labels(call, yaml):
     code, _, err = call("b.mp4", "--cfg", yaml, "TASK", "pretrain")
     assert code == 2
