@@ -110,6 +110,32 @@ def test_a_file_that_crashes_its_decoder_is_one_error_among_labels(call, clips, 
     assert "error: ./crash.mp4: reading it in a process of its own: crashed (SIGSEGV)" in err
 
 
+def test_a_missing_path_is_one_failed_row_among_labels(call, clips):
+    (clips / "empty").mkdir()
+    paths = ["gone.mp4", "b.mp4", "*.mov", "empty", "bad.mp4"]
+    code, out, err = call(*paths, "--json", "--csv", "out.csv")
+    assert code == 1
+    rows = {row["file"]: row["error"] for row in json.loads(out)}
+    assert list(rows) == paths
+    assert rows["b.mp4"] is None
+    assert rows["gone.mp4"] == "no such file or folder"
+    assert rows["*.mov"].startswith("matches nothing")
+    assert rows["empty"].startswith("no videos in it")
+    listed = {row["file"]: row["error"] for row in rows_of("out.csv")}
+    assert listed == {**rows, "b.mp4": ""}
+    assert "error: gone.mp4: no such file or folder" in err
+    assert "4 of 5 files could not be labelled" in err
+    assert not re.search("Traceback", err)
+
+
+def test_paths_that_are_all_missing_are_wrong_use(call, clips):
+    code, out, err = call("gone.mp4", "*.mov", "--csv", "out.csv")
+    assert (code, out) == (2, "")
+    assert "none of these 2 paths" in err
+    assert "'gone.mp4': no such file or folder" in err
+    assert not os.path.exists("out.csv")
+
+
 def test_names_that_would_steer_the_terminal_are_escaped(call, clips):
     os.rename("b.mp4", "a\x1b[31m\n.mp4")
     code, out, _ = call("a\x1b[31m\n.mp4")
@@ -393,7 +419,7 @@ def test_wrong_use_is_one_line_without_a_traceback(repository_path, clips):
     out, err = running.communicate(timeout=120)
     assert running.returncode == 2
     assert out == ""
-    assert err.startswith("error: no such file")
+    assert err.startswith("error: 'missing.mp4': no such file")
     assert "Traceback" not in err
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import VideoDataset, build_loader
 from hiera_video.data.decode import DecodeError, VideoReader, available_decoders
 from hiera_video.data.manifests import read_manifest
-from hiera_video.data.video_files import find_videos
+from hiera_video.data.video_files import find_videos, named_videos
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import distributed
 from hiera_video.engine.evaluate import score_videos
@@ -468,20 +469,40 @@ def test_globs_take_what_a_folder_would(folder):
     assert find_videos(["s?b"]) == ["sub/c ü 视频.webm", "sub/deep/d [1].avi"]
 
 
-@pytest.mark.parametrize("path", ["missing.mp4", "empty", "*.mov", "*.txt", "http://x/y.mp4"])
+NOWHERE = ["missing.mp4", "empty", "*.mov", "*.txt", "http://x/y.mp4"]
+
+
+@pytest.mark.parametrize("path", NOWHERE)
 def test_nothing_to_label_is_wrong_use(folder, path):
-    with pytest.raises(UserError) as error:
+    for find in (find_videos, named_videos):
+        with pytest.raises(UserError) as error:
+            find([path])
+        assert path in str(error.value)
+        if path in ("empty", "*.mov", "*.txt"):
+            assert ".mp4" in str(error.value)
+    with pytest.raises(UserError, match="none of these 5 paths leads to a video"):
+        named_videos(NOWHERE)
+    with pytest.raises(UserError, match=re.escape(path)):
         find_videos(["a.mkv", path])
-    assert path in str(error.value)
-    if path in ("empty", "*.mov", "*.txt"):
-        assert ".mp4" in str(error.value)
+
+
+@pytest.mark.parametrize("path", NOWHERE)
+def test_a_path_that_leads_nowhere_is_one_entry_beside_the_others(folder, path):
+    named = named_videos(["a.mkv", path, "sub", path])
+    assert [entry.path for entry in named] == [
+        "a.mkv", path, "sub/c ü 视频.webm", "sub/deep/d [1].avi",
+    ]  # fmt: skip
+    assert [bool(entry.error) for entry in named] == [False, True, False, False]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into any folder")
-def test_a_folder_that_may_not_be_read_is_said(folder):
+def test_a_folder_that_may_not_be_read_is_said_and_the_others_are_searched(folder):
     (folder / "sub").chmod(0)
     try:
         with pytest.raises(UserError, match="sub"):
             find_videos(["."])
+        *files, closed = named_videos(["."])
+        assert len(files) == 4
+        assert closed == ("./sub", "cannot look into this folder: Permission denied")
     finally:
         (folder / "sub").chmod(0o755)
