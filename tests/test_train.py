@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import re
+import shlex
 import signal
 import sys
 
@@ -546,24 +547,125 @@ def test_learning_rates_scale_with_the_batch(videos, tmp_path):
 # ---- bad luck -----------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(videos, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    classify = train.tasks.classify
-    calls = []
+def poisoned_step(monkeypatch, number):
+    """The loss of this step is not a number; the steps before it are as they are."""
+    classify, calls = train.tasks.classify, []
 
     def poisoned(*args, **kwargs):
         calls.append(1)
         result = classify(*args, **kwargs)
-        return {**result, "loss": result["loss"] * (float("nan") if len(calls) == 3 else 1)}
+        return {**result, "loss": result["loss"] * (float("nan") if len(calls) == number else 1)}
 
     monkeypatch.setitem(train.tasks.TASKS, "classify", poisoned)
+
+
+def assert_finite(out):
+    """Every checkpoint of a run holds numbers."""
+    for path in checkpoint.in_order(out / "checkpoints"):
+        state = checkpoint.load(path)
+        for part in ("model_state", "raw_state"):
+            assert all(torch.isfinite(w).all() for w in state.get(part, {}).values())
+        for moments in state["optimizer_state"]["state"].values():
+            assert all(torch.isfinite(m).all() for m in moments.values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(videos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    poisoned_step(monkeypatch, 3)
     with pytest.raises(RunFailed, match=r"loss of step 3 is not finite \(nan\)") as error:
         run(config(videos, out))
     assert "checkpoint_epoch_00001.pyth" in str(error.value)
-    state = final(out)
-    assert state["step"] == 2
-    assert all(torch.isfinite(w).all() for w in state["model_state"].values())
+    assert final(out)["step"] == 2
+    assert_finite(out)
     assert (out / "stdout.log").read_text().count("train_iter_") == 2
+
+
+@pytest.mark.parametrize("step", [1, 3], ids=["before a checkpoint", "after one"])
+def test_the_way_on_after_a_loss_that_is_not_finite_can_be_typed(
+    videos, tmp_path, monkeypatch, capsys, step
+):
+    out = tmp_path / "my run"
+    lrs = ("SOLVER.WARMUP_START_LR", 4e-3, "SOLVER.COSINE_END_LR", 2e-3)
+    with monkeypatch.context() as patch:
+        poisoned_step(patch, step)
+        with pytest.raises(RunFailed, match="same command would come to it again") as error:
+            run(config(videos, out, *lrs))
+    advice = shlex.split(str(error.value).splitlines()[-1])
+    capsys.readouterr()
+    again = config(videos, out, *lrs, *advice)  # behind the same command
+    assert again.solver.base_lr == again.solver.warmup_start_lr == 1.25e-3
+    assert run(again) == 0
+    assert ("going on from" in capsys.readouterr().out) == (step == 3)
+    assert final(tmp_path / "my run_2")["step"] == 4
+
+
+def test_weights_that_an_update_breaks_are_not_saved(videos, tmp_path):
+    """The gradient is finite and the step too large: the loss would tell one step later."""
+    out = tmp_path / "out"
+    broken = (*SGD, "SOLVER.BASE_LR", 3e38, "SOLVER.WEIGHT_DECAY", 1000, "SOLVER.WARMUP_EPOCHS", 0)
+    each = ("TRAIN.CHECKPOINT_STEPS", 1, "TRAIN.EMA_DECAY", 0.9)
+    with pytest.raises(RunFailed, match=r"after step 1 was not saved, .* not finite: model_state"):
+        run(config(videos, out, *broken, *each))
+    assert not checkpoint.in_order(out / "checkpoints")
+    stop = interrupted_or_failed(config(videos, tmp_path / "b", *broken), after=1)
+    assert isinstance(stop, RunFailed)  # asked to stop after that very step
+    assert not checkpoint.in_order(tmp_path / "b" / "checkpoints")
+
+
+def interrupted_or_failed(cfg, *, after):
+    try:
+        return interrupted(cfg, after=after)
+    except RunFailed as error:
+        return error
+
+
+def test_a_checkpoint_with_broken_numbers_is_passed_over(videos, tmp_path, capsys):
+    """As earlier versions could write them."""
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    run(config(videos, straight))
+    run(config(videos, out))
+    newest = checkpoint.in_order(out / "checkpoints")[-1]
+    state = checkpoint.load(newest)
+    state["model_state"]["norm.weight"][0] = float("nan")
+    checkpoint.save(state, newest)
+    with pytest.raises(UserError, match=r"cannot go on from .*not finite: model_state norm"):
+        run(config(videos, tmp_path / "c", "TRAIN.CHECKPOINT_FILE_PATH", newest,
+                   "TRAIN.CHECKPOINT_EPOCH_RESET", "false"))  # fmt: skip
+    with pytest.raises(UserError, match=rf"weights of {newest} are not finite: norm\.weight"):
+        run(config(videos, tmp_path / "d", "TRAIN.CHECKPOINT_FILE_PATH", newest))
+    capsys.readouterr()
+    assert run(config(videos, out)) == 0
+    said = capsys.readouterr().out
+    assert f"passing over a checkpoint: {newest}: its numbers are not finite" in said
+    assert same(final(straight)["model_state"], final(out)["model_state"])
+
+
+MASKED = """
+import torch
+from torch import nn
+from hiera_video.registry import MODEL_REGISTRY
+
+@MODEL_REGISTRY.register
+class Masked(nn.Module):
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, -float("inf"), 0.0]))
+        self.conv = nn.Conv3d(3, 4, 3)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, clips):
+        return self.head(self.conv(clips).mean(dim=(2, 3, 4)) * (self.mask.exp()))
+"""
+
+
+def test_infinities_that_a_model_is_built_with_are_none_of_a_run(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+    exec(MASKED, {"__name__": "masked"})
+    out, free = tmp_path / "out", ("MODEL.MODEL_NAME", "Masked", *PLAIN[2:-2])
+    assert run(config(videos, out, *free, "TRAIN.EMA_DECAY", 0.9, task=NO_ARGUMENTS)) == 0
+    state = final(out)
+    for part in ("model_state", "raw_state"):
+        assert state[part]["mask"].tolist() == [0, 0, -float("inf"), 0]
 
 
 def test_unreadable_videos_are_counted_and_the_mean_is_over_the_others(tmp_path):
@@ -708,8 +810,28 @@ def test_too_little_memory_names_the_ways_out(videos, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")
 
     monkeypatch.setitem(train.tasks.TASKS, "classify", too_much)
-    with pytest.raises(RunFailed, match=r"out of memory with 4 clips.*GRAD_ACCUM"):
+    with pytest.raises(RunFailed, match=r"allocate 2.00 GiB, with 4 clips.*GRAD_ACCUM"):
         run(config(videos, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("where", ["train", "eval"])
+def test_the_memory_of_a_cpu_may_not_suffice_either(videos, tmp_path, monkeypatch, where):
+    monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+
+    @MODEL_REGISTRY.register
+    class Huge(AnySize):
+        def __init__(self, num_classes: int = 3):
+            super().__init__(num_classes)
+
+        def forward(self, clips):
+            if self.training == (where == "train"):
+                torch.empty(1 << 58, dtype=torch.uint8)
+            return super().forward(clips)
+
+    free = ("MODEL.MODEL_NAME", "Huge", "MODEL.DROPOUT_RATE", "None", "HIERA.DROPPATH_RATE", "None")
+    way = {"train": r"with 4 clips at a time.*GRAD_ACCUM", "eval": r"4 views.*TEST\.BATCH_SIZE"}
+    with pytest.raises(RunFailed, match=rf"out of memory: 268435456.00 GiB.*{way[where]}"):
+        run(config(videos, tmp_path / "out", *free, task=NO_ARGUMENTS))
 
 
 def test_two_runs_do_not_share_a_folder(videos, tmp_path):

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from hiera_video import __version__
 from hiera_video.data.datasets import Failed, Loader, VideoDataset, build_loader
 from hiera_video.data.manifests import Manifest
-from hiera_video.engine import checkpoint, distributed, metrics, preflight, report, tasks
+from hiera_video.engine import checkpoint, distributed, memory, metrics, preflight, report, tasks
 from hiera_video.engine.feeding import Feeder
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
@@ -74,17 +74,28 @@ def score_videos(
             stopped=stopped,
             on_video=on_video,
         )
-    except Exception:
+    except Exception as error:
         # A signal to all processes ends the loader's workers too: that is no failure. Whatever
         # happened, nobody may leave before the gathering, where the others wait.
         if not world.any_stopped(stopped()):
             world.tell_failure()
+            _explain_memory(error, batch_size)
             raise
     world.meet(f"scored {next(_MEETINGS)}", stopped)
     everyone = world.gather(None if world.any_stopped(stopped()) else mine)
     if any(part is None for part in everyone):
         return None
     return _merged(everyone)
+
+
+def _explain_memory(error: Exception, batch_size: int) -> None:
+    """RunFailed with the way out where it was memory that did not suffice."""
+    wanted = memory.shortage(error)
+    if wanted is not None:
+        raise RunFailed(
+            f"{wanted}, with {batch_size} views per forward pass: lower TEST.BATCH_SIZE, which "
+            "changes no result"
+        ) from error
 
 
 _MEETINGS = itertools.count()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiera_video.engine.finite import not_finite
 from hiera_video.errors import UserError
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -203,6 +204,8 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self.shadow = {k: self._copy(v) for k, v in model.state_dict().items()}
+        # Infinities, which masks are made of, have no average.
+        self._copied = set(not_finite(dict(model.named_buffers())))
 
     @staticmethod
     def _copy(tensor: Tensor) -> Tensor:
@@ -218,7 +221,7 @@ class Ema:
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         for key, value in model.state_dict().items():
-            if value.is_floating_point():
+            if value.is_floating_point() and key not in self._copied:
                 self.shadow[key].lerp_(value.detach().float(), 1 - decay)
             else:
                 self.shadow[key].copy_(value)
