@@ -357,7 +357,8 @@ class SolverConfig(Section):
     warmup_epochs: float = setting(0.0, at_least=0)
     """Linear warm-up, in epochs; fractions count."""
     warmup_start_lr: float = setting(1e-8, at_least=0)
-    """Learning rate of the very first step."""
+    """Learning rate of the very first step; where an epoch is one step, the warm-up begins one step
+    up its line instead, so that no epoch is lost."""
     max_epoch: int = setting(30, at_least=1)
     """Passes over the list of videos (a paper's "effective epochs" divided by the repeats)."""
     max_steps: int = setting(0, at_least=0)

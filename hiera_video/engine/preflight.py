@@ -7,8 +7,10 @@ that goes on, the data and its labels, one decoded batch, the starting weights.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from hiera_video import scoring
 from hiera_video.data.datasets import Failed, VideoDataset, try_to_read
 from hiera_video.data.guard import Casualty, GuardedPool
 from hiera_video.data.manifests import DataError, Manifest, read_manifest
-from hiera_video.engine import checkpoint
+from hiera_video.engine import checkpoint, optim
 from hiera_video.engine.distributed import World
 from hiera_video.errors import RunFailed, UserError
 
@@ -101,6 +103,8 @@ class Schedule:
     warmup_start_lr: float
     end_lr: float
     cosine_after_warmup: bool
+    steps_as_asked: bool = False
+    """Whether total_steps is a setting, SOLVER.MAX_STEPS."""
 
     @property
     def clips_per_step(self) -> int:
@@ -116,6 +120,25 @@ class Schedule:
     def dropped(self) -> int:
         """Videos that an epoch leaves out because they do not fill a step; others each epoch."""
         return self.videos - self.steps_per_epoch * self.videos_per_step
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of a run that is too short for its schedule."""
+        found = []
+        if self.total_steps < FEW_STEPS and not self.steps_as_asked:
+            epochs = -(-2 * FEW_STEPS // self.steps_per_epoch)
+            found.append(
+                f"only {self.total_steps} optimizer steps in all ({self.steps_per_epoch} an epoch) "
+                f"teach a model little: SOLVER.MAX_EPOCH {epochs} makes "
+                f"{epochs * self.steps_per_epoch} (another run, with another OUTPUT_DIR); a lower "
+                "TRAIN.BATCH_SIZE makes more of each epoch"
+            )
+        if self.warmup_steps > self.total_steps / 2:
+            found.append(
+                f"the learning rate still rises for {self.warmup_steps:g} of {self.total_steps} "
+                "steps; a lower SOLVER.WARMUP_EPOCHS leaves more at the full rate"
+            )
+        return found
 
     def lr_settings(self) -> dict[str, Any]:
         """The arguments of `lr_at` besides the step."""
@@ -142,10 +165,14 @@ class Schedule:
 def schedule(
     solver: Any, *, videos: int, videos_per_step: int, clips_per_video: int, steps_per_epoch: int
 ) -> Schedule:
-    """The `Schedule` of SOLVER settings on a list of `videos` videos."""
+    """The `Schedule` of SOLVER settings on a list of `videos` videos.
+
+    Where an epoch is one step, the line of the warm-up begins one step later on its way up: at
+    SOLVER.WARMUP_START_LR, which is next to nothing, a whole epoch would be lost.
+    """
     scale = videos_per_step / solver.lr_batch if solver.lr_batch else 1.0
     total = solver.max_steps or steps_per_epoch * solver.max_epoch
-    return Schedule(
+    plan = Schedule(
         videos=videos,
         videos_per_step=videos_per_step,
         clips_per_video=clips_per_video,
@@ -156,7 +183,17 @@ def schedule(
         warmup_start_lr=solver.warmup_start_lr * scale,
         end_lr=solver.cosine_end_lr * scale,
         cosine_after_warmup=solver.cosine_after_warmup,
+        steps_as_asked=solver.max_steps > 0,
     )
+    if steps_per_epoch > 1 or not plan.warmup_steps:
+        return plan
+    start, steps = plan.warmup_start_lr, plan.warmup_steps
+    top = optim.lr_at(math.ceil(steps), **plan.lr_settings())
+    return dataclasses.replace(plan, warmup_start_lr=start + (top - start) / (steps + 1))
+
+
+FEW_STEPS = 100
+"""A run of fewer optimizer steps is said to be short."""
 
 
 # ---- data ---------------------------------------------------------------------------------------

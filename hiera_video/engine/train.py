@@ -122,7 +122,9 @@ def _train(cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder) -> i
         quiet=not world.is_main,
         tensorboard=cfg.tensorboard.enable,
     )
-    for line in introduction(cfg, world, model, plan, [*train_list.notes, *loader.notes]):
+    for line in introduction(
+        cfg, world, model, plan, [*train_list.notes, *loader.notes, *plan.notes]
+    ):
         voice.say(line)
     if step:
         voice.say(f"going on from {source}, after step {step} of {plan.total_steps}")
