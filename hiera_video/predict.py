@@ -176,6 +176,7 @@ class Predictor:
             raise UserError(f"batch_size={batch_size} must be at least 1 view per forward pass")
         _check_fits(model, spec, classes)
         self.device = choose_device(device)
+        survive_a_fork(self.device, warn or _say)
         self.dtype, slow = choose_dtype(dtype, self.device)
         if slow:
             (warn or _say)(f"warning: {slow}")
@@ -189,6 +190,7 @@ class Predictor:
         self.process = process
         self.model_name = model_name or type(model).__name__
         self.weights_name = weights_name
+        self._warn = warn or _say
 
     @classmethod
     def load(
@@ -222,6 +224,7 @@ class Predictor:
         warn = warn or _say
         device = choose_device(settings.get("device", "auto"))
         choose_dtype(settings.get("dtype", "auto"), device)  # a typing error before a download
+        survive_a_fork(device, warn)
         names = None if labels is None else _read_labels(labels)
         if weights is not None:
             checkpoint, published = resolve(weights, model)
@@ -249,6 +252,7 @@ class Predictor:
         Raises DecodeError for a file that cannot be decoded, RunFailed if the model cannot be run
         on it.
         """
+        survive_a_fork(self.device, self._warn)
         with self._open(path) as reader:
             clips = read_test_views(reader, self.spec, *self.views)
         done = 0
@@ -275,6 +279,7 @@ class Predictor:
         them. Raises as calling the predictor does, after the windows that could be labelled.
         """
         num_views, num_crops = self.views
+        survive_a_fork(self.device, self._warn)
         with self._open(path) as reader:
             info = reader.info
             for window in window_clips(info.times, info.fps, self.spec, seconds, num_views):
@@ -339,6 +344,41 @@ class Predictor:
         best = scores.topk(min(top_k, len(scores)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Label(self.classes[index], score) for index, score in pairs]
+
+
+# ---- processes ----
+
+_used_in: int | None = None
+"""The process that made the first predictor: the one whose threads compute."""
+
+_noted_in: int | None = None
+
+
+def survive_a_fork(device: torch.device, warn: Callable[[str], None]) -> None:
+    """Make this process, where it was forked from one that has used a predictor, fit to use one.
+
+    A fork (gunicorn --preload, multiprocessing's Pool) copies models and none of PyTorch's threads,
+    which the next forward pass would then wait for without end: here it is computed on one.
+    Raises RunFailed where the GPU belongs to the parent process, for that cannot be shared.
+    """
+    global _used_in, _noted_in
+    if _used_in is None:
+        _used_in = os.getpid()
+    if _used_in == os.getpid():
+        return
+    if device.type == "cuda" and torch.cuda._is_in_bad_fork():
+        raise RunFailed(
+            "this process was forked from one that uses the GPU, and cannot use it then; start it "
+            "with spawn, or load the predictor only after the fork"
+        )
+    torch.set_num_threads(1)  # at every call: what counts is the thread that computes
+    if _noted_in != os.getpid():
+        _noted_in = os.getpid()
+        warn(
+            "note: this process was forked from one that has used a predictor, and computes on "
+            "one thread; to use more, start it with spawn, or load the predictor only after the "
+            "fork"
+        )
 
 
 # ---- loading ----

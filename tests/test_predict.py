@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from clips import picture, write_clip
+from conftest import REPOSITORY
 from PIL import Image
 
 from hiera_video import Predictor, build_model, predict
@@ -506,3 +509,81 @@ def test_a_folder_that_may_not_be_read_is_said_and_the_others_are_searched(folde
         assert closed == ("./sub", "cannot look into this folder: Permission denied")
     finally:
         (folder / "sub").chmod(0o755)
+
+
+# ---- forked processes ----
+
+FORKED = """
+import multiprocessing, os, sys, threading
+sys.path.insert(0, {tests!r})
+import torch
+from hiera_video import Predictor
+from hiera_video.data.guard import decoding_process
+from hiera_video.errors import RunFailed
+
+torch.set_num_threads(4)
+settings = dict(weights={weights!r}, device="cpu", views=(2, 1))
+predictor = Predictor.load(**settings)
+
+def ranked(path):
+    return [str(label) for label in predictor(path).labels]
+
+def loaded_here(path):
+    return [str(label) for label in Predictor.load(**settings)(path).labels]
+
+def windows(path):
+    return [str(window.labels[0]) for window in predictor.timeline(path, 1.0)]
+
+def in_threads(path):
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(ranked(path))) for _ in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert found[0] == found[1] == found[2]
+    return found[0]
+
+def guarded(path):
+    try:
+        predictor.process = process
+        return ranked(path)
+    except RunFailed as error:
+        process.close()  # which must not end the process of the parent
+        return str(error)
+
+if __name__ == "__main__":
+    video = {video!r}
+    torch.randn(1000, 1000) @ torch.randn(1000, 1000)
+    mine = ranked(video)
+    with decoding_process() as process:
+        predictor.process = process
+        assert ranked(video) == mine
+        predictor.process = None
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            for work in (ranked, loaded_here, in_threads):
+                assert pool.map_async(work, [video] * 4).get(100) == [mine] * 4, work
+            assert len(pool.map_async(windows, [video]).get(100)[0]) == 2
+            said = pool.map_async(guarded, [video]).get(100)[0]
+            assert "forked from the one whose children read videos" in said, said
+        predictor.process = process
+        assert ranked(video) == mine
+    assert torch.get_num_threads() == 4
+    print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_labels_what_its_parent_does(tmp_path):
+    """As under gunicorn --preload: PyTorch's threads stay behind, and were waited for for ever."""
+    weights = write_checkpoint(tmp_path / "tiny.pyth")
+    video = write_clip(tmp_path / "clip.mp4", frames=60)
+    script = tmp_path / "script.py"
+    tests = os.path.dirname(__file__)
+    script.write_text(FORKED.format(tests=tests, weights=str(weights), video=str(video)))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "4"}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "done\n"
+    notes = [line for line in done.stderr.splitlines() if "computes on one thread" in line]
+    assert 1 <= len(notes) <= 2  # once in each forked process that was given work

@@ -109,7 +109,8 @@ class GuardedPool:
             by default what reading videos takes.
         prepare: called in a child, without arguments, before its first item; a function or a name.
 
-    Raises RunFailed, when an item is handed in, if children cannot be started.
+    Raises RunFailed, when an item is handed in, if children cannot be started, and in a process
+    that was forked from the pool's.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class GuardedPool:
         self._task = (function, prepare, time_limit, memory_limit, workers > 1)
         self._closed = False
         self._children: list[_Child] = []
+        self._owner = os.getpid()
         # Starting waits for the fork server's imports: seconds that the caller has better use for.
         self._starting = threading.Thread(target=self._start, args=(workers,), daemon=True)
         self._starting.start()
@@ -141,7 +143,10 @@ class GuardedPool:
         self.close()
 
     def close(self) -> None:
-        """End the children, whatever they are doing."""
+        """End the children, whatever they are doing. In a forked process nothing: they are the
+        children of another."""
+        if os.getpid() != self._owner:
+            return
         self._closed = True
         for child in self._children:
             child.kill()
@@ -240,6 +245,12 @@ class GuardedPool:
                 return
 
     def _require_children(self) -> None:
+        if os.getpid() != self._owner:
+            raise RunFailed(
+                "this process was forked from the one whose children read videos, and cannot share "
+                "them; start the reading process (decoding_process) in this one, or start this one "
+                "with spawn"
+            )
         self._starting.join()
         if self._closed:
             raise ValueError("this pool is closed")
