@@ -8,7 +8,8 @@
     python demo/predict.py clip.mp4 --weights runs/mine/checkpoints/best.pyth
     python demo/predict.py -- -name-with-a-dash.mp4
 
-Exit codes: 0 every file is labelled; 1 a file could not be labelled (the others are); 2 wrong use;
+Exit codes: 0 every file is labelled; 1 a file could not be labelled, or a path is missing (the
+others are labelled); 2 wrong use, or none of the paths leads to a video;
 130 interrupted (what is done is written).
 """
 
@@ -27,9 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a b
 
 from hiera_video import __version__
 from hiera_video.cli import DONE, FAILED, INTERRUPTED, run
-from hiera_video.config import Config, add_config_arguments, config_from_args
+from hiera_video.command_line import SettingsParser, add_config_arguments, config_from_args
+from hiera_video.config import Config
 from hiera_video.data.guard import GuardedPool, decoding_process
-from hiera_video.data.video_files import find_videos, is_video_name
+from hiera_video.data.video_files import Named, is_video_name, named_videos
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.spreadsheet import csv_file, path_cell
 
@@ -45,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
     if args.csv is not None and is_video_name(args.csv):
         raise UserError(f"--csv {args.csv} is named like a video; name a .csv file")
     cfg = _config(args)
-    files = find_videos(args.paths)
+    files = named_videos(args.paths)
     # Videos are read in a process of their own, which no file can take this one down with. It
     # starts first, and has imported its libraries by the time that the model is there.
     with decoding_process() as process:
@@ -53,7 +55,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _label_files(
-    files: Sequence[str], args: argparse.Namespace, cfg: Config | None, process: GuardedPool
+    files: Sequence[Named], args: argparse.Namespace, cfg: Config | None, process: GuardedPool
 ) -> int:
     # Imported here: torch takes seconds that --help and a mistyped name need not wait for.
     from hiera_video.data.sampling import check_window
@@ -70,8 +72,8 @@ def _label_files(
         return _label_all(predictor, files, args, outputs)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+def _parser() -> SettingsParser:
+    parser = SettingsParser(
         prog="predict.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -106,12 +108,15 @@ def _parser() -> argparse.ArgumentParser:
 
 def _config(args: argparse.Namespace) -> Config | None:
     if args.cfg is None:
-        if args.opts:
-            raise UserError("--opts changes a config file; name it with --cfg FILE")
+        if args.settings:
+            raise UserError(
+                f"{' '.join(args.settings[:2])}: settings change a config file; name it with "
+                "--cfg FILE"
+            )
         return None
     cfg = config_from_args(args)
     if cfg.task == "pretrain":
-        raise UserError(f"{args.cfg[0]} is for pretraining (TASK: pretrain), which gives no labels")
+        raise UserError(f"{args.cfg} is for pretraining (TASK: pretrain), which gives no labels")
     return cfg
 
 
@@ -153,20 +158,21 @@ def _choices(args: argparse.Namespace, cfg: Config | None) -> dict[str, Any]:
 
 
 def _label_all(
-    predictor: Predictor, files: Sequence[str], args: argparse.Namespace, outputs: _Outputs
+    predictor: Predictor, files: Sequence[Named], args: argparse.Namespace, outputs: _Outputs
 ) -> int:
     from hiera_video.data.decode import DecodeError
 
     failed = 0
     with _Progress(len(files)) as progress:
-        for number, file in enumerate(files):
-            prediction = predictor.blank(file)
+        for number, (file, error) in enumerate(files):
+            prediction = predictor.blank(file, error)
             try:
-                _label(predictor, prediction, args, outputs, progress.of(number, file))
-            except DecodeError as error:
-                prediction.error = error.reason
-            except RunFailed as error:
-                prediction.error = str(error)
+                if error is None:
+                    _label(predictor, prediction, args, outputs, progress.of(number, file))
+            except DecodeError as failure:
+                prediction.error = failure.reason
+            except RunFailed as failure:
+                prediction.error = str(failure)
             except KeyboardInterrupt:
                 prediction.error = "interrupted"
                 outputs.end(prediction)

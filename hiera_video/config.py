@@ -17,11 +17,12 @@ To add a setting, add one line to a section: `name: type = setting(default, at_l
 
 from __future__ import annotations
 
-import argparse
+import ast
 import contextlib
 import dataclasses
 import difflib
 import functools
+import inspect
 import math
 import re
 import types
@@ -33,10 +34,9 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from hiera_video.cli import add_import_argument
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import UserError
-from hiera_video.registry import MODEL_REGISTRY, arguments_of, import_user_module
+from hiera_video.registry import MODEL_REGISTRY, arguments_of
 
 
 class ConfigError(UserError):
@@ -80,9 +80,6 @@ INSTEAD_OF_KWARGS = {
     "test them",
 }
 """What `build_model` takes besides the arguments of a builder, and the settings that say it."""
-
-ONE_SIZE_FAMILIES = ("hiera_", "ladder_", "mvitv2_", "mvit_", "videomae_")
-"""What the names of the package's models contain that are built for one size of clips."""
 
 
 # ---- sections -----------------------------------------------------------------------------------
@@ -381,7 +378,8 @@ class SolverConfig(Section):
     warmup_epochs: float = setting(0.0, at_least=0)
     """Linear warm-up, in epochs; fractions count."""
     warmup_start_lr: float = setting(1e-8, at_least=0)
-    """Learning rate of the very first step."""
+    """Learning rate of the very first step; where an epoch is one step, the warm-up begins one step
+    up its line instead, so that no epoch is lost."""
     max_epoch: int = setting(30, at_least=1)
     """Passes over the list of videos (a paper's "effective epochs" divided by the repeats)."""
     max_steps: int = setting(0, at_least=0)
@@ -449,7 +447,7 @@ class Config(Section):
     """classify: labels. pretrain: masked autoencoding, no labels."""
     output_dir: str = setting("runs/default")
     """Where checkpoints, metrics and pictures go."""
-    rng_seed: int = setting(1, at_least=0)
+    rng_seed: int = setting(1, at_least=0, at_most=2**63 - 1)
     """The data stream is a pure function of it, whatever the number of workers."""
     log_period: int = setting(10, at_least=1)
     """Optimizer steps between lines on the console and in metrics.jsonl."""
@@ -484,19 +482,15 @@ class Config(Section):
                 f"DATA.MULTI_LABEL=true needs MODEL.LOSS_FUNC=bce_logit, "
                 f"not {self.model.loss_func!r}"
             )
-        if self._is_of_one_size and self.data.train_crop_size != self.data.test_crop_size:
-            raise ConfigError(
-                f"DATA.TEST_CROP_SIZE={self.data.test_crop_size} must equal "
-                f"DATA.TRAIN_CROP_SIZE={self.data.train_crop_size}: "
-                f"{self.model.model_name} is built for one size"
-            )
 
     def model_arguments(self) -> dict[str, Any]:
         """Keyword arguments for `build_model`, besides `num_classes`: what the recipe sets.
 
-        A setting left at None is not passed, so the builder's own default holds. Models whose
-        builder takes `input_size` get it from DATA; others take any size, or what MODEL.KWARGS
-        says.
+        A setting left at None is not passed, so the builder's own default holds. A builder that
+        names an argument `input_size`, or is annotated to return a class that does, gets it from
+        DATA; others take any size, or what MODEL.KWARGS says.
+        Raises UserError for a model that is not registered (yet): import it first, of the
+        package's own `hiera_video.models`.
         """
         frames, side = self.data.num_frames, self.data.train_crop_size
         arguments: dict[str, Any] = {
@@ -505,7 +499,7 @@ class Config(Section):
             "drop_path_rate": self.hiera.droppath_rate,
             "abs_win": self.hiera.abs_win,
         }
-        if self._takes_input_size:
+        if "input_size" in arguments_of(MODEL_REGISTRY.get(self.model.model_name)):
             arguments["input_size"] = (frames, side, side) if frames > 1 else (side, side)
         if self.task == "pretrain":
             arguments["mask_ratio"] = self.aug.mask_ratio
@@ -535,29 +529,6 @@ class Config(Section):
         """A Config from YAML text without `_BASE_`, such as a checkpoint stores."""
         return _assemble(_entries_of_text(text, source))
 
-    @property
-    def _is_of_one_size(self) -> bool:
-        """Whether the model takes the crop that it is built for and no other: not a convolutional
-        one, whose builder says `any_crop`."""
-        name = self.model.model_name
-        builder = MODEL_REGISTRY.get(name) if name in MODEL_REGISTRY else None
-        return self._takes_input_size and not getattr(builder, "any_crop", False)
-
-    @property
-    def _takes_input_size(self) -> bool:
-        """Whether the model is built for a size of clips.
-
-        Its builder says so, once it is known: the package's own are registered by what imports
-        torch, for which no config waits. Until then, and for a builder that names no arguments, the
-        family in its name says it.
-        """
-        name = self.model.model_name
-        if name in MODEL_REGISTRY:
-            arguments = arguments_of(MODEL_REGISTRY.get(name))
-            if arguments - {"num_classes"}:
-                return "input_size" in arguments
-        return any(family in name for family in ONE_SIZE_FAMILIES)
-
 
 # ---- reading files and command lines ------------------------------------------------------------
 
@@ -569,59 +540,6 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     """
     entries = [] if path is None else _entries_of_file(Path(path), chain=())
     return _assemble([*entries, *_entries_of_overrides(overrides)])
-
-
-def add_config_arguments(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
-    """Add `--cfg FILE [KEY VALUE ...]`, `--opts KEY VALUE ...` and `--import MODULE`.
-
-    `required=False` is for command lines that can do without a file; `args.cfg` may then be None.
-    """
-    parser.add_argument(
-        "--cfg",
-        nargs="+",
-        required=required,
-        action=_Once,
-        metavar=("FILE", "KEY VALUE"),
-        help="one YAML file, then settings that replace the file's: SOLVER.BASE_LR 1e-4 ...",
-    )
-    parser.add_argument(
-        "--opts",
-        nargs="+",
-        default=[],
-        action="extend",
-        metavar="KEY VALUE",
-        help="more settings, as after --cfg FILE",
-    )
-    add_import_argument(parser)
-
-
-def config_from_args(args: argparse.Namespace) -> Config:
-    """The Config of a parsed command line; the modules its IMPORTS name are imported as well."""
-    path, *overrides = args.cfg or [None]
-    overrides += args.opts
-    second = next((word for word in overrides[::2] if word.endswith((".yaml", ".yml"))), None)
-    if second is not None:
-        raise ConfigError(f"--cfg takes one file, then KEY VALUE ...; {second!r} is a second file")
-    cfg = load_config(path, overrides)
-    for module in cfg.imports:
-        import_user_module(module)
-    missing = tuple(module for module in args.imports if module not in cfg.imports)
-    return dataclasses.replace(cfg, imports=cfg.imports + missing)
-
-
-class _Once(argparse.Action):
-    """argparse would quietly keep the last of two."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        if getattr(namespace, self.dest, None) is not None:
-            parser.error(f"{option_string} given twice; it takes one file, use _BASE_ to combine")
-        setattr(namespace, self.dest, values)
 
 
 class _Entry(NamedTuple):
@@ -917,7 +835,7 @@ def _allowed(spec: _Spec) -> str:
     else:
         text = _WORDS[kind]
     limits = [
-        f"{word} {bounds[name]:g}"
+        f"{word} {_limit(bounds[name])}"
         for name, word in (
             ("at_least", "at least"),
             ("above", "above"),
@@ -933,12 +851,90 @@ def _allowed(spec: _Spec) -> str:
     return text + (", or None" if spec.optional else "")
 
 
+def _limit(bound: float) -> str:
+    return str(bound) if isinstance(bound, int) else f"{bound:g}"
+
+
 def _quote_hint(value: Any, spec: _Spec) -> str:
     if spec.hint is not str or spec.bounds.get("choices"):
         return ""
     if value is None:
         return " (write '' for none)"
     return " (put it in quotes)" if not isinstance(value, str) else ""
+
+
+# ---- what settings there are --------------------------------------------------------------------
+
+
+class SettingText(NamedTuple):
+    """One setting in words, as `--settings` shows it."""
+
+    key: str
+    default: str
+    """As a command line would say it."""
+    allowed: str
+    meaning: str
+
+
+def describe_settings() -> list[SettingText]:
+    """Every setting, in the order of the sections. What it means is the text below its field."""
+    defaults = Config()
+    found = []
+    for section in (Config, *_sections().values()):
+        values = defaults if section is Config else getattr(defaults, _attribute_of(section))
+        meanings = _meanings(section)
+        found += [
+            SettingText(
+                f"{section.prefix}{name.upper()}",
+                _as_word(getattr(values, name)),
+                _allowed(spec),
+                meanings.get(name, ""),
+            )
+            for name, spec in _settings_of(section).items()
+        ]
+    return found
+
+
+def is_setting(word: str) -> bool:
+    """Whether a command line's word is a key, in any case."""
+    key = _spelled_as_key(word)
+    return key in _all_settings() or key.rpartition(".")[0] in _free_mappings()
+
+
+def names_a_section(word: str) -> bool:
+    """Whether a word begins as the keys of a section do, "SOLVER.BASE_RL": a mistyped one."""
+    section, dot, _ = word.partition(".")
+    return bool(dot) and section in _section_keys()
+
+
+def _attribute_of(section: type) -> str:
+    return next(name for name, known in _sections().items() if known is section)
+
+
+@functools.cache
+def _meanings(section: type) -> dict[str, str]:
+    """Field -> the string below it, on one line; nothing where the source is not installed."""
+    try:
+        (tree,) = ast.parse(inspect.getsource(section)).body
+    except OSError:
+        return {}
+    below = zip(tree.body, tree.body[1:], strict=False)
+    return {
+        field.target.id: " ".join(ast.literal_eval(text.value).split())
+        for field, text in below
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(text, ast.Expr)
+        and isinstance(text.value, ast.Constant)
+    }
+
+
+def _as_word(value: Any) -> str:
+    """A value as a command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return "''" if value == "" else str(value)
 
 
 # ---- keys nobody knows --------------------------------------------------------------------------

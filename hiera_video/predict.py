@@ -46,7 +46,14 @@ from hiera_video.models.weights import (
     resolve,
 )
 from hiera_video.registry import MODEL_REGISTRY
-from hiera_video.scoring import choose_device, choose_dtype, takes_images, view_scores
+from hiera_video.scoring import (
+    choose_device,
+    choose_dtype,
+    require_fitting_clips,
+    takes_any_crop,
+    takes_images,
+    view_scores,
+)
 
 DEFAULT_MODEL = "hiera_base_16x224"
 
@@ -169,6 +176,7 @@ class Predictor:
             raise UserError(f"batch_size={batch_size} must be at least 1 view per forward pass")
         _check_fits(model, spec, classes)
         self.device = choose_device(device)
+        survive_a_fork(self.device, warn or _say)
         self.dtype, slow = choose_dtype(dtype, self.device)
         if slow:
             (warn or _say)(f"warning: {slow}")
@@ -182,6 +190,7 @@ class Predictor:
         self.process = process
         self.model_name = model_name or type(model).__name__
         self.weights_name = weights_name
+        self._warn = warn or _say
 
     @classmethod
     def load(
@@ -225,6 +234,7 @@ class Predictor:
         model, weights = _model_and_weights(model, weights)
         device = choose_device(settings.get("device", "auto"))
         choose_dtype(settings.get("dtype", "auto"), device)  # a typing error before a download
+        survive_a_fork(device, warn)
         names = None if labels is None else _read_labels(labels)
         if weights is not None:
             checkpoint, published = _resolve(weights, model)
@@ -255,6 +265,7 @@ class Predictor:
         _check_path(path)
         if top_k < 1:
             raise UserError(f"top_k={top_k} must be at least 1 label")
+        survive_a_fork(self.device, self._warn)
         with self._open(path) as reader:
             clips = read_test_views(reader, self.spec, *self.views)
         done = 0
@@ -282,6 +293,7 @@ class Predictor:
         """
         _check_path(path)
         num_views, num_crops = self.views
+        survive_a_fork(self.device, self._warn)
         with self._open(path) as reader:
             info = reader.info
             for window in window_clips(info.times, info.fps, self.spec, seconds, num_views):
@@ -346,6 +358,41 @@ class Predictor:
         best = scores.topk(min(top_k, len(scores)))
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Label(self.classes[index], score) for index, score in pairs]
+
+
+# ---- processes ----
+
+_used_in: int | None = None
+"""The process that made the first predictor: the one whose threads compute."""
+
+_noted_in: int | None = None
+
+
+def survive_a_fork(device: torch.device, warn: Callable[[str], None]) -> None:
+    """Make this process, where it was forked from one that has used a predictor, fit to use one.
+
+    A fork (gunicorn --preload, multiprocessing's Pool) copies models and none of PyTorch's threads,
+    which the next forward pass would then wait for without end: here it is computed on one.
+    Raises RunFailed where the GPU belongs to the parent process, for that cannot be shared.
+    """
+    global _used_in, _noted_in
+    if _used_in is None:
+        _used_in = os.getpid()
+    if _used_in == os.getpid():
+        return
+    if device.type == "cuda" and torch.cuda._is_in_bad_fork():
+        raise RunFailed(
+            "this process was forked from one that uses the GPU, and cannot use it then; start it "
+            "with spawn, or load the predictor only after the fork"
+        )
+    torch.set_num_threads(1)  # at every call: what counts is the thread that computes
+    if _noted_in != os.getpid():
+        _noted_in = os.getpid()
+        warn(
+            "note: this process was forked from one that has used a predictor, and computes on "
+            "one thread; to use more, start it with spawn, or load the predictor only after the "
+            "fork"
+        )
 
 
 # ---- loading ----
@@ -481,7 +528,7 @@ def _usual_spec(
     frames, size = 1, tuple(getattr(model, "input_size", (16, 224, 224)))
     if not takes_images(model):
         frames = size[0]
-    crop = max(usual.crop_size, size[-1]) if _takes_any_crop(model) else size[-1]
+    crop = max(usual.crop_size, size[-1]) if takes_any_crop(model) else size[-1]
     spec = replace(usual, num_frames=frames, crop_size=crop)
     warn(
         f"{checkpoint.label} does not say how its clips are sampled and normalised; taking "
@@ -580,7 +627,7 @@ def _check_kinds(model: Any, spec: Any, classes: Any, process: Any) -> None:
         raise UserError(
             f"classes is a {type(classes).__name__}; it must be a list of names, one per output"
         )
-    if process is not None and not isinstance(process, GuardedPool):
+    if process is not None and not callable(getattr(process, "call", None)):
         raise UserError(
             f"process is a {type(process).__name__}; it must be what "
             "hiera_video.data.guard.decoding_process() gives, or None to read videos here"
@@ -609,30 +656,10 @@ def _check_path(path: Any) -> None:
 
 def _check_fits(model: nn.Module, spec: ClipSpec, classes: Sequence[str]) -> None:
     """Refuse a model, a clip and names that do not go together, before any video is read."""
-    size = tuple(getattr(model, "input_size", ()))
-    clip = (spec.num_frames, spec.crop_size, spec.crop_size)
-    wanted = (1, *size) if takes_images(model) else size
-    fits = wanted == clip
-    if _takes_any_crop(model):
-        fits = wanted[0] == clip[0] and clip[1] >= max(wanted[1:])
-    if size and not fits:
-        larger = " or larger pictures" if _takes_any_crop(model) else ""
-        raise UserError(
-            f"the model takes clips of {_by(wanted)} (frames x height x width){larger}, "
-            f"the sampling makes {_by(clip)}"
-        )
+    require_fitting_clips(model, spec)
     outputs = getattr(model, "num_classes", None)
     if outputs is not None and len(classes) != outputs:
         raise UserError(f"{len(classes)} class names for a model with {outputs} outputs")
-
-
-def _takes_any_crop(model: nn.Module) -> bool:
-    """Whether larger pictures than `input_size` are taken too, as convolutional networks do."""
-    return getattr(model, "any_crop", False)
-
-
-def _by(size: Sequence[int]) -> str:
-    return "x".join(map(str, size))
 
 
 def _say(line: str) -> None:

@@ -6,11 +6,12 @@ averaged: the published numbers average probabilities, and a single loud view wo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import UserError
 
 DTYPES = {
@@ -119,6 +120,31 @@ def distinct_clips(clips: Tensor) -> tuple[Tensor, Tensor]:
 def takes_images(model: nn.Module) -> bool:
     """Whether the model takes single frames [B, 3, H, W] instead of clips [B, 3, T, H, W]."""
     return len(getattr(model, "input_size", (0, 0, 0))) == 2
+
+
+def require_fitting_clips(model: nn.Module, spec: ClipSpec) -> None:
+    """UserError where the model is built for clips of another size than the sampling makes."""
+    size = tuple(getattr(model, "input_size", ()))
+    clip = (spec.num_frames, spec.crop_size, spec.crop_size)
+    wanted = (1, *size) if takes_images(model) else size
+    fits = wanted == clip
+    if takes_any_crop(model):
+        fits = wanted[0] == clip[0] and clip[1] >= max(wanted[1:])
+    if size and not fits:
+        larger = " or larger pictures" if takes_any_crop(model) else ""
+        raise UserError(
+            f"the model takes clips of {_by(wanted)} (frames x height x width){larger}, "
+            f"the sampling makes {_by(clip)}"
+        )
+
+
+def takes_any_crop(model: nn.Module) -> bool:
+    """Whether larger pictures than `input_size` are taken too, as convolutional networks do."""
+    return getattr(model, "any_crop", False)
+
+
+def _by(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
 
 
 def choose_device(name: str | torch.device) -> torch.device:

@@ -361,6 +361,24 @@ def test_lists_are_compared_with_each_other(run, tmp_path):
     ]
 
 
+def test_a_missing_list_does_not_stop_the_audit_of_the_others(run, tmp_path):
+    clip(tmp_path / "a.mp4", 1)
+    (tmp_path / "train.csv").write_text("a.mp4 0\n")
+    code, report, said = run(tmp_path / "train.csv", tmp_path / "gone.csv", "nowhere/", *SHORT)
+    assert code == 1
+    assert kinds(report) == {"missing_list": 2}
+    assert reasons(report, "missing_list") == dict.fromkeys(
+        ("gone.csv", "nowhere"), "no such file or folder"
+    )
+    assert "2 lists and folders that are not there" in said
+    assert "1 videos, 0.00 hours: 1 looked at, 0 remembered" in said
+    folder = tmp_path / "heap"
+    clip(folder / "b.mp4", 2)
+    code, report, said = run("nowhere/", folder, *SHORT)  # the folder, as if it were named alone
+    assert (code, kinds(report)) == (1, {"missing_list": 1})
+    assert "every video below it" in said
+
+
 def test_a_list_of_which_nothing_parses(run, tmp_path):
     (tmp_path / "train.csv").write_text("a.mp4,cat,1\nb.mp4,dog,2\n")
     code, report, _ = run(tmp_path / "train.csv")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pickle
 import subprocess
@@ -13,6 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import hiera_video.models  # noqa: F401 (registers the models, whose builders are asked)
 from hiera_video.config import (
     Config,
     ConfigError,
@@ -20,8 +20,6 @@ from hiera_video.config import (
     SolverConfig,
     _all_settings,
     _settings_of,
-    add_config_arguments,
-    config_from_args,
     load_config,
 )
 from hiera_video.errors import UserError
@@ -241,6 +239,7 @@ WRONG = [
     ("SOLVER.BETAS", "[0.9", ["SOLVER.BETAS=[0.9", "not valid YAML"]),
     ("DATA.MEAN", "[0.1, {]", ["DATA.MEAN", "not valid YAML"]),
     ("RNG_SEED", "9" * 5000, ["RNG_SEED", "no number"]),
+    ("RNG_SEED", str(2**63), ["RNG_SEED", "at most 9223372036854775807"]),
     ("MODEL.KWARGS.a", "[" * 5000, ["MODEL.KWARGS.a"]),
 ]
 
@@ -373,7 +372,6 @@ def test_overrides_come_in_pairs():
         ["SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.MOMENTUM", "0"],
         ["TASK", "pretrain", "MIXUP.ENABLE", "true"],
         ["DATA.MULTI_LABEL", "true"],
-        ["DATA.TEST_CROP_SIZE", "256"],
         ["MIXUP.ENABLE", "true", "MIXUP.ALPHA", "0", "MIXUP.CUTMIX_ALPHA", "0"],
     ],
 )
@@ -554,75 +552,66 @@ def test_model_arguments_of_pretraining():
     }
 
 
-def test_models_of_others_get_their_own_arguments_only():
-    cfg = load_config(None, ["MODEL.MODEL_NAME", "my_model", "MODEL.KWARGS", "{width: 2}"])
-    assert cfg.model_arguments() == {"width": 2}
-
-
-def test_the_builder_says_whether_a_model_is_built_for_one_size(monkeypatch):
+@pytest.fixture
+def registry(monkeypatch):
+    """The registered models, and what a test adds to them."""
     monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+    return MODEL_REGISTRY
 
-    @MODEL_REGISTRY.register
+
+def test_the_builder_and_not_the_name_says_what_a_model_is_given(registry):
+    @registry.register
     def sized(num_classes: int = 2, input_size: tuple = (16, 224, 224)): ...
 
-    @MODEL_REGISTRY.register
+    @registry.register
     def hiera_of_any_size(num_classes: int = 2, width: int = 8): ...
 
-    other_size = ["DATA.TEST_CROP_SIZE", "256"]
-    assert load_config(None, ["MODEL.MODEL_NAME", "sized"]).model_arguments() == {
-        "input_size": (16, 224, 224)
-    }
-    with pytest.raises(ConfigError, match="sized is built for one size"):
-        load_config(None, ["MODEL.MODEL_NAME", "sized", *other_size])
-    cfg = load_config(None, ["MODEL.MODEL_NAME", "hiera_of_any_size", *other_size])
-    assert cfg.model_arguments() == {}
+    @registry.register
+    def hiera_mine(num_classes: int = 2, **others): ...
+
+    def arguments(name, *words):
+        return load_config(None, ["MODEL.MODEL_NAME", name, *words]).model_arguments()
+
+    assert arguments("sized") == {"input_size": (16, 224, 224)}
+    assert arguments("hiera_of_any_size", "MODEL.KWARGS", "{width: 2}") == {"width": 2}
+    assert arguments("hiera_mine") == {}
+    told = arguments("hiera_mine", "MODEL.KWARGS.input_size", "[4, 64, 64]")
+    assert told == {"input_size": [4, 64, 64]}
 
 
-# ---- command lines ------------------------------------------------------------------------------
+ANY_ORDER = """
+import hiera_video.config as config
+from hiera_video.registry import MODEL_REGISTRY
+
+def read():
+    return config.load_config(None, ["MODEL.MODEL_NAME", "{name}", "DATA.TEST_CROP_SIZE", "256"])
+
+before = read()
+import hiera_video.models
+if "{name}" not in MODEL_REGISTRY:
+    @MODEL_REGISTRY.register
+    def {name}(num_classes: int = 2, width: int = 8): ...
+after = read()
+assert before == after and before.model_arguments() == after.model_arguments()
+assert ("input_size" in after.model_arguments()) == {sized}
+"""
 
 
-def parse(*argv: str) -> Config:
-    parser = argparse.ArgumentParser()
-    add_config_arguments(parser)
-    return config_from_args(parser.parse_args(argv))
+@pytest.mark.parametrize(
+    ("name", "sized"), [("hiera_mine", False), ("hiera_base_16x224", True), ("x3d_m", True)]
+)
+def test_a_config_means_the_same_before_and_after_the_models_are_imported(name, sized):
+    code = ANY_ORDER.format(name=name, sized=sized)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
 
 
-def test_both_of_slowfasts_command_lines(write):
-    path = str(write("RNG_SEED: 7"))
-    for argv in (
-        ["--cfg", path, "SOLVER.BASE_LR", "1e-4"],
-        ["--cfg", path, "--opts", "SOLVER.BASE_LR", "1e-4"],
-        ["--opts", "SOLVER.BASE_LR", "1e-4", "--cfg", path],
-        ["--cfg", path, "SOLVER.BASE_LR", "1e-3", "--opts", "SOLVER.BASE_LR", "1e-4"],
-    ):
-        cfg = parse(*argv)
-        assert (cfg.rng_seed, cfg.solver.base_lr) == (7, 1e-4)
+def test_arguments_of_a_model_that_nobody_registered_are_not_guessed():
+    with pytest.raises(UserError, match="unknown model 'hiera_nowhere'"):
+        load_config(None, ["MODEL.MODEL_NAME", "hiera_nowhere"]).model_arguments()
 
 
-def test_negative_numbers_reach_their_key(write):
-    with pytest.raises(ConfigError, match=r"RNG_SEED=-1"):
-        parse("--cfg", str(write("")), "RNG_SEED", "-1")
-
-
-def test_cfg_takes_one_file(write, capsys):
-    one, two = str(write("", "one.yaml")), str(write("", "two.yaml"))
-    with pytest.raises(ConfigError, match=r"one file.*two\.yaml"):
-        parse("--cfg", one, two)
-    with pytest.raises(SystemExit) as ended:
-        parse("--cfg", one, "--cfg", two)
-    assert ended.value.code == 2
-    assert "given twice" in capsys.readouterr().err
-
-
-def test_imports_of_file_and_command_line_are_imported_and_kept(write, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    write("", "users_first.py")
-    write("", "users_second.py")
-    path = write("IMPORTS: [users_first]")
-    cfg = parse("--cfg", str(path), "--import", "users_second")
-    assert cfg.imports == ("users_first", "users_second")
-    assert {"users_first", "users_second"} <= set(sys.modules)
+# ---- from outside ------------------------------------------------------------------------------
 
 
 def test_reading_a_config_needs_no_torch():

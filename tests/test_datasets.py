@@ -1,5 +1,6 @@
 """The same batches however they are read; one decode per video; failures counted, not replaced."""
 
+import itertools
 import logging
 import multiprocessing
 import multiprocessing.forkserver
@@ -27,7 +28,7 @@ from hiera_video.data.datasets import (
     build_loader,
 )
 from hiera_video.data.manifests import read_manifest
-from hiera_video.data.randomness import epoch_order, generator_for
+from hiera_video.data.randomness import PURPOSES, epoch_order, generator_for
 from hiera_video.data.sampling import span
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import preflight
@@ -153,11 +154,41 @@ def test_an_epoch_takes_every_video_once_and_the_next_in_another_order(manifest)
 @pytest.mark.numbers
 def test_randomness_is_the_same_on_every_machine():
     assert epoch_order(10, seed=1, epoch=2).tolist() == ORDER
-    assert torch.rand(2, generator=generator_for(1, 2, 3)).tolist() == pytest.approx(
+    assert torch.rand(2, generator=generator_for("mixing", 1, 2, 3)).tolist() == pytest.approx(
         DRAWN, abs=1e-6
     )
-    assert generator_for(1, 2).initial_seed() != generator_for(2, 1).initial_seed()
-    assert generator_for(1, 2).initial_seed() != generator_for(1, 2, 0).initial_seed()
+
+
+def test_every_purpose_has_streams_of_its_own():
+    """No two places of a run share random numbers, zeros at the end included."""
+    seeds = {
+        (purpose, *numbers): generator_for(purpose, 3, *numbers).initial_seed()
+        for purpose, names in PURPOSES.items()
+        for numbers in itertools.product(range(3), repeat=len(names))
+    }
+    assert len(set(seeds.values())) == len(seeds)
+    for purpose, names in PURPOSES.items():
+        for count in {0, 1, 2, 3, 4, 5} - {len(names)}:
+            with pytest.raises(ValueError, match=f"{purpose}.*{count} numbers"):
+                generator_for(purpose, 3, *[0] * count)
+    with pytest.raises(ValueError, match="'colour'"):
+        generator_for("colour", 3, 0)
+
+
+BEGUN = {
+    "order": 87672672766571202,
+    "mixing": 4604229177644123140,
+    "place": 1531355398595180668,
+    "augment": 7995634324845821991,
+    "symmetries": 7618610380674609433,
+}
+"""Purpose -> the seed that earlier runs drew with; changing one changes their clips."""
+
+
+@pytest.mark.parametrize(("purpose", "seed"), BEGUN.items())
+def test_a_resumed_run_draws_from_the_streams_it_began_with(purpose, seed):
+    numbers = [7] + [0] * (len(PURPOSES[purpose]) - 1)
+    assert generator_for(purpose, 3, *numbers).initial_seed() == seed
 
 
 ORDER = [9, 4, 3, 7, 6, 8, 1, 5, 2, 0]
@@ -343,20 +374,62 @@ def test_a_batch_may_be_empty(broken):
     assert isinstance(dataset[13], Failed)
 
 
-def test_when_nothing_can_be_read_the_run_ends_with_the_reasons(tmp_path):
-    (tmp_path / "train.csv").write_text("".join(f"gone {i}.mp4 0\n" for i in range(300)))
-    manifest = read_manifest(tmp_path)
-    for dataset in (training(manifest), VideoDataset(manifest, SPEC)):
-        loader = build_loader(
-            dataset, batch_size=10, **({"stop_step": 99} if dataset.train else {})
-        )
-        with pytest.raises(RunFailed, match=r"last 100 videos could not be read.*gone \d+.mp4: "):
+def some_readable(folder, name, *, bad, good_at):
+    """A list of `bad` empty files with two good videos before the line `good_at`."""
+    lines = []
+    for i in range(bad):
+        path = folder / f"empty {i}.mp4"
+        path.write_bytes(b"")
+        lines.append(f"{path} 0\n")
+    good = folder / "good.mp4"
+    write_clip(good, frames=8, size=(64, 64))
+    lines[good_at:good_at] = [f"{good} 0\n"] * 2
+    (folder / name).write_text("".join(lines))
+    return read_manifest(folder / name)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("good_at", [0, 130], ids=["bad to the end", "bad from the start"])
+def test_a_test_counts_every_unreadable_video_wherever_they_stand(tmp_path, num_workers, good_at):
+    """A missing class folder is more than a hundred lines in a row; the rest is tested."""
+    manifest = some_readable(tmp_path, "val.csv", bad=130, good_at=good_at)
+    loader = build_loader(VideoDataset(manifest, SPEC), batch_size=4, num_workers=num_workers)
+    for _ in range(2):  # as validation does in every epoch: nothing is carried over
+        batches = list(loader)
+        assert sum(len(batch.video_ids) for batch in batches) == 2
+        assert sum(len(batch.failed) for batch in batches) == 130
+    assert loader.failures.count == 260
+    loader.close()
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_training_goes_on_while_any_video_of_a_small_list_can_be_read(tmp_path, num_workers):
+    """The same bad videos come again in every epoch: a hundred in a row are no hundred videos."""
+    manifest = some_readable(tmp_path, "train.csv", bad=58, good_at=0)
+    # With this seed the two good videos are 107 reads apart: early in one epoch, late in the next.
+    seed = next(seed for seed in range(10_000) if longest_run_of_bad(60, seed, epochs=3) > 106)
+    dataset = training(manifest, PLAIN, seed=seed)
+    loader = build_loader(dataset, batch_size=1, num_workers=num_workers, stop_step=180)
+    assert sum(len(batch.video_ids) for batch in loader) == 6
+    loader.close()
+
+
+def longest_run_of_bad(count, seed, epochs):
+    order = np.concatenate([epoch_order(count, seed, epoch) for epoch in range(epochs)])
+    return int(np.diff(np.flatnonzero(order < 2)).max())
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_training_that_can_read_nothing_ends_with_the_reasons(tmp_path, num_workers):
+    for count, message in ((300, "last 100 videos"), (7, "last 7 videos")):
+        (tmp_path / "train.csv").write_text("".join(f"gone {i}.mp4 0\n" for i in range(count)))
+        dataset = training(read_manifest(tmp_path))
+        size = min(count, 10)
+        loader = build_loader(dataset, batch_size=size, num_workers=num_workers, stop_step=99)
+        with pytest.raises(RunFailed, match=message + r" could not be read.*gone \d+.mp4: "):
             list(loader)
-        assert loader.failures.count == GIVE_UP_AFTER
-    (tmp_path / "few.csv").write_text("gone 1.mp4 0\ngone 2.mp4 0\n")
-    few = VideoDataset(read_manifest(tmp_path / "few.csv"), SPEC)
-    with pytest.raises(RunFailed, match="last 2 videos could not be read"):
-        list(build_loader(few, batch_size=1))
+        assert loader.failures.count == min(count, GIVE_UP_AFTER)
+        loader.close()
 
 
 # ---- workers that die ---------------------------------------------------------------------------
@@ -512,6 +585,25 @@ def test_all_workers_ended_by_sigterm_end_the_run(manifest):
     with pytest.raises(RunFailed, match="all data loading workers were ended by SIGTERM"):
         list(batches)
     loader.close()
+
+
+@pytest.mark.parametrize("server_too", [False, True])
+def test_where_other_processes_wait_workers_ended_by_sigterm_are_replaced(
+    manifest, caplog, server_too
+):
+    """torchrun ends a process together with its workers; the step it is in must be finished."""
+    settings = {**SETTINGS, "batch_size": 2, "world": 2}
+    expected = list(build_loader(training(manifest), **settings))
+    loader = build_loader(training(manifest), num_workers=6, **settings)
+    batches = iter(loader)
+    read = [next(batches)]
+    if server_too:
+        os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGTERM)
+    for process in loader._workers.processes:
+        os.kill(process.pid, signal.SIGTERM)
+    same([*read, *batches], expected)
+    loader.close()
+    assert "all data loading workers were ended from outside. They are replaced" in caplog.text
 
 
 def test_a_video_that_crashes_its_decoder_is_no_end_before_the_start(manifest, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -108,6 +109,32 @@ def test_a_file_that_crashes_its_decoder_is_one_error_among_labels(call, clips, 
     assert names == ["./-dash ü.mp4", "./b.mp4", "./crash.mp4"]
     assert out.count("  1 ") == 2
     assert "error: ./crash.mp4: reading it in a process of its own: crashed (SIGSEGV)" in err
+
+
+def test_a_missing_path_is_one_failed_row_among_labels(call, clips):
+    (clips / "empty").mkdir()
+    paths = ["gone.mp4", "b.mp4", "*.mov", "empty", "bad.mp4"]
+    code, out, err = call(*paths, "--json", "--csv", "out.csv")
+    assert code == 1
+    rows = {row["file"]: row["error"] for row in json.loads(out)}
+    assert list(rows) == paths
+    assert rows["b.mp4"] is None
+    assert rows["gone.mp4"] == "no such file or folder"
+    assert rows["*.mov"].startswith("matches nothing")
+    assert rows["empty"].startswith("no videos in it")
+    listed = {row["file"]: row["error"] for row in rows_of("out.csv")}
+    assert listed == {**rows, "b.mp4": ""}
+    assert "error: gone.mp4: no such file or folder" in err
+    assert "4 of 5 files could not be labelled" in err
+    assert not re.search("Traceback", err)
+
+
+def test_paths_that_are_all_missing_are_wrong_use(call, clips):
+    code, out, err = call("gone.mp4", "*.mov", "--csv", "out.csv")
+    assert (code, out) == (2, "")
+    assert "none of these 2 paths" in err
+    assert "'gone.mp4': no such file or folder" in err
+    assert not os.path.exists("out.csv")
 
 
 def test_names_that_would_steer_the_terminal_are_escaped(call, clips):
@@ -412,6 +439,17 @@ def test_a_config_brings_model_views_sampling_and_weights(demo, yaml, capsys, mo
     assert json.loads(capsys.readouterr().out)[0]["views"] == "2x3"
 
 
+def test_settings_stand_anywhere_between_the_videos(call, yaml):
+    for line in (
+        ["b.mp4", "--cfg", yaml, "TEST.NUM_ENSEMBLE_VIEWS", "2", "--json", "./-dash ü.mp4"],
+        ["TEST.NUM_ENSEMBLE_VIEWS", "2", "--cfg", yaml, "b.mp4", "./-dash ü.mp4", "--json"],
+    ):
+        code, out, err = call(*line, defaults=("--device", "cpu"))
+        assert code == 0, err
+        found = [(row["file"], row["views"]) for row in json.loads(out)]
+        assert found == [("b.mp4", "2x1"), ("./-dash ü.mp4", "2x1")]
+
+
 def test_a_config_for_pretraining_gives_no_labels(call, yaml):
     code, _, err = call("b.mp4", "--cfg", yaml, "TASK", "pretrain")
     assert code == 2
@@ -469,8 +507,21 @@ def test_wrong_use_is_one_line_without_a_traceback(repository_path, clips):
     out, err = running.communicate(timeout=120)
     assert running.returncode == 2
     assert out == ""
-    assert err.startswith("error: no such file")
+    assert err.startswith("error: 'missing.mp4': no such file")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    "weights", ["missing.pyth", ".", "bad.mp4"], ids=["missing", "folder", "text"]
+)
+def test_wrong_weights_are_one_line_and_nothing_else(repository_path, clips, weights):
+    """The process that decodes has been started by then; it must not say anything of its own."""
+    for _ in range(2):
+        running = process(repository_path, "b.mp4", "--weights", weights)
+        out, err = running.communicate(timeout=120)
+        assert (running.returncode, out) == (2, "")
+        assert re.fullmatch(r"error: [^\n]+\n", err), err
+        assert weights in err
 
 
 def test_ctrl_c_writes_what_is_done(repository_path, weights, clips):

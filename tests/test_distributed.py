@@ -50,6 +50,9 @@ def test_alone_everything_is_quiet(monkeypatch):
     model = torch.nn.Linear(1, 1)
     assert world.parallel(model) is model
     world.barrier()
+    world.meet("here", lambda: False)
+    world.tell_failure()
+    assert [world.any_stopped(asked) for asked in (False, True)] == [False, True]
     world.close()
 
 
@@ -77,6 +80,36 @@ def test_three_processes_agree_and_leave_together(tmp_path):
     for rank, result in enumerate(results):
         left = ["UserError", None] if rank == 0 else ["SystemExit", 2]
         assert result == [3, [3.0, 3.0], [0, 1, 2], {"rank": 0}, 5, rank == 0, *left]
+
+
+def test_what_one_process_says_the_others_look_up_without_waiting(tmp_path):
+    """A stop and a failure release those who wait for a process that will not come."""
+    results = torchrun(
+        """
+        from hiera_video.errors import RunFailed
+        found = [world.any_stopped(False)]
+        world.meet("all of us", lambda: False)
+        if world.rank == 1:
+            world.tell_failure()  # and does not come
+        else:
+            try:
+                world.meet("not all of us", lambda: False)
+            except RunFailed as error:
+                found.append(str(error))
+        world.barrier()
+        if world.rank == 1:
+            found.append(world.any_stopped(True))
+        world.barrier()
+        if world.rank == 0:
+            world.meet("nor here", lambda: False)
+            found.append(world.any_stopped(False))
+        out(found)
+        """,
+        2,
+        tmp_path,
+    )
+    failed = "another process of this run failed; its message says why"
+    assert results == [[False, failed, True], [False, True]]
 
 
 def test_half_set_variables_and_missing_devices(monkeypatch):

@@ -29,6 +29,7 @@ ALLOWED = {
     "classes": ("errors",),
     "cli": ("errors", "registry"),
     "config": FOUNDATION,
+    "command_line": (*FOUNDATION, "config"),
     "data": (*FOUNDATION, "data"),
     "models": (*FOUNDATION, "models"),
     "scoring": FOUNDATION,
@@ -49,7 +50,13 @@ ALLOWED = {
 }
 """Part of the package -> parts it may import; a new part must be entered here."""
 
-WHOLE_CONFIG = ("engine/train.py", "engine/evaluate.py", "engine/dry.py", "config.py")
+WHOLE_CONFIG = (
+    "engine/train.py",
+    "engine/evaluate.py",
+    "engine/dry.py",
+    "config.py",
+    "command_line.py",
+)
 """Files of the package in which the name `cfg` may occur."""
 
 
@@ -283,7 +290,7 @@ def test_the_reader_of_writers_passes(code):
 
 # ---- dead knobs ---------------------------------------------------------------------------------
 
-READERS_IN_CONFIG = {"clip_spec", "model_arguments", "config_from_args"}
+READERS_IN_CONFIG = {"clip_spec", "model_arguments"}
 """Methods of config.py that turn settings into arguments; its checks do not count as readers."""
 
 ALIASES = {"cfg": "", "settings": "synthetic"}
@@ -308,8 +315,6 @@ def read_settings() -> set[tuple[str, str]]:
 
 def _readers(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
     for node in tree.body:
-        if isinstance(node, ast.FunctionDef) and node.name in READERS_IN_CONFIG:
-            yield "", node
         if isinstance(node, ast.ClassDef):
             owner = {"Config": "", "DataConfig": "data"}.get(node.name)
             for method in node.body:

@@ -26,6 +26,8 @@ def act(item):
         os._exit(rest[0])
     if word == "hang":
         time.sleep(1000)
+    if word == "nap":
+        time.sleep(rest[0])
     if word == "eat":
         return len(bytearray(rest[0]))
     if word == "unreadable":
@@ -163,25 +165,36 @@ def test_a_pool_whose_children_end_while_they_start_says_so():
         pool.call(("x",))
 
 
-def test_a_child_of_a_parent_that_is_gone_ends(tmp_path):
-    code = f"""
+ENDS = {
+    "at once": "",
+    "when a child is ready": "pool.call(('x',))",
+    "while a child works": "pool._children or pool._starting.join(); pool.call(('x',)); "
+    "[child.give(('nap', 2)) for child in pool._children]",
+}
+"""What a script does with its pool before it ends."""
+
+
+@pytest.mark.parametrize("by", ["exit", "SIGKILL"])
+@pytest.mark.parametrize("when", ENDS)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_children_of_a_parent_that_is_gone_end_quietly(tmp_path, when, by, workers):
+    """In whatever they are: they start early, and the parent may find that it has no work."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
 import os, sys
 sys.path.insert(0, {os.path.dirname(__file__)!r})
 from test_guard import act, GuardedPool
 if __name__ == "__main__":
-    pool = GuardedPool(act)
-    print(pool.call(("x",))[1], flush=True)
-    os.kill(os.getpid(), 9)
+    pool = GuardedPool(act, workers={workers})
+    {ENDS[when]}
+    os._exit(0) if {by!r} == "exit" else os.kill(os.getpid(), 9)
 """
-    script = tmp_path / "script.py"
-    script.write_text(code)
+    )
+    # returns when nobody holds the pipes any more: the children have ended as well
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=200)
-    pid = int(done.stdout)
-    for _ in range(200):
-        if not os.path.exists(f"/proc/{pid}"):
-            return
-        time.sleep(0.05)
-    pytest.fail(f"process {pid} outlives its parent")
+    assert done.returncode == (0 if by == "exit" else -signal.SIGKILL)
+    assert done.stderr == ""
 
 
 def test_importing_it_loads_neither_torch_nor_a_decoder():

@@ -2,11 +2,15 @@
 
 import json
 import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
 from clips import picture, write_clip
+from conftest import REPOSITORY
 from PIL import Image
 
 from hiera_video import Predictor, build_model, predict
@@ -14,7 +18,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import VideoDataset, build_loader
 from hiera_video.data.decode import DecodeError, VideoReader, available_decoders
 from hiera_video.data.manifests import read_manifest
-from hiera_video.data.video_files import find_videos
+from hiera_video.data.video_files import find_videos, named_videos
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import distributed
 from hiera_video.engine.evaluate import score_videos
@@ -541,20 +545,118 @@ def test_globs_take_what_a_folder_would(folder):
     assert find_videos(["s?b"]) == ["sub/c ü 视频.webm", "sub/deep/d [1].avi"]
 
 
-@pytest.mark.parametrize("path", ["missing.mp4", "empty", "*.mov", "*.txt", "http://x/y.mp4"])
+NOWHERE = ["missing.mp4", "empty", "*.mov", "*.txt", "http://x/y.mp4"]
+
+
+@pytest.mark.parametrize("path", NOWHERE)
 def test_nothing_to_label_is_wrong_use(folder, path):
-    with pytest.raises(UserError) as error:
+    for find in (find_videos, named_videos):
+        with pytest.raises(UserError) as error:
+            find([path])
+        assert path in str(error.value)
+        if path in ("empty", "*.mov", "*.txt"):
+            assert ".mp4" in str(error.value)
+    with pytest.raises(UserError, match="none of these 5 paths leads to a video"):
+        named_videos(NOWHERE)
+    with pytest.raises(UserError, match=re.escape(path)):
         find_videos(["a.mkv", path])
-    assert path in str(error.value)
-    if path in ("empty", "*.mov", "*.txt"):
-        assert ".mp4" in str(error.value)
+
+
+@pytest.mark.parametrize("path", NOWHERE)
+def test_a_path_that_leads_nowhere_is_one_entry_beside_the_others(folder, path):
+    named = named_videos(["a.mkv", path, "sub", path])
+    assert [entry.path for entry in named] == [
+        "a.mkv", path, "sub/c ü 视频.webm", "sub/deep/d [1].avi",
+    ]  # fmt: skip
+    assert [bool(entry.error) for entry in named] == [False, True, False, False]
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look into any folder")
-def test_a_folder_that_may_not_be_read_is_said(folder):
+def test_a_folder_that_may_not_be_read_is_said_and_the_others_are_searched(folder):
     (folder / "sub").chmod(0)
     try:
         with pytest.raises(UserError, match="sub"):
             find_videos(["."])
+        *files, closed = named_videos(["."])
+        assert len(files) == 4
+        assert closed == ("./sub", "cannot look into this folder: Permission denied")
     finally:
         (folder / "sub").chmod(0o755)
+
+
+# ---- forked processes ----
+
+FORKED = """
+import multiprocessing, os, sys, threading
+sys.path.insert(0, {tests!r})
+import torch
+from hiera_video import Predictor
+from hiera_video.data.guard import decoding_process
+from hiera_video.errors import RunFailed
+
+torch.set_num_threads(4)
+settings = dict(weights={weights!r}, device="cpu", views=(2, 1))
+predictor = Predictor.load(**settings)
+
+def ranked(path):
+    return [str(label) for label in predictor(path).labels]
+
+def loaded_here(path):
+    return [str(label) for label in Predictor.load(**settings)(path).labels]
+
+def windows(path):
+    return [str(window.labels[0]) for window in predictor.timeline(path, 1.0)]
+
+def in_threads(path):
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(ranked(path))) for _ in range(3)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert found[0] == found[1] == found[2]
+    return found[0]
+
+def guarded(path):
+    try:
+        predictor.process = process
+        return ranked(path)
+    except RunFailed as error:
+        process.close()  # which must not end the process of the parent
+        return str(error)
+
+if __name__ == "__main__":
+    video = {video!r}
+    torch.randn(1000, 1000) @ torch.randn(1000, 1000)
+    mine = ranked(video)
+    with decoding_process() as process:
+        predictor.process = process
+        assert ranked(video) == mine
+        predictor.process = None
+        with multiprocessing.get_context("fork").Pool(2) as pool:
+            for work in (ranked, loaded_here, in_threads):
+                assert pool.map_async(work, [video] * 4).get(100) == [mine] * 4, work
+            assert len(pool.map_async(windows, [video]).get(100)[0]) == 2
+            said = pool.map_async(guarded, [video]).get(100)[0]
+            assert "forked from the one whose children read videos" in said, said
+        predictor.process = process
+        assert ranked(video) == mine
+    assert torch.get_num_threads() == 4
+    print("done")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_process_labels_what_its_parent_does(tmp_path):
+    """As under gunicorn --preload: PyTorch's threads stay behind, and were waited for for ever."""
+    weights = write_checkpoint(tmp_path / "tiny.pyth")
+    video = write_clip(tmp_path / "clip.mp4", frames=60)
+    script = tmp_path / "script.py"
+    tests = os.path.dirname(__file__)
+    script.write_text(FORKED.format(tests=tests, weights=str(weights), video=str(video)))
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "4"}
+    done = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, timeout=300, env=environment
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "done\n"
+    notes = [line for line in done.stderr.splitlines() if "computes on one thread" in line]
+    assert 1 <= len(notes) <= 2  # once in each forked process that was given work

@@ -100,10 +100,35 @@ def test_print_config_is_a_config(run_net, empty, tmp_path):
     assert load_config(path).to_yaml() == done.stdout
 
 
+def test_settings_may_stand_anywhere_on_the_line(run_net, empty):
+    lr, seed = ("SOLVER.BASE_LR", "1e-4"), ("RNG_SEED", "3")
+    lines = [
+        ["--cfg", empty, *lr, *seed, "--print-config"],
+        ["--cfg", empty, "--print-config", *lr, *seed],
+        [*lr, *seed, "--print-config", "--cfg", empty],
+        ["--cfg", empty, *lr, "--print-config", *seed],
+        ["--opts", *lr, "--cfg", empty, "--print-config", "--opts", *seed],
+    ]
+    said = [run_net(*line) for line in lines]
+    assert [done.returncode for done in said] == [0] * len(lines)
+    assert len({done.stdout for done in said}) == 1
+    assert "BASE_LR: 0.0001" in said[0].stdout
+
+
+def test_every_setting_is_found_by_the_command_line(run_net):
+    done = run_net("--settings", "LINEAR")
+    assert done.returncode == 0
+    assert done.stdout.startswith("TRAIN.LINEAR_PROBE  (default false; true or false)\n    Train")
+    refused(run_net("--settings", "warmpu"), "SOLVER.WARMUP_EPOCHS")
+    shown = run_net("--settings").stdout
+    for key in ("TASK", "TRAIN.CLASS_WEIGHTS", "SYNTHETIC.PLAIN", "AUG.MASK_RATIO"):
+        assert f"\n{key}  (" in f"\n{shown}"
+
+
 def test_help_is_short_and_quick(run_net, empty):
     done = run_net("--help")
     assert done.returncode == 0
-    for word in ("--cfg", "--dry-run", "--print-config", "Exit codes"):
+    for word in ("--cfg", "--dry-run", "--print-config", "--settings", "KEY VALUE", "Exit codes"):
         assert word in done.stdout
 
 

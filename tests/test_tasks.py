@@ -1,5 +1,6 @@
 """What a step computes: losses against PyTorch's, masks that depend on the clip alone."""
 
+import itertools
 from typing import NamedTuple
 
 import numpy as np
@@ -170,3 +171,31 @@ def test_unwrap_finds_the_model():
     wrapper.module = inner
     assert tasks.unwrap(wrapper) is inner
     assert tasks.unwrap(inner) is inner
+
+
+# ---- random streams -----------------------------------------------------------------------------
+
+
+def test_streams_of_different_places_never_meet():
+    """SeedSequence fills up with zeros: (step 5) was the same stream as (step 5, share 0)."""
+    for wrong in (("step", 5), ("step", 5, 0, 0), ("weights", 0), ("mask", 1, 2), ("colour",)):
+        with pytest.raises(ValueError, match="not one of STREAMS"):
+            tasks.stream_seed(3, *wrong)
+    for far in (-1, 1 << 32):
+        with pytest.raises(ValueError, match="not one of STREAMS"):
+            tasks.stream_seed(3, "step", far, 0)
+    seeds = {
+        (purpose, *numbers): tasks.stream_seed(3, purpose, *numbers)
+        for purpose, names in tasks.STREAMS.items()
+        for numbers in itertools.product(range(4), repeat=len(names))
+    }
+    assert len(set(seeds.values())) == len(seeds)
+    assert len({purpose[:4] for purpose in tasks.STREAMS}) == len(tasks.STREAMS)
+
+
+def test_a_resumed_run_draws_from_the_streams_it_began_with():
+    """Another number here changes the masks and the dropout of earlier runs."""
+    assert tasks.stream_seed(3, "weights") == 4491347706911835998
+    assert tasks.stream_seed(3, "step", 7, 0) == 5108708550284988180
+    assert tasks.stream_seed(3, "mask", 7, 0, 0) == 3231303042424049043
+    assert tasks.stream_seed(2**40, "step", 7, 0) == 8716471754078778390

@@ -1,8 +1,12 @@
 """Whole runs: they learn, they go on bit for bit, they stop cleanly, they say what is wrong."""
 
+import importlib
 import json
 import os
+import re
+import shlex
 import signal
+import sys
 
 import numpy as np
 import pytest
@@ -24,8 +28,11 @@ from tiny_runs import (
     write_videos,
 )
 
-from hiera_video.engine import checkpoint, distributed, report, train
+from hiera_video import build_model
+from hiera_video.data.randomness import epoch_order
+from hiera_video.engine import checkpoint, distributed, evaluate, report, train
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.registry import MODEL_REGISTRY
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +244,153 @@ def test_going_on_under_new_settings_on_purpose(videos, tmp_path):
                  "TRAIN.CHECKPOINT_EPOCH_RESET", "false")  # fmt: skip
     assert run(cfg) == 0
     assert sorted(losses(second)) == [5, 6]
+
+
+SGD = ("SOLVER.OPTIMIZING_METHOD", "sgd")
+AFRESH = "note: the optimizer's state starts afresh"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        (SGD, (), f"{AFRESH}: the checkpoint holds momentum_buffer, which"),
+        ((), SGD, f"{AFRESH}: the checkpoint holds exp_avg, exp_avg_sq, step, which"),
+        (
+            (*SGD, "SOLVER.MOMENTUM", 0, "SOLVER.NESTEROV", "false"),
+            SGD,
+            f"{AFRESH}: the checkpoint has none",
+        ),
+        (SGD, (*SGD, "SOLVER.MOMENTUM", 0, "SOLVER.NESTEROV", "false"), None),
+        (SGD, (*SGD, "SOLVER.MOMENTUM", 0.5, "SOLVER.NESTEROV", "false"), None),
+        ((), ("SOLVER.LAYER_DECAY", 0.5, "SOLVER.BETAS", "[0.8, 0.9]"), None),
+        (("SOLVER.LAYER_DECAY", 0.5), ("SOLVER.WEIGHT_DECAY", 0), None),
+        ((), ("TRAIN.LINEAR_PROBE", "true"), None),
+        (
+            ("TRAIN.LINEAR_PROBE", "true"),
+            (),
+            r"state of \d+ of \d+ parameters starts afresh, .*: pos_embed",
+        ),
+        ((), ("TRAIN.MIXED_PRECISION", "fp16"), None),
+        (("TRAIN.MIXED_PRECISION", "fp16"), ("TRAIN.MIXED_PRECISION", "bf16"), None),
+        (("TRAIN.EMA_DECAY", 0.9), (), None),
+        ((), ("TRAIN.EMA_DECAY", 0.9), None),
+        ((), ("MODEL.DROPOUT_RATE", 0.5, "HIERA.DROPPATH_RATE", 0), None),
+    ],
+    ids=lambda words: "_".join(map(str, words)) if isinstance(words, tuple) else "",
+)
+def test_going_on_with_another_optimizer_and_other_groups(
+    videos, tmp_path, capsys, before, after, said
+):
+    """Moments follow their parameters by name; what the optimizer has none for starts afresh, and
+    the run says so. Then it trains on."""
+    few = ("SOLVER.WARMUP_EPOCHS", 0, "TRAIN.EVAL_PERIOD", 0)
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    run(config(videos, first, *few, "SOLVER.MAX_STEPS", 2, *before))
+    stored = checkpoint.in_order(first / "checkpoints")[-1]
+    begin = (*few, "TRAIN.CHECKPOINT_FILE_PATH", stored, "TRAIN.CHECKPOINT_EPOCH_RESET", "false")
+    # with no step left to take, the new folder's checkpoint holds what was taken over
+    capsys.readouterr()
+    assert run(config(videos, second, *begin, "SOLVER.MAX_STEPS", 2, *after)) == 0
+    heard = capsys.readouterr().out
+    assert re.search(said, heard) if said else "afresh" not in heard
+    theirs, ours = moments(final(first)), moments(final(second))
+    assert all(same(values, theirs[name]) for name, values in ours.items())
+    wanted = set() if said and AFRESH in said else theirs.keys()
+    if "TRAIN.LINEAR_PROBE" in (*before, *after):
+        wanted = {"head.projection.weight", "head.projection.bias"}
+    assert ours.keys() == (set() if after[2:4] == ("SOLVER.MOMENTUM", 0) else wanted)
+    assert run(config(videos, third, *begin, "SOLVER.MAX_STEPS", 3, *after)) == 0
+    assert final(third)["step"] == 3
+
+
+def moments(state):
+    """Name of a parameter -> what the optimizer remembers of it."""
+    groups = state["optimizer_state"]["param_groups"]
+    names = [name for group in groups for name in group["param_names"]]
+    return {names[number]: values for number, values in state["optimizer_state"]["state"].items()}
+
+
+def without_names(path):
+    """A checkpoint as earlier versions wrote it: groups do not name their parameters."""
+    state = checkpoint.load(path)
+    for group in state["optimizer_state"]["param_groups"]:
+        del group["param_names"]
+    checkpoint.save(state, path)
+
+
+def test_checkpoints_of_earlier_versions_go_on(videos, tmp_path, capsys):
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    run(config(videos, straight, *HEAVY))
+    interrupted(config(videos, out, *HEAVY), after=2)
+    stored = checkpoint.in_order(out / "checkpoints")[-1]
+    without_names(stored)
+    assert run(config(videos, out, *HEAVY)) == 0
+    for key in ("model_state", "raw_state", "optimizer_state"):
+        assert same(final(straight)[key], final(out)[key]), key
+    without_names(stored)
+    other = config(
+        videos, tmp_path / "other", *HEAVY, "SOLVER.LAYER_DECAY", 1,
+        "TRAIN.CHECKPOINT_FILE_PATH", stored, "TRAIN.CHECKPOINT_EPOCH_RESET", "false",
+    )  # fmt: skip
+    capsys.readouterr()
+    assert run(other) == 0
+    assert (
+        "starts afresh: the checkpoint groups its parameters in another" in capsys.readouterr().out
+    )
+
+
+def test_a_checkpoint_beyond_the_end_of_the_run_is_refused(videos, tmp_path):
+    run(config(videos, tmp_path / "first", "SOLVER.MAX_STEPS", 3))
+    stored = checkpoint.in_order(tmp_path / "first" / "checkpoints")[-1]
+    with pytest.raises(UserError, match=r"has taken 3 steps and this run ends after 2.*MAX_EPOCH"):
+        run(config(videos, tmp_path / "second", "SOLVER.MAX_STEPS", 2,
+                   "TRAIN.CHECKPOINT_FILE_PATH", stored,
+                   "TRAIN.CHECKPOINT_EPOCH_RESET", "false"))  # fmt: skip
+
+
+def test_clips_of_another_size_than_the_model_are_refused_before_the_first_step(videos, tmp_path):
+    """By the model that was built, whatever its name is: the models have different rules."""
+    other = ("DATA.TEST_CROP_SIZE", 96)
+    with pytest.raises(UserError, match=r"validation and test.* 4x64x64 .*makes 4x96x96.*TEST_CR"):
+        run(config(videos, tmp_path / "a", *other))
+    assert not list(tmp_path.glob("a/checkpoints/*"))
+    assert run(config(videos, tmp_path / "b", *other, "SOLVER.MAX_STEPS", 1, task=PRETRAIN)) == 0
+    run(config(videos, tmp_path / "c", "SOLVER.MAX_STEPS", 1))
+    with pytest.raises(UserError, match=r"hiera_tiny_16x224, .* makes 4x96x96"):
+        evaluate.test(config(videos, tmp_path / "c", *other), distributed.init("cpu"), train.Stop())
+
+
+NO_ARGUMENTS = {"MODEL.KWARGS": "{}"}
+"""In place of those that make a Hiera tiny."""
+
+
+def test_a_model_of_ones_own_says_itself_which_sizes_it_takes(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+
+    @MODEL_REGISTRY.register
+    def hiera_mine(num_classes=3, **others):
+        if others:
+            return build_model("hiera_tiny_16x224", num_classes=num_classes, **others)
+        return AnySize(num_classes)
+
+    mine = ("MODEL.MODEL_NAME", "hiera_mine", "SOLVER.MAX_STEPS", 1)
+    free = ("MODEL.DROPOUT_RATE", "None", "HIERA.DROPPATH_RATE", "None", "DATA.TEST_CROP_SIZE", 96)
+    assert run(config(videos, tmp_path / "a", *mine, *free, task=NO_ARGUMENTS)) == 0
+    with pytest.raises(UserError, match=r"takes clips of 16x224x224.*MODEL\.KWARGS\.input_size"):
+        run(config(videos, tmp_path / "b", *mine))
+    told = ("MODEL.KWARGS.input_size", "[4, 64, 64]")
+    assert run(config(videos, tmp_path / "c", *mine, *told)) == 0
+
+
+class AnySize(torch.nn.Module):
+    """The mean colour, and a head."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.head = torch.nn.Linear(3, num_classes)
+
+    def forward(self, clips):
+        return self.head(clips.mean(dim=(2, 3, 4)))
 
 
 def test_pretrained_weights_start_a_classifier(videos, tmp_path, capsys):
@@ -510,27 +664,138 @@ def test_learning_rates_scale_with_the_batch(videos, tmp_path):
     assert records[0]["lr"] == pytest.approx(5e-3 * 4 / 8)
 
 
+def test_three_videos_make_short_epochs_and_the_run_says_so(tmp_path, capsys):
+    videos, out = write_videos(tmp_path / "videos", train=3, val=3), tmp_path / "out"
+    run(config(videos, out, "SOLVER.WARMUP_EPOCHS", 1, "SOLVER.MAX_EPOCH", 3))
+    said = capsys.readouterr().out
+    assert "note: only 3 videos: steps of 3 instead of 4 videos" in said
+    assert "note: only 3 optimizer steps in all (1 an epoch)" in said
+    lrs = [r["lr"] for r in report.read_metrics(out) if r["_type"] == "train_iter_"]
+    assert lrs[:2] == pytest.approx([2.5e-3, 5e-3], rel=1e-3)
+
+
 # ---- bad luck -----------------------------------------------------------------------------------
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(videos, tmp_path, monkeypatch):
-    out = tmp_path / "out"
-    classify = train.tasks.classify
-    calls = []
+def poisoned_step(monkeypatch, number):
+    """The loss of this step is not a number; the steps before it are as they are."""
+    classify, calls = train.tasks.classify, []
 
     def poisoned(*args, **kwargs):
         calls.append(1)
         result = classify(*args, **kwargs)
-        return {**result, "loss": result["loss"] * (float("nan") if len(calls) == 3 else 1)}
+        return {**result, "loss": result["loss"] * (float("nan") if len(calls) == number else 1)}
 
     monkeypatch.setitem(train.tasks.TASKS, "classify", poisoned)
+
+
+def assert_finite(out):
+    """Every checkpoint of a run holds numbers."""
+    for path in checkpoint.in_order(out / "checkpoints"):
+        state = checkpoint.load(path)
+        for part in ("model_state", "raw_state"):
+            assert all(torch.isfinite(w).all() for w in state.get(part, {}).values())
+        for moments in state["optimizer_state"]["state"].values():
+            assert all(torch.isfinite(m).all() for m in moments.values())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(videos, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    poisoned_step(monkeypatch, 3)
     with pytest.raises(RunFailed, match=r"loss of step 3 is not finite \(nan\)") as error:
         run(config(videos, out))
     assert "checkpoint_epoch_00001.pyth" in str(error.value)
-    state = final(out)
-    assert state["step"] == 2
-    assert all(torch.isfinite(w).all() for w in state["model_state"].values())
+    assert final(out)["step"] == 2
+    assert_finite(out)
     assert (out / "stdout.log").read_text().count("train_iter_") == 2
+
+
+@pytest.mark.parametrize("step", [1, 3], ids=["before a checkpoint", "after one"])
+def test_the_way_on_after_a_loss_that_is_not_finite_can_be_typed(
+    videos, tmp_path, monkeypatch, capsys, step
+):
+    out = tmp_path / "my run"
+    lrs = ("SOLVER.WARMUP_START_LR", 4e-3, "SOLVER.COSINE_END_LR", 2e-3)
+    with monkeypatch.context() as patch:
+        poisoned_step(patch, step)
+        with pytest.raises(RunFailed, match="same command would come to it again") as error:
+            run(config(videos, out, *lrs))
+    advice = shlex.split(str(error.value).splitlines()[-1])
+    capsys.readouterr()
+    again = config(videos, out, *lrs, *advice)  # behind the same command
+    assert again.solver.base_lr == again.solver.warmup_start_lr == 1.25e-3
+    assert run(again) == 0
+    assert ("going on from" in capsys.readouterr().out) == (step == 3)
+    assert final(tmp_path / "my run_2")["step"] == 4
+
+
+def test_weights_that_an_update_breaks_are_not_saved(videos, tmp_path):
+    """The gradient is finite and the step too large: the loss would tell one step later."""
+    out = tmp_path / "out"
+    broken = (*SGD, "SOLVER.BASE_LR", 3e38, "SOLVER.WEIGHT_DECAY", 1000, "SOLVER.WARMUP_EPOCHS", 0)
+    each = ("TRAIN.CHECKPOINT_STEPS", 1, "TRAIN.EMA_DECAY", 0.9)
+    with pytest.raises(RunFailed, match=r"after step 1 was not saved, .* not finite: model_state"):
+        run(config(videos, out, *broken, *each))
+    assert not checkpoint.in_order(out / "checkpoints")
+    stop = interrupted_or_failed(config(videos, tmp_path / "b", *broken), after=1)
+    assert isinstance(stop, RunFailed)  # asked to stop after that very step
+    assert not checkpoint.in_order(tmp_path / "b" / "checkpoints")
+
+
+def interrupted_or_failed(cfg, *, after):
+    try:
+        return interrupted(cfg, after=after)
+    except RunFailed as error:
+        return error
+
+
+def test_a_checkpoint_with_broken_numbers_is_passed_over(videos, tmp_path, capsys):
+    """As earlier versions could write them."""
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    run(config(videos, straight))
+    run(config(videos, out))
+    newest = checkpoint.in_order(out / "checkpoints")[-1]
+    state = checkpoint.load(newest)
+    state["model_state"]["norm.weight"][0] = float("nan")
+    checkpoint.save(state, newest)
+    with pytest.raises(UserError, match=r"cannot go on from .*not finite: model_state norm"):
+        run(config(videos, tmp_path / "c", "TRAIN.CHECKPOINT_FILE_PATH", newest,
+                   "TRAIN.CHECKPOINT_EPOCH_RESET", "false"))  # fmt: skip
+    with pytest.raises(UserError, match=rf"weights of {newest} are not finite: norm\.weight"):
+        run(config(videos, tmp_path / "d", "TRAIN.CHECKPOINT_FILE_PATH", newest))
+    capsys.readouterr()
+    assert run(config(videos, out)) == 0
+    said = capsys.readouterr().out
+    assert f"passing over a checkpoint: {newest}: its numbers are not finite" in said
+    assert same(final(straight)["model_state"], final(out)["model_state"])
+
+
+MASKED = """
+import torch
+from torch import nn
+from hiera_video.registry import MODEL_REGISTRY
+
+@MODEL_REGISTRY.register
+class Masked(nn.Module):
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.register_buffer("mask", torch.tensor([0.0, 0.0, -float("inf"), 0.0]))
+        self.conv = nn.Conv3d(3, 4, 3)
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, clips):
+        return self.head(self.conv(clips).mean(dim=(2, 3, 4)) * (self.mask.exp()))
+"""
+
+
+def test_infinities_that_a_model_is_built_with_are_none_of_a_run(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+    exec(MASKED, {"__name__": "masked"})
+    out, free = tmp_path / "out", ("MODEL.MODEL_NAME", "Masked", *PLAIN[2:-2])
+    assert run(config(videos, out, *free, "TRAIN.EMA_DECAY", 0.9, task=NO_ARGUMENTS)) == 0
+    state = final(out)
+    for part in ("model_state", "raw_state"):
+        assert state[part]["mask"].tolist() == [0, 0, -float("inf"), 0]
 
 
 def test_unreadable_videos_are_counted_and_the_mean_is_over_the_others(tmp_path):
@@ -565,6 +830,89 @@ def test_gradients_are_the_mean_over_what_could_be_read(tmp_path):
         assert torch.allclose(value, weights[1][key], atol=1e-6), key
 
 
+NORMED = """
+from torch import nn
+from hiera_video.registry import MODEL_REGISTRY
+
+@MODEL_REGISTRY.register
+class Normed(nn.Module):
+    def __init__(self, num_classes: int = 3):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 4, 3)
+        self.norm = nn.BatchNorm3d(4)
+        self.late = nn.BatchNorm1d(4)  # behind the pooling: one clip alone has no statistics
+        self.head = nn.Linear(4, num_classes)
+
+    def forward(self, clips):
+        return self.head(self.late(self.norm(self.conv(clips)).mean(dim=(2, 3, 4))))
+"""
+"""A small network with batch statistics, to be imported."""
+
+PLAIN = (
+    *("MODEL.MODEL_NAME", "Normed", "MODEL.DROPOUT_RATE", "None"),
+    *("HIERA.DROPPATH_RATE", "None", "TRAIN.EVAL_PERIOD", 0, "TEST.ENABLE", "false"),
+    *("SOLVER.WARMUP_EPOCHS", 0, "IMPORTS", "normed"),
+)
+
+
+@pytest.fixture
+def normed(tmp_path, monkeypatch):
+    """The network with batch statistics, registered; what its settings begin with."""
+    monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+    (tmp_path / "normed.py").write_text(NORMED)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "normed", raising=False)
+    importlib.import_module("normed")
+    return NO_ARGUMENTS
+
+
+def test_a_step_without_a_readable_video_leaves_batch_statistics_alone(
+    tmp_path, normed, monkeypatch
+):
+    videos = write_videos(tmp_path / "videos", train=6, val=3)
+    for name in ("fast/00", "fast/03"):
+        (videos / "train" / f"{name}.mp4").write_bytes(b"")
+    backward, seen = train.Forward.backward, []
+
+    def watched(self, *rest):
+        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        totals = backward(self, *rest)
+        after = dict(self.model.named_buffers())
+        seen.append((int(totals[1]), [n for n in before if not torch.equal(before[n], after[n])]))
+        assert all(module.training for module in self.model.modules())
+        return totals
+
+    monkeypatch.setattr(train.Forward, "backward", watched)
+    # Videos in pairs; in one of the epochs the two broken ones are a pair.
+    seed = next(s for s in range(99) if sorted(epoch_order(6, s, 0)[2:4].tolist()) == [0, 1])
+    run(config(videos, tmp_path / "out", *PLAIN, "TRAIN.BATCH_SIZE", 2, "SOLVER.MAX_EPOCH", 1,
+               "RNG_SEED", seed, task=normed))  # fmt: skip
+    assert [clips for clips, _ in seen] == [2, 0, 2]
+    assert [bool(changed) for _, changed in seen] == [True, False, True]
+    assert final(tmp_path / "out")["model_state"]["norm.num_batches_tracked"] == 2
+
+
+def test_a_process_without_a_readable_video_takes_part_and_leaves_no_trace(tmp_path, normed):
+    """Its statistics stay, its gradient is zero, and the others do not wait for it."""
+    videos = write_videos(tmp_path / "videos", train=4, val=3)
+    out, broken = tmp_path / "out", epoch_order(4, 1, 0)[::2].tolist()  # those of the main process
+    paths = sorted((videos / "train").rglob("*.mp4"))
+    for i in broken:
+        paths[i].write_bytes(b"")
+    words = settings(videos, out, *PLAIN, "SOLVER.MAX_STEPS", 1, task=normed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
+        patch.chdir(tmp_path)
+        done = run_child("--cfg", empty(tmp_path), *words, processes=2)
+    assert done.returncode == 0, done.stderr
+    (record,) = (r for r in report.read_metrics(out) if r["_type"] == "train_iter_")
+    assert (record["clips"], record["failed"]) == (2, 2)
+    assert record["grad_norm"] > 0
+    state = final(out)["model_state"]
+    assert state["norm.num_batches_tracked"] == state["late.num_batches_tracked"] == 0
+    assert torch.equal(state["norm.running_mean"], torch.zeros(4))
+
+
 def test_nothing_readable_ends_the_run_before_it_begins(tmp_path):
     videos = write_videos(tmp_path / "videos")
     for path in videos.glob("train/*/*.mp4"):
@@ -593,8 +941,28 @@ def test_too_little_memory_names_the_ways_out(videos, tmp_path, monkeypatch):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")
 
     monkeypatch.setitem(train.tasks.TASKS, "classify", too_much)
-    with pytest.raises(RunFailed, match=r"out of memory with 4 clips.*GRAD_ACCUM"):
+    with pytest.raises(RunFailed, match=r"allocate 2.00 GiB, with 4 clips.*GRAD_ACCUM"):
         run(config(videos, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("where", ["train", "eval"])
+def test_the_memory_of_a_cpu_may_not_suffice_either(videos, tmp_path, monkeypatch, where):
+    monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+
+    @MODEL_REGISTRY.register
+    class Huge(AnySize):
+        def __init__(self, num_classes: int = 3):
+            super().__init__(num_classes)
+
+        def forward(self, clips):
+            if self.training == (where == "train"):
+                torch.empty(1 << 58, dtype=torch.uint8)
+            return super().forward(clips)
+
+    free = ("MODEL.MODEL_NAME", "Huge", "MODEL.DROPOUT_RATE", "None", "HIERA.DROPPATH_RATE", "None")
+    way = {"train": r"with 4 clips at a time.*GRAD_ACCUM", "eval": r"4 views.*TEST\.BATCH_SIZE"}
+    with pytest.raises(RunFailed, match=rf"out of memory: 268435456.00 GiB.*{way[where]}"):
+        run(config(videos, tmp_path / "out", *free, task=NO_ARGUMENTS))
 
 
 def test_two_runs_do_not_share_a_folder(videos, tmp_path):

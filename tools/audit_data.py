@@ -23,7 +23,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
 
 from hiera_video import cli
-from hiera_video.config import Config, add_config_arguments, config_from_args
+from hiera_video.command_line import SettingsParser, add_config_arguments, config_from_args
+from hiera_video.config import Config
 from hiera_video.data.audit import report as audit_report
 from hiera_video.data.audit.audit import Audit, audit
 from hiera_video.data.audit.lists import read_parts
@@ -128,9 +129,9 @@ def check_outputs(args: argparse.Namespace, paths: Sequence[str]) -> None:
             )
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments() -> SettingsParser:
     """What the command line takes."""
-    parser = argparse.ArgumentParser(
+    parser = SettingsParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument

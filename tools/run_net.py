@@ -1,6 +1,7 @@
 """Train and test: the one entry.
 
     python tools/run_net.py --cfg configs/K400/hiera_b_16x4.yaml [KEY VALUE ...]
+    python tools/run_net.py --settings [PATTERN]
     torchrun --nproc-per-node 8 tools/run_net.py --cfg configs/K400/hiera_b_16x4.yaml
 
 TRAIN.ENABLE and TEST.ENABLE choose what is done. The same command again goes on where a run
@@ -19,13 +20,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
 
 from hiera_video import cli
-from hiera_video.config import Config, add_config_arguments, config_from_args
+from hiera_video.command_line import (
+    SettingsParser,
+    add_config_arguments,
+    config_from_args,
+    settings_table,
+)
+from hiera_video.config import Config
 from hiera_video.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the exit code."""
     args = arguments().parse_args(argv)
+    if args.show_settings is not None:
+        print(settings_table(args.show_settings))
+        return 0
     if args.export_weights:
         return export(args.export_weights)
     if not args.cfg:
@@ -65,9 +75,9 @@ def run(cfg: Config, *, dry_run: int | None = None) -> int:
         world.close()
 
 
-def arguments() -> argparse.ArgumentParser:
+def arguments() -> SettingsParser:
     """What the command line takes."""
-    parser = argparse.ArgumentParser(
+    parser = SettingsParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_config_arguments(parser, required=False)
@@ -77,6 +87,15 @@ def arguments() -> argparse.ArgumentParser:
         metavar="N",
         help="do N real steps, on generated clips if the data is not there, write nothing, and "
         "print memory, speed and the length of the full schedule",
+    )
+    parser.add_argument(
+        "--settings",
+        dest="show_settings",
+        nargs="?",
+        const="",
+        metavar="PATTERN",
+        help="print key, default, allowed values and meaning of the settings that match a part of "
+        "a key or a shell pattern (LINEAR, 'TRAIN.*'; none: of all) and end",
     )
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved settings as YAML and end"

@@ -213,11 +213,11 @@ class TrainReader:
         """The frames of each view, and the generator of its crop and augmentation."""
         key = (self.seed, sample.epoch, sample.video_id)
         places = [
-            self._place(info, generator_for(*key, temporal))
+            self._place(info, generator_for("place", *key, temporal))
             for temporal in range(self.num_temporal)
         ]
         return [
-            (places[temporal], generator_for(*key, temporal, augment))
+            (places[temporal], generator_for("augment", *key, temporal, augment))
             for temporal in range(self.num_temporal)
             for augment in range(self.num_augment)
         ]
@@ -591,7 +591,8 @@ def build_loader(
 
 
 GIVE_UP_AFTER = 100
-"""Videos: a run ends when so many could not be read and none could (in training: in a row)."""
+"""Training ends when so many different videos, or all there are, cannot be read one after the
+other. A test reads its list to the end: it may begin or end with a missing folder."""
 
 
 @dataclass
@@ -601,12 +602,17 @@ class Failures:
     count: int = 0
     first: list[Failed] = field(default_factory=list)
     """The first few, as examples."""
-    in_a_row: int = 0
+    in_a_row: set[int] = field(default_factory=set)
+    """Ids of the videos that failed since one was read. A small list comes round every epoch, so
+    the same few videos fail again: they count once."""
 
     def add(self, failed: Sequence[Failed], num_read: int) -> None:
         self.count += len(failed)
         self.first += failed[: max(0, 5 - len(self.first))]
-        self.in_a_row = 0 if num_read else self.in_a_row + len(failed)
+        if num_read:
+            self.in_a_row.clear()
+        else:
+            self.in_a_row.update(video.video_id for video in failed)
 
     def reasons(self) -> str:
         return "; ".join(f"{failed.path}: {failed.reason}" for failed in self.first[:3])
@@ -633,7 +639,9 @@ class Loader:
     reading is given up (`dataset.lost`) if the worker crashed; if it was killed or hung, so that
     something else may be the cause, at the second time. Each is said with the file's name.
 
-    Iterating raises RunFailed when no video can be read, and when workers die again and again.
+    Iterating raises RunFailed when workers die again and again and, in training, when video after
+    video cannot be read. A test loader goes to the end of its list: only all processes together
+    know whether any video could be read.
     """
 
     def __init__(
@@ -650,7 +658,9 @@ class Loader:
         self.failures = Failures()
         self.notes = list(notes)
         self._course = _Course(batches)
-        self._workers = _Workers(dataset, num_workers) if num_workers else None
+        # Other processes wait for this one's share of the step: it must not leave in the middle.
+        others_wait = dataset.train and batches.world > 1
+        self._workers = _Workers(dataset, num_workers, others_wait) if num_workers else None
         manifest = dataset.manifest
         # Torch warns where workers outnumber cores, which a recipe for bigger machines may do.
         warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -677,7 +687,7 @@ class Loader:
         return len(self._loader)
 
     def __iter__(self) -> Iterator[Batch]:
-        done = num_read = 0
+        done = 0
         batches = self._start(after=0)
         while True:
             try:
@@ -692,16 +702,18 @@ class Loader:
                 batches = self._start(after=done)
                 continue
             done += 1
-            num_read += len(batch.video_ids)
             self.failures.add(batch.failed, len(batch.video_ids))
-            if self.failures.in_a_row >= GIVE_UP_AFTER and (self.dataset.train or not num_read):
-                break
+            if self.dataset.train:
+                self._require_some_readable()
             if self._workers is not None:
                 self._workers.batches_since_death += 1
             yield batch
-        if self.failures.in_a_row and (self.failures.in_a_row >= GIVE_UP_AFTER or not num_read):
+
+    def _require_some_readable(self) -> None:
+        count = len(self.failures.in_a_row)
+        if count >= min(GIVE_UP_AFTER, len(self.dataset)):
             raise RunFailed(
-                f"the last {self.failures.in_a_row} videos could not be read, one after the other; "
+                f"the last {count} videos could not be read, one after the other; "
                 f"the first reasons: {self.failures.reasons()}"
             )
 
@@ -752,8 +764,9 @@ class _Course:
 class _Workers:
     """What the main process knows of its workers: what each was reading, and what one died of."""
 
-    def __init__(self, dataset: VideoDataset, count: int) -> None:
+    def __init__(self, dataset: VideoDataset, count: int, others_wait: bool) -> None:
         self.dataset = dataset
+        self.others_wait = others_wait
         self.time_limit = VIDEO_TIME_LIMIT
         self.processes: Sequence[multiprocessing.process.BaseProcess] = ()
         # [worker]: the video being read or -1, written by the workers.
@@ -768,10 +781,17 @@ class _Workers:
         RunFailed where new workers would fare no better.
         """
         dead = self._dead()
-        for worker, exitcode in dead:
-            self._count(int(self.reading[worker]), exitcode, error)
-        if len(dead) == len(self.processes) and {code for _, code in dead} == {-signal.SIGTERM}:
-            raise RunFailed("all data loading workers were ended by SIGTERM") from error
+        codes = {code for _, code in dead}
+        together = len(dead) == len(self.processes) and codes <= {-signal.SIGTERM, SERVER_GONE}
+        if together and self.others_wait:  # torchrun ends the processes it started so
+            died = "all data loading workers were ended from outside"
+            self._count_death(died, error)
+            logger.warning("%s. They are replaced", died)
+        else:
+            for worker, exitcode in dead:
+                self._count(int(self.reading[worker]), exitcode, error)
+            if together and codes == {-signal.SIGTERM}:
+                raise RunFailed("all data loading workers were ended by SIGTERM") from error
         if dead:
             for process in self.processes:
                 process.kill()
@@ -805,14 +825,18 @@ class _Workers:
                 logger.warning("%s: %s; it is tried once more", path, reason)
                 return
         while_reading = f" while it read {path}" if video_id >= 0 else ""
+        died = f"a data loading worker died{while_reading}: {_cause(exitcode)}"
+        self._count_death(died, error, hopeless=video_id < 0 <= exitcode != SERVER_GONE)
+        logger.warning("%s. It is replaced", died)
+
+    def _count_death(self, died: str, error: Exception, *, hopeless: bool = False) -> None:
+        """One more death with no video to blame; RunFailed at the last of `DEATHS`."""
         self._deaths = self._deaths + 1 if self.batches_since_death < WITHIN else 1
         self.batches_since_death = 0
-        died = f"a data loading worker died{while_reading}: {_cause(exitcode)}"
-        if self._deaths >= DEATHS or (video_id < 0 <= exitcode != SERVER_GONE):
+        if self._deaths >= DEATHS or hopeless:
             raise RunFailed(
                 f"{died}. DATA_LOADER.NUM_WORKERS 0 reads in the main process, to see more"
             ) from error
-        logger.warning("%s. It is replaced", died)
 
     def _lose(self, video_id: int, reason: str) -> None:
         if video_id in self.dataset.lost:  # two workers had it at once

@@ -109,7 +109,8 @@ class GuardedPool:
             by default what reading videos takes.
         prepare: called in a child, without arguments, before its first item; a function or a name.
 
-    Raises RunFailed, when an item is handed in, if children cannot be started.
+    Raises RunFailed, when an item is handed in, if children cannot be started, and in a process
+    that was forked from the pool's.
     """
 
     def __init__(
@@ -130,6 +131,7 @@ class GuardedPool:
         self._task = (function, prepare, time_limit, memory_limit, workers > 1)
         self._closed = False
         self._children: list[_Child] = []
+        self._owner = os.getpid()
         # Starting waits for the fork server's imports: seconds that the caller has better use for.
         self._starting = threading.Thread(target=self._start, args=(workers,), daemon=True)
         self._starting.start()
@@ -141,7 +143,10 @@ class GuardedPool:
         self.close()
 
     def close(self) -> None:
-        """End the children, whatever they are doing."""
+        """End the children, whatever they are doing. In a forked process nothing: they are the
+        children of another."""
+        if os.getpid() != self._owner:
+            return
         self._closed = True
         for child in self._children:
             child.kill()
@@ -240,6 +245,12 @@ class GuardedPool:
                 return
 
     def _require_children(self) -> None:
+        if os.getpid() != self._owner:
+            raise RunFailed(
+                "this process was forked from the one whose children read videos, and cannot share "
+                "them; start the reading process (decoding_process) in this one, or start this one "
+                "with spawn"
+            )
         self._starting.join()
         if self._closed:
             raise ValueError("this pool is closed")
@@ -383,8 +394,13 @@ def _serve(
     memory_limit: int,
     one_of_many: bool,
 ) -> None:
-    """Answer items until the other end of `connection` is closed."""
+    """Answer items until the other end of `connection` is closed.
+
+    The parent may be gone at any time, for it starts this before it knows that it has work: then
+    nobody is left to be told anything.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which ends this
+    end_with_parent()  # in the middle of a video, too
     try:
         call = _named(function)
         if one_of_many and "torch" in sys.modules:
@@ -392,17 +408,34 @@ def _serve(
         if prepare is not None:
             _named(prepare)()
     except Exception as error:
-        connection.send_bytes(pickle.dumps(("broken", f"{type(error).__name__}: {error}")))
+        _send(connection, pickle.dumps(("broken", f"{type(error).__name__}: {error}")))
         return
-    connection.send_bytes(pickle.dumps(("ready", None)))
-    while True:
-        try:
-            item = pickle.loads(connection.recv_bytes())
-        except EOFError:
+    there = _send(connection, pickle.dumps(("ready", None)))
+    while there:
+        data = _receive(connection)
+        if data is None:
             return
+        item = pickle.loads(data)
         answer = _answer(call, item, time_limit, memory_limit)
-        connection.send_bytes(answer)
-        del item, answer
+        there = _send(connection, answer)
+        del data, item, answer
+
+
+def _send(connection: Connection, data: bytes) -> bool:
+    """False where nobody is left to read it."""
+    try:
+        connection.send_bytes(data)
+    except OSError:  # BrokenPipeError, ConnectionResetError
+        return False
+    return True
+
+
+def _receive(connection: Connection) -> bytes | None:
+    """None where nobody is left to send anything."""
+    try:
+        return connection.recv_bytes()
+    except (EOFError, OSError):
+        return None
 
 
 def _answer(call: Callable[[Any], Any], item: Any, time_limit: float, memory_limit: int) -> bytes:

@@ -79,7 +79,7 @@ class Mixing:
         )
 
     def _draw(self, seed: int, step: int, part: int) -> tuple[float, float, int]:
-        generator = generator_for(seed, step, part)
+        generator = generator_for("mixing", seed, step, part)
         chance, switch = uniform(generator, 2)
         return chance, switch, draw_seed(generator)
 

@@ -15,16 +15,37 @@ import numpy as np
 import torch
 from torch import Generator
 
+PURPOSES: dict[str, tuple[str, ...]] = {
+    "order": ("epoch",),
+    "mixing": ("step", "part"),
+    "place": ("epoch", "video", "clip"),
+    "augment": ("epoch", "video", "clip", "repeat"),
+    "symmetries": ("epoch", "video", "view"),
+}
+"""What random numbers are drawn for, and the whole numbers that each draw depends on besides the
+seed. Every purpose has its own streams: see `_ENDINGS`."""
 
-def generator_for(*numbers: int) -> Generator:
-    """A generator that is a function of whole numbers, such as (seed, epoch, video, view)."""
-    digest = hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
+_ENDINGS: dict[str, tuple[int, ...]] = {"symmetries": (0x53594D, 0)}
+"""What is hashed behind the numbers of a purpose. The hash is over the numbers and their count, so
+no two purposes may end up with the same count. Changing this changes the clips of every run."""
+
+
+def generator_for(purpose: str, seed: int, *numbers: int) -> Generator:
+    """A generator that is a function of the seed and of the numbers that `PURPOSES` names.
+
+    ValueError for a purpose that is not listed, or with another count of numbers: it could have
+    the stream of another purpose.
+    """
+    if len(numbers) != len(PURPOSES.get(purpose, (*numbers, ""))):
+        raise ValueError(f"stream {purpose!r} with {len(numbers)} numbers is not in PURPOSES")
+    hashed = (seed, *numbers, *_ENDINGS.get(purpose, ()))
+    digest = hashlib.blake2b(struct.pack(f"<{len(hashed)}q", *hashed), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
 
 
 def epoch_order(num_videos: int, seed: int, epoch: int) -> np.ndarray:
     """The order of the videos in an epoch: int64 [num_videos], a permutation."""
-    return torch.randperm(num_videos, generator=generator_for(seed, epoch)).numpy()
+    return torch.randperm(num_videos, generator=generator_for("order", seed, epoch)).numpy()
 
 
 def uniform(generator: Generator, count: int) -> list[float]:

@@ -29,7 +29,6 @@ SWAPS = {
 """What becomes of the labels when a clip is mirrored, played backwards, or transposed."""
 
 _NAMED = ("static", *_PAN, *_TILT, *_ZOOM, *_ROLL)
-_STREAM = 0x53594D  # sets these draws apart from those of the crop of the same clip
 
 
 class Symmetries:
@@ -67,7 +66,8 @@ class Symmetries:
             batch.views.tolist(),
             strict=True,
         ):
-            coins = uniform(generator_for(seed, epoch, video, view, _STREAM, 0), len(SWAPS))
+            generator = generator_for("symmetries", seed, epoch, video, view)
+            coins = uniform(generator, len(SWAPS))
             for change, coin in zip(SWAPS, coins, strict=True):
                 if coin < 0.5:
                     clip = changed(clip, change)

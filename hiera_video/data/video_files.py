@@ -8,26 +8,51 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from hiera_video.data.listing import PLAYLIST_SUFFIXES, VIDEO_SUFFIXES
 from hiera_video.errors import UserError
 
 
+class Named(NamedTuple):
+    """One file that a command line names, or a path that leads to none."""
+
+    path: str
+    error: str | None = None
+    """Why there is nothing to label."""
+
+
 def find_videos(paths: Iterable[str]) -> list[str]:
-    """The files that files, folders and globs name, in the order given, each once.
+    """The files of `named_videos`; UserError where any path leads to none."""
+    named = named_videos(paths)
+    for path, error in named:
+        if error is not None:
+            raise UserError(f"{path!r}: {error}")
+    return [path for path, _ in named]
+
+
+def named_videos(paths: Iterable[str]) -> list[Named]:
+    """What files, folders and globs name, in the order given, each file once.
 
     A file is taken whatever it is called. A folder is searched with its subfolders for names that
     end like a video or a playlist (in any case, hidden ones aside), in sorted order; a playlist is
     then refused by the decoder, visibly, instead of being passed over. A glob ("clips/**/*.mp4")
     takes what a folder would take, and folders that match are searched.
 
-    Raises UserError: no such file, nothing to label in a folder, a glob that matches nothing.
+    A path that is not there, a folder without videos, a folder that may not be read and a glob that
+    matches nothing are one entry each, with the reason: the others are labelled all the same.
+    Raises UserError where that is all there is.
     """
-    found: dict[str, str] = {}
+    found: dict[str, Named] = {}
     for path in paths:
-        for file in _videos_of(os.fspath(path)):
-            found.setdefault(os.path.abspath(file), file)
-    return list(found.values())
+        for named in _videos_of(os.fspath(path)):
+            found.setdefault(os.path.abspath(named.path), named)
+    entries = list(found.values())
+    errors = [f"{path!r}: {error}" for path, error in entries if error is not None]
+    if errors and len(errors) == len(entries):
+        several = f"none of these {len(errors)} paths leads to a video: " if errors[1:] else ""
+        raise UserError(several + "; ".join(errors))
+    return entries
 
 
 def is_video_name(path: str) -> bool:
@@ -37,42 +62,39 @@ def is_video_name(path: str) -> bool:
     return not name.startswith(".") and suffix in (*VIDEO_SUFFIXES, *PLAYLIST_SUFFIXES)
 
 
-def _videos_of(path: str) -> list[str]:
+def _videos_of(path: str) -> list[Named]:
     if os.path.isdir(path):
-        return _videos_in(path)
+        return _walk(path) or [Named(path, f"no videos in it or below it; {_looked_for()}")]
     if os.path.lexists(path):  # first of all: a name may hold the signs of a glob, "clip [1].mp4"
-        return [path]
+        return [Named(path)]
     if not glob.has_magic(path):
-        raise UserError(f"no such file or folder: {path!r}")
+        return [Named(path, "no such file or folder")]
     matches = sorted(glob.glob(path, recursive=True))
     files = []
     for match in matches:
         if os.path.isdir(match):
             files += _walk(match)
         elif is_video_name(match):
-            files.append(match)
+            files.append(Named(match))
     if not files:
         found = f"{len(matches)} names, none of them a video's" if matches else "nothing"
-        raise UserError(f"{path!r} matches {found}; {_looked_for()}")
+        return [Named(path, f"matches {found}; {_looked_for()}")]
     return files
 
 
-def _videos_in(folder: str) -> list[str]:
-    files = _walk(folder)
-    if not files:
-        raise UserError(f"no videos in the folder {folder!r} or below it; {_looked_for()}")
-    return files
+def _walk(folder: str) -> list[Named]:
+    closed: list[Named] = []
 
-
-def _walk(folder: str) -> list[str]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"cannot look into the folder {error.filename!r}: {error.strerror}")
+    def note(error: OSError) -> None:
+        closed.append(Named(error.filename, f"cannot look into this folder: {error.strerror}"))
 
     files = []
-    for parent, folders, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(folder, onerror=note):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        files += [os.path.join(parent, name) for name in sorted(names) if is_video_name(name)]
-    return files
+        files += [
+            Named(os.path.join(parent, name)) for name in sorted(names) if is_video_name(name)
+        ]
+    return files + closed
 
 
 def _looked_for() -> str:

@@ -143,21 +143,31 @@ def _read(path: Path) -> dict[str, Any]:
     return state
 
 
-def latest(folder: Path, say: Callable[[str], None] = print) -> tuple[Path, dict] | None:
-    """The newest checkpoint of `folder` that can be read, and its content; None for none at all.
+def latest(
+    folder: Path,
+    say: Callable[[str], None] = print,
+    *,
+    content_fault: Callable[[dict], str | None] = lambda state: None,
+) -> tuple[Path, dict] | None:
+    """The newest checkpoint of `folder` that can be used, and its content; None for none at all.
 
-    Files that cannot be read are named through `say` and passed over; UserError where every one
-    is unreadable, for starting from scratch must be the user's choice.
+    Files that cannot be read, and those with a `content_fault`, are named through `say` and passed
+    over; UserError where none is left, for starting from scratch must be the user's choice.
     """
     paths = in_order(folder)
     for path in reversed(paths):
         try:
-            return path, load(path)
+            state = load(path)
         except UserError as error:
             say(f"passing over a checkpoint: {error}")
+            continue
+        reason = content_fault(state)
+        if reason is None:
+            return path, state
+        say(f"passing over a checkpoint: {path}: {reason}")
     if paths:
         raise UserError(
-            f"none of the {len(paths)} checkpoints in {folder} can be read; "
+            f"none of the {len(paths)} checkpoints in {folder} can be used; "
             "move them away to start from scratch, or choose another OUTPUT_DIR"
         )
     return None

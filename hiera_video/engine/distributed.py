@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,11 +13,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hiera_video.errors import UserError
+from hiera_video.errors import RunFailed, UserError
 from hiera_video.scoring import choose_device
 
 T = TypeVar("T")
 BACKENDS = ("nccl", "gloo")
+_STOP, _FAILED = "stop", "failed"
+_LOOK_EVERY = 0.2
+"""Seconds between looks at the others."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,9 @@ class World:
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    store: Any = None
+    """A torch.distributed.Store that all processes share, for what one says and the others look up
+    when they can: unlike a collective, nobody waits. None on one process."""
 
     @property
     def is_main(self) -> bool:
@@ -82,6 +89,37 @@ class World:
         """Wait until every process is here."""
         if self.size > 1:
             dist.barrier()
+
+    def any_stopped(self, asked: bool) -> bool:
+        """Whether this process (`asked`) or any other was asked to stop.
+
+        Once true it stays true. Processes may call it as often as each likes.
+        """
+        if self.size == 1:
+            return asked
+        if asked:
+            self.store.set(_STOP, "1")
+        return asked or self.store.check([_STOP])
+
+    def meet(self, place: str, asked: Callable[[], bool]) -> None:
+        """Wait until every process is at `place`, one process's wait being as long as it takes.
+
+        Returns early where any process is asked to stop (`asked` says whether this one is); then
+        the others come as soon as they notice. In a collective a process would hear no signal, and
+        after half an hour give up. RunFailed where another process has failed on its way here.
+        """
+        if self.size == 1:
+            return
+        self.store.add(place, 1)
+        while self.store.add(place, 0) < self.size and not self.any_stopped(asked()):
+            if self.store.check([_FAILED]):
+                raise RunFailed("another process of this run failed; its message says why")
+            time.sleep(_LOOK_EVERY)
+
+    def tell_failure(self) -> None:
+        """Let the processes that wait in `meet` know that this one will not come."""
+        if self.size > 1:
+            self.store.set(_FAILED, "1")
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """The model whose backward averages gradients over the processes; itself on one."""
@@ -140,8 +178,18 @@ def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 
         raise UserError(f"distributed backend {backend!r}: allowed are auto, {', '.join(BACKENDS)}")
     if backend == "nccl" and place.type != "cuda":
         raise UserError("distributed backend 'nccl' needs CUDA devices; use gloo on the CPU")
-    dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
-    return World(device=place, rank=rank, size=size, local_rank=local_rank)
+    timeout = timedelta(minutes=timeout_minutes)
+    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    store.set_timeout(timeout)
+    dist.init_process_group(
+        backend,
+        store=dist.PrefixStore("group", store),
+        rank=rank,
+        world_size=size,
+        timeout=timeout,
+    )
+    said = dist.PrefixStore("said", store)
+    return World(device=place, rank=rank, size=size, local_rank=local_rank, store=said)
 
 
 def _use(device: torch.device) -> torch.device:

@@ -127,7 +127,7 @@ def _run(
         )
         if ema is not None:
             ema.update(model, step)
-        loss = (totals[0] / totals[1]).item()  # waits for the device: the step is over
+        loss = (totals[0] / totals[1].clamp(min=1)).item()  # waits for the device: the step is over
         clock.step_done(int(totals[1]))
         seconds.append(time.perf_counter() - began)
         voice.say(
@@ -168,11 +168,11 @@ def _findings(
         videos = USUAL_SIZES.get(cfg.model.num_classes, 0)
         total = videos // videos_per_step * cfg.solver.max_epoch
         if not videos:
-            hours = per_step * (100_000 / videos_per_step) * cfg.solver.max_epoch
+            whole_run = per_step * (100_000 / videos_per_step) * cfg.solver.max_epoch
             return [
                 *lines,
-                f"full schedule: {cfg.solver.max_epoch} epochs; {report.duration(hours)} for every "
-                "100,000 training videos, validation not counted",
+                f"full schedule: {cfg.solver.max_epoch} epochs; {report.duration(whole_run)} "
+                "for every 100,000 training videos, validation not counted",
             ]
     guess = " (as many as the public set has)" if generated and not cfg.solver.max_steps else ""
     return [

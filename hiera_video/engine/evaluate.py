@@ -6,6 +6,7 @@ in `n_failed` and never replaced: metrics are over the videos that were scored, 
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from hiera_video import __version__, files
 from hiera_video.data.datasets import Failed, Loader, VideoDataset, build_loader
 from hiera_video.data.manifests import Manifest
 from hiera_video.data.relabel import fit_labels
-from hiera_video.engine import checkpoint, distributed, metrics, preflight, report, tasks
+from hiera_video.engine import checkpoint, distributed, memory, metrics, preflight, report, tasks
 from hiera_video.engine.feeding import Feeder
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
@@ -59,16 +60,68 @@ def score_videos(
     stopped: Callable[[], bool] = lambda: False,
     on_video: Callable[[int], None] = lambda count: None,
 ) -> Scores | None:
-    """Scores of all videos of a test loader, complete on every process; None if `stopped`.
+    """Scores of all videos of a test loader, complete on every process; None if any was `stopped`.
 
     model: on `world.device`; set to eval mode here. batch_size: most views per forward pass.
     """
+    mine = None
+    try:
+        mine = _own_scores(
+            model,
+            loader,
+            world=world,
+            batch_size=batch_size,
+            precision=precision,
+            multi_label=multi_label,
+            stopped=stopped,
+            on_video=on_video,
+        )
+    except Exception as error:
+        # A signal to all processes ends the loader's workers too: that is no failure. Whatever
+        # happened, nobody may leave before the gathering, where the others wait.
+        if not world.any_stopped(stopped()):
+            world.tell_failure()
+            _explain_memory(error, batch_size)
+            raise
+    world.meet(f"scored {next(_MEETINGS)}", stopped)
+    everyone = world.gather(None if world.any_stopped(stopped()) else mine)
+    if any(part is None for part in everyone):
+        return None
+    return _merged(everyone)
+
+
+def _explain_memory(error: Exception, batch_size: int) -> None:
+    """RunFailed with the way out where it was memory that did not suffice."""
+    wanted = memory.shortage(error)
+    if wanted is not None:
+        raise RunFailed(
+            f"{wanted}, with {batch_size} views per forward pass: lower TEST.BATCH_SIZE, which "
+            "changes no result"
+        ) from error
+
+
+_MEETINGS = itertools.count()
+"""A number for each time that scores are gathered: every process counts the same."""
+
+
+def _own_scores(
+    model: nn.Module,
+    loader: Loader,
+    *,
+    world: distributed.World,
+    batch_size: int,
+    precision: torch.dtype,
+    multi_label: bool,
+    stopped: Callable[[], bool],
+    on_video: Callable[[int], None],
+) -> tuple[Tensor, Tensor | None, list[Failed]] | None:
+    """Video ids, rows (None for none) and failures of this process's share; None if stopped."""
     model.eval()
     ids, rows, failed = [], [], []
     batches = Feeder(loader, world.device, loader.dataset.spec)
     for batch in batches:
-        if stopped():
-            break
+        if world.any_stopped(stopped()):
+            return None
         failed += batch.failed
         if len(batch.video_ids):
             views = clip_scores(
@@ -85,16 +138,11 @@ def score_videos(
             ids.append(found)
             rows += [part.mean(dim=0) for part in views.split(counts.tolist())]
         on_video(len(batch.failed) + (len(ids[-1]) if len(batch.video_ids) else 0))
-    mine = (
+    return (
         torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int64),
         torch.stack(rows) if rows else None,
         failed,
-        stopped(),
     )
-    everyone = world.gather(mine)
-    if any(part[3] for part in everyone):
-        return None
-    return _merged(everyone)
 
 
 def score_all(
@@ -218,6 +266,7 @@ def _test(
 
     # ---- the model ------------------------------------------------------------------------
     model = build_model(cfg.model.model_name, num_classes=num_classes, **cfg.model_arguments())
+    preflight.require_fitting_clips(cfg.model.model_name, model, cfg.data, training=False)
     load_weights(model, stored)
     model.to(world.device)
     precision = cfg.test.mixed_precision
@@ -238,15 +287,10 @@ def _test(
     differences = _differences(stored, spec, multi_label=cfg.data.multi_label)
     for note in [*manifest.notes, *loader.notes, *differences]:
         voice.say(f"note: {note}")
-    try:
-        with stop:
-            scores = score_all(
-                cfg, world, model, loader, precision=precision, stop=stop, voice=voice, what="test"
-            )
-    except Exception:
-        if not stop.requested:
-            raise
-        scores = None  # the signal has ended the loader's workers as well
+    with stop:
+        scores = score_all(
+            cfg, world, model, loader, precision=precision, stop=stop, voice=voice, what="test"
+        )
     if scores is None:
         voice.say("the test was interrupted; nothing was written")
         return stop.exit_code(saved=False)

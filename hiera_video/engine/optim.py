@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hiera_video.engine.finite import not_finite
 from hiera_video.errors import UserError
 
 OPTIMIZERS = ("adamw", "sgd")
@@ -50,7 +52,7 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def parameter_groups(
     model: nn.Module, *, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict]:
-    """Groups of {"params", "weight_decay", "lr_scale"} over the parameters that train.
+    """Groups of {"params", "param_names", "weight_decay", "lr_scale"}, over what trains.
 
     No weight decay, by rule and never by part of a name: tensors of at most one dimension, every
     `bias`, and the names in `model.no_weight_decay()`.
@@ -81,9 +83,11 @@ def parameter_groups(
         if layer_decay < 1:
             scale = layer_decay ** (model.num_layers - model.layer_id(name))
         group = groups.setdefault(
-            (scale, decay), {"params": [], "weight_decay": decay, "lr_scale": scale}
+            (scale, decay),
+            {"params": [], "param_names": [], "weight_decay": decay, "lr_scale": scale},
         )
         group["params"].append(parameter)
+        group["param_names"].append(name)
     return list(groups.values())
 
 
@@ -105,6 +109,74 @@ def build_optimizer(
             groups, lr=0.0, momentum=momentum, nesterov=nesterov and momentum > 0, fused=fused
         )
     raise UserError(f"SOLVER.OPTIMIZING_METHOD {method!r}: allowed are {', '.join(OPTIMIZERS)}")
+
+
+def restore_state(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> list[str]:
+    """Take the moments of a stored `optimizer.state_dict()`, parameter by parameter, by name.
+
+    Everything else (decay, betas, groups, which parameters train) stays as this run has it, so the
+    run that wrote the state may have had other settings. Where the stored state has no moments of
+    the kind that `optimizer` keeps, those start afresh; a sentence for each such case is returned.
+    """
+    own = optimizer.state_dict()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    names = [name for group in own["param_groups"] for name in group["param_names"]]
+    stored_names = _names_of(stored["param_groups"], own["param_groups"])
+    if stored_names is None:
+        return [
+            "the optimizer's state starts afresh: the checkpoint groups its parameters in another "
+            "way and, written by an earlier version, does not name them"
+        ]
+    moments = {stored_names[number]: state for number, state in stored["state"].items()}
+    wanted = _moments_of(optimizer)
+    own["state"] = {
+        number: moments[name]
+        for number, (name, parameter) in enumerate(zip(names, parameters, strict=True))
+        if name in moments and _fit(moments[name], wanted, parameter)
+    }
+    optimizer.load_state_dict(own)
+    return _started_afresh(names, own["state"], moments) if wanted else []
+
+
+def _moments_of(optimizer: torch.optim.Optimizer) -> set[str]:
+    """What the optimizer remembers of each parameter."""
+    if isinstance(optimizer, torch.optim.SGD):
+        return {"momentum_buffer"} if optimizer.defaults["momentum"] else set()
+    return {"step", "exp_avg", "exp_avg_sq"}
+
+
+def _fit(state: dict[str, Any], wanted: set[str], parameter: Tensor) -> bool:
+    return (
+        bool(wanted)
+        and set(state) == wanted
+        and all(value.shape == parameter.shape for name, value in state.items() if name != "step")
+    )
+
+
+def _names_of(stored: list[dict], own: list[dict]) -> list[str] | None:
+    """The names of the parameters of stored groups, in their order; None where they are unknown."""
+    if all("param_names" in group for group in stored):
+        return [name for group in stored for name in group["param_names"]]
+    if [len(group["params"]) for group in stored] != [len(group["params"]) for group in own]:
+        return None
+    return [name for group in own for name in group["param_names"]]
+
+
+def _started_afresh(names: list[str], kept: dict[int, Any], moments: dict[str, Any]) -> list[str]:
+    missing = [name for number, name in enumerate(names) if number not in kept]
+    if not missing:
+        return []
+    if not kept:
+        other = sorted(set().union(*moments.values()))
+        came = (
+            f"holds {', '.join(other)}, which this optimizer does not use" if other else "has none"
+        )
+        return [f"the optimizer's state starts afresh: the checkpoint {came}"]
+    shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    return [
+        f"the optimizer's state of {len(missing)} of {len(names)} parameters starts afresh, the "
+        f"checkpoint has none for them: {shown}"
+    ]
 
 
 @torch.no_grad()
@@ -132,6 +204,8 @@ class Ema:
     def __init__(self, model: nn.Module, decay: float):
         self.decay = decay
         self.shadow = {k: self._copy(v) for k, v in model.state_dict().items()}
+        # Infinities, which masks are made of, have no average.
+        self._copied = set(not_finite(dict(model.named_buffers())))
 
     @staticmethod
     def _copy(tensor: Tensor) -> Tensor:
@@ -147,7 +221,7 @@ class Ema:
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         for key, value in model.state_dict().items():
-            if value.is_floating_point():
+            if value.is_floating_point() and key not in self._copied:
                 self.shadow[key].lerp_(value.detach().float(), 1 - decay)
             else:
                 self.shadow[key].copy_(value)
@@ -157,7 +231,7 @@ class Ema:
         return self.shadow
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from a checkpoint's `ema_state`."""
+        """Go on from averaged weights, or from the weights of a run that kept no average."""
         if set(state) != set(self.shadow):
             raise UserError("the averaged weights (EMA) in the checkpoint are of another model")
         for key, value in state.items():

@@ -9,17 +9,21 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hiera_video import files
+from torch import nn
+
+from hiera_video import files, scoring
 from hiera_video.data.datasets import Failed, VideoDataset, try_to_read
 from hiera_video.data.guard import Casualty, GuardedPool
 from hiera_video.data.manifests import DataError, Manifest, read_manifest
 from hiera_video.data.parts import NoSuchPart
+from hiera_video.engine import optim
 from hiera_video.engine.distributed import World
 from hiera_video.errors import RunFailed, UserError
 
@@ -87,6 +91,8 @@ class Schedule:
     warmup_start_lr: float
     end_lr: float
     cosine_after_warmup: bool
+    steps_as_asked: bool = False
+    """Whether total_steps is a setting, SOLVER.MAX_STEPS."""
 
     @property
     def clips_per_step(self) -> int:
@@ -102,6 +108,25 @@ class Schedule:
     def dropped(self) -> int:
         """Videos that an epoch leaves out because they do not fill a step; others each epoch."""
         return self.videos - self.steps_per_epoch * self.videos_per_step
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of a run that is too short for its schedule."""
+        found = []
+        if self.total_steps < FEW_STEPS and not self.steps_as_asked:
+            epochs = -(-2 * FEW_STEPS // self.steps_per_epoch)
+            found.append(
+                f"only {self.total_steps} optimizer steps in all ({self.steps_per_epoch} an epoch) "
+                f"teach a model little: SOLVER.MAX_EPOCH {epochs} makes "
+                f"{epochs * self.steps_per_epoch} (another run, with another OUTPUT_DIR); a lower "
+                "TRAIN.BATCH_SIZE makes more of each epoch"
+            )
+        if self.warmup_steps > self.total_steps / 2:
+            found.append(
+                f"the learning rate still rises for {self.warmup_steps:g} of {self.total_steps} "
+                "steps; a lower SOLVER.WARMUP_EPOCHS leaves more at the full rate"
+            )
+        return found
 
     def lr_settings(self) -> dict[str, Any]:
         """The arguments of `lr_at` besides the step."""
@@ -128,10 +153,14 @@ class Schedule:
 def schedule(
     solver: Any, *, videos: int, videos_per_step: int, clips_per_video: int, steps_per_epoch: int
 ) -> Schedule:
-    """The `Schedule` of SOLVER settings on a list of `videos` videos."""
+    """The `Schedule` of SOLVER settings on a list of `videos` videos.
+
+    Where an epoch is one step, the line of the warm-up begins one step later on its way up: at
+    SOLVER.WARMUP_START_LR, which is next to nothing, a whole epoch would be lost.
+    """
     scale = videos_per_step / solver.lr_batch if solver.lr_batch else 1.0
     total = solver.max_steps or steps_per_epoch * solver.max_epoch
-    return Schedule(
+    plan = Schedule(
         videos=videos,
         videos_per_step=videos_per_step,
         clips_per_video=clips_per_video,
@@ -142,7 +171,17 @@ def schedule(
         warmup_start_lr=solver.warmup_start_lr * scale,
         end_lr=solver.cosine_end_lr * scale,
         cosine_after_warmup=solver.cosine_after_warmup,
+        steps_as_asked=solver.max_steps > 0,
     )
+    if steps_per_epoch > 1 or not plan.warmup_steps:
+        return plan
+    start, steps = plan.warmup_start_lr, plan.warmup_steps
+    top = optim.lr_at(math.ceil(steps), **plan.lr_settings())
+    return dataclasses.replace(plan, warmup_start_lr=start + (top - start) / (steps + 1))
+
+
+FEW_STEPS = 100
+"""A run of fewer optimizer steps is said to be short."""
 
 
 # ---- data ---------------------------------------------------------------------------------------
@@ -358,6 +397,20 @@ def fingerprint(manifest: Manifest) -> str:
     return digest.hexdigest()
 
 
+def require_fitting_clips(name: str, model: nn.Module, data: Any, *, training: bool) -> None:
+    """UserError where the DATA settings make clips of another size than the model is built for."""
+    try:
+        scoring.require_fitting_clips(model, data.clip_spec(training=training))
+    except UserError as error:
+        what = "training" if training else "validation and test"
+        raise UserError(
+            f"{name}, {what}: {error}. DATA.NUM_FRAMES is {data.num_frames}, "
+            f"DATA.TRAIN_CROP_SIZE {data.train_crop_size}, DATA.TEST_CROP_SIZE "
+            f"{data.test_crop_size}: a model of one size needs equal crops. A model whose builder "
+            "does not name the argument input_size is told it by MODEL.KWARGS.input_size"
+        ) from None
+
+
 # ---- settings of a run that goes on -------------------------------------------------------------
 
 FREE_TO_CHANGE = (
@@ -426,15 +479,34 @@ def require_same_settings(path: Path, stored: str, current: str) -> None:
         )
 
 
+WITHOUT_WEIGHTS = ("head_dropout", "drop_path_rate", "mask_ratio", "decode_ratio")
+"""Arguments of models that change how they train and none of their weights."""
+
+
 def require_same_model(path: Path, stored: dict[str, Any], current: dict[str, Any]) -> None:
     """UserError where a checkpoint is of another model than the one built."""
-    if stored != current:
+    if _with_weights(stored) != _with_weights(current):
         raise UserError(
             f"{path} is a checkpoint of another model:\n"
             f"  {stored['name']} {stored['kwargs']} there\n"
             f"  {current['name']} {current['kwargs']} here\n"
             "To start from its weights, choose another OUTPUT_DIR and set "
             f"TRAIN.CHECKPOINT_FILE_PATH {path}"
+        )
+
+
+def _with_weights(identity: dict[str, Any]) -> dict[str, Any]:
+    kwargs = {k: v for k, v in identity["kwargs"].items() if k not in WITHOUT_WEIGHTS}
+    return {**identity, "kwargs": kwargs}
+
+
+def require_steps_left(path: Path, step: int, plan: Schedule) -> None:
+    """UserError where a checkpoint has taken more steps than the run is to have."""
+    if step > plan.total_steps:
+        raise UserError(
+            f"{path} has taken {step} steps and this run ends after {plan.total_steps}: there is "
+            "nothing to go on with. Raise SOLVER.MAX_EPOCH (or SOLVER.MAX_STEPS); to train anew "
+            "from its weights, leave TRAIN.CHECKPOINT_EPOCH_RESET at True"
         )
 
 

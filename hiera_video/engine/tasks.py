@@ -133,8 +133,20 @@ def keep_masks(
     return torch.cat([model.random_keep(1, model.mask_ratio, g) for g in generators])
 
 
+STREAMS = {"weights": (), "step": ("step", "share"), "mask": ("epoch", "video", "view")}
+"""What `stream_seed` is for: purpose -> the numbers that it takes. SeedSequence fills up with
+zeros, so (step 5) and (step 5, share 0) would be one stream: each purpose has one count of numbers,
+and its first four letters are its own."""
+
+
 def stream_seed(seed: int, purpose: str, *numbers: int) -> int:
-    """A 63-bit seed for one purpose at one place; different ones give unrelated streams."""
+    """A 63-bit seed for one purpose at one place; different ones give unrelated streams.
+
+    ValueError for a purpose that `STREAMS` does not list, or with other numbers than it lists.
+    """
+    fits = purpose in STREAMS and len(numbers) == len(STREAMS[purpose])
+    if not fits or not all(0 <= number < 1 << 32 for number in numbers):
+        raise ValueError(f"stream {purpose!r} with the numbers {numbers} is not one of STREAMS")
     tag = int.from_bytes(purpose.encode(), "little")
     words = np.random.SeedSequence([seed, tag, *numbers]).generate_state(1, np.uint64)
     return int(words[0] >> np.uint64(1))

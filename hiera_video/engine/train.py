@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
+import itertools
 import math
 import os
+import shlex
 import signal
 import threading
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +42,7 @@ from hiera_video.engine import (
     checkpoint,
     evaluate,
     head_rows,
+    memory,
     optim,
     preflight,
     report,
@@ -46,6 +50,7 @@ from hiera_video.engine import (
 )
 from hiera_video.engine.distributed import World
 from hiera_video.engine.feeding import Feeder
+from hiera_video.engine.finite import FiniteState
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
 from hiera_video.models.weights import WeightsError, load_weights
@@ -107,10 +112,13 @@ def _train(
 
     # ---- begin, or go on ------------------------------------------------------------------
     ema = None
-    step, sums = 0, [0.0] * len(SUMS)
-    source, state = find_state(cfg, world, folder.checkpoints, voice.say)
+    step, sums, afresh = 0, [0.0] * len(SUMS), []
+    numbers = FiniteState(model, "a fresh model")
+    source, state = find_state(cfg, world, folder.checkpoints, voice.say, numbers)
+    last_good = source
     if state is None and cfg.train.checkpoint_file_path:
         start_from_weights(cfg, world, model, voice.say, classes=names)
+        numbers = FiniteState(model, cfg.train.checkpoint_file_path)
     if cfg.train.ema_decay:
         ema = optim.Ema(model, cfg.train.ema_decay)
     if state is not None:
@@ -127,15 +135,15 @@ def _train(
                 same_run=source.parent == folder.checkpoints,
             )
         preflight.require_same_model(source, state["model"], identity)
+        preflight.require_steps_left(source, state["step"], plan)
         if note:
             voice.say(note)
         if rows is not None:
             head_rows.place_weights(state, model, rows)
         model.load_state_dict(state.get("raw_state", state["model_state"]))
-        restore_optimizer(optimizer, state["optimizer_state"])
+        afresh = restore_optimizer(optimizer, scaler, state)
         if rows is not None:
             head_rows.place_moments(optimizer, model, rows)
-        scaler.load_state_dict(state["scaler_state"])
         step, sums = state["step"], state["epoch_sums"]
         if ema is not None:
             ema.load_state_dict(state["model_state"])
@@ -148,11 +156,13 @@ def _train(
     val_loader = validation_loader(cfg, validation, world) if validation is not None else None
     if world.is_main:
         voice.open(folder.path, tensorboard=cfg.tensorboard.enable)
-    notes = [*list_notes(train_list, val_list), *loader.notes]
+    notes = [*list_notes(train_list, val_list), *loader.notes, *plan.notes]
     for line in introduction(cfg, world, model, plan, train_list.describe_classes(), notes):
         voice.say(line)
     if step:
         voice.say(f"going on from {source}, after step {step} of {plan.total_steps}")
+    for note in afresh:
+        voice.say(f"note: {note}")
 
     def write() -> Path:
         """Write the state after `step` steps and delete what is too old; the path."""
@@ -174,13 +184,21 @@ def _train(
             "scaler_state": scaler.state_dict(),
             "versions": {"hiera_video": __version__, "torch": str(torch.__version__)},
         }
+        fault = numbers.fault(content)
+        if fault is not None:
+            raise NotFinite(
+                f"the state after step {step} was not saved, {fault}. "
+                f"{way_on(cfg, folder.path, last_good)}"
+            )
         checkpoint.save(content, path)
         checkpoint.prune(folder.checkpoints, keep=cfg.train.keep_checkpoints)
         return path
 
     def save() -> Path:
         """`write` on the main process; if that fails, every process ends."""
-        return world.on_main(write)
+        nonlocal last_good
+        last_good = world.on_main(write)
+        return last_good
 
     def finish_epoch() -> bool:
         """Save, validate, keep the best, draw: what is due after `step` steps. False if stopped."""
@@ -227,7 +245,10 @@ def _train(
                 world.sum(totals)
                 world.sum(vote)
 
-                norm = update(optimizer, scaler, trained, totals, plan, cfg.solver.clip_grad_l2norm)
+                with out_of_memory_explained(forward.clips, NotToBeSaved):
+                    norm = update(
+                        optimizer, scaler, trained, totals, plan, cfg.solver.clip_grad_l2norm
+                    )
                 if ema is not None:
                     ema.update(model, step)
 
@@ -235,7 +256,13 @@ def _train(
                 *here, votes, norm = torch.cat([totals, vote, norm[None].double()]).tolist()
                 step += 1
                 stopping = votes > 0
-                require_finite(here[0], norm, step, scaled=scaler.is_enabled(), folder=folder)
+                require_finite(
+                    here[0],
+                    norm,
+                    step,
+                    scaled=scaler.is_enabled(),
+                    way_on=functools.partial(way_on, cfg, folder.path, last_good),
+                )
                 sums = [a + b for a, b in zip(sums, here, strict=True)]
                 clock.step_done(int(here[1]))
                 say_step(cfg, voice, clock, plan, here, step=step, lr=lr, norm=norm, world=world)
@@ -251,7 +278,7 @@ def _train(
                     clock.restart()
             if stopping:
                 save()
-        except NotFinite:
+        except NotToBeSaved:
             raise
         except Exception as error:
             # Parameters change in `update` alone: what `step` steps have learnt is whole.
@@ -262,7 +289,9 @@ def _train(
                 if world.is_main:
                     write()
             elif isinstance(error, RunFailed) and world.size == 1 and step > 0:
-                raise RunFailed(f"{error}; saved {write()}") from error
+                raise RunFailed(
+                    f"{error}; saved {write()}, from where the same command goes on"
+                ) from error
             else:
                 raise
         if stopping:
@@ -340,7 +369,11 @@ class Forward:
             torch.manual_seed(tasks.stream_seed(self.seed, "step", step, share))
             # Compiled for one size: a part that lacks videos which failed is computed without.
             model = self.model if clips == self.clips else self.parallel
-            with self._gradients_kept_here(part < self.parts - 1), out_of_memory_explained(clips):
+            with (
+                self._gradients_kept_here(part < self.parts - 1),
+                out_of_memory_explained(clips),
+                contextlib.nullcontext() if clips else frozen_statistics(self.parallel),
+            ):
                 out = self.step_fn(model, batch, epoch=epoch, settings=self.settings)
                 weight = clips * self.world.size / self.plan.clips_per_step
                 scaler.scale(out["loss"] * weight).backward()
@@ -366,16 +399,20 @@ def leave_graph_memory(model: nn.Module) -> None:
 
 
 @contextlib.contextmanager
-def out_of_memory_explained(clips: int) -> Iterator[None]:
-    """RunFailed with the ways out where the device's memory does not suffice."""
+def out_of_memory_explained(clips: int, failure: type[RunFailed] = RunFailed) -> Iterator[None]:
+    """`failure` with the ways out where the memory of the device, or of the machine, does not
+    suffice."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        first = str(error).split(". ")[0]
-        raise RunFailed(
-            f"{first} with {clips} clips at a time. Raise TRAIN.GRAD_ACCUM (the same result in "
-            "more, smaller parts), set MODEL.ACT_CHECKPOINT true, TRAIN.MIXED_PRECISION bf16, or "
-            "lower TRAIN.BATCH_SIZE"
+    except (RuntimeError, MemoryError) as error:
+        wanted = memory.shortage(error)
+        if wanted is None:
+            raise
+        raise failure(
+            f"{wanted}, with {clips} clips at a time. Raise TRAIN.GRAD_ACCUM (the same result in "
+            "more, smaller parts) or set MODEL.ACT_CHECKPOINT true: a run that has begun goes on "
+            "with these. TRAIN.MIXED_PRECISION bf16 or a lower TRAIN.BATCH_SIZE make it another "
+            "run, which needs another OUTPUT_DIR once a checkpoint was written"
         ) from error
 
 
@@ -429,23 +466,75 @@ def blank(dataset: VideoDataset) -> Batch:
     )
 
 
-class NotFinite(RunFailed):
-    """The weights at hand are spoilt: they must not be saved."""
+@contextlib.contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Norms with running statistics (BatchNorm) use them and leave them alone: a black clip must
+    not count. SyncBatchNorm stays as it is, for the other processes wait for its numbers."""
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._NormBase)
+        and not isinstance(module, nn.SyncBatchNorm)
+        and module.training
+    ]
+    for norm in norms:
+        norm.eval()
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.train()
+
+
+class NotToBeSaved(RunFailed):
+    """What is in memory is not the state after a whole step."""
+
+
+class NotFinite(NotToBeSaved):
+    """The weights are not finite."""
 
 
 def require_finite(
-    loss: float, norm: float, step: int, *, scaled: bool, folder: preflight.RunFolder
+    loss: float, norm: float, step: int, *, scaled: bool, way_on: Callable[[], str]
 ) -> None:
     """NotFinite on a loss that is not finite, or a gradient (which fp16's scaler may skip)."""
     if math.isfinite(loss) and (scaled or math.isfinite(norm)):
         return
-    kept = checkpoint.in_order(folder.checkpoints)
-    last = f"the last good checkpoint is {kept[-1]}" if kept else "no checkpoint was written yet"
-    what = "loss" if not math.isfinite(loss) else "gradient"
-    raise NotFinite(
-        f"the {what} of step {step} is not finite ({loss if what == 'loss' else norm}); {last}. "
-        "A lower SOLVER.BASE_LR, SOLVER.CLIP_GRAD_L2NORM or TRAIN.MIXED_PRECISION bf16 may help"
+    what, value = ("gradient", norm) if math.isfinite(loss) else ("loss", loss)
+    raise NotFinite(f"the {what} of step {step} is not finite ({value}). {way_on()}")
+
+
+def way_on(cfg: Any, folder: Path, last_good: Path | None) -> str:
+    """What to change after a step that gave no numbers: the same command would come to it again.
+
+    The settings can be typed as they stand; a folder takes one run, so they name another.
+    """
+    words = ["OUTPUT_DIR", shlex.quote(unused_folder(folder))]
+    if last_good is not None:
+        words += ["TRAIN.CHECKPOINT_FILE_PATH", shlex.quote(str(last_good))]
+        words += ["TRAIN.CHECKPOINT_EPOCH_RESET", "False"]
+    lower = cfg.solver.base_lr / 4
+    words += ["SOLVER.BASE_LR", f"{lower:.3g}"]
+    for name in ("warmup_start_lr", "cosine_end_lr"):
+        if getattr(cfg.solver, name) > float(f"{lower:.3g}"):
+            words += [f"SOLVER.{name.upper()}", f"{lower:.3g}"]
+    if not cfg.solver.clip_grad_l2norm:
+        words += ["SOLVER.CLIP_GRAD_L2NORM", "1.0"]
+    if cfg.train.mixed_precision == "fp16":
+        words += ["TRAIN.MIXED_PRECISION", "bf16"]
+    last, begin = "no checkpoint was written yet", "starts anew"
+    if last_good is not None:
+        last, begin = f"the last good checkpoint is {last_good}", "goes on from there"
+    return (
+        f"The same command would come to it again; {last}. With these settings at its end it "
+        f"{begin}, in smaller steps:\n  {' '.join(words)}"
     )
+
+
+def unused_folder(folder: Path) -> str:
+    """`folder`_2, or the next number that is free."""
+    numbered = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
+    return str(next(path for path in numbered if not path.exists()))
 
 
 # ---- parts of a run -----------------------------------------------------------------------------
@@ -572,6 +661,9 @@ def build(cfg: Any, *, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
         model = build_model(cfg.model.model_name, **arguments)
     except UserError as error:
         raise UserError(f"{error}{_other_task(cfg.task, str(error))}") from error
+    preflight.require_fitting_clips(cfg.model.model_name, model, cfg.data, training=True)
+    if cfg.task == "classify":
+        preflight.require_fitting_clips(cfg.model.model_name, model, cfg.data, training=False)
     arguments.pop("act_checkpoint", None)  # how it is computed, not what it is
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
     return model, {"name": cfg.model.model_name, "kwargs": plain}
@@ -601,15 +693,15 @@ def build_optimizer(solver: Any, model: nn.Module, device: torch.device) -> torc
     )
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Take the moments of a checkpoint and keep this run's settings (decay, betas, shares)."""
-    own = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(state)
-    except ValueError as error:
-        raise UserError(f"the checkpoint's optimizer is of another kind of run: {error}") from error
-    for group, settings in zip(optimizer.param_groups, own, strict=True):
-        group.update(settings)
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, state: dict[str, Any]
+) -> list[str]:
+    """Take what a checkpoint's optimizer had learnt, and keep this run's settings. Returns what a
+    user should know: what the checkpoint has nothing for, and so starts afresh."""
+    notes = optim.restore_state(optimizer, state["optimizer_state"]) if state["step"] else []
+    if scaler.is_enabled() and state["scaler_state"]:  # empty: a run without fp16 scales nothing
+        scaler.load_state_dict(state["scaler_state"])
+    return notes
 
 
 def number_of_checkpoints(settings: Any, plan: preflight.Schedule) -> int:
@@ -676,14 +768,14 @@ def is_due(period: int, count: int, last: bool) -> bool:
 
 
 def find_state(
-    cfg: Any, world: World, checkpoints: Path, say: Any
+    cfg: Any, world: World, checkpoints: Path, say: Any, numbers: FiniteState
 ) -> tuple[Path | None, dict | None]:
     """The checkpoint to go on from, and its content: the newest of OUTPUT_DIR, or, with
     TRAIN.CHECKPOINT_EPOCH_RESET False, the one TRAIN.CHECKPOINT_FILE_PATH names; else None."""
 
     def choose() -> Path | None:
         if cfg.train.auto_resume:
-            newest = checkpoint.latest(checkpoints, say)
+            newest = checkpoint.latest(checkpoints, say, content_fault=numbers.fault)
             if newest is not None:
                 return newest[0]
         elif checkpoint.in_order(checkpoints):
@@ -693,7 +785,9 @@ def find_state(
             )
         if cfg.train.checkpoint_file_path and not cfg.train.checkpoint_epoch_reset:
             path = Path(cfg.train.checkpoint_file_path).expanduser()
-            checkpoint.load(path)
+            fault = numbers.fault(checkpoint.load(path))
+            if fault is not None:
+                raise UserError(f"a run cannot go on from {path}, {fault}; name an earlier one")
             return path
         return None
 
@@ -861,7 +955,7 @@ def say_step(
     loss_sum, clips, top1, top5, failed = here
     epoch, at = divmod(step - 1, plan.steps_per_epoch)
     loss = loss_sum / max(clips, 1)
-    memory = report.peak_memory(world.device)
+    peak = report.peak_memory(world.device)
     left = report.duration(clock.seconds * (plan.total_steps - step))
     waiting = clock.data_seconds / max(clock.seconds, 1e-9)
     due = (
@@ -873,7 +967,7 @@ def say_step(
     voice.progress(
         f"epoch {epoch + 1}/{plan.epochs}  step {at + 1}/{plan.steps_per_epoch}  loss {loss:.4f}  "
         f"lr {lr:.2e}  {clock.clips_per_second:.1f} clips/s  data {waiting:.0%}  "
-        f"mem {report.gibibytes(memory)}  eta {left}",
+        f"mem {report.gibibytes(peak)}  eta {left}",
         due=due,
     )
     if not due:
@@ -896,7 +990,7 @@ def say_step(
         dt_net=clock.seconds - clock.data_seconds,
         clips_per_s=clock.clips_per_second,
         eta=left,
-        **{"gpu_mem" if world.device.type == "cuda" else "RAM": report.gibibytes(memory)},
+        **{"gpu_mem" if world.device.type == "cuda" else "RAM": report.gibibytes(peak)},
         **errors,
     )
     voice.scalars(

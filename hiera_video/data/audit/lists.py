@@ -82,9 +82,13 @@ def read_parts(
     Raises DataError: nothing there, nothing in it.
     """
     files = [Path(path).expanduser() for path in paths]
-    for file in files:
-        if not os.path.lexists(file):
-            raise DataError(f"no such file or folder: {file}; name a folder of videos or a list")
+    missing = [file for file in files if not os.path.lexists(file)]
+    if len(missing) == len(files):
+        shown = ", ".join(map(str, missing))
+        raise DataError(f"no such file or folder: {shown}; name a folder of videos or a list")
+    for file in missing:
+        findings.add("missing_list", "", 0, str(file), "no such file or folder")
+    files = [file for file in files if file not in missing]
     if len(files) == 1 and files[0].is_file() and _names_splits(files[0]):
         parts = _read_splits(files[0], settings, findings)
     elif len(files) > 1 or files[0].is_file():

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from hiera_video.clip_spec import ClipSpec
 
 PROBLEMS = {
+    "missing_list": "lists and folders that are not there",
     "bad_line": "lines that cannot be read",
     "label_out_of_range": "labels out of range",
     "missing": "missing files",

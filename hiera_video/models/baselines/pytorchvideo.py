@@ -248,7 +248,6 @@ def register_convolutional(name: str) -> None:
 
     frames, side, _ = CONVOLUTIONAL[name].input_size
     build.__doc__ = f"PyTorchVideo's {name} for clips of {frames} frames, {side}x{side} or larger."
-    build.any_crop = True
     MODEL_REGISTRY.register(name=name)(build)
 
 

@@ -1,0 +1,270 @@
+"""Command lines with settings: `KEY VALUE` anywhere, `--cfg FILE`, and a description of every key.
+
+    parser = SettingsParser(description=...)
+    add_config_arguments(parser)
+    args = parser.parse_args(argv)          # args.settings: the words KEY VALUE KEY VALUE ...
+    cfg = config_from_args(args)
+
+SlowFast's documented line puts settings behind `--cfg FILE`, its parser wants `--opts`, and people
+put them at the end. All are the same here, and where a key is given twice the later one counts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import fnmatch
+import os
+import re
+import sys
+import textwrap
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from hiera_video.cli import add_import_argument
+from hiera_video.config import (
+    Config,
+    ConfigError,
+    SettingText,
+    describe_settings,
+    is_setting,
+    load_config,
+    names_a_section,
+)
+from hiera_video.errors import UserError
+from hiera_video.registry import import_user_module
+
+__all__ = ["SettingsParser", "add_config_arguments", "config_from_args", "settings_table"]
+
+
+class SettingsParser(argparse.ArgumentParser):
+    """An ArgumentParser that takes settings, `KEY VALUE`, before, between and behind its arguments.
+
+    The word behind a key is its value whatever it looks like, a negative number too. A parser
+    without positional arguments takes every word for a setting that is neither an option nor an
+    option's value. One with positional arguments (paths) takes the words that are keys, and no file
+    or folder that is there; its other words may stand anywhere, too.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._values_of: dict[str, int | str] = {}
+        """Option -> how many words follow it: a number, "?", "*" or "+"."""
+        self._takes_paths = False
+        super().__init__(*args, **kwargs)
+
+    def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
+        """As argparse's; remembers what follows an option."""
+        action = super().add_argument(*names, **kwargs)
+        for option in action.option_strings:
+            self._values_of[option] = 1 if action.nargs is None else action.nargs
+        self._takes_paths |= not action.option_strings and action.dest != "settings"
+        return action
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As argparse's, with the words of the settings in `settings`.
+
+        Raises ConfigError for a key without a value and for `KEY=VALUE`.
+        """
+        words = _Words(sys.argv[1:] if args is None else args)
+        own, paths, settings = self._sorted(words)
+        parsed = super().parse_args([*own, *(["--", *paths] if paths else [])], namespace)
+        if parsed.settings:  # where argparse puts a word such as -1
+            self.error(f"unrecognized arguments: {' '.join(parsed.settings)}")
+        for word in [*paths, *(key for key, _ in settings)]:
+            _require_no_second_file(word, parsed)
+        for key, value in settings:
+            if value is None:
+                raise ConfigError(_no_value(key))
+        parsed.settings = [word for pair in settings for word in pair]
+        return parsed
+
+    def error(self, message: str) -> Any:
+        """As argparse's, with the option that was meant."""
+        unknown = message.removeprefix("unrecognized arguments: ").split()
+        if unknown[0].startswith("-"):
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], self._values_of, n=2)
+            message += f"; did you mean {' or '.join(near)}?" if near else ""
+        super().error(message)
+
+    def _sorted(self, words: _Words) -> tuple[list[str], list[str], list[tuple[str, str | None]]]:
+        """The parser's options with their values, the paths, and the settings as pairs."""
+        own: list[str] = []
+        paths: list[str] = []
+        settings: list[tuple[str, str | None]] = []
+        for word in words:
+            if word == "--":
+                paths += words
+            elif word == "--opts":
+                if words.left and not self._option(words.peek()):
+                    settings.append(self._pair(next(words), words))
+            elif word.startswith("-") and word != "-":
+                own += [word, *self._values(word, words)]
+            elif self._is_key(word):
+                settings.append(self._pair(word, words))
+            else:
+                paths.append(word)
+        if not self._takes_paths and paths:  # behind "--"
+            rest = _Words(paths)
+            settings += [self._pair(word, rest) for word in rest]
+            paths = []
+        return own, paths, settings
+
+    def _pair(self, key: str, words: _Words) -> tuple[str, str | None]:
+        """A key and the word behind it; None for none, which is an option's place or the end."""
+        if "=" in key or not words.left or self._option(words.peek()):
+            return key, None
+        return key, next(words)
+
+    def _is_key(self, word: str) -> bool:
+        if not self._takes_paths:
+            return True
+        name = word.partition("=")[0]
+        spelled = name.isupper() or "." in name
+        return spelled and (is_setting(name) or names_a_section(name)) and not os.path.exists(word)
+
+    def _values(self, word: str, words: _Words) -> Iterator[str]:
+        """The words that belong to an option; none where it has its value behind an `=`."""
+        option = self._option(word)
+        count = 0 if option is None or "=" in word else self._values_of[option]
+        if isinstance(count, int):
+            for _ in range(count):
+                if words.left:
+                    yield next(words)
+        elif words.left and not words.peek().startswith("-"):  # "?"
+            yield next(words)
+
+    def _option(self, word: str) -> str | None:
+        """The option that a word is, abbreviated where the parser allows it; else None."""
+        name = word.partition("=")[0]
+        if name in self._values_of:
+            return name
+        if not name.startswith("--") or name == "--" or not self.allow_abbrev:
+            return None
+        near = [option for option in self._values_of if option.startswith(name)]
+        return near[0] if len(near) == 1 else None
+
+
+class _Words:
+    """Words taken one by one."""
+
+    def __init__(self, words: Sequence[str]) -> None:
+        self.left = [str(word) for word in words]
+
+    def __iter__(self) -> _Words:
+        return self
+
+    def __next__(self) -> str:
+        if not self.left:
+            raise StopIteration
+        return self.left.pop(0)
+
+    def peek(self) -> str:
+        return self.left[0]
+
+
+def _require_no_second_file(word: str, parsed: argparse.Namespace) -> None:
+    if word.endswith((".yaml", ".yml")):
+        first = getattr(parsed, "cfg", None)
+        if first is None:
+            raise ConfigError(f"a config is named with --cfg: --cfg {word}")
+        raise ConfigError(f"--cfg takes one file, then KEY VALUE ...; {word!r} is a second file")
+
+
+def _no_value(key: str) -> str:
+    name, equals, value = key.partition("=")
+    if equals:
+        return f"settings come as KEY VALUE, without '=': {name} {value}"
+    return f"settings come as KEY VALUE, and {key} has no value behind it"
+
+
+# ---- what a command line with settings takes ----------------------------------------------------
+
+
+def add_config_arguments(parser: SettingsParser, *, required: bool = True) -> None:
+    """Add `--cfg FILE`, settings, `--opts` and `--import MODULE`.
+
+    `required=False` is for command lines that can do without a file; `args.cfg` may then be None.
+    """
+    parser.add_argument(
+        "--cfg", required=required, action=_Once, metavar="FILE", help="one YAML file of settings"
+    )
+    parser.add_argument(
+        "settings",
+        nargs="*",
+        metavar="KEY VALUE",
+        help="settings that replace the file's, anywhere on the line: SOLVER.BASE_LR 1e-4 ... "
+        "(all of them: tools/run_net.py --settings)",
+    )
+    parser.add_argument(
+        "--opts",
+        action="store_true",
+        help="may stand before KEY VALUE; KEY is then no file or folder, whatever its name",
+    )
+    add_import_argument(parser)
+
+
+class _Once(argparse.Action):
+    """argparse would quietly keep the last of two."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest, None) is not None:
+            parser.error(f"{option_string} given twice; it takes one file, use _BASE_ to combine")
+        setattr(namespace, self.dest, values)
+
+
+def config_from_args(args: argparse.Namespace) -> Config:
+    """The Config of a parsed command line; the modules its IMPORTS name are imported as well."""
+    cfg = load_config(args.cfg, args.settings)
+    for module in cfg.imports:
+        import_user_module(module)
+    missing = tuple(module for module in args.imports if module not in cfg.imports)
+    return dataclasses.replace(cfg, imports=cfg.imports + missing)
+
+
+# ---- every setting, found and explained ---------------------------------------------------------
+
+
+def settings_table(pattern: str = "", *, width: int = 100) -> str:
+    """Key, default, what is allowed and meaning of the settings that a pattern finds.
+
+    pattern: a part of a key or a shell pattern, in any case; where no key has it, meanings are
+    searched for it. Raises UserError with near keys where it finds nothing.
+    """
+    known = describe_settings()
+    found = [setting for setting in known if _matches(pattern, setting.key)]
+    found = found or [s for s in known if pattern.lower() in s.meaning.lower()]
+    if not found:
+        near = _near([setting.key for setting in known], pattern.upper())
+        advice = f"; near ones: {', '.join(near)}" if near else ""
+        raise UserError(f"no setting matches {pattern!r}{advice}. --settings alone shows them all")
+    return "\n".join(_described(setting, width) for setting in found)
+
+
+def _matches(pattern: str, key: str) -> bool:
+    pattern = pattern.upper().replace(" ", "_").replace("-", "_")
+    if any(sign in pattern for sign in "*?["):
+        return fnmatch.fnmatchcase(key, pattern)
+    return pattern in key
+
+
+def _near(keys: Sequence[str], pattern: str) -> list[str]:
+    """Keys that are spelled like a pattern, or of which a word is."""
+    whole = difflib.get_close_matches(pattern, keys, n=3)
+    words = {word for key in keys for word in re.split("[._]", key)}
+    alike = difflib.get_close_matches(pattern.rpartition(".")[2], words, n=2, cutoff=0.7)
+    some = [key for key in keys if any(word in re.split("[._]", key) for word in alike)]
+    return list(dict.fromkeys([*whole, *some]))[:6]
+
+
+def _described(setting: SettingText, width: int) -> str:
+    head = f"{setting.key}  (default {setting.default}; {setting.allowed})"
+    lines = textwrap.wrap(head, width, subsequent_indent="    ", break_on_hyphens=False)
+    lines += textwrap.wrap(setting.meaning, width, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(lines)

@@ -1,0 +1,63 @@
+"""Numbers that are numbers: what a checkpoint holds must be fit to go on from.
+
+A loss tells of broken weights one step late, so the weights themselves are looked at before they
+are written, and again before a run goes on from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.errors import UserError
+
+
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Names of those that hold a NaN or an infinity. Asks each device once, however many."""
+    by_device: dict[torch.device, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point():
+            by_device.setdefault(tensor.device, {})[name] = tensor.detach().isfinite().all()
+    return [
+        name
+        for flags in by_device.values()
+        for name, good in zip(flags, torch.stack(list(flags.values())).tolist(), strict=True)
+        if not good
+    ]
+
+
+class FiniteState:
+    """What must be finite in the states of a run with this model: its parameters, its buffers (but
+    for those that are built with infinities in them, as masks are), averages and moments.
+
+    Raises UserError where the parameters are not, as `source` says where they come from.
+    """
+
+    def __init__(self, model: nn.Module, source: str) -> None:
+        broken = not_finite(dict(model.named_parameters()))
+        if broken:
+            raise UserError(f"the weights of {source} are not finite: {_shown(broken)}")
+        self._exempt = set(not_finite(dict(model.named_buffers())))
+
+    def fault(self, state: Mapping[str, Any]) -> str | None:
+        """Why a run cannot go on from the content of a checkpoint; None if it can."""
+        broken = not_finite(dict(self._tensors(state)))
+        return f"its numbers are not finite: {_shown(broken)}" if broken else None
+
+    def _tensors(self, state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+        for part in ("model_state", "raw_state"):
+            for name, tensor in state.get(part, {}).items():
+                if name not in self._exempt:
+                    yield f"{part} {name}", tensor
+        for number, moments in state["optimizer_state"]["state"].items():
+            for name, tensor in moments.items():
+                if isinstance(tensor, Tensor):
+                    yield f"{name} of parameter {number}", tensor
+
+
+def _shown(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more

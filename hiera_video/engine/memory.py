@@ -1,0 +1,21 @@
+"""Too little memory, on a GPU or on the machine, told from other errors and in one line."""
+
+from __future__ import annotations
+
+import re
+
+import torch
+
+from hiera_video.data.guard import wants_memory
+
+
+def shortage(error: BaseException) -> str | None:
+    """What was wanted, "CUDA out of memory. Tried to allocate 2.00 GiB"; None for other errors."""
+    text = str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return text.split(". GPU")[0].rstrip(".")
+    if not wants_memory(error):
+        return None
+    asked = re.search(r"tried to allocate (\d+) bytes", text)
+    amount = f": {int(asked[1]) / 2**30:.2f} GiB more were asked for" if asked else ""
+    return f"out of memory{amount}"
