@@ -139,10 +139,10 @@ def test_recipes_at_their_sizes_rise_from_the_start_that_they_name(recipe, video
 def test_a_run_that_is_too_short_is_said_to_be():
     solver = SolverConfig(base_lr=1e-3, max_epoch=12, warmup_epochs=1)
     (note,) = plan(8, 16, solver).notes
-    assert "only 12 optimizer steps in all (1 an epoch)" in note
+    assert "these are 12 in all (1 an epoch)" in note
     assert "SOLVER.MAX_EPOCH 200 makes 200" in note
     (note,) = plan(50, 16, solver).notes
-    assert "only 36 optimizer steps in all (3 an epoch)" in note
+    assert "these are 36 in all (3 an epoch)" in note
     assert "SOLVER.MAX_EPOCH 67 makes 201" in note
     assert plan(640, 16, solver).notes == []
     asked = dataclasses.replace(solver, max_steps=10)

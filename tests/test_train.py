@@ -669,7 +669,7 @@ def test_three_videos_make_short_epochs_and_the_run_says_so(tmp_path, capsys):
     run(config(videos, out, "SOLVER.WARMUP_EPOCHS", 1, "SOLVER.MAX_EPOCH", 3))
     said = capsys.readouterr().out
     assert "note: only 3 videos: steps of 3 instead of 4 videos" in said
-    assert "note: only 3 optimizer steps in all (1 an epoch)" in said
+    assert "these are 3 in all (1 an epoch)" in said
     lrs = [r["lr"] for r in report.read_metrics(out) if r["_type"] == "train_iter_"]
     assert lrs[:2] == pytest.approx([2.5e-3, 5e-3], rel=1e-3)
 

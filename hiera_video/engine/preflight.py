@@ -116,8 +116,8 @@ class Schedule:
         if self.total_steps < FEW_STEPS and not self.steps_as_asked:
             epochs = -(-2 * FEW_STEPS // self.steps_per_epoch)
             found.append(
-                f"only {self.total_steps} optimizer steps in all ({self.steps_per_epoch} an epoch) "
-                f"teach a model little: SOLVER.MAX_EPOCH {epochs} makes "
+                f"few optimizer steps teach a model little, and these are {self.total_steps} in all "
+                f"({self.steps_per_epoch} an epoch): SOLVER.MAX_EPOCH {epochs} makes "
                 f"{epochs * self.steps_per_epoch} (another run, with another OUTPUT_DIR); a lower "
                 "TRAIN.BATCH_SIZE makes more of each epoch"
             )

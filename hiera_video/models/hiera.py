@@ -338,7 +338,7 @@ class HieraEncoder(nn.Module):
         tokens = torch.Size(plane).numel()
         name = "pos_embed_spatial" if self.sep_pos_embed else "pos_embed"
         if self.abs_win:
-            # never wider than the grid itself: a small input has nothing to resize
+            # the same side for every input, so that weights carry over: `_plane` resizes it
             side = (ABS_WIN_GRID, ABS_WIN_GRID)
             self.register_parameter(name, positions_parameter(1, channels, *side))
             window = self.layout.unit[-2:]
