@@ -52,6 +52,7 @@ setup(
             "ruff>=0.17.6",
             "hiera-transformer==0.1.4",
             "timm>=1.0.22",
+            "onnx>=1.19.1",
             "transformers>=5.20",
         ],
     },

@@ -3,8 +3,10 @@
 import warnings
 
 import numpy as np
+import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from randomness import redraw, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -78,9 +80,6 @@ def test_a_trace_passes_its_own_check(name):
 
 @pytest.mark.parametrize("name", ["hiera_tiny_16x224", "ladder_r0_small_16x224"])
 def test_the_classic_onnx_exporter_gives_the_same_logits(name, tmp_path):
-    onnx = pytest.importorskip("onnx")
-    from onnx.reference import ReferenceEvaluator
-
     model, clips = made(name)
     model.eval()
     path = tmp_path / "model.onnx"

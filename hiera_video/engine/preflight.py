@@ -116,10 +116,11 @@ class Schedule:
         if self.total_steps < FEW_STEPS and not self.steps_as_asked:
             epochs = -(-2 * FEW_STEPS // self.steps_per_epoch)
             found.append(
-                f"few optimizer steps teach a model little, and these are {self.total_steps} in all "
-                f"({self.steps_per_epoch} an epoch): SOLVER.MAX_EPOCH {epochs} makes "
-                f"{epochs * self.steps_per_epoch} (another run, with another OUTPUT_DIR); a lower "
-                "TRAIN.BATCH_SIZE makes more of each epoch"
+                "few optimizer steps teach a model little, and these are "
+                f"{self.total_steps} in all ({self.steps_per_epoch} an epoch): "
+                f"SOLVER.MAX_EPOCH {epochs} makes {epochs * self.steps_per_epoch} "
+                "(another run, with another OUTPUT_DIR); "
+                "a lower TRAIN.BATCH_SIZE makes more of each epoch"
             )
         if self.warmup_steps > self.total_steps / 2:
             found.append(
