@@ -559,7 +559,7 @@ def _entries_of_file(path: Path, chain: tuple[Path, ...]) -> list[_Entry]:
     path = path.expanduser()
     if path.resolve() in chain:
         loop = " -> ".join(str(p) for p in (*chain, path.resolve()))
-        raise ConfigError(f"_BASE_ goes round in a circle: {loop}")
+        raise ConfigError(f"the _BASE_ files name each other in a circle: {loop}")
     named_by = f" (the _BASE_ of {chain[-1]})" if chain else ""
     try:
         text = path.read_text(encoding="utf-8")
@@ -1018,7 +1018,7 @@ class _Loader(yaml.SafeLoader):
             return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
         except ValueError:  # thousands of digits; or "!!int x"
             raise yaml.constructor.ConstructorError(
-                None, None, f"{text[:20]!r} is no number to reckon with", node.start_mark
+                None, None, f"{text[:20]!r} is no number that can be used", node.start_mark
             ) from None
 
 

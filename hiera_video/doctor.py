@@ -97,7 +97,7 @@ def _show(finding: Finding) -> None:
 def _run(check: Check, unusable: set[str]) -> list[Finding]:
     missing = sorted(unusable & set(check.needs))
     if missing:
-        return [Finding(FAIL, f"not tried, for want of {', '.join(missing)}")]
+        return [Finding(FAIL, f"not tried, needs {', '.join(missing)}")]
     if "torch" in check.needs:
         importlib.import_module("torch")  # once, here, so that no child needs to
     outcome, output = _in_child(check.run, check.seconds)

@@ -464,7 +464,7 @@ def _bundled_warning(checkpoint: Checkpoint, wanted: PublishedWeights, error: Ex
     classes = checkpoint.classes or []
     lines = [
         "WARNING: these labels are NOT Kinetics labels.",
-        f"The weights {wanted} could not be had:",
+        f"The weights {wanted} cannot be downloaded:",
         *str(error).splitlines(),
         "In their place the small model that comes with this package is used",
         f"({checkpoint.model_name}). It knows {len(classes)} classes and no others:",

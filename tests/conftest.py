@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from hiera_video.engine import report
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -20,3 +22,11 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared/data beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="module")
+def no_curves():
+    """For modules with many runs: drawing takes longer than a run does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "draw_curves", lambda folder: None)
+        yield

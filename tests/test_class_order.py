@@ -3,7 +3,6 @@
 import csv
 import json
 import re
-import signal
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from tiny_runs import (
     config,
     empty,
     final,
+    interrupted,
     losses,
     run,
     run_child,
@@ -28,17 +28,10 @@ from hiera_video.engine import checkpoint, distributed, dry, evaluate, report, t
 from hiera_video.errors import UserError
 from hiera_video.labels import load_labels
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 FIRST = ("fast", "slow", "still")
 OTHER = ("still", "fast", "slow")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Drawing takes longer than these runs."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(report, "draw_curves", lambda folder: None)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")
@@ -193,21 +186,6 @@ ADAMW = ("TRAIN.EMA_DECAY", 0.9, "SOLVER.LAYER_DECAY", 0.8, "MIXUP.ENABLE", "tru
 SGD = ("SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.BASE_LR", 2e-3)
 
 
-def stopped(cfg, *, after):
-    """A run that stops when `after` steps are done; its checkpoint."""
-    stop, backward = train.Stop(), train.Forward.backward
-
-    def ask(self, batches, step, *rest):
-        if step + 1 == after:
-            stop.signal = signal.SIGINT
-        return backward(self, batches, step, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Forward, "backward", ask)
-        train.train(cfg, distributed.init("cpu"), stop)
-    return checkpoint.in_order(config_folder(cfg) / "checkpoints")[-1]
-
-
 def going_on(data, out, stored, *more):
     return config(data, out, "TRAIN.CHECKPOINT_FILE_PATH", stored,
                   "TRAIN.CHECKPOINT_EPOCH_RESET", "false", *more)  # fmt: skip
@@ -219,7 +197,8 @@ def test_a_run_goes_on_in_another_order_as_if_nothing_had_happened(videos, tmp_p
     first, other = (lists(tmp_path / n[0], videos, n) for n in (FIRST, OTHER))
     straight, begun, out = (tmp_path / name for name in ("straight", "begun", "out"))
     run(config(first, straight, *more))
-    stored = stopped(config(first, begun, *more), after=3)
+    interrupted(config(first, begun, *more), after=3)
+    stored = checkpoint.in_order(begun / "checkpoints")[-1]
     run(going_on(other, out, stored, *more))
     mine, expected = losses(out), losses(straight)
     assert sorted(mine) == [4, 5, 6, 7, 8]
@@ -262,7 +241,7 @@ def test_a_run_without_names_goes_on_in_order_and_says_so(videos, trained, tmp_p
 def test_the_same_folder_refuses_other_names_and_another_order(videos, tmp_path):
     """The list, numbers and all, is the same: only the file of names says something else."""
     data, out = lists(tmp_path / "lists", videos, FIRST), tmp_path / "out"
-    stopped(config(data, out), after=1)
+    interrupted(config(data, out), after=1)
     for names, says in (
         (OTHER, "the same names in another order"),
         (("fast", "slow", "gone"), "only there: still; only here: gone"),
@@ -280,7 +259,7 @@ def test_the_same_folder_refuses_other_names_and_another_order(videos, tmp_path)
 
 def test_a_checkpoint_without_names_takes_those_of_the_data_in_order(videos, tmp_path):
     data, out = lists(tmp_path / "lists", videos, FIRST, named=False), tmp_path / "out"
-    stopped(config(data, out), after=1)
+    interrupted(config(data, out), after=1)
     assert final(out)["classes"] == []
     (data / "classes.txt").write_text("fast\nslow\nstill\n")
     assert run(config(data, out)) == 0

@@ -14,20 +14,13 @@ from hiera_video import Predictor
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import Failed, VideoDataset, build_loader
 from hiera_video.data.manifests import read_manifest
-from hiera_video.engine import checkpoint, distributed, evaluate, report, train
+from hiera_video.engine import checkpoint, distributed, evaluate, train
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.spreadsheet import original
 
+pytestmark = pytest.mark.usefixtures("no_curves")
+
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, target_fps=10, crop_size=64)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Drawing takes longer than these runs."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(report, "draw_curves", lambda folder: None)
-    yield
-    patch.undo()
 
 
 @pytest.fixture(scope="module")

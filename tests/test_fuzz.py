@@ -188,7 +188,7 @@ def test_packets_of_streams_that_begin_in_mid_file_are_passed_over():
 
 @pytest.mark.slow
 def test_two_thousand_damaged_videos(made, repository):
-    """With the real and the hostile files where they are at hand."""
+    """With the real and the hostile files where they are present."""
     seeds = list(made)
     folder = repository.parent / "shared" / "data"
     for path in sorted(folder.glob("clips/*.*")) + sorted(folder.glob("hostile/*.*")):

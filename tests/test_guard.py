@@ -78,7 +78,7 @@ def test_values_come_back_with_their_items_from_other_processes(pool):
         (("exit", 3), ("crashed (exit code 3)", "crashed")),
         (("eat", 400 * MIB), ("needed more than 200 MiB", "memory")),
         (("unreadable", "a.mp4"), ("is a text file, not a video", "refused")),
-        (("signal", signal.SIGKILL), ("its process was killed twice, for want of memory?",) * 1),
+        (("signal", signal.SIGKILL), ("its process was killed twice, out of memory?",) * 1),
     ],
     ids=lambda value: str(value[0]),
 )
@@ -174,9 +174,16 @@ ENDS = {
 """What a script does with its pool before it ends."""
 
 
-@pytest.mark.parametrize("by", ["exit", "SIGKILL"])
 @pytest.mark.parametrize("when", ENDS)
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize(
+    ("workers", "by"),
+    [
+        (1, "exit"),
+        (2, "SIGKILL"),
+        pytest.param(1, "SIGKILL", marks=pytest.mark.slow),
+        pytest.param(2, "exit", marks=pytest.mark.slow),
+    ],
+)
 def test_children_of_a_parent_that_is_gone_end_quietly(tmp_path, when, by, workers):
     """In whatever they are: they start early, and the parent may find that it has no work."""
     script = tmp_path / "script.py"

@@ -10,14 +10,7 @@ from hiera_video.data.manifests import DataError, read_manifest
 from hiera_video.engine import distributed, dry, report, train
 from hiera_video.errors import UserError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Drawing takes longer than these runs."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(report, "draw_curves", lambda folder: None)
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,14 @@ def wait_for(child, condition):
         time.sleep(0.05)
 
 
-@pytest.mark.parametrize("whom", ["one that computes", "one that waits for the other", "all"])
+@pytest.mark.parametrize(
+    "whom",
+    [
+        pytest.param("one that computes", marks=pytest.mark.slow),
+        "one that waits for the other",
+        "all",
+    ],
+)
 def test_a_stop_in_the_middle_of_a_validation_is_everyones(started, tmp_path, whom):
     waits = whom == "one that waits for the other"
     child = started("0 1" if waits else "0.5 0.5", "DATA_LOADER.NUM_WORKERS", int(whom == "all"))

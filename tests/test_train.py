@@ -19,6 +19,7 @@ from tiny_runs import (
     config,
     empty,
     final,
+    interrupted,
     losses,
     run,
     run_child,
@@ -46,20 +47,6 @@ def no_curves(request, monkeypatch):
     """Drawing takes longer than these runs; one test looks at the picture."""
     if "leaves_its_folder" not in request.node.name:
         monkeypatch.setattr(report, "draw_curves", lambda folder: None)
-
-
-def interrupted(cfg, *, after):
-    """The exit code of a run that is asked to stop in step `after` (from 1)."""
-    stop, backward = train.Stop(), train.Forward.backward
-
-    def ask(self, batches, step, *rest):
-        if step + 1 == after:
-            stop.signal = signal.SIGINT
-        return backward(self, batches, step, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Forward, "backward", ask)
-        return train.train(cfg, distributed.init("cpu"), stop)
 
 
 # ---- a run leaves what it should ----------------------------------------------------------------

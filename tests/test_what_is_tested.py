@@ -17,18 +17,10 @@ from tiny_runs import (
     write_videos,
 )
 
-from hiera_video.engine import checkpoint, distributed, evaluate, preflight, report, train
+from hiera_video.engine import checkpoint, distributed, evaluate, preflight, train
 from hiera_video.errors import UserError
 
-
-@pytest.fixture(scope="module", autouse=True)
-def no_curves():
-    """Drawing takes longer than these runs."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(report, "draw_curves", lambda folder: None)
-    patch.setattr(report, "draw_confusion", lambda *arguments: None)
-    yield
-    patch.undo()
+pytestmark = pytest.mark.usefixtures("no_curves")
 
 
 @pytest.fixture(scope="module")

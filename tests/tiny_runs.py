@@ -7,11 +7,13 @@ code = run(config(videos, tmp_path / "out", "SOLVER.MAX_EPOCH", 2))
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from clips import write_clip
 from conftest import REPOSITORY
@@ -124,6 +126,20 @@ def config(videos: Path, out: Path, *overrides: object, task: dict | None = None
 def run(cfg) -> int:
     """Train in this process; the exit code."""
     return train.train(cfg, distributed.init("cpu"), train.Stop())
+
+
+def interrupted(cfg, *, after: int) -> int:
+    """Train in this process until a Ctrl-C in step `after` (from 1); the exit code."""
+    stop, backward = train.Stop(), train.Forward.backward
+
+    def ask(self, batches, step, *rest):
+        if step + 1 == after:
+            stop.signal = signal.SIGINT
+        return backward(self, batches, step, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.Forward, "backward", ask)
+        return train.train(cfg, distributed.init("cpu"), stop)
 
 
 def environment() -> dict[str, str]:

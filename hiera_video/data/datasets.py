@@ -851,7 +851,7 @@ class _Workers:
 
 _MAYBE_INNOCENT = {
     "SIGALRM": "took longer than {limit:g} s",
-    "SIGKILL": "the process that read it was killed, most likely for want of memory",
+    "SIGKILL": "the process that read it was killed, most likely out of memory",
     "SIGTERM": "the process that read it was ended by SIGTERM",
     f"exit code {SERVER_GONE}": "the process that read it was killed",
 }
@@ -859,7 +859,7 @@ _MAYBE_INNOCENT = {
 together, a person, a computer put to sleep."""
 
 _CAUSES = {
-    "SIGKILL": "killed, most likely for want of memory: take fewer DATA_LOADER.NUM_WORKERS",
+    "SIGKILL": "killed, most likely out of memory: use fewer DATA_LOADER.NUM_WORKERS",
     "SIGBUS": "no shared memory left: enlarge /dev/shm (docker run --shm-size 8g)",
 }
 

@@ -193,7 +193,7 @@ class GuardedPool:
                     if outcome is not _KILLED:
                         yield item, outcome
                     elif any(item is suspect for suspect in suspects):
-                        yield item, Casualty("its process was killed twice, for want of memory?")
+                        yield item, Casualty("its process was killed twice, out of memory?")
                     else:  # by the system or by hand: the item may be innocent
                         suspects.append(item)
                         again.append(item)

@@ -424,7 +424,7 @@ def update(
     plan: preflight.Schedule,
     max_norm: float | None,
 ) -> Tensor:
-    """One optimizer step from the gradients at hand; their norm before clipping, on the device.
+    """One optimizer step from the stored gradients; their norm before clipping, on the device.
 
     totals: the `SUMS` over all processes.
     """
@@ -1063,7 +1063,7 @@ def wrong(correct: float, clips: float) -> float:
 
 
 class Stop:
-    """Ctrl-C or SIGTERM asks for a stop after the step at hand; a second Ctrl-C does not wait.
+    """Ctrl-C or SIGTERM asks for a stop after the current step; a second Ctrl-C does not wait.
 
     A context manager: outside of it, where there is nothing to save yet, the signals do what they
     did before.

@@ -58,7 +58,7 @@ def build_model(
     Raises:
         UserError: unknown name or argument (near ones are suggested), sizes that do not divide,
             `classes` that are not distinct or not `num_classes`.
-        WeightsError: weights that cannot be had or do not fit.
+        WeightsError: weights that cannot be downloaded or do not fit.
     """
     builder = MODEL_REGISTRY.get(name)
     if classes is not None:

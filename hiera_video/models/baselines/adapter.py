@@ -165,7 +165,7 @@ def check_video_size(
 def on_default_device(build: functools.partial) -> nn.Module:
     """Build on the CPU, then move to the device that stands in force (`torch.device("meta")`).
 
-    For libraries that reckon with tensors while they build: on the meta device those hold nothing.
+    For libraries that compute with tensors while they build: on the meta device those hold nothing.
     """
     device = torch.get_default_device()
     with torch.device("cpu"):
