@@ -170,9 +170,8 @@ def _new_file_beside(place: str) -> _Raw:
             break
         raw.close()
     if before is not None and hasattr(os, "fchmod"):
-        with contextlib.suppress(
-            OSError
-        ):  # the owner first: a change of it clears bits of the mode
+        # The owner first: a change of it clears bits of the mode.
+        with contextlib.suppress(OSError):
             os.fchown(raw.fileno(), before.st_uid, before.st_gid)
         with contextlib.suppress(OSError):
             os.fchmod(raw.fileno(), stat.S_IMODE(before.st_mode))
