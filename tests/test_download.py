@@ -273,7 +273,9 @@ def test_what_cannot_be_read_never_gets_into_the_cache(send, expected, server, o
     assert Path(fetch(url)).read_bytes() == zip_bytes()
 
 
-@pytest.mark.parametrize("body", [zip_bytes(), pickled(), safetensors()])
+@pytest.mark.parametrize(
+    "body", [zip_bytes(), pickled(), safetensors()], ids=["zip", "pickle", "safetensors"]
+)
 @pytest.mark.parametrize("how", ["length", "closed", "chunked"])
 def test_what_can_be_read_gets_there_however_it_was_sent(body, how, server):
     sends = {
