@@ -7,6 +7,8 @@ Exit codes: 0 done; 1 the run failed; 2 wrong use (argparse's own too); 130 inte
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import errno
 import os
 import select
@@ -48,7 +50,22 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     if code == READER_GONE or _stdout_fails():
         # Python flushes stdout once more while it ends and would print a traceback of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        _leave_at_once(code)
     sys.exit(code)
+
+
+def _leave_at_once(code: int) -> NoReturn:
+    """End one process of several (torchrun) without taking the interpreter apart.
+
+    PyTorch 2.14 keeps a process group alive, threads and all, once DistributedDataParallel used it.
+    Now and then these abort a process that is ending: torchrun then calls a finished run failed.
+    """
+    atexit._run_exitfuncs()  # what Python does first: workers are ended, temporary files deleted
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            stream.flush()
+    os._exit(code)
 
 
 def add_import_argument(parser: argparse.ArgumentParser) -> None:

@@ -147,6 +147,23 @@ def test_ctrl_c():
     assert (process.returncode, err) == (130, "error: interrupted\n")
 
 
+@pytest.mark.parametrize(("processes", "code"), [("1", -signal.SIGABRT), ("2", 0)])
+def test_one_process_of_several_leaves_before_threads_can_abort_it(processes, code, monkeypatch):
+    """As PyTorch's sometimes do while the interpreter is taken apart; what is registered is done,
+    and what was printed arrives."""
+    monkeypatch.setenv("WORLD_SIZE", processes)
+    body = """
+        import atexit, os
+        class Late:
+            def __del__(self, abort=os.abort):
+                abort()
+        sys.late = Late()
+        atexit.register(print, "workers ended")
+        print("done")
+    """
+    assert outcome(body)[:2] == (code, "done\nworkers ended\n")
+
+
 def test_import_flag(tmp_path):
     (tmp_path / "first.py").write_text("print('first')\n")
     (tmp_path / "broken.py").write_text("1 / 0\n")
