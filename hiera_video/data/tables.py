@@ -1,28 +1,24 @@
-"""Tables as people write them: a video a line, with or without names above the columns.
+"""Tables as people write them: text in UTF-8, names above the columns, cells as in CSV.
 
-    table = VideoTable(Path("labels.csv"))
-    for line, path, label, cells in table.rows():
+    header = find_header(Path("labels.csv"))
+    for line, cells in table_rows(Path("labels.csv"), header):
         ...
 
-One reader for all lists. It looks at the first thousand lines for the separator, knows the usual
-names of columns, takes quoted cells as the `csv` module does, and text in UTF-8 (other encodings
-are named in the error). In a list without a header, or with the header `path,label` alone, lines
-are split from the right, so that paths may hold the separator without being quoted.
+One reader for all lists. It knows the usual names of columns, takes quoted cells as the `csv`
+module does, and text in UTF-8 (other encodings are named in the error). Lists of videos, which may
+have no header, are read by `video_table.py` on top of it.
 """
 
 from __future__ import annotations
 
 import codecs
 import csv
-import functools
-import itertools
-import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hiera_video.data.listing import VIDEO_SUFFIXES, DataError, is_video
+from hiera_video.data.listing import DataError, is_video
 
 SEPARATORS = (",", "\t", ";", " ")
 
@@ -47,9 +43,6 @@ COLUMNS = {
     "frames": ("frames", "numframes", "nframes", "framecount", "totalframes", "numberofframes"),
 }
 """What columns are called, the surest name first; case, spaces, `_` and `-` play no part."""
-
-SAMPLE = 1000
-"""Lines that are looked at to find the separator."""
 
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 SEVERAL_NUMBERS = re.compile(r"-?[0-9]{1,18}(?:[,; \t]+-?[0-9]{1,18})*")
@@ -134,12 +127,12 @@ class Header(NamedTuple):
 
         Other names are looked for as they are.
         """
-        plain = [_plain(name) for name in self.names]
-        known = COLUMNS.get(role, (_plain(role),))
+        plain = [plain_name(name) for name in self.names]
+        known = COLUMNS.get(role, (plain_name(role),))
         return next((plain.index(name) for name in known if name in plain), None)
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     return re.sub(r"[\W_]+", "", name.strip().lower())
 
 
@@ -153,7 +146,7 @@ def find_header(file: Path, need: str = "path", separator: str | None = None) ->
     if any(WHOLE_NUMBER.fullmatch(word) or is_video(word) for word in words):
         return None
     for candidate in dict.fromkeys([*([separator] if separator else []), *SEPARATORS]):
-        cells = _cells(first, candidate)
+        cells = split_cells(first, candidate)
         if cells is None:
             continue
         names = [cell.strip() for cell in cells]
@@ -166,7 +159,7 @@ def find_header(file: Path, need: str = "path", separator: str | None = None) ->
     return None
 
 
-def _cells(line: str, separator: str) -> list[str] | None:
+def split_cells(line: str, separator: str) -> list[str] | None:
     """The cells of one line; None where its quotes are not those of a table."""
     try:
         reader = csv.reader([line], delimiter=separator, strict=True, skipinitialspace=True)
@@ -178,12 +171,12 @@ def _cells(line: str, separator: str) -> list[str] | None:
 OnBadRow = Callable[[int, DataError], None]
 
 
-def _raise(line: int, error: DataError) -> None:
+def raise_error(line: int, error: DataError) -> None:
     raise error
 
 
 def table_rows(
-    file: Path, header: Header, on_bad_row: OnBadRow = _raise
+    file: Path, header: Header, on_bad_row: OnBadRow = raise_error
 ) -> Iterator[tuple[int, list[str]]]:
     """(line, cells) of the rows below a header, each with as many cells as the header has.
 
@@ -235,380 +228,9 @@ def _columns(cells: Sequence[str], header: Header) -> str:
 
 
 def named_rows(
-    file: Path, header: Header, names: Sequence[str], on_bad_row: OnBadRow = _raise
+    file: Path, header: Header, names: Sequence[str], on_bad_row: OnBadRow = raise_error
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """(line, {name: cell}) of the columns with these roles or names that a table has."""
     places = {name: header.place(name) for name in names}
     for line, cells in table_rows(file, header, on_bad_row):
         yield line, {name: cells[i] for name, i in places.items() if i is not None}
-
-
-# ---- a video a line -----------------------------------------------------------------------------
-
-
-class Row(NamedTuple):
-    """One video of a table."""
-
-    line: int
-    path: str
-    label: str
-    """As written; empty where there is none."""
-    cells: list[str] | None
-    """All columns, where a header names more than path and label."""
-
-
-class VideoTable:
-    """A list of videos, looked at and ready to be read.
-
-    Args:
-        file: the list.
-        separator: between its columns; None looks.
-        multi_label: what stands behind the path may be several labels.
-        need_labels: every line should have a label.
-        exists: whether there is a file or folder of this name, for lines that can mean two things.
-
-    Attributes: `header` (None: no line names the columns), `separator`, and `places`, the places of
-    the columns by their role (`COLUMNS`).
-
-    Raises DataError: no text, empty, columns without one for the labels.
-    """
-
-    def __init__(
-        self,
-        file: Path,
-        *,
-        separator: str | None = None,
-        multi_label: bool = False,
-        need_labels: bool = True,
-        exists: Callable[[str], bool] = os.path.exists,
-    ) -> None:
-        self.file = file
-        self.multi_label = multi_label
-        self.exists = exists
-        self.header = find_header(file, separator=separator)
-        if self.header is not None and len(self.header.names) == 1 and exists(self.header.names[0]):
-            self.header = None  # a video that is called "clip"
-        self.places = _places(file, self.header, need_labels) if self.header else {}
-        first = self.header.line if self.header else 0
-        self._first_line = first + 1
-        sample = list(itertools.islice(self._lines(), SAMPLE))
-        if not sample:
-            raise DataError(
-                f"{file}: the list is empty; expected a line 'path label' for each video"
-                if self.header is None
-                else f"{file}: the list is empty, no videos below the line of column names"
-            )
-        if self.header is None:
-            _require_no_header(file, separator, sample)
-        # Two columns, the label last: read as lines, for paths need no quotes then.
-        self.is_plain = self.header is None or self._names_path_and_label_only()
-        if not self.is_plain:
-            self.separator = self.header.separator
-            return
-        lines = [line for _, line in sample]
-        usual = self.header.separator if self.header else ""
-        self.separator = separator or find_separator(lines, multi_label, usual)
-        self.has_frames = self._has_frames(lines)
-        lasts = [line.rpartition(self.separator)[2].strip() for line in lines]
-        self.id_pattern = SEVERAL_NUMBERS if multi_label else WHOLE_NUMBER
-        self.ends_in_ids = all(self.id_pattern.fullmatch(last) for last in lasts)
-
-    def _names_path_and_label_only(self) -> bool:
-        roles = sorted(self.places, key=lambda role: self.places[role])
-        named = [name for name in self.header.names if name]
-        return len(named) == len(roles) and roles in (
-            ["path"],
-            ["path", "label"],
-            ["path", "frames", "label"],
-        )
-
-    def _lines(self) -> Iterator[tuple[int, str]]:
-        lines = text_lines(self.file)
-        if self._first_line == 1:
-            return lines
-        return ((number, line) for number, line in lines if number >= self._first_line)
-
-    def rows(self, on_bad_row: OnBadRow = _raise) -> Iterator[Row]:
-        """The videos in the order of the list.
-
-        `on_bad_row(line, error)` is called for each line that cannot be read.
-        """
-        if not self.is_plain:
-            path, label = self.places["path"], self.places.get("label")
-            for line, cells in table_rows(self.file, self.header, on_bad_row):
-                yield Row(line, cells[path], "" if label is None else cells[label], cells)
-            return
-        split = self.split
-        for number, line in self._lines():
-            try:
-                path, label = split(line)
-            except DataError as error:
-                on_bad_row(number, DataError(f"{self.file}:{number}: {error}"))
-                continue
-            if label or path.strip(self.separator + " "):  # else a row of empty cells
-                yield Row(number, path, label, None)
-
-    # ---- one line: path, then what is behind it
-
-    def split(self, line: str) -> tuple[str, str]:
-        """Path and label of a line; the label is empty where there is none."""
-        if '"' in line:
-            found = self._split_quoted(line)
-            if found is not None:
-                return found
-        path, found, last = line.rpartition(self.separator)
-        path, last = path.strip(), last.strip()
-        if not found:
-            return self._bare(line)
-        if is_video(path):  # `clip.mp4 3`, the usual line
-            return (line, "") if is_video(last) else (path, last)
-        if is_video(last):
-            return line, ""
-        end = self._end_of_video(line)
-        if end:
-            video, behind = line[:end].strip(), line[end:].strip(self.separator + " ")
-            if self._is_behind_video(video, behind, path, last):
-                return video, self._label(behind, line)
-        return self._split_folder(line, path, last)
-
-    def _is_behind_video(self, video: str, behind: str, path: str, last: str) -> bool:
-        """Whether the path ends with a video's name; not where that is part of a folder's name."""
-        if not self.id_pattern.fullmatch(last):
-            return True
-        if SEVERAL_NUMBERS.fullmatch(behind.replace(self.separator, " ")):
-            return not self.exists(path)
-        return not self.ends_in_ids or self.exists(video)
-
-    def _split_quoted(self, line: str) -> tuple[str, str] | None:
-        """A line whose path, or whose label, is in quotes; None where quotes are part of a name."""
-        behind = line[self._end_of_video(line) :].lstrip(self.separator + " ")
-        opened = line if line.startswith('"') else behind
-        if opened.startswith('"') and not _QUOTED.match(opened):
-            raise DataError(f'a quote (") is opened and not closed in {shown(line)}')
-        if line.startswith('"'):
-            path, *cells = _cells(line, self.separator) or [""]
-            if path and self._is_label(path, cells):
-                sign = ";" if self.multi_label and self.separator != " " else self.separator
-                return path, self._label(sign.join(cells), line, cells=cells)
-        elif match := _quoted_label(self.separator).fullmatch(line):
-            path = match["path"].strip()
-            head, _, frames = path.rpartition(self.separator)
-            if head and WHOLE_NUMBER.fullmatch(frames.strip()) and not is_video(path):
-                path = head.strip()
-            return path, match["label"].replace('""', '"').strip()
-        return None
-
-    def _is_label(self, path: str, behind: Sequence[str]) -> bool:
-        """Whether what is behind a quoted path may be its label: else it is all one name."""
-        numbers = [bool(WHOLE_NUMBER.fullmatch(cell.strip())) for cell in behind]
-        short = len(behind) < 2 or all(numbers) or (len(behind) == 2 and numbers[0])
-        return short or is_video(path) or self.exists(path)
-
-    def _bare(self, line: str) -> tuple[str, str]:
-        """A line without the separator: a path alone, or one with another separator."""
-        if is_video(line):
-            return line, ""
-        for other in SEPARATORS:
-            path, found, last = line.rpartition(other)
-            ends = is_video(path.strip()) or WHOLE_NUMBER.fullmatch(last.strip())
-            if found and last.strip() and ends and not is_video(last) and not self.exists(line):
-                raise DataError(
-                    f"no {_name(self.separator)} in {shown(line)}, which has {_name(other)}; "
-                    f"{_name(self.separator)} separates path and label in this list. Use one for "
-                    "the whole list, or set DATA.PATH_LABEL_SEPARATOR"
-                )
-        return line, ""
-
-    def _end_of_video(self, line: str) -> int:
-        """Where the last name of a video before a separator ends; 0: there is none."""
-        end = 0
-        for match in _video_end(self.separator).finditer(line):
-            end = match.end()
-        return end
-
-    def _label(self, text: str, line: str, cells: Sequence[str] | None = None) -> str:
-        """What stands behind a path without a count of frames: a label, or several."""
-        if self.multi_label:
-            return text
-        cells = text.split(self.separator) if cells is None else list(cells)
-        cells = [cell.strip() for cell in cells if cell.strip()]
-        if len(cells) > 1 and WHOLE_NUMBER.fullmatch(cells[0]) and self._drops_frames(cells[1:]):
-            cells = cells[1:]
-        numbers = all(WHOLE_NUMBER.fullmatch(cell) for cell in cells)
-        if len(cells) < 2 or (self.separator == " " and not numbers):
-            return " ".join(cells)
-        raise DataError(
-            f"{len(cells) + 1} columns in {shown(line)}, and no line that names them; expected "
-            f"'path{self.separator}label'. Name the columns in the first line, put a name with "
-            f"{_name(self.separator)} in it in quotes, or set DATA.MULTI_LABEL for several labels"
-        )
-
-    def _drops_frames(self, rest: Sequence[str]) -> bool:
-        """Whether a number before `rest` counts frames. "100 m" may also be the name of a class."""
-        if len(rest) > 1 and self.separator != " ":
-            return False
-        return self.separator != " " or self.has_frames or bool(WHOLE_NUMBER.fullmatch(rest[-1]))
-
-    def _has_frames(self, lines: Sequence[str]) -> bool:
-        """Whether a number follows every path, with something behind it."""
-        for line in lines:
-            end = self._end_of_video(line)
-            words = line[end:].split() if end else []
-            if len(words) < 2 or not WHOLE_NUMBER.fullmatch(words[0]):
-                return False
-        return True
-
-    def _split_folder(self, line: str, path: str, last: str) -> tuple[str, str]:
-        """A line that names a folder of frames, which no ending gives away."""
-        if self.multi_label:
-            match = _many_labels(self.separator).fullmatch(line)
-            if match is not None:
-                return match["path"].strip(), match["labels"]
-        if not last:
-            return path, ""
-        if WHOLE_NUMBER.fullmatch(last):
-            # A number in the middle counts frames, unless a path simply ends in a number.
-            head, found, frames = path.rpartition(self.separator)
-            if found and WHOLE_NUMBER.fullmatch(frames.strip()) and not self.exists(path):
-                path = head.strip()
-            return path, last
-        ends = [m.start() for m in re.finditer(re.escape(self.separator), line)]
-        heads = [line[:end].strip() for end in ends]
-        for end, head in zip(reversed(ends), reversed(heads), strict=True):
-            if head and self.exists(head):
-                return head, self._label(line[end:].strip(self.separator + " "), line)
-        if self.exists(line):
-            return line, ""
-        if len({head for head in heads if head}) > 1:
-            raise DataError(
-                f"cannot tell where the path ends in {shown(line)}; put it in quotes, or separate "
-                "path and label by a tab"
-            )
-        return path, last
-
-
-def _require_no_header(file: Path, separator: str | None, sample: list[tuple[int, str]]) -> None:
-    """DataError where the first line names columns, and none of them is that of the videos."""
-    for role in ("label", "class_name", "label_id"):
-        header = find_header(file, role, separator)
-        others = (word for _, line in sample[1:] for word in re.split(r"[,;\t ]+", line))
-        if header and len(header.names) > 1 and any(is_video(word.strip('"')) for word in others):
-            raise DataError(
-                f"{file}: no column path; its first line names the columns and says "
-                f"{header.separator.join(header.names)}. The column may be called "
-                f"{', '.join(COLUMNS['path'])}"
-            )
-
-
-def _places(file: Path, header: Header, need_labels: bool) -> dict[str, int]:
-    """Role -> place of the columns of a table of videos."""
-    places = {role: header.place(role) for role in COLUMNS}
-    places = {role: place for role, place in places.items() if place is not None}
-    if "class_name" in places:  # beside names, a column `label` or `class` holds their numbers
-        if "label" in places:
-            places.setdefault("label_id", places["label"])
-        places["label"] = places.pop("class_name")
-    elif "label" not in places and "label_id" in places:
-        places["label"] = places.pop("label_id")
-    if need_labels and "label" not in places:
-        raise DataError(
-            f"{file}: no column label; its first line names the columns and says "
-            f"{header.separator.join(header.names)}. The column may be called "
-            f"{', '.join(COLUMNS['label'])} or {', '.join(COLUMNS['class_name'])}"
-        )
-    twice = [
-        name
-        for role in ("label", "split", "fold")
-        for name in header.names
-        if _plain(name) in COLUMNS[role] and header.place(role) != header.names.index(name)
-    ]
-    if twice:
-        raise DataError(
-            f"{file}: two columns for the same thing among {header.separator.join(header.names)}: "
-            f"{twice[0]!r} could be it as well; rename or remove one"
-        )
-    return places
-
-
-# ---- the separator ------------------------------------------------------------------------------
-
-
-def find_separator(lines: Sequence[str], multi_label: bool, usual: str = "") -> str:
-    """The separator that fits most of the lines; of two that fit alike, `usual`.
-
-    It fits best where a video's name ends before it and a number follows. A list of bare paths
-    gets a space.
-    """
-    candidates = dict.fromkeys([*([usual] if usual else []), *SEPARATORS])
-    scores = {}
-    for separator in candidates:
-        found = [_fit(line, separator, multi_label) for line in lines]
-        # Of several labels, the separator before them all leaves the shortest paths.
-        scores[separator] = (
-            sum(score for score, _ in found),
-            -sum(length for _, length in found) if multi_label else 0,
-        )
-    best = max(scores, key=lambda separator: scores[separator])
-    return best if scores[best][0] else usual or " "
-
-
-def _fit(line: str, separator: str, multi_label: bool) -> tuple[int, int]:
-    """(how well a separator fits a line, length of the path that it leaves)."""
-    spaced = separator == " "
-    if match := _QUOTED.match(line):
-        rest = line[match.end() :] if spaced else line[match.end() :].lstrip(" ")
-        if rest.startswith(separator):
-            numbers = SEVERAL_NUMBERS.fullmatch(rest.strip(separator + " "))
-            return (6 if numbers else 3 if spaced else 5), match.end()
-    ends = [match.end() for match in _video_end(separator).finditer(line)]
-    if ends:
-        rest = line[ends[-1] :].strip(separator + " ").strip('"')
-        if not rest or is_video(rest):
-            return 0, 0
-        # With a name behind it, a space may also be part of a path: of a folder called `a.mp4 b`.
-        return (6 if SEVERAL_NUMBERS.fullmatch(rest) else 3 if spaced else 5), ends[-1]
-    path, found, last = line.rpartition(separator)
-    if multi_label and (match := _many_labels(separator).fullmatch(line)):
-        path, last = match["path"], "0"
-    last = last.strip()
-    if not found or not path.strip() or not last or is_video(last):
-        return 0, 0
-    return (4 if WHOLE_NUMBER.fullmatch(last) else 1), len(path)
-
-
-_QUOTED = re.compile(r'"(?:[^"]|"")*"')
-
-
-@functools.lru_cache(maxsize=8)
-def _video_end(separator: str) -> re.Pattern[str]:
-    """The end of a video's name before a separator."""
-    endings = "|".join(sorted(ending[1:] for ending in VIDEO_SUFFIXES))
-    return re.compile(rf"\.(?:{endings})(?=\s*{re.escape(separator)})", re.IGNORECASE)
-
-
-@functools.lru_cache(maxsize=8)
-def _many_labels(separator: str) -> re.Pattern[str]:
-    numbers = SEVERAL_NUMBERS.pattern
-    return re.compile(rf"(?P<path>.*?){re.escape(separator)}\s*(?P<labels>{numbers})")
-
-
-@functools.lru_cache(maxsize=8)
-def _quoted_label(separator: str) -> re.Pattern[str]:
-    return re.compile(rf'(?P<path>.*?){re.escape(separator)}\s*"(?P<label>(?:[^"]|"")*)"')
-
-
-def _name(separator: str) -> str:
-    """A separator in words."""
-    words = {" ": "space", "\t": "tab", ",": "comma", ";": "semicolon"}
-    return words.get(separator, repr(separator))
-
-
-# ---- writing ------------------------------------------------------------------------------------
-
-
-def quoted_path(path: str) -> str:
-    """A path as a line of a list must hold it: in quotes where it would be read as another."""
-    if path != path.strip() or path.startswith('"'):
-        doubled = path.replace('"', '""')
-        return f'"{doubled}"'
-    return path

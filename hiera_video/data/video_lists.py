@@ -20,7 +20,8 @@ from hiera_video.data.manifest_rows import (
     with_class_file,
 )
 from hiera_video.data.parts import SPLITS, NoSuchPart, choose_part, split_of
-from hiera_video.data.tables import Header, VideoTable, is_utf8, shown
+from hiera_video.data.tables import Header, is_utf8, shown
+from hiera_video.data.video_table import VideoTable
 
 
 def read_list(

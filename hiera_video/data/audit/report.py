@@ -15,7 +15,7 @@ from hiera_video.data.audit.audit import Audit
 from hiera_video.data.audit.lists import UNUSED, Part
 from hiera_video.data.audit.records import PROBLEMS, REMARKS, Finding
 from hiera_video.data.listing import DataError, is_video
-from hiera_video.data.tables import quoted_path
+from hiera_video.data.video_table import quoted_path
 from hiera_video.files import atomic_write, write_text
 
 MOST_CLASSES_SHOWN = 30
