@@ -59,7 +59,7 @@ def _leave_at_once(code: int) -> NoReturn:
     """End one process of several (torchrun) without taking the interpreter apart.
 
     PyTorch 2.14 keeps a process group alive, threads and all, once DistributedDataParallel used it.
-    Now and then these abort a process that is ending: torchrun then calls a finished run failed.
+    A process with these was seen to abort at its end, and torchrun called a finished run failed.
     """
     atexit._run_exitfuncs()  # what Python does first: workers are ended, temporary files deleted
     for stream in (sys.stdout, sys.stderr):

@@ -21,6 +21,7 @@ from hiera_video.data.manifest_rows import CLASS_FILES, Manifest, ManifestRows, 
 from hiera_video.data.parts import SPLITS, choose_part, grouping, near_split, split_of
 from hiera_video.data.tables import find_header, named_rows
 from hiera_video.data.video_lists import read_list, source_column
+from hiera_video.errors import first_few
 from hiera_video.registry import DATASET_REGISTRY
 
 LABELS_FILE = "labels.csv"
@@ -230,20 +231,19 @@ def require_one_reading(tree: Tree) -> None:
     if len(upper) == 1 and len(lower) > 1:
         raise TwoReadings(
             f"{tree.root} holds videos in one folder only, {upper[0]}/, and there in "
-            f"{_several(lower)}. If these are the classes (or splits), name the folder "
+            f"{first_few(lower, SHOWN)}. If these are the classes (or splits), name the folder "
             f"{tree.root / upper[0]}; if {upper[0]} is the class, set DATA.FORMAT class_folders"
         )
     if len(lower) > 1 and any(len(names) > 1 for names in owners.values()):
         raise TwoReadings(
-            f"{tree.root} can be read in two ways: with the classes {_several(upper)}, or, inside "
-            f"each of these, with the classes {_several(lower)}. For the first set DATA.FORMAT "
-            "class_folders, for the second DATA.FORMAT group_folders"
+            f"{tree.root} can be read in two ways: with the classes {first_few(upper, SHOWN)}, or, "
+            f"inside each of these, with the classes {first_few(lower, SHOWN)}. For the first set "
+            "DATA.FORMAT class_folders, for the second DATA.FORMAT group_folders"
         )
 
 
-def _several(names: Sequence[str], most: int = 4) -> str:
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+SHOWN = 4
+"""Folders that a message names of many."""
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ def _read_splits(source: Source, layout: str, splits: dict[str, str]) -> Manifes
 def _with_others(root: Path, splits: dict[str, str]) -> str:
     """The folder, for the message that a split is missing in it; and what else lies there."""
     others = [n for n in _folders(root) if n not in splits.values() and _holds_something(root / n)]
-    return f"{root} (which also holds {_several(others)})" if others else str(root)
+    return f"{root} (which also holds {first_few(others, SHOWN)})" if others else str(root)
 
 
 def _read_splits_inside(source: Source, tree: Tree) -> Manifest:
@@ -394,7 +394,7 @@ def unread_lists(root: Path) -> str:
         and not split_of(os.path.splitext(e.name)[0])
         and e.name not in (*CLASS_FILES, LABELS_FILE)
     )
-    return f". Found {_several(names)}: rename it, or name the list itself" if names else ""
+    return f". Found {first_few(names, SHOWN)}: rename it, or name the list itself" if names else ""
 
 
 def _no_videos(root: Path, loose: Sequence[str]) -> str:

@@ -57,6 +57,7 @@ from hiera_video.data.guard import (
     limited,
     wants_memory,
 )
+from hiera_video.data.listing import some
 from hiera_video.data.manifests import DataError, Manifest
 from hiera_video.data.randomness import epoch_order, generator_for, uniform
 from hiera_video.data.sampling import Indices, training_clip
@@ -364,9 +365,7 @@ def check_flip(manifest: Manifest) -> None:
         raise DataError(f"Something-Something has directions in its labels, and {advice}")
     named = directional_classes(manifest.classes or ())
     if named:
-        shown = ", ".join(repr(name) for name in named[:4])
-        more = f" and {len(named) - 4} more" if len(named) > 4 else ""
-        raise DataError(f"classes {shown}{more} name a direction, and {advice}")
+        raise DataError(f"classes {some(named, 4)} name a direction, and {advice}")
 
 
 def _read(reader: TrainReader | TestReader, sample: Sample) -> Clips | Failed:

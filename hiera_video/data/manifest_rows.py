@@ -26,6 +26,7 @@ from hiera_video.data.tables import (
     table_rows,
     text_lines,
 )
+from hiera_video.errors import first_few
 from hiera_video.labels import known_labels, load_labels
 
 
@@ -142,10 +143,7 @@ class Manifest:
 
     def class_names(self, labels: Iterable[int]) -> str:
         """A few of the classes, by name or else by number."""
-        labels = list(labels)
-        names = [self.classes[i] if self.classes else str(i) for i in labels[:MOST_NAMES]]
-        more = len(labels) - len(names)
-        return ", ".join(names) + (f" and {more} more" if more else "")
+        return first_few([self.classes[i] if self.classes else str(i) for i in labels], MOST_NAMES)
 
     def describe_classes(self) -> str:
         """One line on what was taken for the classes, and from where."""

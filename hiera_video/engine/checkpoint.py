@@ -3,8 +3,8 @@
 A checkpoint is one `torch.save` file, that is a zip archive whose directory stores every record's
 size and CRC-32; `fault` reads all of it back against them, so truncation and bit rot are found.
 It is written by `files.atomic_write`: whenever the machine stops, a file under its final name is
-complete. `model_state` is what was validated: the averaged
-weights (EMA) where a run keeps them, and then `raw_state` is what training goes on from.
+complete. `model_state` is what was validated: the averaged weights (EMA) where a run keeps them,
+and then `raw_state` is what training goes on from.
 """
 
 from __future__ import annotations

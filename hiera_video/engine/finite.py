@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, first_few
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
@@ -39,13 +39,13 @@ class FiniteState:
     def __init__(self, model: nn.Module, source: str) -> None:
         broken = not_finite(dict(model.named_parameters()))
         if broken:
-            raise UserError(f"the weights of {source} are not finite: {_shown(broken)}")
+            raise UserError(f"the weights of {source} are not finite: {first_few(broken, 3)}")
         self._exempt = set(not_finite(dict(model.named_buffers())))
 
     def fault(self, state: Mapping[str, Any]) -> str | None:
         """Why a run cannot go on from the content of a checkpoint; None if it can."""
         broken = not_finite(dict(self._tensors(state)))
-        return f"its numbers are not finite: {_shown(broken)}" if broken else None
+        return f"its numbers are not finite: {first_few(broken, 3)}" if broken else None
 
     def _tensors(self, state: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
         for part in ("model_state", "raw_state"):
@@ -56,8 +56,3 @@ class FiniteState:
             for name, tensor in moments.items():
                 if isinstance(tensor, Tensor):
                     yield f"{name} of parameter {number}", tensor
-
-
-def _shown(names: list[str]) -> str:
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more

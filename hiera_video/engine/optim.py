@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.engine.finite import not_finite
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, first_few
 
 OPTIMIZERS = ("adamw", "sgd")
 
@@ -172,10 +172,9 @@ def _started_afresh(names: list[str], kept: dict[int, Any], moments: dict[str, A
             f"holds {', '.join(other)}, which this optimizer does not use" if other else "has none"
         )
         return [f"the optimizer's state starts afresh: the checkpoint {came}"]
-    shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
     return [
         f"the optimizer's state of {len(missing)} of {len(names)} parameters starts afresh, the "
-        f"checkpoint has none for them: {shown}"
+        f"checkpoint has none for them: {first_few(missing, 3)}"
     ]
 
 
