@@ -28,12 +28,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a b
 
 from hiera_video import __version__
 from hiera_video.cli import DONE, FAILED, INTERRUPTED, run
-from hiera_video.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.config import Config
-from hiera_video.data.guard import GuardedPool, decoding_process
-from hiera_video.data.video_files import Named, is_video_name, named_videos
+from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.spreadsheet import csv_file, path_cell
+from hiera_video.video.find import Named, is_video_name, named_videos
+from hiera_video.video.guarded_pool import GuardedPool, decoding_process
 
 if TYPE_CHECKING:
     from hiera_video.predict import Label, Prediction, Predictor, Window
@@ -58,9 +58,9 @@ def _label_files(
     files: Sequence[Named], args: argparse.Namespace, cfg: Config | None, process: GuardedPool
 ) -> int:
     # Imported here: torch takes seconds that --help and a mistyped name need not wait for.
-    from hiera_video.data.sampling import check_window
     from hiera_video.data.views import parse_views
     from hiera_video.predict import Predictor
+    from hiera_video.video.sampling import check_window
 
     if args.timeline is not None:
         check_window(args.timeline)
@@ -160,7 +160,7 @@ def _choices(args: argparse.Namespace, cfg: Config | None) -> dict[str, Any]:
 def _label_all(
     predictor: Predictor, files: Sequence[Named], args: argparse.Namespace, outputs: _Outputs
 ) -> int:
-    from hiera_video.data.decode import DecodeError
+    from hiera_video.video.decode import DecodeError
 
     failed = 0
     with _Progress(len(files)) as progress:

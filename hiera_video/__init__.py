@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "build_model": "hiera_video.models",
     "list_models": "hiera_video.models",
-    "create_hiera": "hiera_video.models.create_hiera",
+    "create_hiera": "hiera_video.models.baselines.create_hiera",
     "load_config": "hiera_video.config",
     "ClipSpec": "hiera_video.clip_spec",
     "Predictor": "hiera_video.predict",

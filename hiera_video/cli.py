@@ -120,7 +120,7 @@ def _stdout_fails() -> bool:
 
 def _is_decode_error(error: Exception) -> bool:
     """Looked up late: importing the decoders costs seconds that `--help` need not pay."""
-    decode = sys.modules.get("hiera_video.data.decode")
+    decode = sys.modules.get("hiera_video.video.decode")
     return decode is not None and isinstance(error, decode.DecodeError)
 
 

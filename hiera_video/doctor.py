@@ -264,7 +264,7 @@ _CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
 
 def decoder(name: str) -> list[Finding]:
     """One library, tried on a clip made on the spot; PyAV is needed, the others are not."""
-    from hiera_video.data.decode import available_decoders, read_frames
+    from hiera_video.video.decode import available_decoders, read_frames
 
     needed = name == "pyav"
     reason = available_decoders()[name]
@@ -454,7 +454,7 @@ LEAST_FREE = 2 << 30
 
 def folders() -> list[Finding]:
     """Where things are written: can they be, and how much room is there?"""
-    from hiera_video.models.download import cache_folder
+    from hiera_video.models.weights.download import cache_folder
 
     return [
         _folder(cache_folder(), "fetched weights (TORCH_HOME)"),
@@ -482,8 +482,8 @@ DEFAULT = ("hiera_base_16x224", "mae_k400_ft_k400")
 
 def weights() -> list[Finding]:
     """Which published weights lie in the cache, whole."""
-    from hiera_video.models.download import cached_path
-    from hiera_video.models.published import PUBLISHED
+    from hiera_video.models.weights.download import cached_path
+    from hiera_video.models.weights.published import PUBLISHED
 
     found, whole = [], []
     for row in PUBLISHED.values():
@@ -509,7 +509,7 @@ def weights() -> list[Finding]:
 
 def _not_weights(path: Path) -> str | None:
     """Why a cached file is no checkpoint, from its two ends; None if it looks like one."""
-    from hiera_video.models.weights_file import not_a_checkpoint
+    from hiera_video.models.weights.file import not_a_checkpoint
 
     size = path.stat().st_size
     with open(path, "rb") as file:

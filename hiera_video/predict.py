@@ -23,18 +23,12 @@ from torch import Tensor, nn
 
 from hiera_video.classes import match_classes
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.frame_folder import open_video
-from hiera_video.data.guard import GuardedPool
-from hiera_video.data.guarded_video import GuardedVideo
-from hiera_video.data.manifests import read_class_names
-from hiera_video.data.sampling import window_clips
-from hiera_video.data.transforms import check_num_crops
+from hiera_video.data.manifests.layouts import read_class_names
 from hiera_video.data.views import Reader, parse_views, read_test_views, read_views
 from hiera_video.errors import RunFailed, UserError, first_few
 from hiera_video.labels import load_labels
 from hiera_video.models import build_model
-from hiera_video.models.published import IMAGE_CLIPS, VIDEO_CLIPS
-from hiera_video.models.weights import (
+from hiera_video.models.weights.load import (
     PUBLISHED,
     Checkpoint,
     PublishedWeights,
@@ -45,6 +39,7 @@ from hiera_video.models.weights import (
     names_for,
     resolve,
 )
+from hiera_video.models.weights.published import IMAGE_CLIPS, VIDEO_CLIPS
 from hiera_video.registry import MODEL_REGISTRY
 from hiera_video.scoring import (
     choose_device,
@@ -54,6 +49,11 @@ from hiera_video.scoring import (
     takes_images,
     view_scores,
 )
+from hiera_video.video.crops import check_num_crops
+from hiera_video.video.frame_folder import open_video
+from hiera_video.video.guarded_pool import GuardedPool
+from hiera_video.video.guarded_video import GuardedVideo
+from hiera_video.video.sampling import window_clips
 
 DEFAULT_MODEL = "hiera_base_16x224"
 
@@ -630,7 +630,7 @@ def _check_kinds(model: Any, spec: Any, classes: Any, process: Any) -> None:
     if process is not None and not callable(getattr(process, "call", None)):
         raise UserError(
             f"process is a {type(process).__name__}; it must be what "
-            "hiera_video.data.guard.decoding_process() gives, or None to read videos here"
+            "hiera_video.video.guarded_pool.decoding_process() gives, or None to read videos here"
         )
 
 

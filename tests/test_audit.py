@@ -16,15 +16,14 @@ import pytest
 from clips import picture, write_audio_only, write_clip
 from conftest import REPOSITORY
 
-from hiera_video.data.audit import audit as audit_module
-from hiera_video.data.audit import file as audit_file
-from hiera_video.data.audit.file import decode_all, examine, sample_digest
-from hiera_video.data.audit.memory import AuditMemory, Identity
-from hiera_video.data.audit.records import PROBLEMS, REMARKS, Findings, Job, Seen
-from hiera_video.data.listing import PLAYLIST_SUFFIXES
-from hiera_video.data.manifests import read_manifest
-from hiera_video.data.video_files import find_videos
+from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.errors import UserError
+from hiera_video.preparation.audit import audit as audit_module
+from hiera_video.preparation.audit import file as audit_file
+from hiera_video.preparation.audit.file import decode_all, examine, sample_digest
+from hiera_video.preparation.audit.memory import AuditMemory, Identity
+from hiera_video.preparation.audit.records import PROBLEMS, REMARKS, Findings, Job, Seen
+from hiera_video.video.find import PLAYLIST_SUFFIXES, find_videos
 
 SHORT = ("--opts", "DATA.NUM_FRAMES", "4", "DATA.SAMPLING_RATE", "2")
 """Clips of 8 frames at 30 fps, so that small files are long enough."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.augment import (
+from hiera_video.data.transforms.normalize import normalize
+from hiera_video.data.transforms.train import (
     ERASED_AREA,
     Crop,
     TrainTransform,
@@ -16,8 +17,8 @@ from hiera_video.data.augment import (
     random_box,
     random_erase,
 )
-from hiera_video.data.transforms import normalize, resize
 from hiera_video.errors import UserError
+from hiera_video.video.crops import resize
 
 pytestmark = pytest.mark.numbers
 

@@ -17,13 +17,13 @@ from tiny_runs import final, losses, run, run_child, settings, write_videos
 from hiera_video import Predictor
 from hiera_video.config import load_config
 from hiera_video.data.views import load_test_views
-from hiera_video.engine import distributed, dry, evaluate, train
+from hiera_video.engine import distributed, dry_run, evaluate, train
 from hiera_video.errors import UserError
 from hiera_video.labels import load_labels
-from hiera_video.models import loading
 from hiera_video.models.baselines.pytorchvideo import CONVOLUTIONAL, slow_frames
-from hiera_video.models.published import PUBLISHED
-from hiera_video.models.weights import WeightsError, cached_path, names_for, resolve
+from hiera_video.models.weights import loading
+from hiera_video.models.weights.load import WeightsError, cached_path, names_for, resolve
+from hiera_video.models.weights.published import PUBLISHED
 
 
 @pytest.fixture(autouse=True)
@@ -324,7 +324,7 @@ def test_videomae_is_pretrained_then_fine_tuned(videos, tmp_path, capsys):
 def test_a_dry_run_tries_a_step(tmp_path, capsys):
     words = settings("", tmp_path / "out", "MODEL.NUM_CLASSES", 4, task=X3D)
     words += ["DATA.PATH_TO_DATA_DIR", "", "TRAIN.BATCH_SIZE", "2"]
-    dry.run(load_config(None, words), distributed.init("cpu"), steps=1)
+    dry_run.run(load_config(None, words), distributed.init("cpu"), steps=1)
     said = capsys.readouterr().out
     assert "classify x3d_xs" in said
     assert "step 1/1: loss" in said

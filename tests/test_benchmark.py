@@ -9,10 +9,10 @@ import sys
 
 import pytest
 import torch
+from benchmarks import machine, measure, tables
+from benchmarks.measure import Contender
+from benchmarks.tables import Column
 
-from hiera_video.benchmark import machine, measure, tables
-from hiera_video.benchmark.measure import Contender
-from hiera_video.benchmark.tables import Column
 from hiera_video.errors import UserError
 
 CPU = torch.device("cpu")

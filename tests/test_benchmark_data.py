@@ -8,13 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from benchmarks import data, predict, stopwatch, videos
+from benchmarks.measure import Contender
 from clips import read_indices, write_clip
 
-from hiera_video.benchmark import data, predict, stopwatch, videos
-from hiera_video.benchmark.measure import Contender
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.decode import available_decoders, probe
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.video.decode import available_decoders, probe
 
 SPEC = ClipSpec(num_frames=4, sampling_rate=4, crop_size=64)
 

@@ -10,11 +10,7 @@ import warnings
 
 import pytest
 import torch
-from randomness import redraw
-from torch import nn
-
-from hiera_video import build_model
-from hiera_video.benchmark import (
+from benchmarks import (
     ladder,
     loss_comparison,
     machine,
@@ -27,9 +23,13 @@ from hiera_video.benchmark import (
     steps,
     tables,
 )
-from hiera_video.benchmark.measure import Contender, GaveUp
-from hiera_video.benchmark.race import Race
-from hiera_video.benchmark.steps import OURS, REFERENCE, TIMM, Case, Workbench
+from benchmarks.measure import Contender, GaveUp
+from benchmarks.race import Race
+from benchmarks.steps import OURS, REFERENCE, TIMM, Case, Workbench
+from randomness import redraw
+from torch import nn
+
+from hiera_video import build_model
 from hiera_video.errors import UserError
 from hiera_video.models.hiera import SIZES
 from hiera_video.models.mae import MaskedAutoencoder

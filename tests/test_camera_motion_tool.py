@@ -12,8 +12,8 @@ import torch
 from clips import write_clip
 
 from hiera_video import build_model
-from hiera_video.data import synthetic
-from hiera_video.data.synthetic import CLIP_SPEC, LABELS
+from hiera_video.data.synthetic import camera_motion as synthetic
+from hiera_video.data.synthetic.camera_motion import CLIP_SPEC, LABELS
 
 TINY = {
     "input_size": [8, 64, 64],

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from hiera_video.data.class_folders import own_split, source_namer
-from hiera_video.data.manifests import DataError, Source, read_manifest
-from hiera_video.data.parts import STAND_IN, Listed, hold_out
+from hiera_video.data.manifests.class_folders import own_split, source_namer
+from hiera_video.data.manifests.layouts import DataError, Source, read_manifest
+from hiera_video.data.manifests.splits import STAND_IN, Listed, hold_out
 
 
 def touch(root, *names):

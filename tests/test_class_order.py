@@ -21,10 +21,10 @@ from tiny_runs import (
     write_videos,
 )
 
-from hiera_video.data.listing import DataError
-from hiera_video.data.manifests import read_manifest
+from hiera_video.data.manifests.layouts import read_manifest
+from hiera_video.data.manifests.listing import DataError
 from hiera_video.data.relabel import fit_labels
-from hiera_video.engine import checkpoint, distributed, dry, evaluate, report, train
+from hiera_video.engine import checkpoint, distributed, dry_run, evaluate, report, train
 from hiera_video.errors import UserError
 from hiera_video.labels import load_labels
 
@@ -169,12 +169,12 @@ def test_lists_without_names_are_taken_in_order_and_that_is_said(videos, trained
 def test_a_dry_run_places_rows_too(videos, trained, tmp_path, capsys):
     cfg = config(lists(tmp_path / "lists", videos, OTHER), tmp_path / "out",
                  "TRAIN.CHECKPOINT_FILE_PATH", trained)  # fmt: skip
-    dry.run(cfg, distributed.init("cpu"), steps=1)
+    dry_run.run(cfg, distributed.init("cpu"), steps=1)
     said = capsys.readouterr().out
     assert "rows placed by name" in said
     cfg = config(tmp_path / "none", tmp_path / "out", "TRAIN.CHECKPOINT_FILE_PATH", trained,
                  "MODEL.NUM_CLASSES", 3)  # fmt: skip
-    dry.run(cfg, distributed.init("cpu"), steps=1)
+    dry_run.run(cfg, distributed.init("cpu"), steps=1)
     said = capsys.readouterr().out
     assert "generated clips" in said
     assert "class names" not in said

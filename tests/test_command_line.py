@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from hiera_video.command_line import (
+from hiera_video.config import Config, describe_settings, load_config
+from hiera_video.config.command_line import (
     SettingsParser,
     add_config_arguments,
     config_from_args,
     settings_table,
 )
-from hiera_video.config import Config, describe_settings, load_config
 from hiera_video.errors import UserError
 
 

@@ -18,10 +18,9 @@ from hiera_video.config import (
     ConfigError,
     DataConfig,
     SolverConfig,
-    _all_settings,
-    _settings_of,
     load_config,
 )
+from hiera_video.config.schema import _ELSEWHERE, _all_settings, _settings_of
 from hiera_video.errors import UserError
 from hiera_video.registry import MODEL_REGISTRY
 
@@ -296,7 +295,6 @@ def test_an_unknown_key_is_answered_with_near_ones(write, key, words):
 
 
 def test_every_hint_points_at_a_setting_that_exists():
-    from hiera_video.config import _ELSEWHERE
 
     for old, advice in _ELSEWHERE.items():
         assert old not in _all_settings()

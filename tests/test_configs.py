@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from hiera_video import build_model, load_config
-from hiera_video.data import manifests  # noqa: F401 (registers the layouts)
 from hiera_video.engine.tasks import TASKS
 from hiera_video.labels import known_labels, load_labels
-from hiera_video.models.weights import PUBLISHED, bundled
+from hiera_video.models.weights.load import PUBLISHED, bundled
 from hiera_video.registry import DATASET_REGISTRY
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

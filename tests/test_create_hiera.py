@@ -13,7 +13,7 @@ import hiera_video
 from hiera_video.compat import pytorchvideo_module
 from hiera_video.errors import UserError
 from hiera_video.models import build_model
-from hiera_video.models.create_hiera import (
+from hiera_video.models.baselines.create_hiera import (
     HieraHead,
     HieraStem,
     create_hiera,
@@ -21,7 +21,7 @@ from hiera_video.models.create_hiera import (
     create_hiera_stage,
 )
 from hiera_video.models.tokens import TokenLayout
-from hiera_video.models.weights import Checkpoint, WeightsError, load_weights
+from hiera_video.models.weights.load import Checkpoint, WeightsError, load_weights
 
 TINY = {"spatial_size": 64, "temporal_size": 4, "stem_dim_out": 16, "stage_depths": (1, 2, 2, 1)}
 OURS = {"input_size": (4, 64, 64), "embed_dim": 16, "num_heads": 1, "stages": (1, 2, 2, 1)}

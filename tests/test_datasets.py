@@ -16,8 +16,7 @@ import torch
 from clips import read_index, write_clip
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data import datasets, frame_folder
-from hiera_video.data.augment import TrainTransform
+from hiera_video.data import datasets
 from hiera_video.data.datasets import (
     GIVE_UP_AFTER,
     Batch,
@@ -27,12 +26,14 @@ from hiera_video.data.datasets import (
     VideoDataset,
     build_loader,
 )
-from hiera_video.data.manifests import read_manifest
+from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.randomness import PURPOSES, epoch_order, generator_for
-from hiera_video.data.sampling import span
+from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import preflight
 from hiera_video.errors import RunFailed
+from hiera_video.video import frame_folder
+from hiera_video.video.sampling import span
 
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, crop_size=32)
 TRANSFORM = TrainTransform(SPEC, rand_augment="rand-m7-mstd0.5-inc1", erase_prob=0.25)

@@ -27,8 +27,9 @@ from clips import (
     write_two_streams,
 )
 
-from hiera_video.data import decode
-from hiera_video.data.decode import (
+from hiera_video.errors import UserError
+from hiera_video.video import container, decode, h264
+from hiera_video.video.decode import (
     DECODERS,
     DecodeError,
     FrameIndexError,
@@ -37,8 +38,8 @@ from hiera_video.data.decode import (
     probe,
     read_frames,
 )
-from hiera_video.data.decoders import container, h264, portions, pyav_reader, remux
-from hiera_video.errors import UserError
+from hiera_video.video.readers import portions, remux
+from hiera_video.video.readers import pyav as pyav_reader
 
 # Against PyAV, in levels of 255: mean and largest difference.
 SAME_PIXELS = (0.5, 4)
@@ -759,8 +760,8 @@ def test_hostile_files_do_no_harm(shared_data):
     """In one process of its own: neither crash nor hang, nor 300 MiB more than the imports."""
     code = f"""
         import pathlib, torch
-        from hiera_video.data.decode import DECODERS, DecodeError, available_decoders
-        from hiera_video.data.decode import probe, read_frames
+        from hiera_video.video.decode import DECODERS, DecodeError, available_decoders
+        from hiera_video.video.decode import probe, read_frames
         available_decoders()
         def peak():  # not getrusage's, which begins with the peak of the process that started it
             status = pathlib.Path("/proc/self/status").read_text()

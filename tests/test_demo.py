@@ -17,9 +17,9 @@ from test_guarded_video import serve_or_worse
 from test_predict import CLASSES, NAME, SPEC, TINY, tiny_model, write_checkpoint
 
 from hiera_video import Predictor, __version__
-from hiera_video.data.guard import GuardedPool
 from hiera_video.errors import UserError
 from hiera_video.spreadsheet import original
+from hiera_video.video.guarded_pool import GuardedPool
 
 
 @pytest.fixture(scope="module")

@@ -183,7 +183,7 @@ def test_packages_missing_and_too_old():
 
 @pytest.mark.parametrize("off", [0, 20])
 def test_a_decoder_that_returns_wrong_pictures_is_broken(monkeypatch, off):
-    from hiera_video.data import decode
+    from hiera_video.video import decode
 
     read = decode.read_frames
     monkeypatch.setattr(decode, "read_frames", lambda *a, **k: read(*a, **k) + off)
@@ -205,8 +205,8 @@ def test_folders_that_cannot_be_written_and_full_ones(tmp_path, monkeypatch):
 def test_weights_in_the_cache(tmp_path, monkeypatch):
     import torch
 
-    from hiera_video.models.download import cached_path
-    from hiera_video.models.published import PUBLISHED
+    from hiera_video.models.weights.download import cached_path
+    from hiera_video.models.weights.published import PUBLISHED
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     path = cached_path(PUBLISHED[doctor.DEFAULT].url)

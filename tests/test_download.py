@@ -20,8 +20,8 @@ import pytest
 import torch
 from small_models import saved, tensors, truncated, untouched, video, zip_bytes
 
-from hiera_video.models import download, loading
-from hiera_video.models.weights import (
+from hiera_video.models.weights import download, loading
+from hiera_video.models.weights.load import (
     PUBLISHED,
     WeightsError,
     cached_path,
@@ -378,7 +378,7 @@ def test_an_interrupt_leaves_nothing_half_done(server, monkeypatch, own_cache):
 
 FETCH = """
 import sys
-from hiera_video.models.download import fetch
+from hiera_video.models.weights.download import fetch
 print("ready", flush=True)
 sys.stdin.readline()
 print(fetch(sys.argv[1]))
@@ -393,7 +393,7 @@ def fetching(url):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(download.__file__).parents[2])},
+        env={**os.environ, "PYTHONPATH": str(Path(download.__file__).parents[3])},
     )
     assert child.stdout.readline() == "ready\n"
     return child

@@ -13,7 +13,7 @@ from torch import nn
 from hiera_video import Predictor
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import Failed, VideoDataset, build_loader
-from hiera_video.data.manifests import read_manifest
+from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.engine import checkpoint, distributed, evaluate, train
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.spreadsheet import original

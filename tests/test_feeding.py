@@ -10,11 +10,11 @@ import torch
 from tiny_runs import HEAVY, PRETRAIN, config, final, losses, run, same, write_videos
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.augment import TrainTransform
 from hiera_video.data.datasets import Batch, VideoDataset, build_loader
-from hiera_video.data.manifests import read_manifest
-from hiera_video.engine import distributed, evaluate, feeding, report, train
-from hiera_video.engine.feeding import Feeder
+from hiera_video.data.manifests.layouts import read_manifest
+from hiera_video.data.transforms.train import TrainTransform
+from hiera_video.engine import distributed, evaluate, prefetch, report, train
+from hiera_video.engine.prefetch import Feeder
 from hiera_video.errors import RunFailed
 
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, target_fps=10, crop_size=64)
@@ -308,5 +308,5 @@ def test_cuda_graphs_learn_what_plain_code_learns(videos, tmp_path, task):
 
 
 def test_the_lane_of_these_tests_does_what_the_real_one_does():
-    names = {name for name in vars(feeding.CopyStream) if not name.startswith("_")}
+    names = {name for name in vars(prefetch.CopyStream) if not name.startswith("_")}
     assert names == {name for name in vars(Lane) if not name.startswith("_")}

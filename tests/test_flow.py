@@ -28,24 +28,15 @@ ALLOWED = {
     "labels": ("errors",),
     "classes": ("errors",),
     "cli": ("errors", "registry"),
-    "config": FOUNDATION,
-    "command_line": (*FOUNDATION, "config"),
-    "data": (*FOUNDATION, "data"),
+    "config": (*FOUNDATION, "config"),
+    "video": (*FOUNDATION, "video"),
+    "data": (*FOUNDATION, "video", "data"),
     "models": (*FOUNDATION, "models"),
     "scoring": FOUNDATION,
-    "predict": (*FOUNDATION, "data", "models", "scoring"),
-    "engine": (*FOUNDATION, "config", "data", "models", "scoring", "engine"),
-    "doctor": (*FOUNDATION, "data", "models"),
-    "benchmark": (
-        *FOUNDATION,
-        "data",
-        "models",
-        "scoring",
-        "predict",
-        "config",
-        "engine",
-        "benchmark",
-    ),
+    "predict": (*FOUNDATION, "video", "data", "models", "scoring"),
+    "engine": (*FOUNDATION, "config", "video", "data", "models", "scoring", "engine"),
+    "preparation": (*FOUNDATION, "video", "data", "preparation"),
+    "doctor": (*FOUNDATION, "video", "models"),
     "__main__": ("doctor",),
 }
 """Part of the package -> parts it may import; a new part must be entered here."""
@@ -53,9 +44,9 @@ ALLOWED = {
 WHOLE_CONFIG = (
     "engine/train.py",
     "engine/evaluate.py",
-    "engine/dry.py",
-    "config.py",
-    "command_line.py",
+    "engine/dry_run.py",
+    "config/schema.py",
+    "config/command_line.py",
 )
 """Files of the package in which the name `cfg` may occur."""
 
@@ -69,7 +60,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def part_of(path: Path) -> str:
-    """ "data" for hiera_video/data/decode.py, "config" for hiera_video/config.py."""
+    """ "data" for hiera_video/video/decode.py, "config" for hiera_video/config/schema.py."""
     first = path.relative_to(PACKAGE).parts[0]
     return first.removesuffix(".py")
 
@@ -151,7 +142,7 @@ def test_parser_of_imports_sees_every_form(tmp_path):
     """The test of the tests: each way to write an import is found."""
     folder = PACKAGE / "engine"
     code = (
-        "import hiera_video.data.decode\n"
+        "import hiera_video.data.loader\n"
         "from hiera_video import models\n"
         "from . import optim\n"
         "from ..predict import Predictor\n"
@@ -181,19 +172,25 @@ WRITERS = {
 OTHER_WRITERS = {
     ("hiera_video/engine/report.py", "open"): "logs grow line by line",
     ("hiera_video/engine/preflight.py", "write_bytes"): "a probe, deleted at once",
-    ("hiera_video/engine/dry.py", "write_text"): "into a temporary folder",
-    ("hiera_video/benchmark/data.py", "write_text"): "into a temporary folder",
-    ("hiera_video/benchmark/predict.py", "write_text"): "into a temporary folder",
-    ("hiera_video/benchmark/predict.py", "save"): "into a temporary folder",
-    ("hiera_video/benchmark/videos.py", "open"): "into a temporary folder",
+    ("hiera_video/engine/dry_run.py", "write_text"): "into a temporary folder",
+    ("tools/benchmarks/data.py", "write_text"): "into a temporary folder",
+    ("tools/benchmarks/predict.py", "write_text"): "into a temporary folder",
+    ("tools/benchmarks/predict.py", "save"): "into a temporary folder",
+    ("tools/benchmarks/videos.py", "open"): "into a temporary folder",
     ("hiera_video/doctor.py", "open"): "into a temporary folder",
-    ("hiera_video/benchmark/memory.py", "write_text"): "a switch of the kernel",
-    ("hiera_video/data/prepare.py", "write_bytes"): "into a temporary folder, to be read back",
-    ("hiera_video/data/transcode.py", "open"): "PyAV writes; files.put_in_place follows",
-    ("hiera_video/data/synthetic.py", "open"): "PyAV writes; files.put_in_place follows",
-    ("hiera_video/data/decode.py", "open"): "PyAV writes into memory",
-    ("hiera_video/data/decoders/remux.py", "open"): "PyAV writes into memory",
-    ("hiera_video/data/audit/memory.py", "replace"): "a file that is no memory is set aside",
+    ("tools/benchmarks/memory.py", "write_text"): "a switch of the kernel",
+    (
+        "hiera_video/preparation/prepare.py",
+        "write_bytes",
+    ): "into a temporary folder",
+    ("hiera_video/preparation/transcode.py", "open"): "PyAV writes; put_in_place follows",
+    (
+        "hiera_video/data/synthetic/camera_motion.py",
+        "open",
+    ): "PyAV writes; files.put_in_place follows",
+    ("hiera_video/video/decode.py", "open"): "PyAV writes into memory",
+    ("hiera_video/video/readers/remux.py", "open"): "PyAV writes into memory",
+    ("hiera_video/preparation/audit/memory.py", "replace"): "a file that is no memory is set aside",
 }
 """(file, call) that may write without files.py, and why."""
 
@@ -291,7 +288,7 @@ def test_the_reader_of_writers_passes(code):
 # ---- dead knobs ---------------------------------------------------------------------------------
 
 READERS_IN_CONFIG = {"clip_spec", "model_arguments"}
-"""Methods of config.py that turn settings into arguments; its checks do not count as readers."""
+"""Methods of config/schema.py that turn settings into arguments; checks are not readers."""
 
 ALIASES = {"cfg": "", "settings": "synthetic"}
 """What a section is called where its own name is taken."""
@@ -303,7 +300,7 @@ def read_settings() -> set[tuple[str, str]]:
     files = [*sources(PACKAGE), *sources(ROOT / "tools"), *sources(ROOT / "demo")]
     for path in files:
         tree = parse(path)
-        nodes = _readers(tree) if path == PACKAGE / "config.py" else [("", tree)]
+        nodes = _readers(tree) if path == PACKAGE / "config" / "schema.py" else [("", tree)]
         for owner, node in nodes:
             for attribute in (n for n in ast.walk(node) if isinstance(n, ast.Attribute)):
                 holder = attribute.value

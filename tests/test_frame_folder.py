@@ -7,9 +7,9 @@ from clips import picture, read_indices, write_clip
 from PIL import Image
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.decode import DecodeError, VideoReader
-from hiera_video.data.frame_folder import FrameFolder, open_video
 from hiera_video.data.views import load_test_views
+from hiera_video.video.decode import DecodeError, VideoReader
+from hiera_video.video.frame_folder import FrameFolder, open_video
 
 
 @pytest.fixture

@@ -18,11 +18,11 @@ from clips import cut_clip, write_clip
 from test_checkpoint import flips, state_of
 from tiny_runs import same
 
-from hiera_video.data.decode import available_decoders, probe, read_frames
-from hiera_video.data.decoders.container import demux
-from hiera_video.data.guard import Casualty, GuardedPool
 from hiera_video.engine import checkpoint
-from hiera_video.models.weights import WeightsError, read_checkpoint
+from hiera_video.models.weights.load import WeightsError, read_checkpoint
+from hiera_video.video.container import demux
+from hiera_video.video.decode import available_decoders, probe, read_frames
+from hiera_video.video.guarded_pool import Casualty, GuardedPool
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
 

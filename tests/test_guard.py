@@ -10,9 +10,9 @@ import time
 
 import pytest
 
-from hiera_video.data.decode import DecodeError
-from hiera_video.data.guard import Casualty, GuardedPool, limited, wants_memory
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.video.decode import DecodeError
+from hiera_video.video.guarded_pool import Casualty, GuardedPool, limited, wants_memory
 
 MIB = 1 << 20
 
@@ -205,7 +205,10 @@ if __name__ == "__main__":
 
 
 def test_importing_it_loads_neither_torch_nor_a_decoder():
-    code = "import hiera_video.data.guard, sys; print({'torch', 'av', 'numpy'} & {*sys.modules})"
+    code = (
+        "import hiera_video.video.guarded_pool, sys;"
+        " print({'torch', 'av', 'numpy'} & {*sys.modules})"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "set()"
 
@@ -215,7 +218,7 @@ def test_importing_it_loads_neither_torch_nor_a_decoder():
 
 def test_limits_hold_inside_and_are_gone_outside():
     code = f"""
-from hiera_video.data.guard import limited, wants_memory
+from hiera_video.video.guarded_pool import limited, wants_memory
 import time
 try:
     with limited(60, {100 * MIB}):

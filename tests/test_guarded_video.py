@@ -9,13 +9,13 @@ import torch
 from clips import write_clip
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data import guarded_video
-from hiera_video.data.decode import DecodeError, FrameIndexError, VideoReader
-from hiera_video.data.guard import GuardedPool
-from hiera_video.data.guarded_video import GuardedVideo
-from hiera_video.data.transforms import spatial_crops
 from hiera_video.data.views import load_test_views, read_test_views
 from hiera_video.errors import UserError
+from hiera_video.video import guarded_video
+from hiera_video.video.crops import spatial_crops
+from hiera_video.video.decode import DecodeError, FrameIndexError, VideoReader
+from hiera_video.video.guarded_pool import GuardedPool
+from hiera_video.video.guarded_video import GuardedVideo
 
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, crop_size=32)
 

@@ -16,8 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from hiera_video import build_model, list_models, load_config
 from hiera_video.errors import UserError
 from hiera_video.models import Hiera
+from hiera_video.models.ladder.ablation import RUNGS
 from hiera_video.models.layers import Block, MaskUnitAttention
-from hiera_video.models.rungs import RUNGS
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "ladder"
 SIZES = ("small", "base", "large")

@@ -12,12 +12,12 @@ from clips import write_clip
 from tiny_runs import config, run
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.augment import TrainTransform
 from hiera_video.data.datasets import Failed, VideoDataset, build_loader
-from hiera_video.data.decode import DECODERS, available_decoders
-from hiera_video.data.guard import Casualty, GuardedPool
-from hiera_video.data.manifests import read_manifest
+from hiera_video.data.manifests.layouts import read_manifest
+from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import report, train
+from hiera_video.video.decode import DECODERS, available_decoders
+from hiera_video.video.guarded_pool import Casualty, GuardedPool
 
 MIB = 1 << 20
 SPEC = ClipSpec(num_frames=8, sampling_rate=2, crop_size=64)

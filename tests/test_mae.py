@@ -14,8 +14,8 @@ from test_hiera import (
 from torch.utils.flop_counter import FlopCounterMode
 
 from hiera_video import build_model, list_models
-from hiera_video.data import synthetic
-from hiera_video.data.synthetic import LABELS
+from hiera_video.data.synthetic import camera_motion as synthetic
+from hiera_video.data.synthetic.camera_motion import LABELS
 from hiera_video.errors import UserError
 from hiera_video.models.tokens import unit_ids, units_to_raster
 

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from hiera_video.data.manifests import (
+from hiera_video.data.manifests.layouts import (
     DataError,
     Source,
     detect_format,

@@ -9,7 +9,7 @@ from clips import write_clip
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import VideoDataset, build_loader
-from hiera_video.data.manifests import read_manifest
+from hiera_video.data.manifests.layouts import read_manifest
 
 LINES, FEW = 1_000_000, 64
 SPEC = ClipSpec(num_frames=2, sampling_rate=1, crop_size=32)

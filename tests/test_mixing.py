@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hiera_video.data.datasets import Batch
-from hiera_video.data.mixing import Mixing, pairing, smooth
+from hiera_video.data.transforms.mixing import Mixing, pairing, smooth
 from hiera_video.errors import UserError
 
 pytestmark = pytest.mark.numbers

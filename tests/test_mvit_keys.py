@@ -10,8 +10,8 @@ from clips import write_clip
 from randomness import redraw, relative_error
 
 from hiera_video import build_model
-from hiera_video.models.mvit_keys import head_weight, published_model, to_published
-from hiera_video.models.weights import WeightsError, load_weights, read_checkpoint, resolve
+from hiera_video.models.weights.load import WeightsError, load_weights, read_checkpoint, resolve
+from hiera_video.models.weights.mvit_keys import head_weight, published_model, to_published
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"embed_dim": 8, "num_heads": 1, "stages": (1, 2, 2, 1)}

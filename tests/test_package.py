@@ -18,10 +18,10 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import hiera_video
-from hiera_video.data.manifests import read_class_names
+from hiera_video.data.manifests.layouts import read_class_names
 from hiera_video.errors import UserError
 from hiera_video.labels import known_labels, load_labels
-from hiera_video.models.published import PUBLISHED
+from hiera_video.models.weights.published import PUBLISHED
 from hiera_video.registry import MODEL_REGISTRY
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -19,10 +19,7 @@ from small_models import (
 
 from hiera_video.models import build_model
 from hiera_video.models.pos_embed import abs_win_embedding, resize_joint, split_abs_win
-from hiera_video.models.weights import (
-    WeightsError,
-    load_weights,
-)
+from hiera_video.models.weights.load import WeightsError, load_weights
 
 pytestmark = pytest.mark.numbers
 

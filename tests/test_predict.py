@@ -16,19 +16,19 @@ from PIL import Image
 from hiera_video import Predictor, build_model, predict
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import VideoDataset, build_loader
-from hiera_video.data.decode import DecodeError, VideoReader, available_decoders
-from hiera_video.data.manifests import read_manifest
-from hiera_video.data.video_files import find_videos, named_videos
+from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import distributed
 from hiera_video.engine.evaluate import score_videos
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.labels import load_labels
-from hiera_video.models import weights
-from hiera_video.models.published import PUBLISHED
-from hiera_video.models.weights import WeightsError
+from hiera_video.models.weights import load as weights
+from hiera_video.models.weights.load import WeightsError
+from hiera_video.models.weights.published import PUBLISHED
 from hiera_video.predict import Label, Prediction
 from hiera_video.scoring import view_scores
+from hiera_video.video.decode import DecodeError, VideoReader, available_decoders
+from hiera_video.video.find import find_videos, named_videos
 
 NAME = "hiera_base_16x224"
 TINY = {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1), "input_size": (4, 64, 64)}
@@ -591,7 +591,7 @@ import multiprocessing, os, sys, threading
 sys.path.insert(0, {tests!r})
 import torch
 from hiera_video import Predictor
-from hiera_video.data.guard import decoding_process
+from hiera_video.video.guarded_pool import decoding_process
 from hiera_video.errors import RunFailed
 
 torch.set_num_threads(4)

@@ -18,10 +18,16 @@ from tiny_runs import environment
 
 from hiera_video import cli
 from hiera_video.config import load_config
-from hiera_video.data import prepare
-from hiera_video.data.manifests import read_manifest
-from hiera_video.data.prepare import gather, leave_out_missing, torn_sources, use_copies, write
+from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.preparation import prepare
+from hiera_video.preparation.prepare import (
+    gather,
+    leave_out_missing,
+    torn_sources,
+    use_copies,
+    write,
+)
 from hiera_video.spreadsheet import original
 
 
@@ -404,7 +410,7 @@ def test_a_broken_off_writing_is_taken_up(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from hiera_video.data.prepare import gather, write
+from hiera_video.preparation.prepare import gather, write
 
 root, folder = sys.argv[1:]
 real = {name: getattr(os, name) for name in ("replace", "unlink", "fsync", "mkdir")}
@@ -478,7 +484,7 @@ def test_a_full_disk_is_named_and_the_old_lists_stay(tmp_path):
     code = (
         "import resource, sys\n"
         "from hiera_video import cli\n"
-        "from hiera_video.data.prepare import gather, write\n"
+        "from hiera_video.preparation.prepare import gather, write\n"
         "def main(argv):\n"
         "    prepared = gather('folder', argv[0], seed=3)\n"
         f"    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"

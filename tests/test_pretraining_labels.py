@@ -6,8 +6,8 @@ import pytest
 from test_datasets import Deadly
 from tiny_runs import PRETRAIN, config, losses, run, write_videos
 
-from hiera_video.data.manifests import DataError, read_manifest
-from hiera_video.engine import distributed, dry, report, train
+from hiera_video.data.manifests.layouts import DataError, read_manifest
+from hiera_video.engine import distributed, dry_run, report, train
 from hiera_video.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -48,7 +48,7 @@ def turned(folder, videos):
 def test_videos_of_left_and_right_may_be_mirrored(videos, tmp_path):
     data = turned(tmp_path / "data", videos)
     assert learnt(data, tmp_path / "out", "DATA.RANDOM_FLIP", "true") > 0
-    dry.run(
+    dry_run.run(
         pretraining(data, tmp_path / "dry", "DATA.RANDOM_FLIP", "true"),
         distributed.init("cpu"),
         steps=1,

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.config import Config, load_config
-from hiera_video.data.manifests import read_class_names, read_manifest
-from hiera_video.data.sampling import segment_clip, span, training_clip, uniform_views
+from hiera_video.data.manifests.layouts import read_class_names, read_manifest
 from hiera_video.engine.preflight import flat_settings
 from hiera_video.errors import UserError
 from hiera_video.models.tokens import TokenLayout, max_pool, pick_units, unit_ids
+from hiera_video.video.sampling import segment_clip, span, training_clip, uniform_views
 
 # Times are no property of these functions: the machine may be busy. Files are written anew in one
 # folder for every example.

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hiera_video.data import rand_augment
-from hiera_video.data.rand_augment import RandAugment, parse_rand_augment
+from hiera_video.data.transforms import rand_augment
+from hiera_video.data.transforms.rand_augment import RandAugment, parse_rand_augment
 from hiera_video.errors import UserError
 
 pytestmark = pytest.mark.numbers

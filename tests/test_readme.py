@@ -11,8 +11,8 @@ from clips import write_clip
 from randomness import redraw
 
 from hiera_video import build_model
-from hiera_video.models.published import PUBLISHED
-from hiera_video.models.weights import cached_path, save_published
+from hiera_video.models.weights.load import cached_path, save_published
+from hiera_video.models.weights.published import PUBLISHED
 
 TINY = """
     MODEL.KWARGS '{embed_dim: 16, num_heads: 1, stages: [1, 1, 1, 1]}'

@@ -12,8 +12,8 @@ from clips import write_clip
 from randomness import redraw
 from test_hiera import reference_package
 
-from hiera_video.data.decode import read_frames
 from hiera_video.labels import load_labels
+from hiera_video.video.decode import read_frames
 
 
 @pytest.fixture(scope="module")

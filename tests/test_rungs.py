@@ -14,7 +14,7 @@ from randomness import redraw, relative_error
 from hiera_video import build_model
 from hiera_video.errors import UserError
 from hiera_video.models import Hiera
-from hiera_video.models.rungs import RUNGS, Rung, as_rung
+from hiera_video.models.ladder.ablation import RUNGS, Rung, as_rung
 
 SMALL = {"embed_dim": 16, "num_heads": 2, "stages": (1, 2, 1, 1), "num_classes": 5}
 IMAGE = {**SMALL, "input_size": (64, 96)}

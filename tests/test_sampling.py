@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.sampling import (
+from hiera_video.errors import UserError
+from hiera_video.video.sampling import (
     segment_clip,
     segment_views,
     span,
@@ -18,7 +19,6 @@ from hiera_video.data.sampling import (
     uniform_views,
     window_clips,
 )
-from hiera_video.errors import UserError
 
 SPEC = ClipSpec()
 SEGMENTS = ClipSpec(segments=True)

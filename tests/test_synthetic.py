@@ -15,10 +15,10 @@ from conftest import REPOSITORY
 from motion_eye import blur, camera_seen, sample
 from other_processor import avx2, other_processor
 
-from hiera_video.data import synthetic
-from hiera_video.data.decode import probe, read_frames
-from hiera_video.data.synthetic import CLIP_SPEC, LABELS
+from hiera_video.data.synthetic import camera_motion as synthetic
+from hiera_video.data.synthetic.camera_motion import CLIP_SPEC, LABELS
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.video.decode import probe, read_frames
 
 SMALL = {"num_train": 45, "num_val": 18, "size": 32, "frames": 6}
 

@@ -17,12 +17,12 @@ from clips import cut_clip, is_upright, read_indices, write_audio_only, write_cl
 from tiny_runs import environment
 
 from hiera_video import files
-from hiera_video.data import transcode as module
-from hiera_video.data.decode import DecodeError, probe, read_frames
-from hiera_video.data.guard import Casualty
-from hiera_video.data.listing import DataError
-from hiera_video.data.transcode import Job, copy_names, transcode, transcode_file
+from hiera_video.data.manifests.listing import DataError
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.preparation import transcode as module
+from hiera_video.preparation.transcode import Job, copy_names, transcode, transcode_file
+from hiera_video.video.decode import DecodeError, probe, read_frames
+from hiera_video.video.guarded_pool import Casualty
 
 
 def copy(source, folder, **settings):
@@ -234,7 +234,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     for name in names[1:]:
         shutil.copyfile(first, root / name)
     code = (
-        "from hiera_video.data.transcode import transcode\n"
+        "from hiera_video.preparation.transcode import transcode\n"
         "if __name__ == '__main__':\n"
         f"    transcode({names!r}, root={str(root)!r}, folder={str(folder)!r}, workers=1)\n"
     )

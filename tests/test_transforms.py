@@ -4,15 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from hiera_video.data import transforms
-from hiera_video.data.transforms import (
-    normalize,
-    normalize_clips,
-    planar,
-    resize_short_side,
-    spatial_crops,
-)
+from hiera_video.data.transforms.normalize import normalize, normalize_clips
 from hiera_video.errors import UserError
+from hiera_video.video import crops
+from hiera_video.video.crops import planar, resize_short_side, spatial_crops
 
 pytestmark = pytest.mark.numbers
 
@@ -88,9 +83,9 @@ def test_any_shape_gives_square_crops_without_a_giant_in_between(shape, num_crop
         largest = max(largest, size[0] * size[1])
         return interpolate(frames, size=size, **kwargs)
 
-    monkeypatch.setattr(transforms.F, "interpolate", watched)
-    crops = spatial_crops(ramp(*shape), 224, num_crops)
-    assert [tuple(c.shape) for c in crops] == [(2, 3, 224, 224)] * num_crops
+    monkeypatch.setattr(crops.F, "interpolate", watched)
+    cut = spatial_crops(ramp(*shape), 224, num_crops)
+    assert [tuple(c.shape) for c in cut] == [(2, 3, 224, 224)] * num_crops
     assert largest <= 9 * 256 * 256
 
 

@@ -19,7 +19,7 @@ from hiera_video.engine.optim import parameter_groups
 from hiera_video.errors import UserError
 from hiera_video.models import build_model, list_models
 from hiera_video.models.baselines import videomae
-from hiera_video.models.weights import WeightsError, load_weights, read_checkpoint
+from hiera_video.models.weights.load import WeightsError, load_weights, read_checkpoint
 
 transformers = pytest.importorskip("transformers")
 modeling_videomae = importlib.import_module("transformers.models.videomae.modeling_videomae")

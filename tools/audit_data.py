@@ -23,14 +23,14 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
 
 from hiera_video import cli
-from hiera_video.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.config import Config
-from hiera_video.data.audit import report as audit_report
-from hiera_video.data.audit.audit import Audit, audit
-from hiera_video.data.audit.lists import read_parts
-from hiera_video.data.audit.memory import AuditMemory, default_memory_file
-from hiera_video.data.audit.records import Findings
+from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.errors import UserError
+from hiera_video.preparation.audit import report as audit_report
+from hiera_video.preparation.audit.audit import Audit, audit
+from hiera_video.preparation.audit.lists import read_parts
+from hiera_video.preparation.audit.memory import AuditMemory, default_memory_file
+from hiera_video.preparation.audit.records import Findings
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@
     python tools/benchmark.py ladder --size large --input video --batch best
     python tools/benchmark.py pretrain --mask-ratio 0.75 0.9
 
-What is measured, and how, is in `hiera_video/benchmark/`; the tables of the last full runs are in
+What is measured, and how, is in `tools/benchmarks/`; the tables of the last full runs are in
 `docs/benchmarks.md`.
 """
 
@@ -28,7 +28,7 @@ COMMANDS = {
     "data": ("data", "decoding, augmenting and loading, by stage and core, beside PyTorchVideo"),
     "predict": ("predict", "files to labels: cold start, file after file, and where the time goes"),
 }
-"""Subcommand -> its file in hiera_video/benchmark/ (add_arguments, run) and one line of help."""
+"""Subcommand -> its file in tools/benchmarks/ (add_arguments, run) and one line of help."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -36,7 +36,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     cli.add_import_argument(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, (file, text) in COMMANDS.items():
-        module = importlib.import_module(f"hiera_video.benchmark.{file}")
+        module = importlib.import_module(f"benchmarks.{file}")
         command = commands.add_parser(name, help=text, description=module.__doc__.splitlines()[0])
         module.add_arguments(command)
         command.set_defaults(run=module.run)

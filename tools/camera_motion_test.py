@@ -39,13 +39,13 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
 
 from hiera_video import cli, files
-from hiera_video.data import synthetic
-from hiera_video.data.decode import VideoReader
-from hiera_video.data.synthetic import LABELS
+from hiera_video.data.synthetic import camera_motion as synthetic
+from hiera_video.data.synthetic.camera_motion import LABELS
 from hiera_video.data.views import load_test_views
 from hiera_video.errors import UserError
 from hiera_video.predict import Predictor
 from hiera_video.scoring import clip_scores
+from hiera_video.video.decode import VideoReader
 
 FOOTAGE = Path(__file__).resolve().parents[2] / "shared" / "data" / "clips"
 SOURCES = {

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 from hiera_video import cli
 
 if TYPE_CHECKING:
-    from hiera_video.data.prepare import Prepared
+    from hiera_video.preparation.prepare import Prepared
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
 
     # Imported here: numpy and the readers take time that --help need not wait for.
-    from hiera_video.data import prepare
+    from hiera_video.preparation import prepare
 
     prepare.check_out(args.out)
     prepared = prepare.gather(
@@ -150,8 +150,8 @@ def _add_transcode(layout: argparse.ArgumentParser) -> None:
 
 def transcode(prepared: Prepared, args: argparse.Namespace) -> None:
     """Make the copies, and have `prepared` name them."""
-    from hiera_video.data import prepare
-    from hiera_video.data import transcode as copies
+    from hiera_video.preparation import prepare
+    from hiera_video.preparation import transcode as copies
 
     paths = [video.path for videos in prepared.splits.values() for video in videos]
     try:

@@ -20,13 +20,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
 
 from hiera_video import cli
-from hiera_video.command_line import (
+from hiera_video.config import Config
+from hiera_video.config.command_line import (
     SettingsParser,
     add_config_arguments,
     config_from_args,
     settings_table,
 )
-from hiera_video.config import Config
 from hiera_video.errors import UserError
 
 
@@ -57,14 +57,14 @@ def run(cfg: Config, *, dry_run: int | None = None) -> int:
     # torch takes seconds to import: late, so that --help and typing errors are quick
     import torch
 
-    from hiera_video.engine import distributed, dry, evaluate, train
+    from hiera_video.engine import distributed, dry_run, evaluate, train
 
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
     world = distributed.init(cfg.device)
     try:
         if dry_run is not None:
-            dry.run(cfg, world, steps=dry_run)
+            dry_run.run(cfg, world, steps=dry_run)
             return 0
         stop = train.Stop()
         code = train.train(cfg, world, stop) if cfg.train.enable else 0

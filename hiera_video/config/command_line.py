@@ -23,7 +23,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hiera_video.cli import add_import_argument
-from hiera_video.config import (
+from hiera_video.config.schema import (
     Config,
     ConfigError,
     SettingText,

@@ -45,10 +45,16 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.augment import Pixels, TrainTransform, directional_classes
-from hiera_video.data.decode import TIME_LIMIT, DecodeError, VideoInfo, VideoReader
-from hiera_video.data.frame_folder import FrameFolder, open_video
-from hiera_video.data.guard import (
+from hiera_video.data.manifests.layouts import DataError, Manifest
+from hiera_video.data.manifests.listing import some
+from hiera_video.data.randomness import epoch_order, generator_for, uniform
+from hiera_video.data.transforms.normalize import normalize_clips
+from hiera_video.data.transforms.train import Pixels, TrainTransform, directional_classes
+from hiera_video.data.views import read_view_pixels, views_of
+from hiera_video.errors import RunFailed
+from hiera_video.video.decode import TIME_LIMIT, DecodeError, VideoInfo, VideoReader
+from hiera_video.video.frame_folder import FrameFolder, open_video
+from hiera_video.video.guarded_pool import (
     MEMORY_LIMIT,
     SERVER_GONE,
     end_with_parent,
@@ -57,13 +63,7 @@ from hiera_video.data.guard import (
     limited,
     wants_memory,
 )
-from hiera_video.data.listing import some
-from hiera_video.data.manifests import DataError, Manifest
-from hiera_video.data.randomness import epoch_order, generator_for, uniform
-from hiera_video.data.sampling import Indices, training_clip
-from hiera_video.data.transforms import normalize_clips
-from hiera_video.data.views import read_view_pixels, views_of
-from hiera_video.errors import RunFailed
+from hiera_video.video.sampling import Indices, training_clip
 
 __all__ = [
     "Batch",
@@ -930,4 +930,4 @@ _LARGE_BATCH = 128 << 20
 
 def _context() -> multiprocessing.context.BaseContext:
     """Workers from a server that has imported what they need."""
-    return fork_server(["hiera_video.data.worker_imports"])
+    return fork_server(["hiera_video.video.worker_imports"])

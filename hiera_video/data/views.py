@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.decode import VideoReader
-from hiera_video.data.frame_folder import FrameFolder, open_video
-from hiera_video.data.guarded_video import GuardedVideo
-from hiera_video.data.sampling import Indices, uniform_views
-from hiera_video.data.transforms import SPATIAL_CROPS, normalize_clips, spatial_crops
+from hiera_video.data.transforms.normalize import normalize_clips
 from hiera_video.errors import UserError
+from hiera_video.video.crops import SPATIAL_CROPS, spatial_crops
+from hiera_video.video.decode import VideoReader
+from hiera_video.video.frame_folder import FrameFolder, open_video
+from hiera_video.video.guarded_video import GuardedVideo
+from hiera_video.video.sampling import Indices, uniform_views
 
 _DECODED_BYTES = 128 << 20
 """Whole decoded frames held at once: 20 at 1080p."""

@@ -20,7 +20,7 @@ from torch import nn
 
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.files import atomic_write, free_bytes, link_or_copy, write_text
-from hiera_video.models.weights_file import WeightsError, archive_fault, unpickled
+from hiera_video.models.weights.file import WeightsError, archive_fault, unpickled
 
 FORMAT = "hiera_video/1"
 BEST = "best.pyth"

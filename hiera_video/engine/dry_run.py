@@ -20,7 +20,7 @@ import torch
 
 from hiera_video.engine import optim, preflight, report, tasks, train
 from hiera_video.engine.distributed import World
-from hiera_video.engine.feeding import Feeder
+from hiera_video.engine.prefetch import Feeder
 from hiera_video.scoring import native_on_cpu
 
 STAND_INS = 4
@@ -207,7 +207,7 @@ def _shared_folder(world: World) -> Iterator[str]:
 
 def _generate(cfg: Any, folder: str, steps: int) -> None:
     """A few camera-motion videos and lists that name them as often as `steps` steps need."""
-    from hiera_video.data import synthetic
+    from hiera_video.data.synthetic import camera_motion as synthetic
 
     side = -(-max(cfg.data.train_crop_size, 32) * 8 // 7)
     span = cfg.data.num_frames * (1 if cfg.data.segments else cfg.data.sampling_rate)

@@ -20,13 +20,13 @@ from torch import Tensor, nn
 
 from hiera_video import __version__, files
 from hiera_video.data.datasets import Failed, Loader, VideoDataset, build_loader
-from hiera_video.data.manifests import Manifest
+from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
 from hiera_video.engine import checkpoint, distributed, memory, metrics, preflight, report, tasks
-from hiera_video.engine.feeding import Feeder
+from hiera_video.engine.prefetch import Feeder
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
-from hiera_video.models.weights import Checkpoint, load_weights, resolve
+from hiera_video.models.weights.load import Checkpoint, load_weights, resolve
 from hiera_video.scoring import clip_scores
 from hiera_video.spreadsheet import csv_file, path_cell
 

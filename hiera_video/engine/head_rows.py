@@ -11,7 +11,7 @@ from torch import nn
 
 from hiera_video.classes import ClassMatch, in_order_note, match_classes
 from hiera_video.errors import UserError, first_few
-from hiera_video.models.key_names import HIERA_KEYS
+from hiera_video.models.weights.key_names import HIERA_KEYS
 
 
 class Compared(NamedTuple):
@@ -115,6 +115,6 @@ def _head_keys(model: nn.Module) -> list[str]:
         raise UserError(
             f"the classes of the data are in another order than those of the checkpoint, and "
             f"{type(model).__name__} does not say which tensors are its head. Give it an attribute "
-            "key_names (hiera_video.models.key_names.KeyNames), or put the classes in order"
+            "key_names (hiera_video.models.weights.key_names.KeyNames), or put the classes in order"
         )
     return keys

@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from hiera_video.data.guard import wants_memory
+from hiera_video.video.guarded_pool import wants_memory
 
 
 def shortage(error: BaseException) -> str | None:

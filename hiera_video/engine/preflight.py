@@ -20,12 +20,12 @@ from torch import nn
 
 from hiera_video import files, scoring
 from hiera_video.data.datasets import Failed, VideoDataset, try_to_read
-from hiera_video.data.guard import Casualty, GuardedPool
-from hiera_video.data.manifests import DataError, Manifest, read_manifest
-from hiera_video.data.parts import NoSuchPart
+from hiera_video.data.manifests.layouts import DataError, Manifest, read_manifest
+from hiera_video.data.manifests.splits import NoSuchPart
 from hiera_video.engine import optim
 from hiera_video.engine.distributed import World
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.video.guarded_pool import Casualty, GuardedPool
 
 # ---- the folder of the run ----------------------------------------------------------------------
 
@@ -296,7 +296,7 @@ SYNTHETIC_FOLDER = "data/camera_motion"
 
 def make_synthetic(folder: str | Path, settings: Any) -> Path:
     """The camera-motion set of the SYNTHETIC settings, made if it is not there."""
-    from hiera_video.data import synthetic
+    from hiera_video.data.synthetic import camera_motion as synthetic
 
     return synthetic.make_dataset(
         folder,

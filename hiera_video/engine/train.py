@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video import __version__, files
-from hiera_video.data.augment import TrainTransform
 from hiera_video.data.datasets import (
     Batch,
     Clips,
@@ -34,10 +33,11 @@ from hiera_video.data.datasets import (
     build_loader,
     read_sample,
 )
-from hiera_video.data.manifests import Manifest
-from hiera_video.data.mixing import Mixing
+from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
-from hiera_video.data.symmetries import Symmetries
+from hiera_video.data.transforms.flips import Symmetries
+from hiera_video.data.transforms.mixing import Mixing
+from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import (
     checkpoint,
     evaluate,
@@ -49,11 +49,11 @@ from hiera_video.engine import (
     tasks,
 )
 from hiera_video.engine.distributed import World
-from hiera_video.engine.feeding import Feeder
 from hiera_video.engine.finite import FiniteState
+from hiera_video.engine.prefetch import Feeder
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
-from hiera_video.models.weights import WeightsError, load_weights
+from hiera_video.models.weights.load import WeightsError, load_weights
 
 SUMS = ("loss", "clips", "top1", "top5", "failed")
 """What is summed over the clips of a step and of an epoch; `failed` counts videos."""

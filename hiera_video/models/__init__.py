@@ -11,10 +11,12 @@ from torch import nn
 
 from hiera_video.errors import UserError, first_few
 from hiera_video.labels import load_labels
-from hiera_video.models import baselines, hiera, ladder, mae, mvit
+from hiera_video.models import baselines, hiera, mae
 from hiera_video.models.hiera import Hiera, HieraEncoder
+from hiera_video.models.ladder import mvit
+from hiera_video.models.ladder import registered as ladder
+from hiera_video.models.ladder.ablation import RUNGS, Rung
 from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
-from hiera_video.models.rungs import RUNGS, Rung
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
 
 __all__ = [
@@ -75,7 +77,7 @@ def build_model(
             f"{name}: {error}; it takes {', '.join(sorted(arguments_of(builder)))}"
         ) from error
     if pretrained:
-        from hiera_video.models import weights  # heavy (iopath), and only needed here
+        from hiera_video.models.weights import load as weights
 
         weights.load_pretrained(model, name, pretrained, num_classes=num_classes, classes=classes)
     return model

@@ -22,16 +22,16 @@ from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import UserError
 from hiera_video.models.inputs import check_clips
+from hiera_video.models.ladder.ablation import Rung, as_rung
+from hiera_video.models.ladder.pooling import WindowConv, block_for
 from hiera_video.models.layers import LAYER_NORM_EPS, Head, PatchEmbed
-from hiera_video.models.mvit_keys import to_published
-from hiera_video.models.pooling import WindowConv, block_for
-from hiera_video.models.rungs import Rung, as_rung
 from hiera_video.models.tokens import (
     TokenLayout,
     count_kept,
     keep_from_noise,
     unit_ids,
 )
+from hiera_video.models.weights.mvit_keys import to_published
 from hiera_video.registry import MODEL_REGISTRY
 
 SIZES: dict[str, dict[str, Any]] = {

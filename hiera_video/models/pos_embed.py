@@ -26,10 +26,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hiera_video.models.relative_positions import resize_table
+from hiera_video.models.ladder.relative_positions import resize_table
 
 if TYPE_CHECKING:
-    from hiera_video.models.loading import Fit
+    from hiera_video.models.weights.loading import Fit
 
 Grid = Sequence[int]
 """(rows, columns) in tokens."""

@@ -6,8 +6,8 @@
 
 PyAV alone does it: no ffmpeg program is needed. Every frame that `read_frames` would give is in the
 copy, at its time, upright; sound is dropped; smaller pictures keep their size. Each file is made in
-a process of its own (`guard.py`) and appears whole or not at all, so the same call again goes on
-where one was interrupted: what is there, and as old as its source, is not made again.
+a process of its own (`guarded_pool.py`) and appears whole or not at all, so the same call again
+goes on where one was interrupted: what is there, and as old as its source, is not made again.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from pathlib import Path
 
 import numpy as np
 
-from hiera_video.data.guard import Casualty, GuardedPool
-from hiera_video.data.listing import DataError
+from hiera_video.data.manifests.listing import DataError
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.files import explained, hold, put_in_place, write_text
+from hiera_video.video.guarded_pool import Casualty, GuardedPool
 
 SHORT_SIDE = 320
 """Pixels: what the Kinetics recipes read; a 224 crop leaves room to vary its scale."""
@@ -209,7 +209,7 @@ def transcode_file(job: Job) -> None:
     Raises DecodeError: the source cannot be decoded to its end, or not be encoded; RunFailed: the
     copy cannot be written.
     """
-    from hiera_video.data.decoders.container import DecodeError
+    from hiera_video.video.container import DecodeError
 
     modified = _modified(job.source)
     try:
@@ -241,8 +241,8 @@ def _encode(job: Job) -> int:
     """Write the video stream of `job.source` to `job.unfinished`; the number of its frames."""
     import av
 
-    from hiera_video.data.decode import VideoReader
-    from hiera_video.data.decoders.container import DecodeError
+    from hiera_video.video.container import DecodeError
+    from hiera_video.video.decode import VideoReader
 
     with VideoReader(job.source, "pyav", time_limit=job.time_limit) as reader:
         info = reader.info
@@ -287,8 +287,8 @@ _DISK_ERRORS = {
 
 def _frames(job: Job, info) -> Iterator[tuple[float, object]]:
     """(seconds from the first, decoded frame) of each frame that `read_frames` would give."""
-    from hiera_video.data.decoders.container import Deadline
-    from hiera_video.data.decoders.pyav_reader import PyavReader
+    from hiera_video.video.container import Deadline
+    from hiera_video.video.readers.pyav import PyavReader
 
     deadline = Deadline(job.source, job.time_limit)
     index = info.index

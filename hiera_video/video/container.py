@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hiera_video.data.decoders.h264 import starting_point
+from hiera_video.video.h264 import starting_point
 
 CONTAINERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,asf,ogg,gif,nut,mxf,dv"

@@ -42,7 +42,8 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from hiera_video.data.decoders.container import (
+from hiera_video.errors import UserError
+from hiera_video.video.container import (
     MAX_OUTPUT_BYTES,
     MAX_PIXELS,
     TIME_LIMIT,
@@ -59,11 +60,10 @@ from hiera_video.data.decoders.container import (
     scan,
     without_jumps,
 )
-from hiera_video.data.decoders.decord_reader import DecordReader
-from hiera_video.data.decoders.pyav_reader import PyavReader
-from hiera_video.data.decoders.torchcodec_reader import TorchcodecReader
-from hiera_video.data.guard import wants_memory
-from hiera_video.errors import UserError
+from hiera_video.video.guarded_pool import wants_memory
+from hiera_video.video.readers.decord import DecordReader
+from hiera_video.video.readers.pyav import PyavReader
+from hiera_video.video.readers.torchcodec import TorchcodecReader
 
 __all__ = [
     "DECODERS",

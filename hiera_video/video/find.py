@@ -10,8 +10,21 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from hiera_video.data.listing import PLAYLIST_SUFFIXES, VIDEO_SUFFIXES
 from hiera_video.errors import UserError
+
+VIDEO_SUFFIXES = frozenset(
+    f".{ending}"
+    for ending in (
+        *("3gp", "asf", "avi", "divx", "f4v", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4"),
+        *("mpe", "mpeg", "mpg", "mts", "mxf", "ogm", "ogv", "rmvb", "ts", "vob", "webm", "wmv"),
+    )
+)
+
+PLAYLIST_SUFFIXES = frozenset(
+    f".{ending}"
+    for ending in ["asx", "concat", "ffconcat", "ismc", "m3u", "m3u8", "mpd", "pls", "sdp", "xspf"]
+)
+"""Lists of videos: found in folders so that they are refused by name, never opened."""
 
 
 class Named(NamedTuple):
@@ -53,6 +66,10 @@ def named_videos(paths: Iterable[str]) -> list[Named]:
         several = f"none of these {len(errors)} paths leads to a video: " if errors[1:] else ""
         raise UserError(several + "; ".join(errors))
     return entries
+
+
+def is_video(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 def is_video_name(path: str) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hiera_video.data.decode import MAX_PIXELS, DecodeError, VideoInfo, VideoReader
+from hiera_video.video.decode import MAX_PIXELS, DecodeError, VideoInfo, VideoReader
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 

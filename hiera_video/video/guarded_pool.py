@@ -81,10 +81,10 @@ def decoding_process() -> GuardedPool:
     """The process in which `guarded_video.GuardedVideo` reads files; it finds out meanwhile which
     decoders work."""
     return GuardedPool(
-        "hiera_video.data.guarded_video.serve",
+        "hiera_video.video.guarded_video.serve",
         # A read gives itself one minute (decode.TIME_LIMIT), and says better what it failed at.
         time_limit=120.0,
-        prepare="hiera_video.data.decode.available_decoders",
+        prepare="hiera_video.video.decode.available_decoders",
     )
 
 
@@ -127,7 +127,7 @@ class GuardedPool:
             raise ValueError(f"workers={workers} must be at least 1")
         self.time_limit = time_limit
         self.memory_limit = memory_limit
-        self._context = fork_server(preload or ["hiera_video.data.worker_imports"])
+        self._context = fork_server(preload or ["hiera_video.video.worker_imports"])
         self._task = (function, prepare, time_limit, memory_limit, workers > 1)
         self._closed = False
         self._children: list[_Child] = []
@@ -167,7 +167,7 @@ class GuardedPool:
         Items are taken from `items` when a child is free for them, so an endless supply is fine.
         Exceptions of the function other than DecodeError are bugs and are raised here.
         """
-        from hiera_video.data.decoders.container import DecodeError
+        from hiera_video.video.container import DecodeError
 
         for item, outcome in self._run(items):
             if isinstance(outcome, DecodeError):

@@ -1,6 +1,6 @@
 """A video that is open in another process, where it can do no harm: the demo's way to read files.
 
-    with decoding_process() as process:                 # guard.py; starts while torch is imported
+    with decoding_process() as process:       # guarded_pool.py; starts while torch is imported
         with GuardedVideo("clip.mp4", process) as video:
             crops = video.read_crops([0, 8, 16], 224, 3)
 
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from hiera_video.data.decode import DecodeError, VideoInfo
-from hiera_video.data.frame_folder import open_video
-from hiera_video.data.guard import Casualty, GuardedPool
-from hiera_video.data.transforms import spatial_crops
+from hiera_video.video.crops import spatial_crops
+from hiera_video.video.decode import DecodeError, VideoInfo
+from hiera_video.video.frame_folder import open_video
+from hiera_video.video.guarded_pool import Casualty, GuardedPool
 
 
 class GuardedVideo:

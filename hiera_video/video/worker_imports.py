@@ -9,7 +9,7 @@ import importlib
 
 for name in (
     "hiera_video.data.datasets",
-    "hiera_video.data.rand_augment",
+    "hiera_video.data.transforms.rand_augment",
     "torchcodec.decoders",
     "av",
 ):

@@ -1,6 +1,6 @@
 """The life of a fresh process that labels one video, in seconds by stage, as JSON on stdout.
 
-    python -m hiera_video.benchmark.cold_start TIME FILE [--model NAME] [--weights FILE] ...
+    python -m benchmarks.cold_start TIME FILE [--model NAME] [--weights FILE] ...
 
 TIME is when it was started (`time.time()`). The order of things is that of demo/predict.py: the
 process that reads videos starts first and imports its libraries meanwhile.
@@ -28,11 +28,11 @@ def main(argv: Sequence[str]) -> int:
 
     # What demo/predict.py imports before it knows what is asked.
     from hiera_video.config import Config  # noqa: F401
-    from hiera_video.data.guard import decoding_process
+    from hiera_video.video.guarded_pool import decoding_process
 
     with decoding_process() as process:
-        from hiera_video.benchmark.labelling import WatchedProcess, load, watch_forward
-        from hiera_video.benchmark.stopwatch import Stopwatch
+        from benchmarks.labelling import WatchedProcess, load, watch_forward
+        from benchmarks.stopwatch import Stopwatch
 
         marks.append(time.time())
         watch = Stopwatch()

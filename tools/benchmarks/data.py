@@ -25,26 +25,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
-from hiera_video.benchmark import machine, measure, tables
-from hiera_video.benchmark.measure import Contender
-from hiera_video.benchmark.steps import Case, Workbench
-from hiera_video.benchmark.stopwatch import Stopwatch
-from hiera_video.benchmark.tables import Column, Row
-from hiera_video.benchmark.videos import Recipe, benchmark_videos
+from benchmarks import machine, measure, tables
+from benchmarks.measure import Contender
+from benchmarks.steps import Case, Workbench
+from benchmarks.stopwatch import Stopwatch
+from benchmarks.tables import Column, Row
+from benchmarks.videos import Recipe, benchmark_videos
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.compat import ensure_pytorchvideo
 from hiera_video.data import datasets
-from hiera_video.data.augment import Pixels, TrainTransform
 from hiera_video.data.datasets import VideoDataset, build_loader
-from hiera_video.data.decode import DECODERS, available_decoders
-from hiera_video.data.frame_folder import open_video
-from hiera_video.data.guard import fork_server
-from hiera_video.data.manifests import Manifest, read_manifest
-from hiera_video.data.sampling import span
-from hiera_video.data.transcode import usable_cores
+from hiera_video.data.manifests.layouts import Manifest, read_manifest
+from hiera_video.data.transforms.train import Pixels, TrainTransform
 from hiera_video.data.views import views_of
-from hiera_video.engine.feeding import Feeder
+from hiera_video.engine.prefetch import Feeder
 from hiera_video.errors import UserError
+from hiera_video.preparation.transcode import usable_cores
+from hiera_video.video.decode import DECODERS, available_decoders
+from hiera_video.video.frame_folder import open_video
+from hiera_video.video.guarded_pool import fork_server
+from hiera_video.video.sampling import span
 
 OURS, PYTORCHVIDEO = "hiera_video", "pytorchvideo"
 THEIR_DECODERS = ("pyav", "decord")
@@ -602,7 +602,7 @@ def their_loader(
             TheirDataset(paths, kind, spec, decoder),
             batch_size=BATCH,
             num_workers=workers,
-            multiprocessing_context=fork_server(["hiera_video.data.worker_imports"]),
+            multiprocessing_context=fork_server(["hiera_video.video.worker_imports"]),
             pin_memory=device.type == "cuda",
         )
         iterator = iter(loader)

@@ -8,11 +8,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from hiera_video.benchmark.measure import wait_for
-from hiera_video.benchmark.stopwatch import Stopwatch
-from hiera_video.data.guard import GuardedPool
+from benchmarks.measure import wait_for
+from benchmarks.stopwatch import Stopwatch
 from hiera_video.data.views import parse_views
 from hiera_video.predict import Predictor
+from hiera_video.video.guarded_pool import GuardedPool
 
 
 def load(args: argparse.Namespace, process: Any) -> Predictor:

@@ -1,8 +1,9 @@
 """`ladder`: every rung from MViTv2 to Hiera, with the paper's ratios beside ours, and a picture.
 
-Rungs are `hiera_video/models/rungs.py`'s; all of them pool keys and values by (4, 2, 1, 1), as the
-paper's steps after the first do. The released MViTv2 for video, cut down to (8, 4, 2, 1), with a
-class token, is a row of its own where it is registered: the paper's 20.5 clips/s are its.
+Rungs are those of `hiera_video/models/ladder/ablation.py`; all of them pool keys and values by
+(4, 2, 1, 1), as the paper's steps after the first do. The released MViTv2 for video, cut down to
+(8, 4, 2, 1), with a class token, is a row of its own where it is registered: the paper's 20.5
+clips/s are its.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from pathlib import Path
 
 import torch
 
-from hiera_video.benchmark import machine, measure, memory, pictures, race, steps, tables
-from hiera_video.benchmark.measure import Contender
-from hiera_video.benchmark.race import Race
-from hiera_video.benchmark.steps import Case, Workbench
-from hiera_video.benchmark.tables import Column, Row
+from benchmarks import machine, measure, memory, pictures, race, steps, tables
+from benchmarks.measure import Contender
+from benchmarks.race import Race
+from benchmarks.steps import Case, Workbench
+from benchmarks.tables import Column, Row
 from hiera_video.registry import MODEL_REGISTRY
 
 LABELS = {"r0": "R0", "r1": "R1", "r2b": "R2b", "r2c": "R2c", "r3": "R3", "r4": "R4", "r5": "R5"}

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hiera_video.benchmark import machine, measure, tables
-from hiera_video.benchmark.tables import Column
-from hiera_video.data import synthetic
+from benchmarks import machine, measure, tables
+from benchmarks.tables import Column
+from hiera_video.data.synthetic import camera_motion as synthetic
 from hiera_video.engine import optim
 from hiera_video.models import build_model
 

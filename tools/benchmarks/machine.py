@@ -23,6 +23,13 @@ PURE = "-pure"
 """Ending of a dtype's name: weights have it too, instead of being cast at every call."""
 
 
+def child_environment() -> dict[str, str]:
+    """The environment of a process that runs `python -m benchmarks.NAME` with this package."""
+    tools = Path(__file__).resolve().parent.parent
+    known = [str(tools), str(tools.parent), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, known))}
+
+
 def machine_facts(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
     """What a reader needs to know to place a number.
 

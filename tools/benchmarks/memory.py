@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -21,12 +20,12 @@ from typing import Any
 
 import torch
 
-from hiera_video.benchmark.machine import PURE
-from hiera_video.benchmark.measure import Contender, GaveUp, progress
+from benchmarks import machine
+from benchmarks.machine import PURE
+from benchmarks.measure import Contender, GaveUp, progress
 from hiera_video.registry import import_user_module
 
 STATUS = Path("/proc/self/status")
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
@@ -100,13 +99,12 @@ def cpu_memory(case: Any, *, imports: Sequence[str] = ()) -> Memory | None:
         "imports": list(imports),
         "threads": torch.get_num_threads(),
     }
-    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [sys.executable, "-m", "hiera_video.benchmark.memory"],
+        [sys.executable, "-m", "benchmarks.memory"],
         input=json.dumps(order),
         capture_output=True,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env=machine.child_environment(),
         check=False,
     )
     progress("")
@@ -139,7 +137,7 @@ def available() -> float:
 
 def _measure(order: dict[str, Any]) -> Memory:
     """In the child."""
-    from hiera_video.benchmark import steps
+    from benchmarks import steps
 
     torch.set_num_threads(order["threads"])
     for module in order["imports"]:

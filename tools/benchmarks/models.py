@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import torch
 
-from hiera_video.benchmark import machine, measure, memory, race, steps, tables
-from hiera_video.benchmark.measure import Contender
-from hiera_video.benchmark.race import Race
-from hiera_video.benchmark.steps import OURS, REFERENCE, TIMM, Case, Workbench
-from hiera_video.benchmark.tables import Column, Row
+from benchmarks import machine, measure, memory, race, steps, tables
+from benchmarks.measure import Contender
+from benchmarks.race import Race
+from benchmarks.steps import OURS, REFERENCE, TIMM, Case, Workbench
+from benchmarks.tables import Column, Row
 from hiera_video.errors import UserError
 from hiera_video.registry import MODEL_REGISTRY
 

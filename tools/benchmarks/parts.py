@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hiera_video.benchmark.steps import Step
+from benchmarks.steps import Step
 
 FORWARD = ("stem", "encoder", "decoder", "loss")
 BACKWARD = ("loss backward", "decoder backward", "encoder backward", "stem backward")

@@ -17,20 +17,20 @@ from typing import Any
 
 import torch
 
-from hiera_video.benchmark import machine, measure, tables
-from hiera_video.benchmark.data import describe, usable_decoders
-from hiera_video.benchmark.labelling import WatchedProcess, load, watch_forward
-from hiera_video.benchmark.measure import Contender
-from hiera_video.benchmark.stopwatch import Stopwatch
-from hiera_video.benchmark.tables import Column, Row
-from hiera_video.benchmark.videos import Recipe, benchmark_videos
-from hiera_video.data.decode import DECODERS
-from hiera_video.data.guard import decoding_process
+from benchmarks import machine, measure, tables
+from benchmarks.data import describe, usable_decoders
+from benchmarks.labelling import WatchedProcess, load, watch_forward
+from benchmarks.measure import Contender
+from benchmarks.stopwatch import Stopwatch
+from benchmarks.tables import Column, Row
+from benchmarks.videos import Recipe, benchmark_videos
 from hiera_video.data.views import parse_views
 from hiera_video.errors import RunFailed
 from hiera_video.models import build_model
-from hiera_video.models.weights import bundled
+from hiera_video.models.weights.load import bundled
 from hiera_video.predict import Predictor
+from hiera_video.video.decode import DECODERS
+from hiera_video.video.guarded_pool import decoding_process
 
 RANDOM = "random"
 """In the place of weights: those that the model is built with, written to a file first."""
@@ -263,13 +263,12 @@ def cold_start(choice: Choice, path: str, args: argparse.Namespace) -> dict[str,
 
     Raises RunFailed: it could not label the file.
     """
-    command = [sys.executable, "-m", "hiera_video.benchmark.cold_start"]
-    root = str(Path(__file__).resolve().parents[2])
+    command = [sys.executable, "-m", "benchmarks.cold_start"]
     done = subprocess.run(
         [*command, str(time.time()), path, *choice.words(args)],
         capture_output=True,
         text=True,
-        cwd=root,
+        env=machine.child_environment(),
     )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]

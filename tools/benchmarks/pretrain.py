@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from hiera_video.benchmark import (
+from benchmarks import (
     loss_comparison,
     machine,
     measure,
@@ -23,11 +23,11 @@ from hiera_video.benchmark import (
     steps,
     tables,
 )
-from hiera_video.benchmark.measure import Contender
-from hiera_video.benchmark.models import LIBRARIES, OTHERS, implementation, is_buildable
-from hiera_video.benchmark.race import Race
-from hiera_video.benchmark.steps import OURS, REFERENCE, Case, Workbench
-from hiera_video.benchmark.tables import Column, Row
+from benchmarks.measure import Contender
+from benchmarks.models import LIBRARIES, OTHERS, implementation, is_buildable
+from benchmarks.race import Race
+from benchmarks.steps import OURS, REFERENCE, Case, Workbench
+from benchmarks.tables import Column, Row
 from hiera_video.errors import UserError
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
 

@@ -12,12 +12,12 @@ from dataclasses import replace
 
 import torch
 
-from hiera_video.benchmark import machine, measure, memory, steps, tables
-from hiera_video.benchmark.machine import PURE
-from hiera_video.benchmark.measure import Contender, GaveUp
-from hiera_video.benchmark.memory import Memory
-from hiera_video.benchmark.steps import Case, Workbench
-from hiera_video.benchmark.tables import Column
+from benchmarks import machine, measure, memory, steps, tables
+from benchmarks.machine import PURE
+from benchmarks.measure import Contender, GaveUp
+from benchmarks.memory import Memory
+from benchmarks.steps import Case, Workbench
+from benchmarks.tables import Column
 from hiera_video.errors import UserError
 
 BEST = "best"

@@ -22,8 +22,8 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from hiera_video.benchmark.machine import PURE
-from hiera_video.benchmark.measure import Contender, GaveUp
+from benchmarks.machine import PURE
+from benchmarks.measure import Contender, GaveUp
 from hiera_video.engine import optim
 from hiera_video.errors import UserError
 from hiera_video.models import build_model

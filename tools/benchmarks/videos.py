@@ -17,11 +17,11 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from hiera_video.benchmark.measure import progress
-from hiera_video.data.guard import Casualty, GuardedPool
-from hiera_video.data.transcode import usable_cores
-from hiera_video.data.video_files import find_videos
+from benchmarks.measure import progress
 from hiera_video.errors import RunFailed
+from hiera_video.preparation.transcode import usable_cores
+from hiera_video.video.find import find_videos
+from hiera_video.video.guarded_pool import Casualty, GuardedPool
 
 SECONDS, FPS = 10, 30
 """Of a clip; Kinetics has the same."""
@@ -106,7 +106,7 @@ def write(job: tuple[str, Recipe]) -> None:
 
 @functools.lru_cache(maxsize=1)
 def _rendered(seed: int, frames: int) -> Tensor:
-    from hiera_video.data import synthetic
+    from hiera_video.data.synthetic import camera_motion as synthetic
 
     label = synthetic.LABELS[seed % len(synthetic.LABELS)]
     return synthetic.render_clip(label, seed, frames=max(frames, 2), size=RENDERED)

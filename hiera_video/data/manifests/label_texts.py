@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hiera_video.data.listing import DataError, LabelRangeError, some
-from hiera_video.data.tables import SEVERAL_NUMBERS, WHOLE_NUMBER, is_utf8, shown
+from hiera_video.data.manifests.listing import DataError, LabelRangeError, some
+from hiera_video.data.manifests.tables import SEVERAL_NUMBERS, WHOLE_NUMBER, is_utf8, shown
 
 if TYPE_CHECKING:
-    from hiera_video.data.manifest_rows import Source
+    from hiera_video.data.manifests.manifest import Source
 
 UNLABELLED = -1
 

@@ -20,22 +20,16 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.data.class_folders import LIST_ENDINGS, read_folder, unread_lists
-from hiera_video.data.listing import (
-    VIDEO_SUFFIXES,
-    DataError,
-    read_json,
-    scan_folder,
-    videos_below,
-)
-from hiera_video.data.manifest_rows import (
+from hiera_video.data.manifests.class_folders import LIST_ENDINGS, read_folder, unread_lists
+from hiera_video.data.manifests.listing import DataError, read_json, scan_folder, videos_below
+from hiera_video.data.manifests.manifest import (
     Manifest,
     ManifestRows,
     Source,
     numbered_class_names,
     read_class_names,
 )
-from hiera_video.data.parts import (
+from hiera_video.data.manifests.splits import (
     SPLIT_WORDS,
     SPLITS,
     Listed,
@@ -45,9 +39,10 @@ from hiera_video.data.parts import (
     hold_out,
     split_of,
 )
-from hiera_video.data.tables import find_header, named_rows, text_lines
-from hiera_video.data.video_lists import read_list
+from hiera_video.data.manifests.tables import find_header, named_rows, text_lines
+from hiera_video.data.manifests.video_lists import read_list
 from hiera_video.registry import DATASET_REGISTRY
+from hiera_video.video.find import VIDEO_SUFFIXES
 
 __all__ = [
     "SPLITS",

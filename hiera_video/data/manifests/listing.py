@@ -12,20 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.errors import UserError
-
-VIDEO_SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in (
-        *("3gp", "asf", "avi", "divx", "f4v", "flv", "gif", "m2ts", "m4v", "mkv", "mov", "mp4"),
-        *("mpe", "mpeg", "mpg", "mts", "mxf", "ogm", "ogv", "rmvb", "ts", "vob", "webm", "wmv"),
-    )
-)
-
-PLAYLIST_SUFFIXES = frozenset(
-    f".{ending}"
-    for ending in ["asx", "concat", "ffconcat", "ismc", "m3u", "m3u8", "mpd", "pls", "sdp", "xspf"]
-)
-"""Lists of videos: found in folders so that they are refused by name, never opened."""
+from hiera_video.video.find import is_video
 
 
 class DataError(UserError):
@@ -34,10 +21,6 @@ class DataError(UserError):
 
 class LabelRangeError(DataError):
     """A label that is a number, and not one of those allowed."""
-
-
-def is_video(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
 def read_json(file: Path) -> Any:

@@ -8,10 +8,10 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from hiera_video.data.listing import DataError
+from hiera_video.data.manifests.listing import DataError
 
 if TYPE_CHECKING:
-    from hiera_video.data.manifest_rows import Source
+    from hiera_video.data.manifests.manifest import Source
 
 SPLITS = ("train", "val", "test")
 

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
-from hiera_video.data.label_texts import UNLABELLED, Labels, LabelTexts, resolve
-from hiera_video.data.listing import DataError, some
-from hiera_video.data.manifest_rows import (
+from hiera_video.data.manifests.label_texts import UNLABELLED, Labels, LabelTexts, resolve
+from hiera_video.data.manifests.listing import DataError, some
+from hiera_video.data.manifests.manifest import (
     Manifest,
     PathTable,
     Source,
     gather,
     with_class_file,
 )
-from hiera_video.data.parts import SPLITS, NoSuchPart, choose_part, split_of
-from hiera_video.data.tables import Header, is_utf8, shown
-from hiera_video.data.video_table import VideoTable
+from hiera_video.data.manifests.splits import SPLITS, NoSuchPart, choose_part, split_of
+from hiera_video.data.manifests.tables import Header, is_utf8, shown
+from hiera_video.data.manifests.video_table import VideoTable
 
 
 def read_list(

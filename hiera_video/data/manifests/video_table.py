@@ -19,8 +19,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hiera_video.data.listing import VIDEO_SUFFIXES, DataError, is_video
-from hiera_video.data.tables import (
+from hiera_video.data.manifests.listing import DataError
+from hiera_video.data.manifests.tables import (
     COLUMNS,
     SEPARATORS,
     SEVERAL_NUMBERS,
@@ -35,6 +35,7 @@ from hiera_video.data.tables import (
     table_rows,
     text_lines,
 )
+from hiera_video.video.find import VIDEO_SUFFIXES, is_video
 
 SAMPLE = 1000
 """Lines that are looked at to find the separator."""

@@ -56,9 +56,9 @@ import torch
 import torch.nn.functional as F
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data import decode
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.files import explained, put_in_place, write_text
+from hiera_video.video import decode
 
 LABELS = (
     "static",
@@ -768,7 +768,7 @@ def _write_videos(folder, parameters, workers, progress) -> None:
         return
     # Plain child processes, not forks: nothing of the caller's threads or its main module is
     # needed, and each holds PyTorch to one thread.
-    package_root = str(Path(__file__).resolve().parents[2])
+    package_root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     code = "from hiera_video.data import synthetic; synthetic._worker()"

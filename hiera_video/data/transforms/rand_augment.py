@@ -28,8 +28,8 @@ from torch import Generator, Tensor
 
 from hiera_video.compat import ensure_pytorchvideo
 from hiera_video.data.randomness import draw_seed, global_seed
-from hiera_video.data.transforms import planar
 from hiera_video.errors import UserError
+from hiera_video.video.crops import planar
 
 ensure_pytorchvideo()
 

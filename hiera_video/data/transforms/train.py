@@ -26,11 +26,12 @@ from torch import Generator, Tensor
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.randomness import uniform
-from hiera_video.data.transforms import normalize, resize
+from hiera_video.data.transforms.normalize import normalize
 from hiera_video.errors import UserError
+from hiera_video.video.crops import resize
 
 if TYPE_CHECKING:
-    from hiera_video.data.rand_augment import RandAugment
+    from hiera_video.data.transforms.rand_augment import RandAugment
 
 # ---- the whole transform ------------------------------------------------------------------------
 
@@ -156,7 +157,7 @@ class TrainTransform:
         if not self.rand_augment:
             return None
         # Imported here: it brings torchvision and PyTorchVideo, which nothing else here needs.
-        from hiera_video.data.rand_augment import parse_rand_augment
+        from hiera_video.data.transforms.rand_augment import parse_rand_augment
 
         return parse_rand_augment(self.rand_augment)
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import UserError
 from hiera_video.models.inputs import check_clips
-from hiera_video.models.key_names import KeyNames
+from hiera_video.models.weights.key_names import KeyNames
 
 
 class Baseline(nn.Module):

@@ -33,9 +33,9 @@ from hiera_video.models.hiera import (
     positions_parameter,
 )
 from hiera_video.models.inputs import check_clips
-from hiera_video.models.key_names import HIERA_KEYS, KeyNames
 from hiera_video.models.layers import GELU, LAYER_NORM_EPS, Block, PatchEmbed
 from hiera_video.models.tokens import TokenLayout
+from hiera_video.models.weights.key_names import HIERA_KEYS, KeyNames
 
 Net = pytorchvideo_module("pytorchvideo.models.net").Net
 

@@ -12,7 +12,7 @@ import dataclasses
 from typing import Any
 
 from hiera_video.models.hiera import SIZES, VIDEO, Hiera
-from hiera_video.models.rungs import RUNGS, Rung, as_rung
+from hiera_video.models.ladder.ablation import RUNGS, Rung, as_rung
 from hiera_video.registry import MODEL_REGISTRY
 
 IMAGE_RUNG = RUNGS["r0"]

@@ -25,14 +25,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError
-from hiera_video.models.layers import LAYER_NORM_EPS, Block, convolve
-from hiera_video.models.relative_positions import (
+from hiera_video.models.ladder.ablation import Rung
+from hiera_video.models.ladder.relative_positions import (
     AXES,
     distance_index,
     relative_bias,
     table_length,
 )
-from hiera_video.models.rungs import Rung
+from hiera_video.models.layers import LAYER_NORM_EPS, Block, convolve
 from hiera_video.models.tokens import TokenLayout
 
 MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}

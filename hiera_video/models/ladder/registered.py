@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import Any
 
 from hiera_video.models.hiera import SIZES, VIDEO, Hiera
+from hiera_video.models.ladder.ablation import RUNGS, as_rung
 from hiera_video.models.mae import MaskedAutoencoder
-from hiera_video.models.rungs import RUNGS, as_rung
 from hiera_video.registry import MODEL_REGISTRY
 
 LADDER_SIZES = ("small", "base", "large")

@@ -30,8 +30,8 @@ from iopath.common.file_io import HTTPURLHandler, PathManager
 
 from hiera_video.errors import RunFailed
 from hiera_video.files import atomic_write, free_bytes, hold
-from hiera_video.models.published import PUBLISHED
-from hiera_video.models.weights_file import WeightsError, not_a_checkpoint, unreadable
+from hiera_video.models.weights.file import WeightsError, not_a_checkpoint, unreadable
+from hiera_video.models.weights.published import PUBLISHED
 
 ANSWER_SECONDS = 8.0
 """Longest wait for a server's first bytes: name look-up, connection and redirects together. With a

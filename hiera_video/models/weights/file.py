@@ -31,11 +31,11 @@ from torch import Tensor, nn
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import RunFailed, UserError, first_few
 from hiera_video.files import atomic_write, explained
-from hiera_video.models.key_names import HIERA_KEYS
-from hiera_video.models.mvit_keys import head_weight
+from hiera_video.models.weights.key_names import HIERA_KEYS
+from hiera_video.models.weights.mvit_keys import head_weight
 
 if TYPE_CHECKING:
-    from hiera_video.models.published import PublishedWeights
+    from hiera_video.models.weights.published import PublishedWeights
 
 STATE_KEYS = ("model_state", "state_dict", "model_state_dict", "model", "module")
 FILE_ENDINGS = (".pth", ".pyth", ".pt", ".bin", ".safetensors")

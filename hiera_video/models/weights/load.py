@@ -33,17 +33,22 @@ from torch import nn
 
 from hiera_video.errors import first_few
 from hiera_video.labels import load_labels
-from hiera_video.models.download import cache_folder, cached_path, fetch
-from hiera_video.models.loading import LoadReport, load_weights, say
-from hiera_video.models.mvit_keys import published_model
-from hiera_video.models.published import PUBLISHED, PublishedWeights, by_file_name, names_for
-from hiera_video.models.weights_file import (
+from hiera_video.models.weights.download import cache_folder, cached_path, fetch
+from hiera_video.models.weights.file import (
     FILE_ENDINGS,
     Checkpoint,
     WeightsError,
     load_untrusted,
     read_checkpoint,
     save_published,
+)
+from hiera_video.models.weights.loading import LoadReport, load_weights, say
+from hiera_video.models.weights.mvit_keys import published_model
+from hiera_video.models.weights.published import (
+    PUBLISHED,
+    PublishedWeights,
+    by_file_name,
+    names_for,
 )
 
 __all__ = [
@@ -118,7 +123,7 @@ def resolve(
     return checkpoint, row
 
 
-BUNDLED = Path(__file__).resolve().parents[1] / "bundled"
+BUNDLED = Path(__file__).resolve().parents[2] / "bundled"
 
 
 def bundled() -> dict[str, Path]:

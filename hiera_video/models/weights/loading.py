@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from hiera_video.classes import ClassMatch, in_order_note, match_classes
 from hiera_video.errors import first_few
-from hiera_video.models.key_names import HIERA_KEYS
 from hiera_video.models.pos_embed import fit_positions
-from hiera_video.models.published import PublishedWeights
-from hiera_video.models.weights_file import Checkpoint, WeightsError
+from hiera_video.models.weights.file import Checkpoint, WeightsError
+from hiera_video.models.weights.key_names import HIERA_KEYS
+from hiera_video.models.weights.published import PublishedWeights
 
 PATCH_KERNEL = "patch_embed.proj.weight"
 POOL_KERNEL = re.compile(r"\.attn\.pool_[qkv]\.weight$")
@@ -379,7 +379,7 @@ def _require_known_head(fit: Fit, wanted: Sequence[str] | None) -> None:
         raise fit.fails(
             f"its classes are {first_few(list(stored))} and those here {first_few(list(wanted))}, "
             "and rows cannot be placed by name: the model does not say which tensors are its head. "
-            "Give it an attribute key_names (hiera_video.models.key_names.KeyNames)"
+            "Give it an attribute key_names (hiera_video.models.weights.key_names.KeyNames)"
         )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.models.key_names import HIERA_KEYS
+from hiera_video.models.weights.key_names import HIERA_KEYS
 
 LICENCE = "CC BY-NC 4.0"
 _HOST = "https://dl.fbaipublicfiles.com/hiera/"

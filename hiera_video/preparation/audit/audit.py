@@ -23,12 +23,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.audit.duplicates import find_duplicates
-from hiera_video.data.audit.lists import UNUSED, Part
-from hiera_video.data.audit.memory import AuditMemory, Identity, clip_key
-from hiera_video.data.audit.records import ClipJob, Findings, Job, Seen
-from hiera_video.data.guard import Casualty, GuardedPool
-from hiera_video.data.sampling import span
+from hiera_video.preparation.audit.duplicates import find_duplicates
+from hiera_video.preparation.audit.lists import UNUSED, Part
+from hiera_video.preparation.audit.memory import AuditMemory, Identity, clip_key
+from hiera_video.preparation.audit.records import ClipJob, Findings, Job, Seen
+from hiera_video.video.guarded_pool import Casualty, GuardedPool
+from hiera_video.video.sampling import span
 
 __all__ = ["Audit", "Projection", "audit"]
 
@@ -38,7 +38,7 @@ AT_ONCE = 1000
 CLIPS_TIMED = 16
 """Videos of which a clip is read with a watch in hand."""
 
-PRELOAD = ("hiera_video.data.audit.file", "hiera_video.data.worker_imports")
+PRELOAD = ("hiera_video.preparation.audit.file", "hiera_video.video.worker_imports")
 """What all children need: seconds of imports, paid once."""
 
 Progress = Callable[[str, int, int], None]
@@ -246,7 +246,7 @@ def _look(
             yield Job(entry, path, quick, 0.4 * time_limit)
 
     workers = min(workers, len(unknown))
-    name = "hiera_video.data.audit.file.examine"
+    name = "hiera_video.preparation.audit.file.examine"
     with GuardedPool(name, workers=workers, time_limit=time_limit, preload=PRELOAD) as pool:
         for job, seen in pool.map(jobs()):
             if isinstance(seen, Casualty):
@@ -357,7 +357,7 @@ def _project(
         if seconds is None
     ]
     if jobs:
-        name = "hiera_video.data.audit.file.time_clip"
+        name = "hiera_video.preparation.audit.file.time_clip"
         with GuardedPool(name, time_limit=time_limit, preload=PRELOAD) as pool:
             for job, seconds in pool.map(jobs):
                 if not isinstance(seconds, Casualty):

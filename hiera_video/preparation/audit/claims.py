@@ -8,8 +8,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from hiera_video.data.decode import VideoInfo
-from hiera_video.data.decoders.container import TIME_LIMIT, Deadline, open_container
+from hiera_video.video.container import TIME_LIMIT, Deadline, open_container
+from hiera_video.video.decode import VideoInfo
 
 _ENDINGS = {
     "mov": (".mp4", ".m4v", ".mov", ".3gp", ".f4v"),

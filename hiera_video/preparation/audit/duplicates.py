@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hiera_video.data.audit.lists import UNUSED
+from hiera_video.preparation.audit.lists import UNUSED
 
 if TYPE_CHECKING:
-    from hiera_video.data.audit.audit import Audit
+    from hiera_video.preparation.audit.audit import Audit
 
 
 def find_duplicates(result: Audit) -> None:

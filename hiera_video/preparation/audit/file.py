@@ -17,10 +17,9 @@ import zlib
 import numpy as np
 import torch
 
-from hiera_video.data.audit.claims import irregular, oddities, unkept_claim
-from hiera_video.data.audit.records import ClipJob, Job, Seen
-from hiera_video.data.decode import VideoInfo, VideoReader
-from hiera_video.data.decoders.container import (
+from hiera_video.preparation.audit.claims import irregular, oddities, unkept_claim
+from hiera_video.preparation.audit.records import ClipJob, Job, Seen
+from hiera_video.video.container import (
     TIME_LIMIT,
     Deadline,
     DecodeError,
@@ -29,8 +28,9 @@ from hiera_video.data.decoders.container import (
     open_container,
     prepare_decoder,
 )
-from hiera_video.data.frame_folder import FrameFolder
-from hiera_video.data.guard import wants_memory
+from hiera_video.video.decode import VideoInfo, VideoReader
+from hiera_video.video.frame_folder import FrameFolder
+from hiera_video.video.guarded_pool import wants_memory
 
 _NO_FRAMES = (
     "no frame can be decoded",
@@ -251,8 +251,8 @@ def time_clip(job: ClipJob) -> float:
 
     Raises DecodeError.
     """
-    from hiera_video.data.augment import TrainTransform
     from hiera_video.data.datasets import Sample, TrainReader
+    from hiera_video.data.transforms.train import TrainTransform
 
     torch.set_num_threads(1)
     reader = TrainReader(TrainTransform(job.spec, flip=0.0), decoder=job.decoder)

@@ -15,8 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.data.audit.records import Findings
-from hiera_video.data.class_folders import (
+from hiera_video.data.manifests.class_folders import (
     TwoReadings,
     labels_file,
     read_tree,
@@ -24,18 +23,13 @@ from hiera_video.data.class_folders import (
     split_folders,
     splits_inside,
 )
-from hiera_video.data.listing import (
-    PLAYLIST_SUFFIXES,
-    DataError,
-    LabelRangeError,
-    is_video,
-    scan_folder,
-    videos_below,
-)
-from hiera_video.data.manifest_rows import UNLABELLED, Manifest, PathTable
-from hiera_video.data.manifests import SPLITS, detect_format, read_manifest
-from hiera_video.data.parts import NoSuchPart, split_of
-from hiera_video.data.tables import find_header
+from hiera_video.data.manifests.layouts import SPLITS, detect_format, read_manifest
+from hiera_video.data.manifests.listing import DataError, LabelRangeError, scan_folder, videos_below
+from hiera_video.data.manifests.manifest import UNLABELLED, Manifest, PathTable
+from hiera_video.data.manifests.splits import NoSuchPart, split_of
+from hiera_video.data.manifests.tables import find_header
+from hiera_video.preparation.audit.records import Findings
+from hiera_video.video.find import PLAYLIST_SUFFIXES, is_video
 
 HEAP = "files"
 """The name of the one part of a folder that is no data set."""

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.data.audit.audit import Audit
-from hiera_video.data.audit.lists import UNUSED, Part
-from hiera_video.data.audit.records import PROBLEMS, REMARKS, Finding
-from hiera_video.data.listing import DataError, is_video
-from hiera_video.data.video_table import quoted_path
+from hiera_video.data.manifests.listing import DataError
+from hiera_video.data.manifests.video_table import quoted_path
 from hiera_video.files import atomic_write, write_text
+from hiera_video.preparation.audit.audit import Audit
+from hiera_video.preparation.audit.lists import UNUSED, Part
+from hiera_video.preparation.audit.records import PROBLEMS, REMARKS, Finding
+from hiera_video.video.find import is_video
 
 MOST_CLASSES_SHOWN = 30
 """Rows of the histogram on the terminal; beyond them its two ends are shown."""

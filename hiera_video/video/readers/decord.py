@@ -8,10 +8,10 @@ import os
 import numpy as np
 import torch
 
-from hiera_video.data.decoders.container import Deadline, DecodeError, FrameIndex, error_reason
-from hiera_video.data.decoders.frames import upright
-from hiera_video.data.decoders.portions import portions
-from hiera_video.data.decoders.remux import remux
+from hiera_video.video.container import Deadline, DecodeError, FrameIndex, error_reason
+from hiera_video.video.readers.frames import upright
+from hiera_video.video.readers.portions import portions
+from hiera_video.video.readers.remux import remux
 
 # Only these it opens, counts and seeks in by itself without mistakes, and with one video stream.
 _NATIVE = {"mov", "avi"}

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from hiera_video.data.decoders.container import (
+from hiera_video.video.container import (
     UNTOLD,
     Deadline,
     DecodeError,
@@ -24,7 +24,7 @@ from hiera_video.data.decoders.container import (
     open_container,
     prepare_decoder,
 )
-from hiera_video.data.decoders.frames import upright
+from hiera_video.video.readers.frames import upright
 
 # Where leaving out B-frames one by one is known to leave all others bit for bit as they are.
 _SKIPS_UNREFERENCED = {"h264", "hevc"}

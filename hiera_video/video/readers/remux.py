@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hiera_video.data.decoders.container import (
+from hiera_video.video.container import (
     Deadline,
     DecodeError,
     FrameIndex,

@@ -7,9 +7,9 @@ import os
 import numpy as np
 import torch
 
-from hiera_video.data.decoders.container import Deadline, DecodeError, FrameIndex, error_reason
-from hiera_video.data.decoders.portions import portions
-from hiera_video.data.decoders.remux import remux
+from hiera_video.video.container import Deadline, DecodeError, FrameIndex, error_reason
+from hiera_video.video.readers.portions import portions
+from hiera_video.video.readers.remux import remux
 
 # It seeks by time to the wrong place in these, and returns other frames than it was asked for.
 _UNSEEKABLE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"}

@@ -1,8 +1,6 @@
-"""From decoded frames to what a model takes, without any randomness: resize, crop, normalise.
+"""Resize and crop decoded frames, uint8 [T, 3, H, W] (RGB), without any randomness.
 
-The test-time half; random augmentation for training is in `augment.py`. Frames are uint8
-[T, 3, H, W] (RGB), and a model's clip is float32 [3, T, S, S]. Clips travel as uint8, a quarter of
-the bytes, and are normalised on the device that computes.
+Random augmentation for training is in `data/transforms/train.py`.
 
 Resizing is bilinear *with* antialiasing. SlowFast's is without, on Kinetics copies that were
 already reduced to about 256 or 340 pixels, where the two hardly differ; a phone's 1080p or 4K file
@@ -10,8 +8,6 @@ would alias badly.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -66,25 +62,6 @@ def spatial_crops(frames: Tensor, crop_size: int, num_crops: int) -> list[Tensor
     elif num_crops == 3:
         corners = [(centre_y, 0), (centre_y, centre_x), (centre_y, spare_x)]
     return [resized[..., y : y + crop_size, x : x + crop_size] for y, x in corners]
-
-
-def normalize(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """uint8 [T, 3, S, S] -> float32 [3, T, S, S]: to [0, 1], minus `mean`, over `std`."""
-    return normalize_clips(frames.transpose(0, 1)[None], mean, std)[0]
-
-
-def normalize_clips(
-    clips: Tensor, mean: Sequence[float], std: Sequence[float], *, out: Tensor | None = None
-) -> Tensor:
-    """`normalize` for clips uint8 [B, 3, T, S, S], on the device where they are: float32, the same
-    shape, contiguous or in `out`. The same numbers, bit for bit, for any B and any layout."""
-    if out is None:
-        out = torch.empty(clips.shape, dtype=torch.float32, device=clips.device)
-    # Colour by colour and in place: a third of the time of one broadcast over all three, whose
-    # temporaries are as large as the clips. (x / 255 - mean) / std == x * scale + shift.
-    for colour, (m, s) in enumerate(zip(mean, std, strict=True)):
-        out[:, colour].copy_(clips[:, colour]).mul_(1 / (255 * s)).add_(-m / s)
-    return out
 
 
 def planar(frames: Tensor) -> Tensor:

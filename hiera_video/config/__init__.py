@@ -1,0 +1,27 @@
+"""Settings: typed sections with their defaults, YAML files, and `KEY VALUE` on a command line."""
+
+from hiera_video.config.schema import (
+    Config,
+    ConfigError,
+    DataConfig,
+    Section,
+    SettingText,
+    SolverConfig,
+    describe_settings,
+    is_setting,
+    load_config,
+    names_a_section,
+)
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DataConfig",
+    "Section",
+    "SettingText",
+    "SolverConfig",
+    "describe_settings",
+    "is_setting",
+    "load_config",
+    "names_a_section",
+]

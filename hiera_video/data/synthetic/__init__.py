@@ -1,0 +1,1 @@
+"""Generated videos whose labels are known."""

@@ -1,0 +1,1 @@
+"""Trained weights: where they are published, downloaded, read, and fitted to a model."""
