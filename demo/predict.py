@@ -160,7 +160,7 @@ def _choices(args: argparse.Namespace, cfg: Config | None) -> dict[str, Any]:
 def _label_all(
     predictor: Predictor, files: Sequence[Named], args: argparse.Namespace, outputs: _Outputs
 ) -> int:
-    from hiera_video.video.decode import DecodeError
+    from hiera_video.errors import DecodeError
 
     failed = 0
     with _Progress(len(files)) as progress:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import DecodeError, RunFailed, UserError
 from hiera_video.registry import import_user_module
 
 DONE, FAILED, WRONG_USE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
@@ -39,14 +39,10 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         code = _complain("interrupted", INTERRUPTED)
     except BrokenPipeError as error:
         code = READER_GONE if _reader_is_gone() else _complain(error, FAILED)
-    except RunFailed as error:
+    except (RunFailed, DecodeError) as error:
         code = _complain(error, FAILED)
     except OSError as error:
         code = _complain(_named(error), FAILED)
-    except Exception as error:
-        if not _is_decode_error(error):
-            raise
-        code = _complain(error, FAILED)
     if code == READER_GONE or _stdout_fails():
         # Python flushes stdout once more while it ends and would print a traceback of its own.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -116,12 +112,6 @@ def _stdout_fails() -> bool:
     except (ValueError, AttributeError):  # closed, or there is none
         return False
     return False
-
-
-def _is_decode_error(error: Exception) -> bool:
-    """Looked up late: importing the decoders costs seconds that `--help` need not pay."""
-    decode = sys.modules.get("hiera_video.video.decode")
-    return decode is not None and isinstance(error, decode.DecodeError)
 
 
 def _reader_is_gone() -> bool:

@@ -25,14 +25,13 @@ from hiera_video.classes import match_classes
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.manifests.layouts import read_class_names
 from hiera_video.data.views import Reader, parse_views, read_test_views, read_views
-from hiera_video.errors import RunFailed, UserError, first_few
+from hiera_video.errors import RunFailed, UserError, WeightsError, first_few
 from hiera_video.labels import load_labels
 from hiera_video.models import build_model
 from hiera_video.models.weights.load import (
     PUBLISHED,
     Checkpoint,
     PublishedWeights,
-    WeightsError,
     bundled,
     fetch,
     load_weights,

@@ -18,11 +18,11 @@ from hiera_video import Predictor
 from hiera_video.config import load_config
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import distributed, dry_run, evaluate, train
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, WeightsError
 from hiera_video.labels import load_labels
 from hiera_video.models.baselines.pytorchvideo import CONVOLUTIONAL, slow_frames
 from hiera_video.models.weights import loading
-from hiera_video.models.weights.load import WeightsError, cached_path, names_for, resolve
+from hiera_video.models.weights.load import cached_path, names_for, resolve
 from hiera_video.models.weights.published import PUBLISHED
 
 

@@ -5,8 +5,9 @@ import os
 import pytest
 
 from hiera_video.data.manifests.class_folders import own_split, source_namer
-from hiera_video.data.manifests.layouts import DataError, Source, read_manifest
+from hiera_video.data.manifests.layouts import Source, read_manifest
 from hiera_video.data.manifests.splits import STAND_IN, Listed, hold_out
+from hiera_video.errors import DataError
 
 
 def touch(root, *names):

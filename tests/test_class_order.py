@@ -22,10 +22,9 @@ from tiny_runs import (
 )
 
 from hiera_video.data.manifests.layouts import read_manifest
-from hiera_video.data.manifests.listing import DataError
 from hiera_video.data.relabel import fit_labels
 from hiera_video.engine import checkpoint, distributed, dry_run, evaluate, report, train
-from hiera_video.errors import UserError
+from hiera_video.errors import DataError, UserError
 from hiera_video.labels import load_labels
 
 pytestmark = pytest.mark.usefixtures("no_curves")

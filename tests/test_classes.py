@@ -9,11 +9,11 @@ from torch import nn
 
 from hiera_video import Predictor
 from hiera_video.classes import match_classes
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, WeightsError
 from hiera_video.labels import known_labels, load_labels
 from hiera_video.models import build_model
 from hiera_video.models.baselines.create_hiera import create_hiera
-from hiera_video.models.weights.load import WeightsError, load_weights, resolve
+from hiera_video.models.weights.load import load_weights, resolve
 
 # ---- two lists ----------------------------------------------------------------------------------
 

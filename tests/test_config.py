@@ -13,15 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hiera_video.models  # noqa: F401 (registers the models, whose builders are asked)
-from hiera_video.config import (
-    Config,
-    ConfigError,
-    DataConfig,
-    SolverConfig,
-    load_config,
-)
+from hiera_video.config import Config, DataConfig, SolverConfig, load_config
 from hiera_video.config.schema import _ELSEWHERE, _all_settings, _settings_of
-from hiera_video.errors import UserError
+from hiera_video.errors import ConfigError, UserError
 from hiera_video.registry import MODEL_REGISTRY
 
 

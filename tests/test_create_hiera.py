@@ -11,7 +11,7 @@ from torch import nn
 
 import hiera_video
 from hiera_video.compat import pytorchvideo_module
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, WeightsError
 from hiera_video.models import build_model
 from hiera_video.models.baselines.create_hiera import (
     HieraHead,
@@ -21,7 +21,7 @@ from hiera_video.models.baselines.create_hiera import (
     create_hiera_stage,
 )
 from hiera_video.models.tokens import TokenLayout
-from hiera_video.models.weights.load import Checkpoint, WeightsError, load_weights
+from hiera_video.models.weights.load import Checkpoint, load_weights
 
 TINY = {"spatial_size": 64, "temporal_size": 4, "stem_dim_out": 16, "stage_depths": (1, 2, 2, 1)}
 OURS = {"input_size": (4, 64, 64), "embed_dim": 16, "num_heads": 1, "stages": (1, 2, 2, 1)}

@@ -20,7 +20,6 @@ from hiera_video.data import datasets
 from hiera_video.data.datasets import (
     GIVE_UP_AFTER,
     Batch,
-    DataError,
     Erased,
     Failed,
     VideoDataset,
@@ -31,7 +30,7 @@ from hiera_video.data.randomness import PURPOSES, epoch_order, generator_for
 from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import preflight
-from hiera_video.errors import RunFailed
+from hiera_video.errors import DataError, RunFailed
 from hiera_video.video import frame_folder
 from hiera_video.video.sampling import span
 

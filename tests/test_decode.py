@@ -27,11 +27,10 @@ from clips import (
     write_two_streams,
 )
 
-from hiera_video.errors import UserError
+from hiera_video.errors import DecodeError, UserError
 from hiera_video.video import container, decode, h264
 from hiera_video.video.decode import (
     DECODERS,
-    DecodeError,
     FrameIndexError,
     VideoReader,
     available_decoders,

@@ -43,10 +43,10 @@ def test_alone_everything_is_quiet(monkeypatch):
         monkeypatch.delenv(name, raising=False)
     world = distributed.init("cpu")
     assert (world.rank, world.size, world.is_main) == (0, 1, True)
-    assert world.sum(torch.ones(2)).tolist() == [1, 1]
+    assert world.all_reduce(torch.ones(2)).tolist() == [1, 1]
     assert world.gather("a") == ["a"]
-    assert world.from_main(3) == 3
-    assert world.on_main(lambda x: x + 1, 2) == 3
+    assert world.broadcast(3) == 3
+    assert world.run_on_main(lambda x: x + 1, 2) == 3
     model = torch.nn.Linear(1, 1)
     assert world.parallel(model) is model
     world.barrier()
@@ -61,14 +61,14 @@ def test_three_processes_agree_and_leave_together(tmp_path):
     results = torchrun(
         """
         from hiera_video.errors import UserError
-        total = world.sum(torch.tensor([1.0, world.rank])).tolist()
-        told = world.from_main({"rank": world.rank})
-        main = world.on_main(lambda: world.rank * 10 + 5)
+        total = world.all_reduce(torch.tensor([1.0, world.rank])).tolist()
+        told = world.broadcast({"rank": world.rank})
+        main = world.run_on_main(lambda: world.rank * 10 + 5)
         found = [world.size, total, world.gather(world.rank), told, main, world.is_main]
         def refuse():
             raise UserError("no such folder")
         try:
-            world.on_main(refuse)
+            world.run_on_main(refuse)
         except (UserError, SystemExit) as end:
             found += [type(end).__name__, getattr(end, "code", None)]
         out(found)

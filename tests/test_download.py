@@ -20,15 +20,9 @@ import pytest
 import torch
 from small_models import saved, tensors, truncated, untouched, video, zip_bytes
 
+from hiera_video.errors import WeightsError
 from hiera_video.models.weights import download, loading
-from hiera_video.models.weights.load import (
-    PUBLISHED,
-    WeightsError,
-    cached_path,
-    fetch,
-    load_pretrained,
-    resolve,
-)
+from hiera_video.models.weights.load import PUBLISHED, cached_path, fetch, load_pretrained, resolve
 
 
 @pytest.fixture(autouse=True)

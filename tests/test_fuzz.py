@@ -19,10 +19,11 @@ from test_checkpoint import flips, state_of
 from tiny_runs import same
 
 from hiera_video.engine import checkpoint
-from hiera_video.models.weights.load import WeightsError, read_checkpoint
+from hiera_video.errors import WeightsError
+from hiera_video.models.weights.load import read_checkpoint
 from hiera_video.video.container import demux
 from hiera_video.video.decode import available_decoders, probe, read_frames
-from hiera_video.video.guarded_pool import Casualty, GuardedPool
+from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")
 
@@ -150,7 +151,7 @@ def outcomes(seeds, count):
         read_mutant, workers=2, time_limit=TIME_LIMIT, memory_limit=MEMORY_LIMIT
     ) as pool:
         for item, outcome in pool.map(items):
-            if isinstance(outcome, Casualty):
+            if isinstance(outcome, WorkerFailure):
                 kinds[outcome.kind] += 1
                 if outcome.kind != "refused":
                     lost.append((item, outcome.reason))

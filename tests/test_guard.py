@@ -10,9 +10,8 @@ import time
 
 import pytest
 
-from hiera_video.errors import RunFailed, UserError
-from hiera_video.video.decode import DecodeError
-from hiera_video.video.guarded_pool import Casualty, GuardedPool, limited, wants_memory
+from hiera_video.errors import DecodeError, RunFailed, UserError
+from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure, limited, wants_memory
 
 MIB = 1 << 20
 
@@ -58,7 +57,7 @@ def pool():
 def reason(pool, *item):
     ((back, outcome),) = pool.map([item])
     assert back == item
-    assert isinstance(outcome, Casualty)
+    assert isinstance(outcome, WorkerFailure)
     return outcome.reason, outcome.kind
 
 
@@ -92,14 +91,14 @@ def test_bad_items_among_good_ones_are_counted_exactly(pool):
     items = [x for pair in zip(bad, [("good", i) for i in range(8)], strict=True) for x in pair]
     outcomes = list(pool.map(items))
     assert len(outcomes) == 16
-    lost = [item for item, outcome in outcomes if isinstance(outcome, Casualty)]
+    lost = [item for item, outcome in outcomes if isinstance(outcome, WorkerFailure)]
     assert sorted(map(str, lost)) == sorted(map(str, bad))
 
 
 def test_a_hang_is_ended_at_the_limit():
     with GuardedPool(act, time_limit=3) as pool:
         assert reason(pool, "hang") == ("took longer than 3 s", "time")
-        with pytest.raises(Casualty, match="longer than 3 s"):
+        with pytest.raises(WorkerFailure, match="longer than 3 s"):
             pool.call(("hang",))
         assert pool.call(("next",))[0] == "next"
 

@@ -10,10 +10,10 @@ from clips import write_clip
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.views import load_test_views, read_test_views
-from hiera_video.errors import UserError
+from hiera_video.errors import DecodeError, UserError
 from hiera_video.video import guarded_video
 from hiera_video.video.crops import spatial_crops
-from hiera_video.video.decode import DecodeError, FrameIndexError, VideoReader
+from hiera_video.video.decode import FrameIndexError, VideoReader
 from hiera_video.video.guarded_pool import GuardedPool
 from hiera_video.video.guarded_video import GuardedVideo
 

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from small_models import VIDEO, autoencoder, held, image, image_autoencoder, same, untouched, video
 
+from hiera_video.errors import WeightsError
 from hiera_video.models.weights.load import (
     Checkpoint,
-    WeightsError,
     load_weights,
     read_checkpoint,
     save_published,

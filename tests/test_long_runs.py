@@ -17,7 +17,7 @@ from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import report, train
 from hiera_video.video.decode import DECODERS, available_decoders
-from hiera_video.video.guarded_pool import Casualty, GuardedPool
+from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 
 MIB = 1 << 20
 SPEC = ClipSpec(num_frames=8, sampling_rate=2, crop_size=64)
@@ -126,7 +126,7 @@ def expected_failures(dataset) -> int:
     """How many videos of the first epoch cannot be read, found out one by one."""
     requests = [(dataset.reader, dataset.sample(i)) for i in range(len(dataset))]
     with GuardedPool(read_one, time_limit=120) as pool:
-        return sum(isinstance(outcome, Casualty) for _, outcome in pool.map(requests))
+        return sum(isinstance(outcome, WorkerFailure) for _, outcome in pool.map(requests))
 
 
 def write_good_and(folder: Path, bad: list[Path], multiple: int) -> Path:

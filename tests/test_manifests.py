@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from hiera_video.data.manifests.layouts import (
-    DataError,
     Source,
     detect_format,
     read_class_names,
     read_manifest,
 )
+from hiera_video.errors import DataError
 from hiera_video.registry import DATASET_REGISTRY, UnknownNameError
 
 

@@ -10,7 +10,8 @@ from clips import write_clip
 from randomness import redraw, relative_error
 
 from hiera_video import build_model
-from hiera_video.models.weights.load import WeightsError, load_weights, read_checkpoint, resolve
+from hiera_video.errors import WeightsError
+from hiera_video.models.weights.load import load_weights, read_checkpoint, resolve
 from hiera_video.models.weights.mvit_keys import head_weight, published_model, to_published
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -17,9 +17,10 @@ from small_models import (
     video,
 )
 
+from hiera_video.errors import WeightsError
 from hiera_video.models import build_model
 from hiera_video.models.pos_embed import abs_win_embedding, resize_joint, split_abs_win
-from hiera_video.models.weights.load import WeightsError, load_weights
+from hiera_video.models.weights.load import load_weights
 
 pytestmark = pytest.mark.numbers
 

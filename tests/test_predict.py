@@ -20,14 +20,13 @@ from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import distributed
 from hiera_video.engine.evaluate import score_videos
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import DecodeError, RunFailed, UserError, WeightsError
 from hiera_video.labels import load_labels
 from hiera_video.models.weights import load as weights
-from hiera_video.models.weights.load import WeightsError
 from hiera_video.models.weights.published import PUBLISHED
 from hiera_video.predict import Label, Prediction
 from hiera_video.scoring import view_scores
-from hiera_video.video.decode import DecodeError, VideoReader, available_decoders
+from hiera_video.video.decode import VideoReader, available_decoders
 from hiera_video.video.find import find_videos, named_videos
 
 NAME = "hiera_base_16x224"

@@ -6,9 +6,9 @@ import pytest
 from test_datasets import Deadly
 from tiny_runs import PRETRAIN, config, losses, run, write_videos
 
-from hiera_video.data.manifests.layouts import DataError, read_manifest
+from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.engine import distributed, dry_run, report, train
-from hiera_video.errors import UserError
+from hiera_video.errors import DataError, UserError
 
 pytestmark = pytest.mark.usefixtures("no_curves")
 

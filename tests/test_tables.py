@@ -5,8 +5,9 @@ import os
 
 import pytest
 
-from hiera_video.data.manifests.layouts import DataError, read_class_names, read_manifest
+from hiera_video.data.manifests.layouts import read_class_names, read_manifest
 from hiera_video.data.manifests.tables import COLUMNS, find_header
+from hiera_video.errors import DataError
 
 
 def write(path, content, encoding="utf-8"):

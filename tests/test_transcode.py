@@ -17,12 +17,11 @@ from clips import cut_clip, is_upright, read_indices, write_audio_only, write_cl
 from tiny_runs import environment
 
 from hiera_video import files
-from hiera_video.data.manifests.listing import DataError
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import DataError, DecodeError, RunFailed, UserError
 from hiera_video.preparation import transcode as module
 from hiera_video.preparation.transcode import Job, copy_names, transcode, transcode_file
-from hiera_video.video.decode import DecodeError, probe, read_frames
-from hiera_video.video.guarded_pool import Casualty
+from hiera_video.video.decode import probe, read_frames
+from hiera_video.video.guarded_pool import WorkerFailure
 
 
 def copy(source, folder, **settings):
@@ -266,7 +265,7 @@ def bytes_below_top(folder):
 class StubPool:
     """A pool whose second file meets what it is told to."""
 
-    ends_with: BaseException | Casualty
+    ends_with: BaseException | WorkerFailure
 
     def __init__(self, *args, **kwargs):
         pass
@@ -279,7 +278,7 @@ class StubPool:
 
     def map(self, jobs):
         yield jobs[0], None
-        if isinstance(self.ends_with, Casualty):
+        if isinstance(self.ends_with, WorkerFailure):
             yield jobs[1], self.ends_with
         else:
             raise self.ends_with
@@ -290,7 +289,7 @@ def test_a_full_disk_ends_the_work_and_says_what_is_left(originals, tmp_path, mo
     StubPool.ends_with = RunFailed("cannot write /small/a/2.mp4: No space left on device")
     with pytest.raises(RunFailed, match=r"2.mp4: No space left.*1 of 2 .*the same command again"):
         transcode(NAMES[:2], root=originals, folder=tmp_path / "small")
-    StubPool.ends_with = Casualty("crashed (SIGSEGV)")
+    StubPool.ends_with = WorkerFailure("crashed (SIGSEGV)")
     result = transcode(NAMES[:2], root=originals, folder=tmp_path / "small")
     assert result.failed == {"a/2.avi": "crashed (SIGSEGV)"}
 

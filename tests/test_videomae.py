@@ -16,10 +16,10 @@ from torch import nn
 from hiera_video.data.datasets import Batch
 from hiera_video.engine import tasks
 from hiera_video.engine.optim import parameter_groups
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, WeightsError
 from hiera_video.models import build_model, list_models
 from hiera_video.models.baselines import videomae
-from hiera_video.models.weights.load import WeightsError, load_weights, read_checkpoint
+from hiera_video.models.weights.load import load_weights, read_checkpoint
 
 transformers = pytest.importorskip("transformers")
 modeling_videomae = importlib.import_module("transformers.models.videomae.modeling_videomae")

@@ -7,8 +7,8 @@ from clips import read_index, write_clip
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data import views
 from hiera_video.data.views import load_test_views, parse_views
-from hiera_video.errors import UserError
-from hiera_video.video.decode import DecodeError, VideoReader
+from hiera_video.errors import DecodeError, UserError
+from hiera_video.video.decode import VideoReader
 from hiera_video.video.sampling import segment_views, uniform_views
 
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, crop_size=64)

@@ -5,11 +5,11 @@ import torch
 from small_models import VIDEO, autoencoder, same, video
 
 from hiera_video import registry
+from hiera_video.errors import WeightsError
 from hiera_video.models import build_model, list_models
 from hiera_video.models.weights import loading
 from hiera_video.models.weights.load import (
     PUBLISHED,
-    WeightsError,
     load_pretrained,
     names_for,
     resolve,

@@ -2,7 +2,6 @@
 
 from hiera_video.config.schema import (
     Config,
-    ConfigError,
     DataConfig,
     Section,
     SettingText,
@@ -12,6 +11,7 @@ from hiera_video.config.schema import (
     load_config,
     names_a_section,
 )
+from hiera_video.errors import ConfigError
 
 __all__ = [
     "Config",

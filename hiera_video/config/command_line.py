@@ -25,14 +25,13 @@ from typing import Any
 from hiera_video.cli import add_import_argument
 from hiera_video.config.schema import (
     Config,
-    ConfigError,
     SettingText,
     describe_settings,
     is_setting,
     load_config,
     names_a_section,
 )
-from hiera_video.errors import UserError
+from hiera_video.errors import ConfigError, UserError
 from hiera_video.registry import import_user_module
 
 __all__ = ["SettingsParser", "add_config_arguments", "config_from_args", "settings_table"]

@@ -35,12 +35,8 @@ from typing import Any, NamedTuple
 import yaml
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.errors import UserError
+from hiera_video.errors import ConfigError
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
-
-
-class ConfigError(UserError):
-    """A setting nobody knows, of the wrong type or out of range; the message names its key."""
 
 
 def setting(

@@ -45,14 +45,14 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.manifests.layouts import DataError, Manifest
+from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.manifests.listing import some
 from hiera_video.data.randomness import epoch_order, generator_for, uniform
 from hiera_video.data.transforms.normalize import normalize_clips
 from hiera_video.data.transforms.train import Pixels, TrainTransform, directional_classes
 from hiera_video.data.views import read_view_pixels, views_of
-from hiera_video.errors import RunFailed
-from hiera_video.video.decode import TIME_LIMIT, DecodeError, VideoInfo, VideoReader
+from hiera_video.errors import DataError, DecodeError, RunFailed
+from hiera_video.video.decode import TIME_LIMIT, VideoInfo, VideoReader
 from hiera_video.video.frame_folder import FrameFolder, open_video
 from hiera_video.video.guarded_pool import (
     MEMORY_LIMIT,

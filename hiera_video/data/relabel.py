@@ -8,9 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from hiera_video.classes import ClassMatch, in_order_note, match_classes
-from hiera_video.data.manifests.listing import DataError
 from hiera_video.data.manifests.manifest import Manifest
-from hiera_video.errors import first_few
+from hiera_video.errors import DataError, first_few
 
 
 def fit_labels(

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import RunFailed, UserError, WeightsError
 from hiera_video.files import atomic_write, free_bytes, link_or_copy, write_text
-from hiera_video.models.weights.file import WeightsError, archive_fault, unpickled
+from hiera_video.models.weights.file import archive_fault, unpickled
 
 FORMAT = "hiera_video/1"
 BEST = "best.pyth"

@@ -40,7 +40,7 @@ class World:
         """True in the one process that writes files and talks."""
         return self.rank == 0
 
-    def sum(self, tensor: Tensor) -> Tensor:
+    def all_reduce(self, tensor: Tensor) -> Tensor:
         """Add `tensor` up over all processes, in place."""
         if self.size > 1:
             dist.all_reduce(tensor)
@@ -54,7 +54,7 @@ class World:
         dist.all_gather_object(things, thing)
         return things
 
-    def from_main(self, thing: T) -> T:
+    def broadcast(self, thing: T) -> T:
         """The main process's `thing` on every process."""
         if self.size == 1:
             return thing
@@ -62,7 +62,7 @@ class World:
         dist.broadcast_object_list(box, src=0, device=self._box_device())
         return box[0]
 
-    def on_main(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
+    def run_on_main(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
         """Run `function` on the main process while the others wait; its result on every process.
 
         If it raises there, the others leave too instead of waiting for ever: silently, because
@@ -78,7 +78,7 @@ class World:
             except BaseException as caught:
                 error = caught
         code = 0 if error is None else (2 if isinstance(error, UserError) else 1)
-        code, result = self.from_main((code, result))
+        code, result = self.broadcast((code, result))
         if error is not None:
             raise error
         if code:

@@ -20,7 +20,7 @@ import torch
 
 from hiera_video.engine import optim, preflight, report, tasks, train
 from hiera_video.engine.distributed import World
-from hiera_video.engine.prefetch import Feeder
+from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.scoring import native_on_cpu
 
 STAND_INS = 4
@@ -39,10 +39,10 @@ def run(cfg: Any, world: World, *, steps: int) -> None:
     whole schedule would take at that speed."""
     voice = report.Report(None, quiet=not world.is_main)
     with contextlib.ExitStack() as stack:
-        generated = world.on_main(_is_missing, cfg)
+        generated = world.run_on_main(_is_missing, cfg)
         if generated:
             folder = stack.enter_context(_shared_folder(world))
-            world.on_main(_generate, cfg, folder, steps)
+            world.run_on_main(_generate, cfg, folder, steps)
             cfg = _on_generated(cfg, folder)
             voice.say(f"dry run on generated clips: {generated}")
         whole = cfg.train.batch_size
@@ -84,7 +84,7 @@ def _run(
     part: float,
 ) -> None:
     """The steps of `cfg`, each of which is a `part` of one of the run's."""
-    manifest, val_list = world.on_main(train.read_lists, cfg)
+    manifest, val_list = world.run_on_main(train.read_lists, cfg)
     if cfg.task == "classify" and not generated:
         preflight.require_classes(manifest)
     dataset = train.training_set(cfg, manifest)
@@ -116,14 +116,14 @@ def _run(
 
     trained = [p for p in model.parameters() if p.requires_grad]
     train.set_mode(model, linear_probe=cfg.train.linear_probe)
-    batches, clock = Feeder(loader, world.device, dataset.spec), report.Clock()
+    batches, clock = DevicePrefetcher(loader, world.device, dataset.spec), report.Clock()
     seconds: list[float] = []
     for step in range(steps):
         began = time.perf_counter()
         optim.set_lr(optimizer, optim.lr_at(step, **plan.lr_settings()))
         totals = forward.backward(batches, step, scaler, clock)
         norm = train.update(
-            optimizer, scaler, trained, world.sum(totals), plan, cfg.solver.clip_grad_l2norm
+            optimizer, scaler, trained, world.all_reduce(totals), plan, cfg.solver.clip_grad_l2norm
         )
         if ema is not None:
             ema.update(model, step)
@@ -201,7 +201,7 @@ def _is_missing(cfg: Any) -> str:
 def _shared_folder(world: World) -> Iterator[str]:
     """A temporary folder of the main process that all processes see; gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="hiera_video_dry_") as own:
-        yield world.from_main(own)
+        yield world.broadcast(own)
         world.barrier()
 
 

@@ -23,7 +23,7 @@ from hiera_video.data.datasets import Failed, Loader, VideoDataset, build_loader
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
 from hiera_video.engine import checkpoint, distributed, memory, metrics, preflight, report, tasks
-from hiera_video.engine.prefetch import Feeder
+from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
 from hiera_video.models.weights.load import Checkpoint, load_weights, resolve
@@ -118,7 +118,7 @@ def _own_scores(
     """Video ids, rows (None for none) and failures of this process's share; None if stopped."""
     model.eval()
     ids, rows, failed = [], [], []
-    batches = Feeder(loader, world.device, loader.dataset.spec)
+    batches = DevicePrefetcher(loader, world.device, loader.dataset.spec)
     for batch in batches:
         if world.any_stopped(stopped()):
             return None
@@ -230,7 +230,7 @@ def test(cfg: Any, world: distributed.World, stop: Any) -> int:
     video can be read).
     """
     with report.Report(None, quiet=not world.is_main) as voice:
-        weights = world.on_main(_find_checkpoint, cfg, voice.say)
+        weights = world.run_on_main(_find_checkpoint, cfg, voice.say)
         with preflight.RunFolder(cfg.output_dir, world) as folder:
             return _test(cfg, world, stop, folder=folder.path, weights=weights, voice=voice)
 
@@ -249,7 +249,7 @@ def _test(
     # ---- what is tested, on what ---------------------------------------------------------
     stored, _ = resolve_everywhere(world, weights, cfg.model.model_name)
     num_classes = _outputs_of(stored, weights, cfg.model.num_classes)
-    manifest = world.on_main(read_test_list, cfg, stored, num_classes)
+    manifest = world.run_on_main(read_test_list, cfg, stored, num_classes)
     spec = cfg.data.clip_spec(training=False)
     views, crops = cfg.test.num_ensemble_views, cfg.test.num_spatial_crops
     dataset = VideoDataset(
@@ -308,7 +308,7 @@ def _test(
         "versions": {"hiera_video": __version__, "torch": str(torch.__version__)},
         "config": cfg.to_yaml(),
     }
-    world.on_main(write_results, folder, results, scores, manifest)
+    world.run_on_main(write_results, folder, results, scores, manifest)
     for line in describe(results):
         voice.say(line)
     voice.stats("test_final", split="test_final", **final_record(results))
@@ -351,7 +351,7 @@ def _find_checkpoint(cfg: Any, say: Callable[[str], None]) -> str:
 
 def resolve_everywhere(world: distributed.World, weights: str, model_name: str) -> Any:
     """`resolve` on every process; what must be downloaded, once."""
-    world.on_main(lambda: resolve(weights, model_name) and None)
+    world.run_on_main(lambda: resolve(weights, model_name) and None)
     return resolve(weights, model_name)
 
 

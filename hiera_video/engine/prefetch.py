@@ -1,6 +1,6 @@
 """The way from a loader to the device: the next batch travels while this one is computed.
 
-    batches = Feeder(loader, device, spec)
+    batches = DevicePrefetcher(loader, device, spec)
     for batch in batches:
         ...                 # queue the work of this batch; clips are normalised, on the device
         batches.fetch()     # read the next, and copy it on a stream of its own
@@ -27,7 +27,7 @@ from hiera_video.data.datasets import Batch
 _NOTHING: Any = object()
 
 
-class Feeder:
+class DevicePrefetcher:
     """The batches of a loader on a device, normalised; an iterator.
 
     Args:

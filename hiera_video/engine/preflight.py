@@ -20,12 +20,12 @@ from torch import nn
 
 from hiera_video import files, scoring
 from hiera_video.data.datasets import Failed, VideoDataset, try_to_read
-from hiera_video.data.manifests.layouts import DataError, Manifest, read_manifest
+from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.data.manifests.splits import NoSuchPart
 from hiera_video.engine import optim
 from hiera_video.engine.distributed import World
-from hiera_video.errors import RunFailed, UserError
-from hiera_video.video.guarded_pool import Casualty, GuardedPool
+from hiera_video.errors import DataError, RunFailed, UserError
+from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 
 # ---- the folder of the run ----------------------------------------------------------------------
 
@@ -43,7 +43,7 @@ class RunFolder:
         self._lock: Any = None
 
     def __enter__(self) -> RunFolder:
-        self._world.on_main(self._open)
+        self._world.run_on_main(self._open)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -359,8 +359,8 @@ def reading(
             request = (dataset.reader, sample)
             try:
                 outcome = pool.call(request) if guarded else function(request)
-            except Casualty as casualty:
-                outcome = Failed(sample.video_id, sample.path, casualty.reason)
+            except WorkerFailure as failure:
+                outcome = Failed(sample.video_id, sample.path, failure.reason)
             yield outcome
 
 

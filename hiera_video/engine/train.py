@@ -50,10 +50,10 @@ from hiera_video.engine import (
 )
 from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
-from hiera_video.engine.prefetch import Feeder
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.engine.prefetch import DevicePrefetcher
+from hiera_video.errors import RunFailed, UserError, WeightsError
 from hiera_video.models import build_model
-from hiera_video.models.weights.load import WeightsError, load_weights
+from hiera_video.models.weights.load import load_weights
 
 SUMS = ("loss", "clips", "top1", "top5", "failed")
 """What is summed over the clips of a step and of an epoch; `failed` counts videos."""
@@ -78,14 +78,16 @@ def _train(
     cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder, voice: report.Report
 ) -> int:
     # ---- data -----------------------------------------------------------------------------
-    train_list, val_list = world.on_main(read_lists, cfg)
+    train_list, val_list = world.run_on_main(read_lists, cfg)
     if cfg.task == "classify":
         preflight.require_classes(train_list)
     dataset, validation = training_set(cfg, train_list), validation_set(cfg, val_list)
     guarded = cfg.data_loader.num_workers > 0
-    world.on_main(preflight.require_readable, dataset, what="training", guarded=guarded)
+    world.run_on_main(preflight.require_readable, dataset, what="training", guarded=guarded)
     if validation is not None:
-        world.on_main(preflight.require_readable, validation, what="validation", guarded=guarded)
+        world.run_on_main(
+            preflight.require_readable, validation, what="validation", guarded=guarded
+        )
     plan = plan_of(cfg, dataset, world)
     data_id = preflight.fingerprint(train_list)
     names = class_names(cfg, train_list)
@@ -98,7 +100,7 @@ def _train(
         freeze_backbone(model)
     optimizer = build_optimizer(cfg.solver, model, world.device)
     scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.train.mixed_precision == "fp16")
-    world.on_main(
+    world.run_on_main(
         checkpoint.require_space,
         folder.checkpoints,
         one=checkpoint.estimated_bytes(
@@ -150,8 +152,8 @@ def _train(
     del state
 
     # ---- what the run says, and writes ----------------------------------------------------
-    world.on_main(report.forget_after, folder.path, step)
-    world.on_main(files.write_text, folder.path / "config.yaml", cfg.to_yaml())
+    world.run_on_main(report.forget_after, folder.path, step)
+    world.run_on_main(files.write_text, folder.path / "config.yaml", cfg.to_yaml())
     loader = training_loader(cfg, dataset, world, start=step, end=plan.total_steps)
     val_loader = validation_loader(cfg, validation, world) if validation is not None else None
     if world.is_main:
@@ -197,7 +199,7 @@ def _train(
     def save() -> Path:
         """`write` on the main process; if that fails, every process ends."""
         nonlocal last_good
-        last_good = world.on_main(write)
+        last_good = world.run_on_main(write)
         return last_good
 
     def finish_epoch() -> bool:
@@ -212,15 +214,15 @@ def _train(
                 return False
             # The best is in place before the record says that this epoch was validated: killed
             # in between, the resumed run validates again.
-            best = world.from_main(checkpoint.best_record(folder.checkpoints))
+            best = world.broadcast(checkpoint.best_record(folder.checkpoints))
             metric = "map" if cfg.data.multi_label else "top1_acc"
             if best is None or found[metric] > best["value"]:
                 path = path or save()
                 best = {"metric": metric, "value": found[metric], "epoch": epoch}
-                world.on_main(checkpoint.keep_best, path, best)
+                world.run_on_main(checkpoint.keep_best, path, best)
             say_validation(voice, found, best, step=step, epoch=epoch, epochs=plan.epochs)
         if cfg.task == "pretrain" and is_due(cfg.train.picture_period, epoch, last=False):
-            world.on_main(draw_reconstruction, cfg, voice, model, dataset, step)
+            world.run_on_main(draw_reconstruction, cfg, voice, model, dataset, step)
         voice.curves(last=last)
         return True
 
@@ -234,7 +236,7 @@ def _train(
         try:
             if validation_was_missed(cfg, world, folder.path, plan, step):
                 stopping = not finish_epoch()
-            batches = Feeder(loader, world.device, dataset.spec)
+            batches = DevicePrefetcher(loader, world.device, dataset.spec)
             set_mode(model, linear_probe=cfg.train.linear_probe)
             clock.restart()
             while step < plan.total_steps and not stopping:
@@ -242,8 +244,8 @@ def _train(
                 optim.set_lr(optimizer, lr)
                 totals = forward.backward(batches, step, scaler, clock)
                 vote = totals.new_full((1,), stop.requested)  # no copy, for which it would wait
-                world.sum(totals)
-                world.sum(vote)
+                world.all_reduce(totals)
+                world.all_reduce(vote)
 
                 with out_of_memory_explained(forward.clips, NotToBeSaved):
                     norm = update(
@@ -343,7 +345,9 @@ class Forward:
             self.graphs = mode != "default" and world.device.type == "cuda"
         self.clips = plan.clips_per_step // (self.parts * world.size)
 
-    def backward(self, batches: Feeder, step: int, scaler: Any, clock: report.Clock) -> Tensor:
+    def backward(
+        self, batches: DevicePrefetcher, step: int, scaler: Any, clock: report.Clock
+    ) -> Tensor:
         """Leave the gradients of step `step` in the parameters; the `SUMS` of this process,
         float64 on its device. All is queued and nothing waited for, on a GPU; and the batch that
         comes next is on its way.
@@ -791,7 +795,7 @@ def find_state(
             return path
         return None
 
-    path = world.on_main(choose)
+    path = world.run_on_main(choose)
     return (None, None) if path is None else (path, checkpoint.load(path))
 
 
@@ -836,7 +840,7 @@ def validation_was_missed(
         done = [r["step"] for r in report.read_metrics(folder) if r["_type"] == "val_epoch"]
         return step not in done
 
-    return world.on_main(missing)
+    return world.run_on_main(missing)
 
 
 # ---- what is judged and kept --------------------------------------------------------------------

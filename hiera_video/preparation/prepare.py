@@ -26,10 +26,10 @@ from typing import Any, NamedTuple
 
 from hiera_video.data.manifests.class_folders import own_split, source_namer
 from hiera_video.data.manifests.layouts import SPLITS, Manifest, Source, read_manifest
-from hiera_video.data.manifests.listing import DataError, some
+from hiera_video.data.manifests.listing import some
 from hiera_video.data.manifests.splits import Listed, hold_out
 from hiera_video.data.manifests.video_table import quoted_path
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import DataError, RunFailed, UserError
 from hiera_video.files import atomic_write, explained, write_text
 from hiera_video.spreadsheet import path_cell, row_writer
 

@@ -26,10 +26,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hiera_video.data.manifests.listing import DataError
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import DataError, RunFailed, UserError
 from hiera_video.files import explained, hold, put_in_place, write_text
-from hiera_video.video.guarded_pool import Casualty, GuardedPool
+from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 
 SHORT_SIDE = 320
 """Pixels: what the Kinetics recipes read; a 224 crop leaves room to vary its scale."""
@@ -166,7 +165,7 @@ def _transcode_all(
     try:
         with pool:
             for job, outcome in pool.map(todo):
-                if isinstance(outcome, Casualty):
+                if isinstance(outcome, WorkerFailure):
                     result.failed[job.path] = outcome.reason
                 else:
                     result.made[job.path] = names[job.path]
@@ -209,7 +208,7 @@ def transcode_file(job: Job) -> None:
     Raises DecodeError: the source cannot be decoded to its end, or not be encoded; RunFailed: the
     copy cannot be written.
     """
-    from hiera_video.video.container import DecodeError
+    from hiera_video.errors import DecodeError
 
     modified = _modified(job.source)
     try:
@@ -241,7 +240,7 @@ def _encode(job: Job) -> int:
     """Write the video stream of `job.source` to `job.unfinished`; the number of its frames."""
     import av
 
-    from hiera_video.video.container import DecodeError
+    from hiera_video.errors import DecodeError
     from hiera_video.video.decode import VideoReader
 
     with VideoReader(job.source, "pyav", time_limit=job.time_limit) as reader:

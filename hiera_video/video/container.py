@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hiera_video.errors import DecodeError
 from hiera_video.video.h264 import starting_point
 
 CONTAINERS = (
@@ -47,21 +48,6 @@ _PICTURE_CODECS = {"mjpeg", "png", "bmp", "gif", "webp", "tiff"}
 # ten seconds the limit of a believable gap).
 _RESTARTING_CLOCKS = {"mpegts", "mpeg"}
 _LONGEST_GAP = 10.0
-
-
-class DecodeError(Exception):
-    """A video file that cannot be decoded: `.path`, `.reason`; as text "path: reason".
-
-    One argument alone is the whole text: that is how a DataLoader rebuilds it from a worker.
-    """
-
-    def __init__(self, path: str | os.PathLike, reason: str = ""):
-        self.path = os.fspath(path)
-        self.reason = reason
-        super().__init__(self.path, reason)
-
-    def __str__(self) -> str:
-        return f"{self.path}: {self.reason}" if self.reason else self.path
 
 
 class Deadline:

@@ -42,13 +42,12 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from hiera_video.errors import UserError
+from hiera_video.errors import DecodeError, UserError
 from hiera_video.video.container import (
     MAX_OUTPUT_BYTES,
     MAX_PIXELS,
     TIME_LIMIT,
     Deadline,
-    DecodeError,
     FrameIndex,
     check_file,
     choose_stream,

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from hiera_video.video.decode import MAX_PIXELS, DecodeError, VideoInfo, VideoReader
+from hiera_video.errors import DecodeError
+from hiera_video.video.decode import MAX_PIXELS, VideoInfo, VideoReader
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 

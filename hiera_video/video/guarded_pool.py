@@ -2,7 +2,7 @@
 
     with GuardedPool(probe, workers=4) as pool:
         for path, info in pool.map(paths):
-            if isinstance(info, Casualty):
+            if isinstance(info, WorkerFailure):
                 print(path, info.reason)        # "crashed (SIGSEGV)", "took longer than 60 s", ...
 
 Video decoders are C libraries: a file made for it, or damaged by chance, can end the process that
@@ -37,8 +37,8 @@ with contextlib.suppress(ImportError):  # not on Windows: no limit of memory the
 __all__ = [
     "MEMORY_LIMIT",
     "SERVER_GONE",
-    "Casualty",
     "GuardedPool",
+    "WorkerFailure",
     "decoding_process",
     "end_with_parent",
     "ended_by",
@@ -61,7 +61,7 @@ T = TypeVar("T")
 Kind = Literal["crashed", "time", "memory", "refused"]
 
 
-class Casualty(Exception):
+class WorkerFailure(Exception):
     """What one item came to: returned by `GuardedPool.map`, raised by `GuardedPool.call`.
 
     `reason` is for people. `kind`: "crashed" (its process ended), "time" and "memory" (beyond the
@@ -95,8 +95,8 @@ class GuardedPool:
     """Calls of one function in child processes. A context manager.
 
     A child that crashes, or is killed for exceeding a limit, is replaced; the item it had is a
-    `Casualty`. Children start at once, in the background. They come from a fork server, so a script
-    that makes a pool needs `if __name__ == "__main__":` around what it does.
+    `WorkerFailure`. Children start at once, in the background. They come from a fork server, so a
+    script that makes a pool needs `if __name__ == "__main__":` around what it does.
 
     Args:
         function: takes an item, returns a value; a module's own, or its name "package.module.name".
@@ -154,7 +154,7 @@ class GuardedPool:
     def call(self, item: Any) -> Any:
         """The function's value for one item.
 
-        Raises what the function raised, or `Casualty`.
+        Raises what the function raised, or `WorkerFailure`.
         """
         ((_, outcome),) = self._run([item])
         if isinstance(outcome, BaseException):
@@ -162,17 +162,17 @@ class GuardedPool:
         return outcome
 
     def map(self, items: Iterable[T]) -> Iterator[tuple[T, Any]]:
-        """(item, value or `Casualty`) for each item, as they are done: not in their order.
+        """(item, value or `WorkerFailure`) for each item, as they are done: not in their order.
 
         Items are taken from `items` when a child is free for them, so an endless supply is fine.
         Exceptions of the function other than DecodeError are bugs and are raised here.
         """
-        from hiera_video.video.container import DecodeError
+        from hiera_video.errors import DecodeError
 
         for item, outcome in self._run(items):
             if isinstance(outcome, DecodeError):
-                outcome = Casualty(outcome.reason, "refused")
-            if isinstance(outcome, BaseException) and not isinstance(outcome, Casualty):
+                outcome = WorkerFailure(outcome.reason, "refused")
+            if isinstance(outcome, BaseException) and not isinstance(outcome, WorkerFailure):
                 raise outcome
             yield item, outcome
 
@@ -193,7 +193,7 @@ class GuardedPool:
                     if outcome is not _KILLED:
                         yield item, outcome
                     elif any(item is suspect for suspect in suspects):
-                        yield item, Casualty("its process was killed twice, out of memory?")
+                        yield item, WorkerFailure("its process was killed twice, out of memory?")
                     else:  # by the system or by hand: the item may be innocent
                         suspects.append(item)
                         again.append(item)
@@ -322,7 +322,7 @@ class _Child:
         self.outcome = content
         if what == "memory":
             limit = self._task[3]
-            self.outcome = Casualty(f"needed more than {_gibibytes(limit)}", "memory")
+            self.outcome = WorkerFailure(f"needed more than {_gibibytes(limit)}", "memory")
             self._renew()
         elif what == "error":
             error, trace = content
@@ -345,7 +345,7 @@ class _Child:
                 f"a process to read videos in was not ready within {START_LIMIT:g} s; is the disk "
                 "with the Python packages very slow?"
             )
-        self.outcome = Casualty(f"took longer than {self._task[2]:g} s", "time")
+        self.outcome = WorkerFailure(f"took longer than {self._task[2]:g} s", "time")
         self._renew()
 
     def start_if_killed(self) -> None:
@@ -372,7 +372,7 @@ class _Child:
                     "around what it does"
                 )
         ending = ended_by(exitcode)
-        self.outcome = _KILLED if ending in _BY_OTHERS else Casualty(f"crashed ({ending})")
+        self.outcome = _KILLED if ending in _BY_OTHERS else WorkerFailure(f"crashed ({ending})")
         self._renew()
         return self.item is not _END
 

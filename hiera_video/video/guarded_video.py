@@ -18,10 +18,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from hiera_video.errors import DecodeError
 from hiera_video.video.crops import spatial_crops
-from hiera_video.video.decode import DecodeError, VideoInfo
+from hiera_video.video.decode import VideoInfo
 from hiera_video.video.frame_folder import open_video
-from hiera_video.video.guarded_pool import Casualty, GuardedPool
+from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 
 
 class GuardedVideo:
@@ -57,8 +58,8 @@ class GuardedVideo:
     def _ask(self, what: str, *arguments: Any) -> Any:
         try:
             return self._process.call((what, self._file, *arguments))
-        except Casualty as casualty:
-            reason = f"reading it in a process of its own: {casualty.reason}"
+        except WorkerFailure as failure:
+            reason = f"reading it in a process of its own: {failure.reason}"
             raise DecodeError(self._file[0], reason) from None
 
 

@@ -38,7 +38,7 @@ from hiera_video.data.datasets import VideoDataset, build_loader
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.data.transforms.train import Pixels, TrainTransform
 from hiera_video.data.views import views_of
-from hiera_video.engine.prefetch import Feeder
+from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.errors import UserError
 from hiera_video.preparation.transcode import usable_cores
 from hiera_video.video.decode import DECODERS, available_decoders
@@ -579,7 +579,7 @@ def our_loader(
 
     def batches() -> tuple[Iterator[int], Callable[[], None]]:
         loader = build_loader(dataset, num_workers=workers, pin_memory=True, **settings)
-        return (len(batch.clips) for batch in Feeder(loader, device, spec)), loader.close
+        return (len(batch.clips) for batch in DevicePrefetcher(loader, device, spec)), loader.close
 
     facts = {"kind": kind, "library": OURS, "decoder": decoder, "workers": workers}
     return LoaderRun(facts, batches)

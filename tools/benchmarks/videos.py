@@ -21,7 +21,7 @@ from benchmarks.measure import progress
 from hiera_video.errors import RunFailed
 from hiera_video.preparation.transcode import usable_cores
 from hiera_video.video.find import find_videos
-from hiera_video.video.guarded_pool import Casualty, GuardedPool
+from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 
 SECONDS, FPS = 10, 30
 """Of a clip; Kinetics has the same."""
@@ -81,7 +81,7 @@ def make_videos(folder: str, recipes: Sequence[Recipe]) -> list[str]:
     with GuardedPool(write, workers=workers, time_limit=600, memory_limit=8 << 30) as pool:
         for done, (job, outcome) in enumerate(pool.map(jobs), 1):
             progress(f"making videos to measure with: {done}/{len(jobs)}")
-            if isinstance(outcome, Casualty):
+            if isinstance(outcome, WorkerFailure):
                 raise RunFailed(f"{job[1].file_name} could not be made: {outcome.reason}")
     progress("")
     return [str(Path(folder) / recipe.file_name) for recipe in recipes]

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from hiera_video.data.manifests.listing import DataError, scan_folder, some, videos_below
+from hiera_video.data.manifests.listing import scan_folder, some, videos_below
 from hiera_video.data.manifests.manifest import CLASS_FILES, Manifest, ManifestRows, Source
 from hiera_video.data.manifests.splits import SPLITS, choose_part, grouping, near_split, split_of
 from hiera_video.data.manifests.tables import find_header, named_rows
 from hiera_video.data.manifests.video_lists import read_list, source_column
-from hiera_video.errors import first_few
+from hiera_video.errors import DataError, first_few
 from hiera_video.registry import DATASET_REGISTRY
 from hiera_video.video.find import VIDEO_SUFFIXES, is_video
 

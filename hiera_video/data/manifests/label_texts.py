@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hiera_video.data.manifests.listing import DataError, LabelRangeError, some
+from hiera_video.data.manifests.listing import some
 from hiera_video.data.manifests.tables import SEVERAL_NUMBERS, WHOLE_NUMBER, is_utf8, shown
+from hiera_video.errors import DataError, LabelRangeError
 
 if TYPE_CHECKING:
     from hiera_video.data.manifests.manifest import Source

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from hiera_video.data.manifests.class_folders import LIST_ENDINGS, read_folder, unread_lists
-from hiera_video.data.manifests.listing import DataError, read_json, scan_folder, videos_below
+from hiera_video.data.manifests.listing import read_json, scan_folder, videos_below
 from hiera_video.data.manifests.manifest import (
     Manifest,
     ManifestRows,
@@ -41,6 +41,7 @@ from hiera_video.data.manifests.splits import (
 )
 from hiera_video.data.manifests.tables import find_header, named_rows, text_lines
 from hiera_video.data.manifests.video_lists import read_list
+from hiera_video.errors import DataError
 from hiera_video.registry import DATASET_REGISTRY
 from hiera_video.video.find import VIDEO_SUFFIXES
 

@@ -11,16 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from hiera_video.errors import UserError
+from hiera_video.errors import DataError
 from hiera_video.video.find import is_video
-
-
-class DataError(UserError):
-    """Something wrong with the data the user named; says where, what came and what is allowed."""
-
-
-class LabelRangeError(DataError):
-    """A label that is a number, and not one of those allowed."""
 
 
 def read_json(file: Path) -> Any:

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 
 from hiera_video.data.manifests.label_texts import UNLABELLED
-from hiera_video.data.manifests.listing import DataError, read_json, some
+from hiera_video.data.manifests.listing import read_json, some
 from hiera_video.data.manifests.splits import NoSuchPart
 from hiera_video.data.manifests.tables import find_header, require_utf8, table_rows, text_lines
-from hiera_video.errors import first_few
+from hiera_video.errors import DataError, first_few
 from hiera_video.labels import known_labels, load_labels
 
 

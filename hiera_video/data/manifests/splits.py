@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from hiera_video.data.manifests.listing import DataError
+from hiera_video.errors import DataError
 
 if TYPE_CHECKING:
     from hiera_video.data.manifests.manifest import Source

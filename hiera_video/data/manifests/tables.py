@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hiera_video.data.manifests.listing import DataError
+from hiera_video.errors import DataError
 from hiera_video.video.find import is_video
 
 SEPARATORS = (",", "\t", ";", " ")

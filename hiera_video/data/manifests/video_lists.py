@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hiera_video.data.manifests.label_texts import UNLABELLED, Labels, LabelTexts, resolve
-from hiera_video.data.manifests.listing import DataError, some
+from hiera_video.data.manifests.listing import some
 from hiera_video.data.manifests.manifest import (
     Manifest,
     PathTable,
@@ -22,6 +22,7 @@ from hiera_video.data.manifests.manifest import (
 from hiera_video.data.manifests.splits import SPLITS, NoSuchPart, choose_part, split_of
 from hiera_video.data.manifests.tables import Header, is_utf8, shown
 from hiera_video.data.manifests.video_table import VideoTable
+from hiera_video.errors import DataError
 
 
 def read_list(

@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from hiera_video.data.manifests.listing import DataError
 from hiera_video.data.manifests.tables import (
     COLUMNS,
     SEPARATORS,
@@ -35,6 +34,7 @@ from hiera_video.data.manifests.tables import (
     table_rows,
     text_lines,
 )
+from hiera_video.errors import DataError
 from hiera_video.video.find import VIDEO_SUFFIXES, is_video
 
 SAMPLE = 1000

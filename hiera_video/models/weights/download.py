@@ -28,9 +28,9 @@ from typing import IO, Any
 
 from iopath.common.file_io import HTTPURLHandler, PathManager
 
-from hiera_video.errors import RunFailed
+from hiera_video.errors import RunFailed, WeightsError
 from hiera_video.files import atomic_write, free_bytes, hold
-from hiera_video.models.weights.file import WeightsError, not_a_checkpoint, unreadable
+from hiera_video.models.weights.file import not_a_checkpoint, unreadable
 from hiera_video.models.weights.published import PUBLISHED
 
 ANSWER_SECONDS = 8.0

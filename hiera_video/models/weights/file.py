@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.errors import RunFailed, UserError, first_few
+from hiera_video.errors import RunFailed, WeightsError, first_few
 from hiera_video.files import atomic_write, explained
 from hiera_video.models.weights.key_names import HIERA_KEYS
 from hiera_video.models.weights.mvit_keys import head_weight
@@ -39,10 +39,6 @@ if TYPE_CHECKING:
 
 STATE_KEYS = ("model_state", "state_dict", "model_state_dict", "model", "module")
 FILE_ENDINGS = (".pth", ".pyth", ".pt", ".bin", ".safetensors")
-
-
-class WeightsError(UserError):
-    """Weights that cannot be found, fetched, read or fitted to the model; nothing was changed."""
 
 
 @dataclass

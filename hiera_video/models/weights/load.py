@@ -31,13 +31,12 @@ from pathlib import Path
 
 from torch import nn
 
-from hiera_video.errors import first_few
+from hiera_video.errors import WeightsError, first_few
 from hiera_video.labels import load_labels
 from hiera_video.models.weights.download import cache_folder, cached_path, fetch
 from hiera_video.models.weights.file import (
     FILE_ENDINGS,
     Checkpoint,
-    WeightsError,
     load_untrusted,
     read_checkpoint,
     save_published,

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.classes import ClassMatch, in_order_note, match_classes
-from hiera_video.errors import first_few
+from hiera_video.errors import WeightsError, first_few
 from hiera_video.models.pos_embed import fit_positions
-from hiera_video.models.weights.file import Checkpoint, WeightsError
+from hiera_video.models.weights.file import Checkpoint
 from hiera_video.models.weights.key_names import HIERA_KEYS
 from hiera_video.models.weights.published import PublishedWeights
 

@@ -27,7 +27,7 @@ from hiera_video.preparation.audit.duplicates import find_duplicates
 from hiera_video.preparation.audit.lists import UNUSED, Part
 from hiera_video.preparation.audit.memory import AuditMemory, Identity, clip_key
 from hiera_video.preparation.audit.records import ClipJob, Findings, Job, Seen
-from hiera_video.video.guarded_pool import Casualty, GuardedPool
+from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 from hiera_video.video.sampling import span
 
 __all__ = ["Audit", "Projection", "audit"]
@@ -249,7 +249,7 @@ def _look(
     name = "hiera_video.preparation.audit.file.examine"
     with GuardedPool(name, workers=workers, time_limit=time_limit, preload=PRELOAD) as pool:
         for job, seen in pool.map(jobs()):
-            if isinstance(seen, Casualty):
+            if isinstance(seen, WorkerFailure):
                 seen = Seen("unreadable", seen.reason)
             identity = identities.pop(job.entry, None)
             if seen.lasting and identity is not None:
@@ -360,7 +360,7 @@ def _project(
         name = "hiera_video.preparation.audit.file.time_clip"
         with GuardedPool(name, time_limit=time_limit, preload=PRELOAD) as pool:
             for job, seconds in pool.map(jobs):
-                if not isinstance(seconds, Casualty):
+                if not isinstance(seconds, WorkerFailure):
                     times[job.entry] = seconds
                     memory.keep_clip_seconds(identities[job.entry], key, seconds)
     measured = [seconds for seconds in times.values() if seconds is not None]

@@ -24,10 +24,11 @@ from hiera_video.data.manifests.class_folders import (
     splits_inside,
 )
 from hiera_video.data.manifests.layouts import SPLITS, detect_format, read_manifest
-from hiera_video.data.manifests.listing import DataError, LabelRangeError, scan_folder, videos_below
+from hiera_video.data.manifests.listing import scan_folder, videos_below
 from hiera_video.data.manifests.manifest import UNLABELLED, Manifest, PathTable
 from hiera_video.data.manifests.splits import NoSuchPart, split_of
 from hiera_video.data.manifests.tables import find_header
+from hiera_video.errors import DataError, LabelRangeError
 from hiera_video.preparation.audit.records import Findings
 from hiera_video.video.find import PLAYLIST_SUFFIXES, is_video
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hiera_video.data.manifests.listing import DataError
 from hiera_video.data.manifests.video_table import quoted_path
+from hiera_video.errors import DataError
 from hiera_video.files import atomic_write, write_text
 from hiera_video.preparation.audit.audit import Audit
 from hiera_video.preparation.audit.lists import UNUSED, Part

@@ -8,7 +8,8 @@ import os
 import numpy as np
 import torch
 
-from hiera_video.video.container import Deadline, DecodeError, FrameIndex, error_reason
+from hiera_video.errors import DecodeError
+from hiera_video.video.container import Deadline, FrameIndex, error_reason
 from hiera_video.video.readers.frames import upright
 from hiera_video.video.readers.portions import portions
 from hiera_video.video.readers.remux import remux

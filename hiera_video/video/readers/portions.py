@@ -9,7 +9,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from hiera_video.video.container import DecodeError, FrameIndex
+from hiera_video.errors import DecodeError
+from hiera_video.video.container import FrameIndex
 
 LARGEST = 1 << 32
 """Pixels decoded in one call: about 2,000 pictures of 1920x1080, some ten seconds."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from hiera_video.errors import DecodeError
 from hiera_video.video.container import (
     UNTOLD,
     Deadline,
-    DecodeError,
     FrameIndex,
     check_size,
     choose_stream,

@@ -13,14 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hiera_video.video.container import (
-    Deadline,
-    DecodeError,
-    FrameIndex,
-    demux,
-    error_reason,
-    open_container,
-)
+from hiera_video.errors import DecodeError
+from hiera_video.video.container import Deadline, FrameIndex, demux, error_reason, open_container
 
 MAX_BYTES = 256 << 20
 """Largest file that is copied into memory."""

@@ -14,7 +14,7 @@ from hiera_video.data.datasets import Batch, VideoDataset, build_loader
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import distributed, evaluate, prefetch, report, train
-from hiera_video.engine.prefetch import Feeder
+from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.errors import RunFailed
 
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, target_fps=10, crop_size=64)
@@ -85,7 +85,7 @@ def numbers(batches):
 
 def test_on_a_cpu_batches_pass_through_and_nothing_is_read_ahead():
     diary = []
-    feeder = Feeder(counted(3, diary), CPU, SPEC)
+    feeder = DevicePrefetcher(counted(3, diary), CPU, SPEC)
     batch = next(feeder)
     feeder.fetch()
     assert diary == [("read", [0])]
@@ -96,7 +96,7 @@ def test_on_a_cpu_batches_pass_through_and_nothing_is_read_ahead():
 
 def test_the_next_batch_is_read_and_sent_while_this_one_is_worked_on():
     lane = Lane()
-    feeder = Feeder(counted(3, lane.diary), CPU, SPEC, lane=lane)
+    feeder = DevicePrefetcher(counted(3, lane.diary), CPU, SPEC, lane=lane)
     for _ in range(2):
         batch = next(feeder)
         lane.diary.append(("work", batch.video_ids.tolist()))
@@ -121,7 +121,7 @@ def test_the_next_batch_is_read_and_sent_while_this_one_is_worked_on():
 
 @pytest.mark.parametrize("fetches", [0, 1, 3])
 def test_however_often_it_is_told_to_fetch_every_batch_comes_once(fetches):
-    feeder = Feeder(counted(5, []), CPU, SPEC, lane=Lane())
+    feeder = DevicePrefetcher(counted(5, []), CPU, SPEC, lane=Lane())
     found = []
     for batch in feeder:
         found.append(batch.labels.item())
@@ -131,7 +131,7 @@ def test_however_often_it_is_told_to_fetch_every_batch_comes_once(fetches):
 
 
 def test_idle_time_is_that_of_a_batch_that_was_fetched():
-    feeder = Feeder(counted(3, []), CPU, SPEC, lane=Lane())
+    feeder = DevicePrefetcher(counted(3, []), CPU, SPEC, lane=Lane())
     next(feeder)
     assert feeder.starved == 0
     feeder.fetch()
@@ -143,7 +143,7 @@ def test_idle_time_is_that_of_a_batch_that_was_fetched():
 
 @pytest.mark.parametrize("lane", [None, Lane()])
 def test_a_failure_is_raised_where_its_batch_would_have_come(lane):
-    feeder = Feeder(counted(2, [], RunFailed("disk gone")), CPU, SPEC, lane=lane)
+    feeder = DevicePrefetcher(counted(2, [], RunFailed("disk gone")), CPU, SPEC, lane=lane)
     for number in (0, 1):
         assert next(feeder).labels.item() == number
         feeder.fetch()  # of the third: raises nothing
@@ -152,7 +152,7 @@ def test_a_failure_is_raised_where_its_batch_would_have_come(lane):
 
 
 def test_an_interrupt_waits_for_nothing():
-    feeder = Feeder(counted(1, [], KeyboardInterrupt()), CPU, SPEC, lane=Lane())
+    feeder = DevicePrefetcher(counted(1, [], KeyboardInterrupt()), CPU, SPEC, lane=Lane())
     next(feeder)
     with pytest.raises(KeyboardInterrupt):
         feeder.fetch()
@@ -175,7 +175,7 @@ def test_clips_normalised_on_the_device_are_those_of_the_transform(videos, name,
     dataset = VideoDataset(manifest, SPEC, transform=TRANSFORMS[name], num_augment=2, seed=5)
     loader = build_loader(dataset, batch_size=3, num_workers=num_workers, stop_step=4)
     raw, erased = [], 0
-    for step, batch in enumerate(Feeder((raw.append(b) or b for b in loader), CPU, SPEC)):
+    for step, batch in enumerate(DevicePrefetcher((raw.append(b) or b for b in loader), CPU, SPEC)):
         expected = [c for v in batch.video_ids[::2].tolist() for c in dataset[step // 3, v]]
         assert torch.equal(batch.clips, torch.stack(expected))
         assert batch.clips.is_contiguous()
@@ -191,7 +191,7 @@ def test_clips_normalised_on_the_device_are_those_of_the_transform(videos, name,
 def test_a_batch_without_a_clip_arrives():
     empty = torch.empty(0, 3, 4, 64, 64, dtype=torch.uint8)
     none = torch.zeros(0, dtype=torch.int64)
-    (batch,) = Feeder([Batch(empty, none, none, none)], CPU, SPEC, lane=Lane())
+    (batch,) = DevicePrefetcher([Batch(empty, none, none, none)], CPU, SPEC, lane=Lane())
     assert batch.clips.shape == (0, 3, 4, 64, 64)
 
 
@@ -203,7 +203,9 @@ def fed(monkeypatch):
     """Runs whose batches come by a lane; its diary."""
     diary = []
     for module in (train, evaluate):
-        monkeypatch.setattr(module, "Feeder", lambda *args: Feeder(*args, lane=Lane(diary)))
+        monkeypatch.setattr(
+            module, "DevicePrefetcher", lambda *args: DevicePrefetcher(*args, lane=Lane(diary))
+        )
     return diary
 
 
@@ -241,7 +243,7 @@ def test_scores_are_the_same_when_fed_ahead(videos, fed):
     ahead = evaluate.score_videos(model, loader, world=world, batch_size=2)
     assert [entry for entry in fed if entry == "work ends"] == ["work ends"] * 3
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "Feeder", Feeder)
+        patch.setattr(evaluate, "DevicePrefetcher", DevicePrefetcher)
         plain = evaluate.score_videos(model, loader, world=world, batch_size=2)
     assert torch.equal(ahead.rows, plain.rows)
 
@@ -255,8 +257,8 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(videos):
     dataset = VideoDataset(manifest, SPEC, transform=TRANSFORMS["all"], num_augment=4)
     device = torch.device("cuda")
     settings = {"batch_size": 3, "stop_step": 6, "pin_memory": True}
-    there = Feeder(build_loader(dataset, num_workers=1, **settings), device, SPEC)
-    here = Feeder(build_loader(dataset, **settings), CPU, SPEC)
+    there = DevicePrefetcher(build_loader(dataset, num_workers=1, **settings), device, SPEC)
+    here = DevicePrefetcher(build_loader(dataset, **settings), CPU, SPEC)
     for batch, expected in zip(there, here, strict=True):
         busy = torch.randn(2048, 2048, device=device) @ torch.randn(2048, 2048, device=device)
         there.fetch()
