@@ -1,8 +1,8 @@
-"""Names for models and data sets: what a YAML file, a command line and `build_model` speak of.
+"""Registries of models and data sets, by the names that configs and `build_model` use.
 
-fvcore's `Registry`, strict on the way in (a name is taken once) and helpful on the way out (an
-unknown name is answered with its neighbours). Your own model or data set joins by importing a
-registry, decorating a builder and naming the module with `--import my_module`.
+fvcore's `Registry`, but a name can be registered only once, and an unknown name is answered with
+similar ones. To add your own model or data set, import a registry, decorate a builder, and name the
+module with `--import my_module`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import inspect
 import sys
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,30 @@ class UnknownNameError(UserError, KeyError):
         return str(self.args[0])  # KeyError would print the repr, quotes and all
 
 
-class Registry(FvcoreRegistry):
-    """Name -> builder. `kind` ("model", "data set") is the word its messages use."""
+_PACKAGE = __name__.partition(".")[0]
 
-    def __init__(self, kind: str) -> None:
+
+class Registry(FvcoreRegistry):
+    """Name -> builder, with the package's own entries always in it.
+
+    Which names a registry knows never depends on what was imported before: the module that
+    registers the package's own entries is imported by the first look-up or registration. Until
+    then nothing is imported, so `--help` need not wait for torch.
+
+    Args:
+        kind: the word for an entry in messages ("model", "data set").
+        home: the module whose import registers the package's own entries; None for none.
+    """
+
+    def __init__(self, kind: str, home: str | None = None) -> None:
         super().__init__(kind)
         self.kind = kind
+        self.home = home
 
     def register(self, obj: Callable | None = None, *, name: str | None = None) -> Any:
-        """Decorator, with or without `name`; `register(obj)` works as a plain call too.
+        """Register a builder: a decorator with or without `name`, or a plain call.
 
-        Raises UserError where the name is taken.
+        Raises UserError if the name is taken.
         """
         if obj is None:
             return lambda decorated: self.register(decorated, name=name)
@@ -48,17 +61,34 @@ class Registry(FvcoreRegistry):
         return obj
 
     def get(self, name: str) -> Any:
-        """The object of this name; UnknownNameError with near names where there is none."""
+        """The builder of this name; raises UnknownNameError, which suggests similar names."""
         if name in self:
             return self._obj_map[name]
         raise UnknownNameError(f"unknown {self.kind} {name!r}; {self._advice(str(name))}")
 
     def names(self, pattern: str = "*") -> list[str]:
-        """Sorted names that match a shell pattern, such as "mae_*"; maybe none."""
+        """Sorted names that match a shell pattern, such as "mae_*"; an empty list for none."""
+        self._import_home()
         return sorted(fnmatch.filter(self._obj_map, pattern))
 
+    def __contains__(self, name: str) -> bool:
+        self._import_home()
+        return super().__contains__(name)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        self._import_home()
+        return super().__iter__()
+
+    def _import_home(self) -> None:
+        """Import the package's own entries; nothing happens once they are (being) imported."""
+        if self.home is not None:
+            importlib.import_module(self.home)
+
     def _do_register(self, name: str, obj: Any) -> None:
-        if name in self:
+        # Others first meet the package's own names. Those register while home is being imported.
+        if str(getattr(obj, "__module__", "")).partition(".")[0] != _PACKAGE:
+            self._import_home()
+        if name in self._obj_map:
             owner = getattr(self._obj_map[name], "__module__", "?")
             raise UserError(
                 f"{self.kind} name {name!r} is taken by {owner}; "
@@ -75,11 +105,11 @@ class Registry(FvcoreRegistry):
         return f"choose one of {', '.join(self.names())}, or register yours with --import my_module"
 
 
-MODEL_REGISTRY = Registry("model")
+MODEL_REGISTRY = Registry("model", home="hiera_video.models")
 """Builders `name(num_classes=..., **kwargs) -> nn.Module`."""
 
-DATASET_REGISTRY = Registry("data set")
-"""What TRAIN.DATASET and TEST.DATASET name."""
+DATASET_REGISTRY = Registry("data set", home="hiera_video.data.manifests.layouts")
+"""Readers `name(source) -> Manifest`, for TRAIN.DATASET, TEST.DATASET and DATA.FORMAT."""
 
 
 def arguments_of(builder: Callable) -> set[str]:

@@ -88,9 +88,9 @@ def test_the_later_one_counts_whatever_stands_between():
 
 
 def test_a_value_may_begin_with_a_dash_or_be_empty(capsys):
-    for value in ("-1", "-0.5", "-1e-4"):
+    for value, shown in (("-1", "-1"), ("-0.5", "-0.5"), ("-1e-4", "-0.0001")):
         said = refusal(f"--cfg x.yaml --dry-run 1 SOLVER.BASE_LR {value}", capsys)
-        assert f"SOLVER.BASE_LR={float(value)} must be" in said
+        assert f"SOLVER.BASE_LR={shown} must be" in said
     cfg = config_from_args(parse("DATA.GROUP_BY --cfg-is-no-option --cfg x.yaml DATA.FORMAT ''"))
     assert (cfg.data.group_by, cfg.data.format, cfg.rng_seed) == ("--cfg-is-no-option", "", 7)
     cfg = config_from_args(parse("MODEL.KWARGS.scale -2 --dry-run 1 --cfg x.yaml"))

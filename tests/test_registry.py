@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import subprocess
 import sys
 
 import pytest
@@ -87,9 +89,6 @@ def test_the_two_registries_say_what_they_hold():
             registry.get("no such thing")
 
 
-# ---- modules of users ---------------------------------------------------------------------------
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """An empty current folder, and sys.path and sys.modules as they were afterwards."""
@@ -99,6 +98,64 @@ def here(tmp_path, monkeypatch):
     yield tmp_path
     for name in set(sys.modules) - before:
         del sys.modules[name]
+
+
+# ---- the package's own names --------------------------------------------------------------------
+
+
+@pytest.fixture
+def things(here):
+    """A registry whose home registers the name "ours" and is not imported yet."""
+    (here / "things.py").write_text(
+        "from hiera_video.registry import Registry\nTHINGS = Registry('thing', home='thing_home')\n"
+    )
+    (here / "thing_home.py").write_text(
+        "from things import THINGS\n@THINGS.register\ndef ours(): ...\n"
+    )
+    sys.path.append(str(here))
+    registry = importlib.import_module("things").THINGS
+    assert "thing_home" not in sys.modules
+    return registry
+
+
+@pytest.mark.parametrize(
+    "look_up",
+    [
+        lambda things: things.get("ours").__name__,
+        lambda things: things.names()[0],
+        lambda things: dict(things) and "ours",
+        lambda things: "ours" in things and "ours",
+    ],
+)
+def test_the_first_look_up_finds_the_packages_own_names(things, look_up):
+    assert look_up(things) == "ours"
+
+
+@pytest.mark.parametrize("home_first", [True, False])
+def test_names_are_judged_alike_whatever_was_imported_before(things, home_first):
+    if home_first:
+        importlib.import_module("thing_home")
+    things.register(name="mine")(print)
+    with pytest.raises(UserError, match="thing name 'ours' is taken by thing_home"):
+        things.register(name="ours")(print)
+    assert things.names() == ["mine", "ours"]
+
+
+def test_the_registries_know_the_packages_names_and_are_imported_without_torch():
+    code = (
+        "import sys\n"
+        "from hiera_video import DATASET_REGISTRY, MODEL_REGISTRY\n"
+        "assert 'torch' not in sys.modules\n"
+        "import hiera_video.data.manifests.class_folders\n"
+        "assert 'ucf101' in DATASET_REGISTRY and 'folder' in DATASET_REGISTRY\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert 'hiera_base_16x224' in MODEL_REGISTRY\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- modules of users ---------------------------------------------------------------------------
 
 
 def test_a_module_in_the_current_folder_registers_its_model(here):

@@ -23,14 +23,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hiera_video.cli import add_import_argument
-from hiera_video.config.schema import (
-    Config,
+from hiera_video.config.describe import (
     SettingText,
     describe_settings,
     is_setting,
-    load_config,
     names_a_section,
 )
+from hiera_video.config.schema import Config, load_config
 from hiera_video.errors import ConfigError, UserError
 from hiera_video.registry import import_user_module
 
