@@ -24,10 +24,10 @@ from hiera_video.errors import UserError
 
 
 class UnknownNameError(UserError, KeyError):
-    """No such name in a registry; the message lists its nearest neighbours."""
+    """No such name in a registry; the message suggests similar names."""
 
     def __str__(self) -> str:
-        return str(self.args[0])  # KeyError would print the repr, quotes and all
+        return str(self.args[0])  # KeyError would print the repr, with quotes
 
 
 _PACKAGE = __name__.partition(".")[0]
@@ -113,11 +113,12 @@ DATASET_REGISTRY = Registry("data set", home="hiera_video.data.manifests.layouts
 
 
 def arguments_of(builder: Callable) -> set[str]:
-    """Names of the arguments that a builder understands.
+    """Names of the arguments that a builder accepts.
 
-    Those of its own signature and, where that takes any (`**overrides`), those of the class it is
-    annotated to return, or is, and of that class's bases as long as they pass any on. A class
-    that hands its `**kwargs` to a part of its own names that part's class as `kwargs_of`.
+    These are the parameters of its signature. If it takes `**kwargs`, those of the class that it is
+    annotated to return (or is) are added, and of the base classes as long as they take `**kwargs`
+    too. A class that passes its `**kwargs` to one of its parts names the class of that part as
+    `kwargs_of`.
     """
     parameters = inspect.signature(builder).parameters
     if not _takes_any(parameters):
@@ -142,43 +143,43 @@ def _takes_any(parameters: typing.Mapping[str, inspect.Parameter]) -> bool:
 
 
 def _class_of(builder: Callable) -> type:
-    """What a builder says it builds; `object` where it does not say."""
+    """The class that a builder returns, by its annotation; `object` without one."""
     if isinstance(builder, type):
         return builder
     try:
         built = typing.get_type_hints(builder).get("return")
-    except (NameError, TypeError):  # a name that is imported for type checkers alone
+    except (NameError, TypeError):  # a name that only type checkers import
         built = None
     return built if isinstance(built, type) else object
 
 
 def import_user_module(name: str) -> None:
-    """Import a module of the user's so that the names it registers exist.
+    """Import a user's module, so that the models and data sets that it registers exist.
 
-    `name` is what an import statement takes ("my_models", "my_package.models"); the current folder
-    is searched as well. UserError with the reason where the import fails, whatever it raised.
+    `name` is the module's name ("my_models", "my_package.models"); it may be in the current folder.
+    Raises UserError with the reason if the import fails with any exception.
     """
     if name.endswith(".py") or "/" in name:
         stem = Path(name).stem
         raise UserError(
             f"--import takes a module's name, not a file: {name!r}. "
-            f"Write --import {stem} from the folder of {stem}.py, or put that folder on PYTHONPATH"
+            f"Write --import {stem} in the folder of {stem}.py, or put that folder on PYTHONPATH"
         )
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # last: a file of the user's must not hide an installed package
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)  # last: a user's file must not hide an installed package
     try:
         importlib.import_module(name)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise UserError(
             f"cannot import module {name!r}{_place_of(error)}: {reason}. "
-            f"Searched the current folder ({here}) and the installed packages"
+            f"Searched the current folder ({folder}) and the installed packages"
         ) from error
 
 
 def _place_of(error: Exception) -> str:
-    """ " (file:line)" of the line at fault, where it is the user's and not the import system's."""
+    """ " (file:line)" of the line that raised, leaving out the import system; or empty."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

@@ -103,7 +103,7 @@ def test_a_value_may_begin_with_a_dash_or_be_empty(capsys):
         ("--cfg x.yaml y.yaml", "one file, then KEY VALUE ...; 'y.yaml' is a second"),
         ("--cfg x.yaml RNG_SEED 1 y.yaml", "'y.yaml' is a second file"),
         ("--cfg x.yaml --cfg y.yaml", "given twice"),
-        ("y.yaml RNG_SEED 1", "named with --cfg: --cfg y.yaml"),
+        ("y.yaml RNG_SEED 1", "name the config file with --cfg: --cfg y.yaml"),
         ("--cfg x.yaml RNG_SEED=3", "without '=': RNG_SEED 3"),
         ("--cfg x.yaml RNG_SEED=3 --dry-run 1 TASK=pretrain", "without '=': RNG_SEED 3"),
         ("--cfg x.yaml RNG_SEED", "RNG_SEED has no value"),
@@ -158,7 +158,7 @@ def test_what_is_there_is_a_path_and_small_words_are_no_keys():
         ("a.mp4 --cfg x.yaml SOLVER.BASE_RL 1", "did you mean SOLVER.BASE_LR"),
         ("a.mp4 --cfg x.yaml RNG_SEED=3", "without '=': RNG_SEED 3"),
         ("a.mp4 --cfg x.yaml y.yaml", "'y.yaml' is a second file"),
-        ("a.mp4 y.yaml", "named with --cfg"),
+        ("a.mp4 y.yaml", "name the config file with --cfg"),
         ("a.mp4 --cfg x.yaml --frobnicate", "--frobnicate"),
         ("--cfg x.yaml RNG_SEED 3", "required: paths"),
     ],
@@ -218,9 +218,9 @@ def test_a_setting_is_shown_with_what_it_means():
         "TRAIN.LINEAR_PROBE  (default false; true or false)",
         "    Train the head alone; the backbone stays as it was loaded.",
     ]
-    with pytest.raises(UserError, match=r"near ones: .*SOLVER\.WARMUP_EPOCHS"):
+    with pytest.raises(UserError, match=r"similar ones: .*SOLVER\.WARMUP_EPOCHS"):
         settings_table("warmpu")
-    with pytest.raises(UserError, match=r"near ones: TRAIN\.LINEAR_PROBE"):
+    with pytest.raises(UserError, match=r"similar ones: TRAIN\.LINEAR_PROBE"):
         settings_table("TRAIN.LINEARPROBE")
 
 

@@ -323,7 +323,7 @@ def test_a_disk_that_is_full(tmp_path):
     said, there, left = json.loads(python(MOUNTED, tmp_path, before=alone))
     assert said == (
         "cannot write x: No space left on device, 0 MiB are free there; free some space, or write "
-        "to another place"
+        "to another disk"
     )
     assert (there, left) == ("old", ["x"])
 

@@ -207,7 +207,7 @@ def test_a_module_that_is_not_there_says_where_was_looked(here):
 
 @pytest.mark.parametrize("name", ["my_models.py", "folder/my_models", "./my_models.py"])
 def test_a_file_is_not_a_module(here, name):
-    with pytest.raises(UserError, match="--import my_models from the folder"):
+    with pytest.raises(UserError, match="--import my_models in the folder"):
         import_user_module(name)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 
 from hiera_video.config.section import Section, sections_of, settings_of
 
@@ -89,7 +88,12 @@ class Keys:
         return same_name or difflib.get_close_matches(key, list(self.specs), n=3, cutoff=0.7)
 
 
-@functools.cache
-def keys_of(config: type) -> Keys:
+_KEYS: dict[type, Keys] = {}
+"""What `keys_of` has made before."""
+
+
+def keys_of(config: type[Section]) -> Keys:
     """The keys of a config class."""
-    return Keys(config)
+    if config not in _KEYS:
+        _KEYS[config] = Keys(config)
+    return _KEYS[config]

@@ -39,7 +39,7 @@ INSTEAD_OF_KWARGS = {
     "pretrained": "TRAIN.CHECKPOINT_FILE_PATH to start from weights, TEST.CHECKPOINT_FILE_PATH to "
     "test them",
 }
-"""What `build_model` takes besides the arguments of a builder, and the settings that say it."""
+"""Arguments of `build_model` that have a setting of their own, and that setting."""
 
 
 @dataclass(frozen=True)
@@ -53,23 +53,24 @@ class ModelConfig(Section):
     dropout_rate: float | None = number(None, at_least=0, below=1)
     """Dropout before the classifier; None is the model's own default."""
     loss_func: str = choice("cross_entropy", ("cross_entropy", "bce_logit"))
-    """bce_logit gives every class its own yes or no; DATA.MULTI_LABEL needs it."""
+    """bce_logit is a sigmoid for every class; DATA.MULTI_LABEL needs it."""
     act_checkpoint: bool = setting(False)
     """Recompute each block in the backward pass: less memory, about a third more time."""
     kwargs: dict[str, Any] = field(default_factory=dict)
-    """Passed to the model's builder last, in its own lower-case names: `{embed_dim: 32}`."""
+    """More arguments for the model's builder, in its own lower-case names: `{embed_dim: 32}`. They
+    override those of other settings."""
 
     def check(self) -> None:
         for name in sorted(self.kwargs.keys() & INSTEAD_OF_KWARGS.keys()):
             raise ConfigError(
-                f"MODEL.KWARGS.{name}={self.kwargs[name]!r} is not taken from there; "
+                f"MODEL.KWARGS.{name}={self.kwargs[name]!r} is not allowed there; "
                 f"set {INSTEAD_OF_KWARGS[name]}"
             )
 
 
 @dataclass(frozen=True)
 class HieraConfig(Section):
-    """Settings of the Hiera family; None leaves the builder's own default."""
+    """Settings of the Hiera family; None keeps the builder's default."""
 
     prefix = "HIERA."
 
@@ -84,8 +85,8 @@ class HieraConfig(Section):
     decoder_num_heads: int | None = number(None, at_least=1)
     """Heads of the decoder's attention (8 for video in the paper's table)."""
     decode_ratio: float | None = number(None, above=0, at_most=1)
-    """Share of the deleted mask units that a pretraining step decodes: below 1 is faster, and
-    beyond the paper. None and 1 decode them all."""
+    """Share of the masked units that a pretraining step decodes; below 1 is faster, but not what
+    the paper does. None and 1 decode all."""
 
 
 @dataclass(frozen=True)
@@ -95,32 +96,32 @@ class DataConfig(Section):
     path_to_data_dir: str = setting("")
     """Folder with one folder per class, or with lists (train.csv, val.csv, ...); or one list."""
     path_prefix: str = setting("")
-    """Put before the relative paths of the lists."""
+    """Folder that relative paths in the lists start from."""
     format: str = setting("auto")
-    """How PATH_TO_DATA_DIR is written: the name of a reader (`kinetics_csv`, `folder`, ...); auto
-    looks and says what it found. `class_folders` (CLASS/.../a.mp4) and `group_folders`
-    (GROUP/CLASS/a.mp4) say which folders are the classes where both could be."""
+    """Layout of PATH_TO_DATA_DIR: the name of a reader (`kinetics_csv`, `folder`, ...); auto
+    detects it and prints what it found. `class_folders` (CLASS/.../a.mp4) and `group_folders`
+    (GROUP/CLASS/a.mp4) say which folders are the classes if both are possible."""
     path_label_separator: str = setting("")
-    """Between path and label in a list; split from the right, so paths may contain it. Empty takes
-    the one that fits most lines."""
+    """Separator of path and label in a list. Lines are split at the last one, so paths may contain
+    it. Empty: the separator that fits most lines."""
     split: int | None = number(None, at_least=0)
     """Which official split (UCF101, HMDB51: 1 to 3), or which fold of labels.csv is held out."""
     class_names: str = setting("")
     """File with the names of the classes, or the name of a public list (`kinetics400`); empty takes
-    those that the data carries."""
+    the names that come with the data."""
     val_fraction: float = number(0.2, above=0, below=1)
-    """Share held out for validation where the data comes without splits."""
+    """Share held out for validation if the data has no splits."""
     group_by: str = setting("")
-    """Videos of one group are never split between train and validation: the name of a column, or a
-    regular expression whose first group in the path is the source."""
+    """Videos of one group stay together, in train or in validation. The group is a column of the
+    list, or what the first group of a regular expression matches in the path."""
     multi_label: bool = setting(False)
     """A video may have several labels: `a.mp4 0,3` or `a.mp4,jump;run`."""
     num_frames: int = number(16, at_least=1)
     """Frames in a clip (T); 1 for an image model."""
     sampling_rate: int = number(4, at_least=1)
-    """Distance of neighbouring frames, counted at TARGET_FPS."""
+    """Distance between neighbouring frames of a clip, in frames at TARGET_FPS."""
     target_fps: float = number(30.0, above=0)
-    """Frame rate at which SAMPLING_RATE counts; videos of another rate span the same time."""
+    """Frame rate that SAMPLING_RATE refers to; clips of other videos span the same time."""
     segments: bool = setting(False)
     """True: one frame from each of NUM_FRAMES equal parts of the video (Something-Something)."""
     mean: tuple[float, float, float] = number((0.45, 0.45, 0.45), at_least=0, at_most=1)
@@ -130,17 +131,17 @@ class DataConfig(Section):
     train_crop_size: int = number(224, at_least=1)
     """Side of the square crop in training, pixels."""
     test_crop_size: int = number(224, at_least=1)
-    """Side of the square crop in validation and test; the short side is resized to it."""
+    """Side of the square crop in validation and test, pixels; the short side is resized to it."""
     train_jitter_scales_relative: tuple[float, float] = number((0.08, 1.0), above=0, at_most=1)
-    """Share of the picture's area that a training crop covers: (least, most)."""
+    """Share of the frame's area that a training crop covers: (least, most)."""
     train_jitter_aspect_relative: tuple[float, float] = number((0.75, 1.3333), above=0)
     """Width / height of a training crop before it is resized: (least, most)."""
     random_flip: bool = setting(True)
-    """Mirror half of the training clips; off where left and right are part of the label."""
+    """Mirror half of the training clips; switch off if left and right are part of the label."""
     train_crop_num_temporal: int = number(1, at_least=1)
-    """Different clips (in time) taken from one decoded training video."""
+    """Clips at different times that are taken from one training video."""
     decoding_backend: str = choice("auto", ("auto", "torchcodec", "pyav", "decord"))
-    """Video decoder; auto takes the first that works, in this order, and says which."""
+    """Video decoder; auto takes the first that works, in this order, and prints which."""
 
     def check(self) -> None:
         for name in ("train_jitter_scales_relative", "train_jitter_aspect_relative"):
@@ -151,7 +152,7 @@ class DataConfig(Section):
                 )
 
     def clip_spec(self, *, training: bool) -> ClipSpec:
-        """How a clip is sampled, cropped and normalised, in training or in validation and test."""
+        """Sampling, crop and normalisation of a clip, in training or in validation and test."""
         return ClipSpec(
             num_frames=self.num_frames,
             sampling_rate=self.sampling_rate,
@@ -168,9 +169,9 @@ class DataLoaderConfig(Section):
     prefix = "DATA_LOADER."
 
     num_workers: int = number(2, at_least=0)
-    """Processes that decode; 0 decodes in the training process."""
+    """Processes that decode videos; 0 decodes in the training process."""
     pin_memory: bool = setting(True)
-    """Page-locked batches, for copying to a GPU while it computes; no effect on a CPU."""
+    """Page-locked batches, which are copied to a GPU while it computes; no effect on a CPU."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class AugConfig(Section):
     prefix = "AUG."
 
     num_sample: int = number(1, at_least=1)
-    """Times each training clip is augmented anew (repeated sampling)."""
+    """Augmented copies of each training clip (repeated augmentation)."""
     aa_type: str = text(
         "",
         r"(rand(-((m|mstd|p)\d+(\.\d+)?|n\d+|inc[01]))*)?",
@@ -188,11 +189,11 @@ class AugConfig(Section):
     re_prob: float = number(0.0, at_least=0, at_most=1)
     """Probability that a box of a training clip is erased, the same box in all frames."""
     re_mode: str = choice("pixel", ("pixel", "const"))
-    """Fill of the erased box: noise of its own in every pixel, or zero."""
+    """Fill of the erased box: random noise in every pixel, or zero."""
     re_count: int = number(1, at_least=1)
-    """Most boxes erased in one clip."""
+    """Largest number of boxes erased in one clip."""
     symmetries: bool = setting(False)
-    """Mirror, transpose and reverse camera-motion clips at random, and their labels with them."""
+    """Mirror, transpose and reverse camera-motion clips at random, and change their labels too."""
     mask_ratio: float = number(0.9, above=0, below=1)
     """Share of the mask units hidden from the encoder while pretraining."""
 
@@ -202,7 +203,7 @@ class MixupConfig(Section):
     prefix = "MIXUP."
 
     enable: bool = setting(False)
-    """Mix pairs of clips and their labels; also switches LABEL_SMOOTH_VALUE on, as in SlowFast."""
+    """Mix pairs of clips and their labels; also enables LABEL_SMOOTH_VALUE, as in SlowFast."""
     alpha: float = number(0.8, at_least=0)
     """Beta(alpha, alpha) of mixup; 0 is off."""
     cutmix_alpha: float = number(1.0, at_least=0)
@@ -210,9 +211,9 @@ class MixupConfig(Section):
     prob: float = number(1.0, at_least=0, at_most=1)
     """Probability that a batch is mixed at all."""
     switch_prob: float = number(0.5, at_least=0, at_most=1)
-    """Probability of CutMix where both are on."""
+    """Probability of CutMix if both are on."""
     label_smooth_value: float = number(0.1, at_least=0, below=1)
-    """Share of the label spread over all classes."""
+    """Share of the label that is spread over all classes."""
 
     def check(self) -> None:
         if self.enable and self.alpha == 0 and self.cutmix_alpha == 0 and self.prob > 0:
@@ -234,7 +235,7 @@ class TrainConfig(Section):
     """Videos per optimizer step, over all processes and accumulation steps together; each gives
     DATA.TRAIN_CROP_NUM_TEMPORAL x AUG.NUM_SAMPLE clips."""
     grad_accum: int = number(1, at_least=1)
-    """Parts in which a step's batch is computed, one after the other: memory for time."""
+    """Parts of a step's batch that are computed one after the other: less memory, more time."""
     eval_period: int = number(1, at_least=0)
     """Epochs between validations; 0 validates after the last epoch only."""
     checkpoint_period: int = number(1, at_least=1)
@@ -242,28 +243,28 @@ class TrainConfig(Section):
     checkpoint_steps: int = number(0, at_least=0)
     """Optimizer steps between checkpoints inside an epoch; 0 is off."""
     keep_checkpoints: int = number(2, at_least=0)
-    """Latest checkpoints kept besides the best one; 0 keeps all."""
+    """Number of latest checkpoints that are kept besides the best one; 0 keeps all."""
     auto_resume: bool = setting(True)
-    """Go on from the latest checkpoint in OUTPUT_DIR, if there is one."""
+    """Resume from the latest checkpoint in OUTPUT_DIR, if there is one."""
     checkpoint_file_path: str = setting("")
-    """Weights to start from: a file, an address, or a published name such as mae_k400."""
+    """Weights to start from: a file, a URL, or a published name such as mae_k400."""
     checkpoint_epoch_reset: bool = setting(True)
-    """True: CHECKPOINT_FILE_PATH gives weights only. False: epoch and optimizer state as well."""
+    """True: load only the weights of CHECKPOINT_FILE_PATH. False: epoch and optimizer state too."""
     mixed_precision: str = choice("off", ("off", "bf16", "fp16"))
     """Number format of the forward pass; weights and loss stay float32."""
     compile: bool = setting(False)
-    """torch.compile the model: slower to start, faster afterwards."""
+    """Use torch.compile on the model: slower to start, faster afterwards."""
     compile_mode: str = choice("default", ("default", "reduce-overhead", "max-autotune"))
-    """How COMPILE goes about it: reduce-overhead replays CUDA graphs, max-autotune also takes
-    minutes to try kernels out; both are for GPUs."""
+    """Mode of torch.compile: reduce-overhead replays CUDA graphs, max-autotune also takes
+    minutes to try kernels; both are for GPUs."""
     ema_decay: float = number(0.0, at_least=0, below=1)
-    """Average of the weights over training, e.g. 0.9999, which is then what is evaluated; 0: off"""
+    """Decay of the moving average of the weights, e.g. 0.9999, which is then evaluated; 0: off"""
     class_weights: str = choice("none", ("none", "balanced"))
-    """balanced weighs the loss of a class by the inverse of its number of videos."""
+    """balanced weights the loss of a class by the inverse of its number of videos."""
     linear_probe: bool = setting(False)
     """Train the head alone; the backbone stays as it was loaded."""
     picture_period: int = number(0, at_least=0)
-    """Epochs between pictures of what the autoencoder reconstructs; 0 is off."""
+    """Epochs between pictures of the autoencoder's reconstructions; 0 is off."""
 
     def check(self) -> None:
         if self.batch_size % self.grad_accum:
@@ -275,24 +276,24 @@ class TrainConfig(Section):
 
 @dataclass(frozen=True)
 class TestConfig(Section):
-    __test__ = False  # for pytest: the name begins like a test class
+    __test__ = False  # pytest: the name looks like a test class
     prefix = "TEST."
 
     enable: bool = setting(True)
-    """Test after training, or alone with TRAIN.ENABLE false."""
+    """Test after training; with TRAIN.ENABLE false, only test."""
     dataset: str = setting("video")
     """A registered data set."""
     batch_size: int = number(8, at_least=1)
-    """Views per forward pass; any value gives the same scores."""
+    """Views per forward pass; the scores do not depend on it."""
     num_ensemble_views: int = number(5, at_least=1)
     """Clips in time per video (K of "K x S views")."""
     num_spatial_crops: int = number(3, at_least=1, at_most=3)
     """Crops per clip (S): 1 the centre, 3 along the longer side."""
     checkpoint_file_path: str = setting("")
-    """What to test: a file, an address or a published name; empty tests what was just trained."""
+    """Weights to test: a file, a URL or a published name; empty tests the model just trained."""
     mixed_precision: str = choice("train", ("train", "off", "bf16", "fp16"))
     """Number format of the test's forward pass; train: that of TRAIN.MIXED_PRECISION. Validation
-    while training always uses that of the training."""
+    during training always uses that of the training."""
 
     def check(self) -> None:
         if self.num_spatial_crops == 2:
@@ -308,35 +309,34 @@ class SolverConfig(Section):
     base_lr: float = number(8e-4, above=0)
     """Peak learning rate."""
     lr_batch: int = number(0, at_least=0)
-    """TRAIN.BATCH_SIZE (videos) that BASE_LR, WARMUP_START_LR and COSINE_END_LR are for; with
-    another batch they scale linearly. 0: taken as they are."""
+    """TRAIN.BATCH_SIZE (videos) that BASE_LR, WARMUP_START_LR and COSINE_END_LR are for; for
+    another batch size they are scaled linearly. 0: never scaled."""
     cosine_after_warmup: bool = setting(True)
-    """Learning rates follow a straight line, then half a cosine down to COSINE_END_LR. True: the
-    cosine begins where the warm-up ends. False: with the first step, as SlowFast's default has it.
-    """
+    """The learning rate rises linearly, then follows half a cosine down to COSINE_END_LR. True: the
+    cosine begins after the warm-up. False: at the first step, as in SlowFast by default."""
     cosine_end_lr: float = number(1e-6, at_least=0)
-    """Learning rate at the very end."""
+    """Learning rate at the end of training."""
     warmup_epochs: float = number(0.0, at_least=0)
-    """Linear warm-up, in epochs; fractions count."""
+    """Length of the linear warm-up in epochs, which may be a fraction."""
     warmup_start_lr: float = number(1e-8, at_least=0)
-    """Learning rate of the very first step; where an epoch is one step, the warm-up begins one step
-    up its line instead, so that no epoch is lost."""
+    """Learning rate of the first step. If an epoch is a single step, the warm-up begins one step
+    later on its line, so that no epoch is lost."""
     max_epoch: int = number(30, at_least=1)
     """Passes over the list of videos (a paper's "effective epochs" divided by the repeats)."""
     max_steps: int = number(0, at_least=0)
-    """Stop after so many optimizer steps, schedule included; 0: MAX_EPOCH decides."""
+    """Train for this many optimizer steps, schedule included; 0: MAX_EPOCH decides."""
     momentum: float = number(0.9, at_least=0, below=1)
-    """Of SGD."""
+    """Momentum of SGD."""
     nesterov: bool = setting(True)
-    """Of SGD."""
+    """Nesterov momentum of SGD."""
     betas: tuple[float, float] = number((0.9, 0.999), at_least=0, below=1)
-    """Of AdamW."""
+    """Betas of AdamW."""
     weight_decay: float = number(0.05, at_least=0)
     """Decoupled for AdamW; biases, norms and position embeddings are exempt."""
     layer_decay: float = number(1.0, above=0, at_most=1)
-    """Learning-rate factor per block, from the head down; 1.0 is off."""
+    """Learning-rate factor per block, from the head to the stem; 1.0 is off."""
     clip_grad_l2norm: float | None = number(None, above=0)
-    """Largest norm of the whole gradient; None does not clip."""
+    """Largest norm of the gradient over all parameters; None does not clip."""
 
     def check(self) -> None:
         for name in ("cosine_end_lr", "warmup_start_lr"):
@@ -359,12 +359,12 @@ class TensorboardConfig(Section):
     prefix = "TENSORBOARD."
 
     enable: bool = setting(False)
-    """Also write the curves for TensorBoard; metrics.jsonl is written either way."""
+    """Also write the curves for TensorBoard; metrics.jsonl is always written."""
 
 
 @dataclass(frozen=True)
 class SyntheticConfig(Section):
-    """The embedded camera-motion set (data/synthetic.py), made on demand as real MP4 files."""
+    """The built-in camera-motion data set, made when it is needed as real MP4 files."""
 
     prefix = "SYNTHETIC."
 
@@ -377,27 +377,27 @@ class SyntheticConfig(Section):
     frames: int = number(24, at_least=2)
     """Frames of a video."""
     plain: bool = setting(False)
-    """The easier set: no foreground, steady light, quick motions. A small model learns it fast."""
+    """An easier set: no foreground, steady light, quick motions. A small model learns it fast."""
 
 
 @dataclass(frozen=True)
 class Config(Section):
-    """A whole run. Only `tools/`, `engine/train.py` and `engine/evaluate.py` see all of it."""
+    """All settings of a run. Only what builds a run sees all of them; the rest takes a section."""
 
     task: str = choice("classify", ("classify", "pretrain"))
     """classify: labels. pretrain: masked autoencoding, no labels."""
     output_dir: str = setting("runs/default")
-    """Where checkpoints, metrics and pictures go."""
+    """Folder for checkpoints, metrics and pictures."""
     rng_seed: int = number(1, at_least=0, at_most=2**63 - 1)
-    """The data stream is a pure function of it, whatever the number of workers."""
+    """Seed of all random choices; the same clips are seen with any number of workers."""
     log_period: int = number(10, at_least=1)
     """Optimizer steps between lines on the console and in metrics.jsonl."""
     device: str = choice("auto", ("auto", "cpu", "cuda"))
-    """auto takes a GPU where there is one."""
+    """auto uses a GPU if there is one."""
     num_threads: int = number(0, at_least=0)
-    """CPU threads of PyTorch; 0 leaves its own choice."""
+    """CPU threads of PyTorch; 0 keeps its default."""
     imports: tuple[str, ...] = setting(())
-    """Modules of yours to import first, for the models and data sets they register."""
+    """Your modules to import first, for the models and data sets that they register."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     hiera: HieraConfig = field(default_factory=HieraConfig)
@@ -416,7 +416,9 @@ class Config(Section):
             raise ConfigError("MIXUP.ENABLE=true has no meaning with TASK=pretrain (no labels)")
         if self.aug.symmetries and (self.task == "pretrain" or self.data.multi_label):
             other = "TASK=pretrain" if self.task == "pretrain" else "DATA.MULTI_LABEL=true"
-            raise ConfigError(f"AUG.SYMMETRIES=true changes the one label of a clip; not {other}")
+            raise ConfigError(
+                f"AUG.SYMMETRIES=true cannot be used with {other}: it changes the label of a clip"
+            )
         labelled = self.task == "classify"
         if labelled and self.data.multi_label and self.model.loss_func != "bce_logit":
             raise ConfigError(
@@ -425,11 +427,11 @@ class Config(Section):
             )
 
     def model_arguments(self) -> dict[str, Any]:
-        """Keyword arguments for `build_model`, besides `num_classes`: what the recipe sets.
+        """Keyword arguments for `build_model`, except `num_classes`.
 
-        A setting left at None is not passed, so the builder's own default holds. A builder that
-        names an argument `input_size`, or is annotated to return a class that does, gets it from
-        DATA; others take any size, or what MODEL.KWARGS says.
+        A setting that is None is not passed, so the builder's default holds. `input_size` comes
+        from DATA, for builders that take such an argument or return a class that does; other
+        models take any size, or what MODEL.KWARGS says.
         Raises UserError for a name that is not registered.
         """
         frames, side = self.data.num_frames, self.data.train_crop_size
