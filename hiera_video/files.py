@@ -18,7 +18,6 @@ import errno
 import io
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
@@ -228,7 +227,7 @@ _STALE_SECONDS = 3600
 
 def _hidden_name(place: str) -> str:
     folder, name = os.path.split(place)
-    return os.path.join(folder, f".{_stem(name)}.{secrets.token_hex(4)}.tmp")
+    return os.path.join(folder, f".{_stem(name)}.{os.urandom(4).hex()}.tmp")
 
 
 def _stem(name: str) -> str:

@@ -44,6 +44,8 @@ INSTEAD_OF_KWARGS = {
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
+    """The model, its head and its loss."""
+
     prefix = "MODEL."
 
     model_name: str = setting("hiera_base_16x224")
@@ -91,6 +93,8 @@ class HieraConfig(Section):
 
 @dataclass(frozen=True)
 class DataConfig(Section):
+    """The videos, and how clips are taken from them."""
+
     prefix = "DATA."
 
     path_to_data_dir: str = setting("")
@@ -166,6 +170,8 @@ class DataConfig(Section):
 
 @dataclass(frozen=True)
 class DataLoaderConfig(Section):
+    """Processes that load batches."""
+
     prefix = "DATA_LOADER."
 
     num_workers: int = number(2, at_least=0)
@@ -176,6 +182,8 @@ class DataLoaderConfig(Section):
 
 @dataclass(frozen=True)
 class AugConfig(Section):
+    """Augmentation of training clips, and masking when pretraining."""
+
     prefix = "AUG."
 
     num_sample: int = number(1, at_least=1)
@@ -200,6 +208,8 @@ class AugConfig(Section):
 
 @dataclass(frozen=True)
 class MixupConfig(Section):
+    """Mixup, CutMix and label smoothing."""
+
     prefix = "MIXUP."
 
     enable: bool = setting(False)
@@ -225,6 +235,8 @@ class MixupConfig(Section):
 
 @dataclass(frozen=True)
 class TrainConfig(Section):
+    """Training and pretraining."""
+
     prefix = "TRAIN."
 
     enable: bool = setting(True)
@@ -276,6 +288,8 @@ class TrainConfig(Section):
 
 @dataclass(frozen=True)
 class TestConfig(Section):
+    """Testing with several views of each video."""
+
     __test__ = False  # pytest: the name looks like a test class
     prefix = "TEST."
 
@@ -302,6 +316,8 @@ class TestConfig(Section):
 
 @dataclass(frozen=True)
 class SolverConfig(Section):
+    """Optimizer and learning-rate schedule."""
+
     prefix = "SOLVER."
 
     optimizing_method: str = choice("adamw", ("adamw", "sgd"))
@@ -356,6 +372,8 @@ class SolverConfig(Section):
 
 @dataclass(frozen=True)
 class TensorboardConfig(Section):
+    """Output for TensorBoard."""
+
     prefix = "TENSORBOARD."
 
     enable: bool = setting(False)
