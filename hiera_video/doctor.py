@@ -288,7 +288,7 @@ def decoder(name: str) -> list[Finding]:
     version = _version({"pyav": "av"}.get(name, name)) or "?"
     if wrong:
         text = f"{name} {version} returns wrong frames (frame {wrong[0]} of a test clip)"
-        advice = "" if needed else f"pip uninstall {name}: it is used where it decodes"
+        advice = "" if needed else f"pip uninstall {name}: it is used for files that it can decode"
         return [Finding(FAIL, text, advice), *(_codecs() if needed else [])]
     return [
         Finding(OK, f"{name} {version} decodes {len(_WANTED)} frames of a test clip"),

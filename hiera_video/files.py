@@ -156,7 +156,7 @@ class _Raw(io.FileIO):
 
 
 def _temporary_file(place: str) -> _Raw:
-    """Create an empty, locked file in the folder of `place`, with the mode of the file there."""
+    """Create an empty, locked file beside `place`, with the mode of an existing `place`."""
     if os.path.isdir(place):
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     before = os.stat(place) if os.path.exists(place) else None

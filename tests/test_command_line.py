@@ -1,4 +1,4 @@
-"""Settings on the command line: anywhere, beside paths and options, and how they are found."""
+"""Settings on the command line: anywhere on it, among paths and options, and the table of them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hiera_video.errors import UserError
 
 @pytest.fixture(autouse=True)
 def here(tmp_path, monkeypatch):
-    """The current folder holds two configs, a video and a folder that is called like a setting."""
+    """The current folder has two configs, a video, and a folder with the name of a setting."""
     monkeypatch.chdir(tmp_path)
     for name, text in {"x.yaml": "RNG_SEED: 7", "y.yaml": "", "a.mp4": "", "DATA.MP4": ""}.items():
         (tmp_path / name).write_text(text)
@@ -46,7 +46,7 @@ def parse(line: str, **kind):
 
 
 def refusal(line: str, capsys, **kind) -> str:
-    """What is said to a line that is refused."""
+    """The error message for a command line."""
     with pytest.raises((UserError, SystemExit)) as caught:
         config_from_args(parse(line, **kind))
     if isinstance(caught.value, SystemExit):
@@ -76,12 +76,12 @@ def refusal(line: str, capsys, **kind) -> str:
         "--cfg x.yaml -- SOLVER.BASE_LR 1e-4 TASK pretrain",
     ],
 )
-def test_settings_stand_anywhere(line):
+def test_settings_may_be_anywhere(line):
     cfg = config_from_args(parse(line))
     assert (cfg.rng_seed, cfg.solver.base_lr, cfg.task) == (7, 1e-4, "pretrain")
 
 
-def test_the_later_one_counts_whatever_stands_between():
+def test_the_last_value_of_a_key_counts():
     args = parse("--opts RNG_SEED 1 --cfg x.yaml RNG_SEED 2 --dry-run 1 RNG_SEED 3")
     assert config_from_args(args).rng_seed == 3
     assert args.dry_run == 1
@@ -116,7 +116,7 @@ def test_a_value_may_begin_with_a_dash_or_be_empty(capsys):
         ("--cfg", "expected one argument"),
     ],
 )
-def test_what_is_wrong_with_a_line_is_said(line, says, capsys):
+def test_a_wrong_line_is_explained(line, says, capsys):
     said = refusal(line, capsys)
     assert says in said
     assert "Traceback" not in said
@@ -142,7 +142,7 @@ def test_settings_and_paths_are_told_apart(line):
     assert config_from_args(args).rng_seed == 3
 
 
-def test_what_is_there_is_a_path_and_small_words_are_no_keys():
+def test_existing_files_are_paths_and_lower_case_words_are_not_keys():
     args = parse("TASK DATA.MP4 task device SOLVED.MP4 --cfg x.yaml", paths=True)
     assert args.paths == ["TASK", "DATA.MP4", "task", "device", "SOLVED.MP4"]
     assert args.settings == []
@@ -163,7 +163,7 @@ def test_what_is_there_is_a_path_and_small_words_are_no_keys():
         ("--cfg x.yaml RNG_SEED 3", "required: paths"),
     ],
 )
-def test_wrong_lines_with_paths_are_answered(line, says, capsys):
+def test_a_wrong_line_with_paths_is_explained(line, says, capsys):
     assert says in refusal(line, capsys, paths=True)
 
 

@@ -1,4 +1,4 @@
-"""Settings: what is read, what is refused and in which words, and that nothing gets lost."""
+"""Settings: what is read, which errors are raised, and that nothing is lost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import itertools
 import pickle
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import pytest
 import yaml
@@ -17,8 +18,9 @@ from hypothesis import strategies as st
 
 from hiera_video.config import Config, SolverConfig, load_config, schema
 from hiera_video.config.keys import SLOWFAST_KEYS, keys_of
-from hiera_video.config.section import settings_of
-from hiera_video.config.values import check_value
+from hiera_video.config.parse import assemble, read_text, read_words, to_yaml_text
+from hiera_video.config.section import Section, settings_of
+from hiera_video.config.values import check_value, choice, matching, number, setting
 from hiera_video.errors import ConfigError, UserError
 from hiera_video.registry import MODEL_REGISTRY
 
@@ -172,18 +174,18 @@ def test_bases_chain_and_are_found_beside_the_file_that_names_them(write, monkey
     assert cfg.solver.base_lr == 0.1
 
 
-def test_a_base_may_stand_at_the_end(write):
+def test_base_may_be_at_the_end_of_a_file(write):
     write("RNG_SEED: 1", "base.yaml")
     assert load_config(write("RNG_SEED: 2\n_BASE_: base.yaml\n")).rng_seed == 2
 
 
-def test_circles_are_refused(write):
+def test_circular_bases_are_refused(write):
     one, two = write("_BASE_: b.yaml", "a.yaml"), write("_BASE_: a.yaml", "b.yaml")
     assert f"circular _BASE_: {one} -> {two} -> {one}" in refusal(path=one)
     assert "circular" in refusal(path=write("_BASE_: self.yaml", "self.yaml"))
 
 
-def test_a_missing_base_names_who_asked_for_it(write):
+def test_a_missing_base_is_reported_with_the_file_that_names_it(write):
     path = write("_BASE_: nowhere.yaml")
     message = refusal(path=path)
     assert "nowhere.yaml" in message
@@ -242,13 +244,13 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("key", "text", "words"), WRONG)
-def test_a_wrong_value_is_answered_with_key_value_and_what_is_allowed(key, text, words):
+def test_a_wrong_value_is_reported_with_key_value_and_what_is_allowed(key, text, words):
     message = refusal(key, text)
     for word in (key.removesuffix(".embed-dim"), *words):
         assert word in message
 
 
-def test_a_wrong_value_in_a_file_is_answered_with_file_and_line(write):
+def test_a_wrong_value_in_a_file_is_reported_with_file_and_line(write):
     path = write("TRAIN:\n  ENABLE: true\nSOLVER:\n  MAX_EPOCH: many\n")
     assert refusal(path=path).endswith(f"({path}, line 4)")
     base = write("SOLVER:\n  MAX_EPOCH: many\n", "base.yaml")
@@ -280,7 +282,7 @@ def test_unquoted_values_that_yaml_would_change_are_refused(write):
         ("IMPORT", ["IMPORTS"]),
     ],
 )
-def test_an_unknown_key_is_answered_with_near_ones(write, key, words):
+def test_an_unknown_key_is_reported_with_similar_ones(write, key, words):
     message = refusal(key, "1")
     assert f"unknown config key {key}" in message
     for word in words:
@@ -301,7 +303,7 @@ def test_every_hint_points_at_a_setting_that_exists():
                 assert key in keys_of(Config).specs or key.startswith("MODEL.KWARGS."), advice
 
 
-def test_a_section_is_no_setting(write):
+def test_a_section_is_not_a_setting(write):
     assert "SOLVER is a section" in refusal("SOLVER", "3")
     message = refusal(path=write("SOLVER: 3"))
     assert "SOLVER is a section" in message
@@ -479,10 +481,10 @@ def test_every_setting_is_documented_where_it_is_declared():
     for node in ast.parse(inspect.getsource(schema)).body:
         if not (isinstance(node, ast.ClassDef) and node.name.endswith("Config")):
             continue
-        for field, below in itertools.pairwise(node.body):
-            text = getattr(getattr(below, "value", None), "value", None)
-            if isinstance(field, ast.AnnAssign) and isinstance(text, str):
-                documented.add((node.name, field.target.id))
+        for declared, below in itertools.pairwise(node.body):
+            meaning = getattr(getattr(below, "value", None), "value", None)
+            if isinstance(declared, ast.AnnAssign) and isinstance(meaning, str):
+                documented.add((node.name, declared.target.id))
     for section in (Config, *keys_of(Config).section_types.values()):
         for name in settings_of(section):
             assert (section.__name__, name) in documented
@@ -496,6 +498,47 @@ def test_every_default_has_a_type_that_is_checked_and_lies_in_its_range(section)
         assert spec.is_mapping or spec.kind in (bool, int, float, str), name
         default = getattr(section(), name)
         assert check_value(default, spec, name) == default
+
+
+# ---- any tree of sections -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inner(Section):
+    prefix = "INNER."
+
+    speed: float = number(1.0, above=0)
+    kind: str = choice("a", ("a", "b"))
+
+
+@dataclass(frozen=True)
+class Outer(Section):
+    """Two levels, as `Config` has."""
+
+    names: tuple[str, ...] = setting(())
+    code: str = matching("", r"(x\d+)?", example="x1")
+    options: dict[str, int] = field(default_factory=dict)
+    inner: Inner = field(default_factory=Inner)
+
+    def check(self) -> None:
+        if self.inner.kind == "b" and not self.names:
+            raise ConfigError("INNER.KIND=b needs NAMES")
+
+
+def test_reading_and_writing_know_nothing_of_the_settings_themselves():
+    keys = keys_of(Outer)
+    words = ["inner.speed", "2", "NAMES", "q,r", "CODE", "x7", "OPTIONS.Some", "3"]
+    read = assemble(Outer, read_words(words, keys))
+    assert read == Outer(("q", "r"), "x7", {"Some": 3}, Inner(2.0))
+    assert assemble(Outer, read_text(to_yaml_text(read), "text", keys)) == read
+    for words, message in (
+        (["INNER.SPEED", "0"], r"INNER\.SPEED=0 must be a number, above 0"),
+        (["CODE", "y"], "CODE=y must be empty or like x1"),
+        (["SPEED", "2"], r"unknown config key SPEED; did you mean INNER\.SPEED"),
+        (["INNER.KIND", "b"], r"INNER\.KIND=b needs NAMES"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            assemble(Outer, read_words(words, keys))
 
 
 # ---- what the parts are given -------------------------------------------------------------------
@@ -615,7 +658,7 @@ def test_arguments_of_a_model_that_nobody_registered_are_not_guessed():
 
 
 def test_reading_a_config_needs_no_torch():
-    """`--help` and a mistyped key answer at once."""
+    """`--help` and a mistyped key need not wait for torch."""
     code = (
         "import sys; from hiera_video.config import load_config; load_config(None);"
         "sys.exit('torch' in sys.modules)"
@@ -636,12 +679,12 @@ def test_config_errors_are_user_errors():
         ("classes", "DATA.CLASS_NAMES"),
     ],
 )
-def test_what_has_a_setting_of_its_own_is_no_argument_of_the_model(name, instead):
+def test_arguments_with_a_setting_are_not_taken_from_kwargs(name, instead):
     with pytest.raises(UserError, match=rf"MODEL\.KWARGS\.{name}=5 .* set {instead}"):
         load_config(None, [f"MODEL.KWARGS.{name}", "5"])
 
 
-def test_pretraining_asks_for_no_loss_of_several_labels():
+def test_pretraining_needs_no_multi_label_loss():
     words = ["DATA.MULTI_LABEL", "true"]
     with pytest.raises(UserError, match="bce_logit"):
         load_config(None, words)

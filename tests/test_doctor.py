@@ -1,4 +1,4 @@
-"""The doctor: says what is wrong and what to install, whatever is missing or crashes."""
+"""The doctor reports what is wrong and what to install, even if libraries are missing or crash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hiera_video.doctor import FAIL, OK, WARN, Check, Finding
 
 
 def shim(folder, **modules):
-    """A folder of modules that stand before the installed ones."""
+    """A folder of modules that are imported instead of the installed ones."""
     folder.mkdir(exist_ok=True)
     for name, code in modules.items():
         (folder / f"{name}.py").write_text(code)
@@ -41,7 +41,7 @@ def run_doctor(*, shims=None, **variables):
 
 
 def test_a_whole_report(tmp_path):
-    """With a decoder that is absent and one that does not load: PyAV suffices."""
+    """PyAV is enough if one decoder is missing and another one does not load."""
     shims = shim(
         tmp_path / "shims",
         torchcodec="raise RuntimeError('Could not load libtorchcodec')",
@@ -68,7 +68,7 @@ def test_a_whole_report(tmp_path):
     assert not list((tmp_path / "temporary").glob("hiera_video*"))
 
 
-def test_it_comes_when_what_everything_else_imports_is_missing(tmp_path):
+def test_it_runs_when_required_packages_are_missing(tmp_path):
     broken = "raise ModuleNotFoundError('No module named x', name='x')"
     done = run_doctor(shims=shim(tmp_path / "shims", torch=broken, fvcore=broken, tqdm=broken))
     assert done.returncode == 1
@@ -80,7 +80,7 @@ def test_it_comes_when_what_everything_else_imports_is_missing(tmp_path):
 
 
 def test_a_library_that_crashes_while_it_is_imported(tmp_path):
-    """Nothing that the check was to vouch for is imported by the doctor itself."""
+    """The doctor itself imports none of the modules that the check tries."""
     crash = "import os, signal; print('illegal', flush=True); os.kill(os.getpid(), signal.SIGILL)"
     done = run_doctor(shims=shim(tmp_path / "shims", numpy=crash, torch=crash))
     assert done.returncode == 1
@@ -136,7 +136,7 @@ def test_crashes_hangs_and_exceptions_are_lines_of_the_report(capfd):
         (FAIL, 1, "1 failed, 0 warnings: see -> above"),
     ],
 )
-def test_the_exit_code_tells_needed_from_wanted(capsys, level, code, last):
+def test_the_exit_code_tells_required_from_optional(capsys, level, code, last):
     assert doctor.main([Check("x", lambda: [Finding(level, "text", "do this\nor that")])]) == code
     printed = capsys.readouterr().out
     assert f"  {level:4}  text\n        -> do this\n        -> or that\n" in printed
@@ -182,7 +182,7 @@ def test_packages_missing_and_too_old():
 
 
 @pytest.mark.parametrize("off", [0, 20])
-def test_a_decoder_that_returns_wrong_pictures_is_broken(monkeypatch, off):
+def test_a_decoder_that_returns_wrong_frames_is_broken(monkeypatch, off):
     from hiera_video.video import decode
 
     read = decode.read_frames

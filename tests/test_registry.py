@@ -1,4 +1,4 @@
-"""Names are taken once, unknown ones are answered with their neighbours, users' modules join in."""
+"""Registries: each name once, suggestions for unknown names, and the modules of users."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_name_is_taken_once(registry):
     assert registry.get("x3d_s")() != print
 
 
-def test_near_names_are_suggested(registry):
+def test_similar_names_are_suggested(registry):
     with pytest.raises(UnknownNameError) as caught:
         registry.get("hiera_bas_224")
     assert str(caught.value).startswith(
@@ -65,7 +65,7 @@ def test_near_names_are_suggested(registry):
     assert isinstance(caught.value, UserError)
 
 
-def test_far_names_get_the_whole_list(registry):
+def test_names_without_a_similar_one_get_the_whole_list(registry):
     with pytest.raises(UnknownNameError, match=r"choose one of hiera_base_16x224, .*x3d_s"):
         registry.get("zzzzzz")
     with pytest.raises(UnknownNameError, match="none is registered yet"):
@@ -91,7 +91,7 @@ def test_the_two_registries_say_what_they_hold():
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty current folder, and sys.path and sys.modules as they were afterwards."""
+    """An empty current folder; sys.path and sys.modules are restored afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     before = set(sys.modules)
@@ -132,7 +132,7 @@ def test_the_first_look_up_finds_the_packages_own_names(things, look_up):
 
 
 @pytest.mark.parametrize("home_first", [True, False])
-def test_names_are_judged_alike_whatever_was_imported_before(things, home_first):
+def test_names_do_not_depend_on_what_was_imported_before(things, home_first):
     if home_first:
         importlib.import_module("thing_home")
     things.register(name="mine")(print)
@@ -199,7 +199,7 @@ def test_a_module_that_fails_is_one_sentence(here, text, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_is_not_there_says_where_was_looked(here):
+def test_a_missing_module_is_reported_with_the_folders_searched(here):
     with pytest.raises(UserError, match="No module named 'my_mdoels'") as caught:
         import_user_module("my_mdoels")
     assert str(here) in str(caught.value)

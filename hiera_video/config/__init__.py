@@ -1,7 +1,7 @@
 """Settings: typed sections with their defaults, YAML files, and `KEY VALUE` on a command line.
 
-values, section     types and ranges; dataclasses that check themselves
-keys                which keys there are, and what was meant by one that is not
+values, section     types and ranges; dataclasses that check their own fields
+keys                which keys exist, and suggestions for unknown ones
 yaml_dialect, parse files and words -> a config, and back to YAML
 schema              the settings themselves, `Config`, `load_config`
 describe            every setting in words

@@ -53,7 +53,7 @@ def names_a_section(word: str) -> bool:
 
 
 def _meanings(section: type[Section]) -> dict[str, str]:
-    """Field -> the string below it, on one line; empty where the source is not installed."""
+    """Field -> the string below it, on one line; empty if the source is not installed."""
     try:
         (declared,) = ast.parse(inspect.getsource(section)).body
     except OSError:

@@ -1,4 +1,4 @@
-"""Keys of a config (`SOLVER.BASE_LR`): which ones exist, and which one was probably meant."""
+"""Keys of a config (`SOLVER.BASE_LR`): which ones exist, and suggestions for unknown ones."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ the key, the value, what is allowed, and the file and line.
 
 To add a setting, add one line to a section and a string with its meaning below it:
 `name: type = setting(default)`, or `number(default, at_least=...)`, `choice(default, (...))`,
-`text(default, pattern, example=...)`.
+`matching(default, pattern, example=...)`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.config.keys import keys_of
 from hiera_video.config.parse import assemble, read_file, read_text, read_words, to_yaml_text
 from hiera_video.config.section import Section
-from hiera_video.config.values import choice, number, setting, text
+from hiera_video.config.values import choice, matching, number, setting
 from hiera_video.errors import ConfigError
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
 
@@ -188,7 +188,7 @@ class AugConfig(Section):
 
     num_sample: int = number(1, at_least=1)
     """Augmented copies of each training clip (repeated augmentation)."""
-    aa_type: str = text(
+    aa_type: str = matching(
         "",
         r"(rand(-((m|mstd|p)\d+(\.\d+)?|n\d+|inc[01]))*)?",
         example="rand-m7-mstd0.5-inc1",

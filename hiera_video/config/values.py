@@ -1,6 +1,6 @@
-"""Types and ranges of setting values: how a field says them, how a value is checked against them.
+"""Types and ranges of setting values: how a field declares them, and how a value is checked.
 
-Nothing here knows which settings there are.
+This module does not know which settings exist.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def choice(default: str, choices: tuple[str, ...]) -> str:
     return _field(default, Allowed(choices=choices))
 
 
-def text(default: str, pattern: str, *, example: str) -> str:
+def matching(default: str, pattern: str, *, example: str) -> str:
     """A field for text that matches a regular expression; errors show the example."""
     return _field(default, Allowed(pattern=pattern, example=example))
 
