@@ -85,7 +85,8 @@ class Registry(FvcoreRegistry):
             importlib.import_module(self.home)
 
     def _do_register(self, name: str, obj: Any) -> None:
-        # Others first meet the package's own names. Those register while home is being imported.
+        # A name from outside must not hide one of the package's own, so those come first. They
+        # themselves are registered while home is being imported.
         if str(getattr(obj, "__module__", "")).partition(".")[0] != _PACKAGE:
             self._import_home()
         if name in self._obj_map:
