@@ -24,7 +24,7 @@ __all__ = ["__version__", *_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    """Import the public names when they are first used: `--help` need not wait for torch."""
+    """Import a public name when it is first used, so that `--help` does not wait for torch."""
     if name not in _HOMES:
         raise AttributeError(f"module 'hiera_video' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

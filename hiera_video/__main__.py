@@ -1,6 +1,6 @@
-"""`python -m hiera_video doctor`: is this machine ready, and what is to be installed?
+"""`python -m hiera_video doctor`: check whether this machine is ready, and what to install.
 
-Exit codes: 0 everything needed works; 1 something needed does not; 2 wrong use.
+Exit codes: 0 everything required works; 1 something required does not; 2 wrong use.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit code."""
+    """Run one command line and return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m hiera_video",
         description=__doc__,
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    # Not `cli.run`: it needs packages that the doctor may have to report missing.
+    # Not `cli.run`, which imports packages that the doctor may have to report as missing.
     try:
         sys.exit(main())
     except KeyboardInterrupt:

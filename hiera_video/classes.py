@@ -1,9 +1,9 @@
-"""Two lists of class names compared: which output of a head belongs to which class.
+"""Match two lists of class names: which output of a head belongs to which class.
 
     match = match_classes(stored=["run", "jump"], wanted=["jump", "swim"])
-    match.rows     # (1, None): "jump" is output 1 of the stored head, "swim" is none of its outputs
+    match.rows     # (1, None): "jump" is output 1 of the stored head, "swim" is not one of them
 
-Classes are names. An equal number of classes proves nothing, nor does an equal place in a list.
+Classes are compared by name: an equal number of classes, or an equal index, proves nothing.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from hiera_video.errors import first_few
 
 @dataclass(frozen=True)
 class ClassMatch:
-    """Where the wanted classes are among the stored ones; made by `match_classes`."""
+    """Positions of the wanted classes among the stored ones; made by `match_classes`."""
 
     stored: tuple[str, ...]
     wanted: tuple[str, ...]
     rows: tuple[int | None, ...]
-    """For each wanted class the place of its name in `stored`; None: it is not there."""
+    """For each wanted class the index of its name in `stored`, or None."""
 
     @property
     def known(self) -> list[str]:
@@ -38,7 +38,7 @@ class ClassMatch:
 
     @property
     def left_out(self) -> list[str]:
-        """Stored classes that nobody wants."""
+        """Stored classes that are not wanted."""
         taken = set(self.rows)
         return [name for row, name in enumerate(self.stored) if row not in taken]
 
@@ -54,12 +54,12 @@ class ClassMatch:
 
     @property
     def respelled(self) -> list[tuple[str, str]]:
-        """Pairs (wanted, stored) of one class in two spellings."""
+        """Pairs (wanted, stored) of classes that are spelled in two ways."""
         pairs = zip(self.wanted, self.rows, strict=True)
         return [(n, self.stored[r]) for n, r in pairs if r is not None and n != self.stored[r]]
 
     def spelling_note(self) -> str:
-        """A sentence on classes that are spelled in two ways; empty where there are none."""
+        """A sentence about classes that are spelled in two ways; empty if there are none."""
         pairs = [f"{wanted!r} is {stored!r}" for wanted, stored in self.respelled]
         if not pairs:
             return ""
@@ -69,44 +69,47 @@ class ClassMatch:
 def match_classes(stored: Sequence[str], wanted: Sequence[str]) -> ClassMatch:
     """Find each wanted class among the stored ones, by its name.
 
-    Names compare exactly. What is left over then compares regardless of case and with `_`, `-` and
-    spaces taken as equal (a folder `riding_a_bike` is the class `riding a bike`),
-    where exactly one name of either list is meant. A name that a list holds twice matches nothing,
-    unless both lists are equal.
+    Names are compared exactly. The remaining ones are compared regardless of case, with `_`, `-`
+    and spaces taken as equal (a folder `riding_a_bike` is the class `riding a bike`), and match
+    only if there is exactly one such name in each list. A name that appears twice in a list
+    matches nothing, unless both lists are equal.
     """
     stored, wanted = tuple(stored), tuple(wanted)
     if stored == wanted:
         return ClassMatch(stored, wanted, tuple(range(len(stored))))
-    rows = _unique_places(stored, wanted)
-    plain = _unique_places(tuple(map(_plain, stored)), tuple(map(_plain, wanted)))
-    taken = set(rows) - {None}
+    exact = _unique_indices(stored, wanted)
+    respelled = _unique_indices(list(map(_normalized, stored)), list(map(_normalized, wanted)))
+    taken = set(exact) - {None}
     rows = [
         other if row is None and other not in taken else row
-        for row, other in zip(rows, plain, strict=True)
+        for row, other in zip(exact, respelled, strict=True)
     ]
     return ClassMatch(stored, wanted, tuple(rows))
 
 
-def _unique_places(stored: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
-    """The place in `stored` of each wanted name that both lists hold exactly once."""
-    there, here = Counter(stored), Counter(wanted)
-    places = {name: place for place, name in enumerate(stored) if there[name] == 1}
-    return [places.get(name) if here[name] == 1 else None for name in wanted]
+def _unique_indices(stored: Sequence[str], wanted: Sequence[str]) -> list[int | None]:
+    """Index in `stored` of each wanted name that appears exactly once in both lists."""
+    in_stored, in_wanted = Counter(stored), Counter(wanted)
+    indices = {name: index for index, name in enumerate(stored) if in_stored[name] == 1}
+    return [indices.get(name) if in_wanted[name] == 1 else None for name in wanted]
 
 
-def _plain(name: str) -> str:
-    """A name without what differs between spellings. Unicode has two for é, and macOS writes names
-    of folders in the other one. A minus in front stays: -1 is not 1."""
+def _normalized(name: str) -> str:
+    """Remove differences of spelling from a name.
+
+    Unicode has two spellings of é, and macOS uses the less common one for folders. A minus at the
+    start stays: -1 is not 1.
+    """
     composed = unicodedata.normalize("NFC", name).casefold()
     return re.sub(r"(?!^-)[\s_-]+", " ", composed).strip()
 
 
 def in_order_note(owner: str, count: int, *, stored: Sequence[str], wanted: Sequence[str]) -> str:
-    """What to say where names are missing on one side or both, and only the order is left.
+    """A note for the case that one side or both have no names, and outputs are taken in order.
 
     Args:
-        owner: what has the outputs, such as a checkpoint's file.
-        count: how many outputs.
+        owner: what has the outputs, such as the file of a checkpoint.
+        count: number of outputs.
         stored: names of the outputs; empty if there are none.
         wanted: names of the data's classes; empty if there are none.
     """

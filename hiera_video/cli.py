@@ -1,7 +1,7 @@
-"""What every command line shares: exit codes, one-line errors, names shown, and `--import`.
+"""What all command lines share: exit codes, one-line errors, safe output, and `--import`.
 
 Exit codes: 0 done; 1 the run failed; 2 wrong use (argparse's own too); 130 interrupted;
-141 the reader of our output went away (`... | head`).
+141 the program that reads our output has ended (`... | head`).
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ DONE, FAILED, WRONG_USE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
 
 
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
-    """Call `main(argv)` and end the process: failures become one line on stderr and an exit code.
+    """Call `main(argv)` and exit; a failure is printed as one line on stderr.
 
-    Anything but the failures named here is a bug of ours and keeps its traceback.
+    Exceptions other than those handled here are bugs and keep their traceback.
     """
     if hasattr(sys.stdout, "reconfigure"):
-        # A name that the terminal cannot show, or that is not valid UTF-8, is shown escaped.
+        # A name that the terminal cannot show, or that is not valid UTF-8, is printed escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main(sys.argv[1:]) or DONE
-        sys.stdout.flush()  # here, where a closed pipe can still be answered quietly
+        sys.stdout.flush()  # here, where the error of a closed pipe can still be handled
     except UserError as error:
-        code = _complain(error, WRONG_USE)
+        code = _print_error(error, WRONG_USE)
     except KeyboardInterrupt:
-        code = _complain("interrupted", INTERRUPTED)
+        code = _print_error("interrupted", INTERRUPTED)
     except BrokenPipeError as error:
-        code = READER_GONE if _reader_is_gone() else _complain(error, FAILED)
+        code = READER_GONE if _stdout_has_no_reader() else _print_error(error, FAILED)
     except (RunFailed, DecodeError) as error:
-        code = _complain(error, FAILED)
+        code = _print_error(error, FAILED)
     except OSError as error:
-        code = _complain(_named(error), FAILED)
+        code = _print_error(_message_of(error), FAILED)
     if code == READER_GONE or _stdout_fails():
-        # Python flushes stdout once more while it ends and would print a traceback of its own.
+        # Python flushes stdout once more at exit, and would print a traceback if that fails.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        _leave_at_once(code)
+        _exit_without_shutdown(code)
     sys.exit(code)
 
 
-def _leave_at_once(code: int) -> NoReturn:
-    """End one process of several (torchrun) without taking the interpreter apart.
+def _exit_without_shutdown(code: int) -> NoReturn:
+    """Exit one process of several (torchrun) without the interpreter's shutdown.
 
-    PyTorch 2.14 keeps a process group alive, threads and all, once DistributedDataParallel used it.
-    A process with these was seen to abort at its end, and torchrun called a finished run failed.
+    In PyTorch 2.14 a process group that DistributedDataParallel has used stays alive with its
+    threads. Such processes have aborted at exit, and torchrun reported finished runs as failed.
     """
-    atexit._run_exitfuncs()  # what Python does first: workers are ended, temporary files deleted
+    atexit._run_exitfuncs()  # as Python does at exit: end workers, delete temporary files
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
@@ -65,7 +65,7 @@ def _leave_at_once(code: int) -> NoReturn:
 
 
 def add_import_argument(parser: argparse.ArgumentParser) -> None:
-    """Add `--import MODULE` (repeatable); the module is imported while the line is parsed."""
+    """Add `--import MODULE` (repeatable), which imports the module during parsing."""
     parser.add_argument(
         "--import",
         dest="imports",
@@ -77,7 +77,7 @@ def add_import_argument(parser: argparse.ArgumentParser) -> None:
 
 
 class _ImportModule(argparse.Action):
-    """An action and not a `type`: argparse would swallow the message of a failing `type`."""
+    """An action and not a `type`, because argparse hides the message of a `type` that fails."""
 
     def __call__(
         self,
@@ -90,13 +90,13 @@ class _ImportModule(argparse.Action):
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
 
 
-def _complain(error: BaseException | str, code: int) -> int:
+def _print_error(error: BaseException | str, code: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return code
 
 
-def _named(error: OSError) -> str:
-    """What failed, and where: standard output alone does not name itself (`files.py` does)."""
+def _message_of(error: OSError) -> str:
+    """The message of an OSError; one of standard output has no file name, so it is added here."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     if error.filename is None and (full or _stdout_fails()):
         return f"cannot write to standard output: {error.strerror or error}"
@@ -104,18 +104,18 @@ def _named(error: OSError) -> str:
 
 
 def _stdout_fails() -> bool:
-    """Whether what was printed last is still waiting, and cannot be written."""
+    """Whether printed text is still in the buffer and cannot be written."""
     try:
         sys.stdout.flush()
     except OSError:
         return True
-    except (ValueError, AttributeError):  # closed, or there is none
+    except (ValueError, AttributeError):  # stdout is closed or None
         return False
     return False
 
 
-def _reader_is_gone() -> bool:
-    """Whether standard output is a pipe nobody reads; other broken pipes are real failures."""
+def _stdout_has_no_reader() -> bool:
+    """Whether standard output is a pipe without a reader; other broken pipes are real failures."""
     if not hasattr(select, "poll"):
         return True
     try:

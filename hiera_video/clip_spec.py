@@ -1,7 +1,7 @@
 """What a model expects to see: how a clip is sampled, cropped and normalised.
 
-It stands apart from `data` (which follows it) and `models` (whose weights carry it), because
-neither of the two may import the other.
+It is a module of its own because both `data`, which makes such clips, and `models`, whose weights
+come with a spec, need it, and neither imports the other.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class ClipSpec:
     num_frames: int = 16
     """Frames in a clip (T); 1 for an image model."""
     sampling_rate: int = 4
-    """Distance of neighbouring frames, counted at `target_fps`."""
+    """Distance between neighbouring frames of a clip, in frames at `target_fps`."""
     target_fps: float = 30.0
-    """Frame rate at which `sampling_rate` counts; other videos are stretched to it."""
+    """Frame rate that `sampling_rate` refers to; clips of other videos span the same time."""
     crop_size: int = 224
     """Side of the square crop, pixels."""
     mean: tuple[float, float, float] = (0.45, 0.45, 0.45)
@@ -45,14 +45,20 @@ class ClipSpec:
             object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and lists, as a checkpoint stores them."""
+        """Convert to numbers and lists, as a checkpoint stores them."""
         return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> ClipSpec:
-        """The inverse of `to_dict`; unknown keys of a newer version are an error, not a guess."""
+        """Make a spec from the output of `to_dict`.
+
+        Raises UserError for a key that this version does not know.
+        """
         known = {f.name for f in fields(cls)}
         unknown = sorted(set(stored) - known)
         if unknown:
             raise UserError(f"unknown clip settings {unknown}; this version knows {sorted(known)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in stored.items()})
+        values: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in stored.items()
+        }
+        return cls(**values)

@@ -1,4 +1,4 @@
-"""The few lines that let PyTorchVideo 0.1.5 import beside today's torchvision; nothing else.
+"""Make PyTorchVideo 0.1.5 importable with current versions of torchvision.
 
 PyTorchVideo's last release imports `torchvision.transforms.functional_tensor`, which torchvision
 0.17 renamed to `_functional_tensor`.
@@ -22,8 +22,8 @@ _NEW = "torchvision.transforms._functional_tensor"
 def ensure_pytorchvideo() -> None:
     """Make `import pytorchvideo.transforms` work; call it before importing from PyTorchVideo.
 
-    Where the plain import works, nothing is touched. Raises UserError, in one sentence, where
-    torchvision does not fit torch or PyTorchVideo is not installed.
+    Nothing is changed if the import works by itself. Raises UserError if torchvision does not fit
+    torch, or if PyTorchVideo or torchvision is not installed.
     """
     ensure_torchvision()
     try:
@@ -34,7 +34,7 @@ def ensure_pytorchvideo() -> None:
         raise UserError(
             "PyTorchVideo is not installed; install it with: pip install pytorchvideo==0.1.5"
         ) from error
-    with _scripting_forgiven():
+    with _without_script_warnings():
         try:
             importlib.import_module("pytorchvideo.transforms")
         except ModuleNotFoundError as error:
@@ -45,14 +45,17 @@ def ensure_pytorchvideo() -> None:
 
 
 def pytorchvideo_module(name: str) -> types.ModuleType:
-    """A module of PyTorchVideo by its full name, imported without a word."""
-    with _scripting_forgiven():
+    """Import a module of PyTorchVideo by its full name, without its deprecation warnings."""
+    with _without_script_warnings():
         return importlib.import_module(name)
 
 
 @contextlib.contextmanager
-def _scripting_forgiven() -> Iterator[None]:
-    """It, and fvcore, script what we do not use, which today's torch frowns upon at every start."""
+def _without_script_warnings() -> Iterator[None]:
+    """Silence warnings of libraries that script functions with torch.jit when they are imported.
+
+    Nothing here calls those functions, and the warnings would appear at every start.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
@@ -60,7 +63,7 @@ def _scripting_forgiven() -> Iterator[None]:
 
 
 def ensure_torchvision() -> None:
-    """UserError in one sentence where torchvision was built for another torch."""
+    """Import torchvision; raises UserError if it is missing or was built for another torch."""
     try:
         importlib.import_module("torchvision")
     except ModuleNotFoundError as error:

@@ -1,12 +1,12 @@
-"""Is this machine ready? `python -m hiera_video doctor` says, and says what to install.
+"""`python -m hiera_video doctor`: check whether this machine is ready, and what to install.
 
     ok    works
-    warn  works without it, or slower; what would help is said
-    FAIL  needed, and missing or broken: the exit code is 1
+    warn  not required, or slower; the report says what would help
+    FAIL  required, and missing or broken: the exit code is 1
 
-Every check runs in a child process with a time limit, so that a library that crashes or hangs is
-one line of the report. Nothing is downloaded, and nothing is left on the disk. Nothing but the
-standard library is imported here at the top: the doctor must come when the rest is missing.
+Every check runs in a child process with a time limit, so that a library that crashes or hangs
+becomes one line of the report. Nothing is downloaded, and no files are left behind. At the top only
+the standard library is imported, because the doctor must run when everything else is missing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import IO, Literal
 
 import hiera_video
 from hiera_video.errors import UserError
@@ -36,35 +38,35 @@ OK, WARN, FAIL = "ok", "warn", "FAIL"
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report, and what to do about it."""
+    """One line of the report, and advice."""
 
     level: str
     """OK, WARN or FAIL."""
     text: str
     advice: str = ""
     broken: tuple[str, ...] = ()
-    """Modules that cannot be imported: checks that need them are then not tried."""
+    """Modules that cannot be imported; checks that need them are skipped."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """One chapter of the report."""
+    """One section of the report."""
 
     title: str
-    """Empty: goes on with the chapter before."""
+    """Heading; empty to continue the section before."""
     run: Callable[[], list[Finding]]
     needs: tuple[str, ...] = ()
-    """Modules without which it is not tried; that they are missing was said before."""
-    vouches_for: tuple[str, ...] = ()
-    """Modules that count as broken where this check crashes."""
+    """Modules without which the check is skipped; an earlier check has reported them."""
+    broken_by_crash: tuple[str, ...] = ()
+    """Modules that count as broken if this check crashes."""
     subject: str = ""
-    """What a crash is said of, where the title does not say it."""
+    """What has crashed, if the title does not say it."""
     seconds: float = 120.0
-    """The child is killed after so long."""
+    """Time limit, after which the child process is killed."""
 
 
 def main(checks: Sequence[Check] | None = None) -> int:
-    """Print the report; 0 where everything needed works, else 1."""
+    """Print the report; returns 0 if everything required works, else 1."""
     print(f"hiera_video {hiera_video.__version__} in {Path(hiera_video.__file__).parent}")
     findings: list[Finding] = []
     unusable: set[str] = set()
@@ -78,10 +80,14 @@ def main(checks: Sequence[Check] | None = None) -> int:
     failed, warned = (sum(f.level == level for f in findings) for level in (FAIL, WARN))
     print()
     if failed:
-        print(f"{failed} needed and not working, {warned} to know about: see -> above")
+        print(f"{failed} failed, {_warnings(warned)}: see -> above")
         return 1
-    print("everything needed works" + (f", {warned} to know about: see -> above" if warned else ""))
+    print("everything required works" + (f", {_warnings(warned)}: see -> above" if warned else ""))
     return 0
+
+
+def _warnings(count: int) -> str:
+    return f"{count} warning" if count == 1 else f"{count} warnings"
 
 
 def _show(finding: Finding) -> None:
@@ -91,28 +97,31 @@ def _show(finding: Finding) -> None:
     sys.stdout.flush()
 
 
-# ---- one check in a child of its own ------------------------------------------------------------
+# ---- one check in a child process ---------------------------------------------------------------
 
 
 def _run(check: Check, unusable: set[str]) -> list[Finding]:
     missing = sorted(unusable & set(check.needs))
     if missing:
-        return [Finding(FAIL, f"not tried, needs {', '.join(missing)}")]
+        return [Finding(FAIL, f"skipped, needs {', '.join(missing)}")]
     if "torch" in check.needs:
-        importlib.import_module("torch")  # once, here, so that no child needs to
+        importlib.import_module("torch")  # once, for all child processes
     outcome, output = _in_child(check.run, check.seconds)
     if isinstance(outcome, list):
         return outcome
     last = next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "")
-    said = f"; it last said: {last[:200]}" if last else ""
+    printed = f"; last output: {last[:200]}" if last else ""
     subject = f"{check.subject} " if check.subject else ""
-    return [Finding(FAIL, f"{subject}{outcome}{said}", broken=check.vouches_for)]
+    return [Finding(FAIL, f"{subject}{outcome}{printed}", broken=check.broken_by_crash)]
 
 
 def _in_child(work: Callable[[], object], seconds: float) -> tuple[object, str]:
-    """What `work` returns, or in one sentence why it did not; and all that it printed."""
-    # Forked, not spawned: what the parent has imported need not be imported again, and the parent
-    # has neither threads nor CUDA.
+    """Call `work` in a child process.
+
+    Returns (its result, or a sentence on why there is none; everything that it printed).
+    """
+    # Forked, not spawned: the child need not import again what the parent has imported. This is
+    # safe because the parent has neither threads nor CUDA.
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryFile("w+", errors="replace") as output:
@@ -122,15 +131,15 @@ def _in_child(work: Callable[[], object], seconds: float) -> tuple[object, str]:
         sender.close()
         try:
             outcome = receiver.recv() if receiver.poll(seconds) else f"no answer in {seconds:g} s"
-        except EOFError:  # it ended without a word
+        except EOFError:  # the child has ended without a result
             child.join()
-            outcome = f"crashed ({_how_it_ended(child.exitcode)})"
-        child.kill()  # what it had to say is said; libraries may hang at exit
+            outcome = f"crashed ({_signal_or_exit_code(child.exitcode)})"
+        child.kill()  # the result is here, and libraries may hang at exit
         child.join()
         return outcome, _contents(output)
 
 
-def _child(work: Callable[[], object], sender, output: int) -> None:
+def _child(work: Callable[[], object], sender: Connection, output: int) -> None:
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:
@@ -139,12 +148,12 @@ def _child(work: Callable[[], object], sender, output: int) -> None:
         sender.send(f"{type(error).__name__}: {_first_line(error)}")
 
 
-def _contents(file) -> str:
+def _contents(file: IO[str]) -> str:
     file.seek(0)
     return file.read()
 
 
-def _how_it_ended(code: int | None) -> str:
+def _signal_or_exit_code(code: int | None) -> str:
     if code is not None and code < 0:
         with contextlib.suppress(ValueError):
             return signal.Signals(-code).name
@@ -184,25 +193,25 @@ OPTIONAL = {
 
 
 def packages() -> list[Finding]:
-    """The interpreter and every package that is needed, imported for good."""
-    found = [_python()]
+    """Check the Python version, and import every required package."""
+    findings = [_python()]
     working = []
     for name, (module, least) in REQUIRED.items():
         finding = _package(name, module, least)
         if finding.level == OK:
             working.append(finding.text)
         else:
-            found.append(finding)
+            findings.append(finding)
     if working:
-        found.insert(1, Finding(OK, ", ".join(working)))
+        findings.insert(1, Finding(OK, ", ".join(working)))
     for name, what in OPTIONAL.items():
         version = _version(name)
-        found.append(
+        findings.append(
             Finding(OK, f"{name} {version} (optional)")
             if version
             else Finding(OK, f"no {name} (optional: {what})")
         )
-    return found
+    return findings
 
 
 def _python() -> Finding:
@@ -222,14 +231,14 @@ def _package(name: str, module: str, least: str) -> Finding:
         wanted = "pip install pytorchvideo==0.1.5"
     try:
         _import(module)
-    except Exception as error:  # a library that does not load raises what it likes
+    except Exception as error:  # a library that does not load can raise anything
         if version is None:
             return Finding(FAIL, f"{name} is missing", wanted, broken=(module,))
         advice = "" if isinstance(error, UserError) else f"install it again: {wanted}"
         text = f"{name} {version} does not import: {_first_line(error)}"
         return Finding(FAIL, text, advice, broken=(module,))
     if version is not None and _numbers(version) < _numbers(least):
-        return Finding(FAIL, f"{name} {version} is too old: at least {least} is needed", wanted)
+        return Finding(FAIL, f"{name} {version} is too old: at least {least} is required", wanted)
     return Finding(OK, f"{name} {version or '?'}")
 
 
@@ -252,8 +261,9 @@ def _version(name: str) -> str | None:
 
 
 def _numbers(version: str) -> tuple[int, ...]:
-    """(2, 14, 1) of "2.14.1+cpu"."""
-    return tuple(int(part) for part in re.match(r"[\d.]*", version)[0].split(".") if part)
+    """Parse a version: (2, 14, 1) for "2.14.1+cpu"."""
+    release = re.sub(r"[^\d.].*", "", version)
+    return tuple(int(part) for part in release.split(".") if part)
 
 
 # ---- decoders -----------------------------------------------------------------------------------
@@ -263,7 +273,7 @@ _CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
 
 
 def decoder(name: str) -> list[Finding]:
-    """One library, tried on a clip made on the spot; PyAV is needed, the others are not."""
+    """Decode a clip that is made here with one library; PyAV is required, the others are not."""
     from hiera_video.video.decode import available_decoders, read_frames
 
     needed = name == "pyav"
@@ -273,15 +283,15 @@ def decoder(name: str) -> list[Finding]:
     with tempfile.TemporaryDirectory(prefix="hiera_video_doctor_") as folder:
         clip = _write_clip(Path(folder) / "clip.mp4")
         frames = read_frames(clip, _WANTED, decoder=name)
-    seen = frames.float().mean(dim=(1, 2, 3)).tolist()
-    wrong = [i for i, mean in zip(_WANTED, seen, strict=True) if abs(mean - _grey(i)) > 5]
+    means = frames.float().mean(dim=(1, 2, 3)).tolist()
+    wrong = [i for i, mean in zip(_WANTED, means, strict=True) if abs(mean - _grey(i)) > 5]
     version = _version({"pyav": "av"}.get(name, name)) or "?"
     if wrong:
-        text = f"{name} {version} returns wrong pictures (frame {wrong[0]} of a made clip)"
-        advice = "" if needed else f"pip uninstall {name}: it is used where it decodes"
+        text = f"{name} {version} returns wrong frames (frame {wrong[0]} of a test clip)"
+        advice = "" if needed else f"pip uninstall {name}: it is used for files that it can decode"
         return [Finding(FAIL, text, advice), *(_codecs() if needed else [])]
     return [
-        Finding(OK, f"{name} {version} decodes {len(_WANTED)} frames of a made clip"),
+        Finding(OK, f"{name} {version} decodes {len(_WANTED)} frames of a test clip"),
         *(_codecs() if needed else []),
     ]
 
@@ -291,7 +301,7 @@ def _grey(index: int) -> int:
 
 
 def _write_clip(path: Path) -> Path:
-    """Frames of one grey each, brighter and brighter."""
+    """Write a clip in which every frame has one grey, each brighter than the one before."""
     import av
     import numpy as np
 
@@ -308,10 +318,10 @@ def _write_clip(path: Path) -> Path:
 
 
 def _codecs() -> list[Finding]:
-    """What PyAV's FFmpeg was built with."""
+    """Warn about common codecs that PyAV's FFmpeg lacks."""
     import av
 
-    def has(codec: str, mode: str) -> bool:
+    def has(codec: str, mode: Literal["r", "w"]) -> bool:
         try:
             av.codec.Codec(codec, mode)
         except av.codec.codec.UnknownCodecError:
@@ -320,13 +330,13 @@ def _codecs() -> list[Finding]:
 
     missing = [codec for codec in _CODECS if not has(codec, "r")]
     advice = 'the wheels have them all: pip install --force-reinstall "av>=17.1"'
-    found = []
+    findings = []
     if missing:
-        found.append(Finding(WARN, f"PyAV cannot decode {', '.join(missing)}", advice))
+        findings.append(Finding(WARN, f"PyAV cannot decode {', '.join(missing)}", advice))
     if not has("libx264", "w"):
         text = "PyAV cannot write H.264: no quickstart set, no tools/prepare_data.py --transcode"
-        found.append(Finding(WARN, text, advice))
-    return found
+        findings.append(Finding(WARN, text, advice))
+    return findings
 
 
 def _decoder_advice(name: str) -> str:
@@ -335,45 +345,45 @@ def _decoder_advice(name: str) -> str:
     if _version(name) is None:
         least = {"torchcodec": "0.15", "decord": "0.6"}[name]
         ffmpeg = " and FFmpeg: apt-get install ffmpeg" if name == "torchcodec" else ""
-        return f'not needed, PyAV decodes alone; to have it: pip install "{name}>={least}"{ffmpeg}'
+        return f'not required, PyAV is enough; to install it: pip install "{name}>={least}"{ffmpeg}'
     if name == "torchcodec":
         return (
-            "not needed, PyAV decodes alone; it wants torchcodec 0.15 or newer, torch 2.11 or "
-            "newer, and the system's FFmpeg (apt-get install ffmpeg)"
+            "not required, PyAV is enough; it needs torchcodec 0.15 or newer, torch 2.11 or newer, "
+            "and the system's FFmpeg (apt-get install ffmpeg)"
         )
-    return "not needed, PyAV decodes alone"
+    return "not required, PyAV is enough"
 
 
 # ---- the machine --------------------------------------------------------------------------------
 
 LEAST_SHARED_MEMORY = 512 << 20
-"""Batches travel from loader workers through /dev/shm: a few of 16 x 224 x 224 x 3 floats each."""
+"""Loader workers pass batches through /dev/shm: a few, of clips of 16 x 224 x 224 x 3 floats."""
 
 
 def machine() -> list[Finding]:
-    """Cores, memory, the GPU and what it can do."""
+    """Report CPU cores, memory, shared memory and GPUs."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     total, free = _memory()
-    found = [Finding(OK, f"{cores} CPU cores, {_gib(free)} of {_gib(total)} of memory free")]
+    findings = [Finding(OK, f"{cores} CPU cores, {_gib(free)} of {_gib(total)} of memory free")]
     with contextlib.suppress(OSError):
         shared = shutil.disk_usage("/dev/shm")
         if shared.free < LEAST_SHARED_MEMORY:
             text = f"/dev/shm has {_gib(shared.free)} free: loader workers may die of a bus error"
             advice = "docker run --shm-size 8g (or --ipc host), or DATA_LOADER.NUM_WORKERS 0"
-            found.append(Finding(WARN, text, advice))
+            findings.append(Finding(WARN, text, advice))
         else:
-            found.append(Finding(OK, f"/dev/shm, {_gib(shared.free)} free"))
-    return found + _cuda()
+            findings.append(Finding(OK, f"/dev/shm, {_gib(shared.free)} free"))
+    return findings + _cuda()
 
 
 def _memory() -> tuple[int, int]:
-    """(all, free) bytes of memory, of the container where it has a limit."""
+    """(total, free) bytes of memory; of the container if it has a limit."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = page * os.sysconf("SC_PHYS_PAGES")
     free = page * os.sysconf("SC_AVPHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError):
         available = re.search(r"MemAvailable:\s+(\d+) kB", Path("/proc/meminfo").read_text())
-        free = int(available[1]) * 1024
+        free = int(available[1]) * 1024 if available else free
     with contextlib.suppress(OSError, ValueError):
         limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
         used = int(Path("/sys/fs/cgroup/memory.current").read_text())
@@ -386,25 +396,25 @@ def _cuda() -> list[Finding]:
     import torch
 
     built = torch.version.cuda
-    plugged = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
+    has_gpu = Path("/dev/nvidiactl").exists() or shutil.which("nvidia-smi") is not None
     if not torch.cuda.is_available():
-        if built is None and plugged:
-            text = f"an NVIDIA GPU is here, but torch {torch.__version__} is built for CPUs"
+        if built is None and has_gpu:
+            text = f"there is an NVIDIA GPU, but torch {torch.__version__} is built for CPUs"
             advice = "install torch and torchvision for CUDA: https://pytorch.org/get-started"
             return [Finding(WARN, text, advice)]
-        if plugged:
-            text = f"an NVIDIA GPU is here, but torch (CUDA {built}) cannot use it"
-            advice = "look at nvidia-smi: the driver must be new enough for that CUDA"
+        if has_gpu:
+            text = f"there is an NVIDIA GPU, but torch (CUDA {built}) cannot use it"
+            advice = "check nvidia-smi: the driver must be new enough for that CUDA version"
             return [Finding(WARN, text, advice)]
         return [Finding(OK, "no CUDA: runs on the CPU, which is slow for training")]
-    found = []
+    findings = []
     for i in range(torch.cuda.device_count()):
         free, total = torch.cuda.mem_get_info(i)
         bf16 = "bf16" if torch.cuda.is_bf16_supported() else "no bf16: MIXED_PRECISION fp16"
         text = f"CUDA {built}, GPU {i}: {torch.cuda.get_device_name(i)}, "
         text += f"{_gib(free)} of {_gib(total)} free, {bf16}"
-        found.append(Finding(OK, text))
-    return found
+        findings.append(Finding(OK, text))
+    return findings
 
 
 def _gib(size: float) -> str:
@@ -418,7 +428,7 @@ MODEL = "hiera_tiny_16x224"
 
 
 def forward() -> list[Finding]:
-    """The smallest model on one random clip, on the CPU and on the GPU if there is one."""
+    """Run the smallest model on one random clip, on the CPU and on the GPU if there is one."""
     import torch
 
     from hiera_video import build_model
@@ -426,7 +436,7 @@ def forward() -> list[Finding]:
     torch.manual_seed(0)
     model = build_model(MODEL).eval()
     clip = torch.randn(1, 3, 16, 224, 224)
-    found = []
+    findings: list[Finding] = []
     reference = None
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         model, clip = model.to(device), clip.to(device)
@@ -435,44 +445,49 @@ def forward() -> list[Finding]:
             logits = model(clip).float().cpu()
         seconds = time.perf_counter() - start
         if tuple(logits.shape) != (1, 400) or not torch.isfinite(logits).all():
-            return [*found, Finding(FAIL, f"{MODEL} on {device} gives no finite (1, 400) logits")]
+            return [
+                *findings,
+                Finding(FAIL, f"{MODEL} on {device} does not return finite (1, 400) logits"),
+            ]
         if reference is not None and not torch.allclose(logits, reference, rtol=0.05, atol=0.05):
             off = (logits - reference).abs().max().item()
             text = f"{MODEL} on {device} differs from the CPU by {off:.3g}"
-            return [*found, Finding(FAIL, text, "the driver, or torch's CUDA build, is broken")]
+            return [*findings, Finding(FAIL, text, "the driver or torch's CUDA build is broken")]
         reference = logits
         how = "the first call" if device == "cuda" else f"threads: {torch.get_num_threads()}"
-        found.append(Finding(OK, f"{MODEL} on {device}: {seconds:.1f} s a clip ({how})"))
-    return found
+        findings.append(Finding(OK, f"{MODEL} on {device}: {seconds:.1f} s per clip ({how})"))
+    return findings
 
 
 # ---- folders and weights ------------------------------------------------------------------------
 
 LEAST_FREE = 2 << 30
-"""A run keeps a few checkpoints of some 600 MB (Hiera-B with its optimizer)."""
+"""A run keeps a few checkpoints of about 600 MB each (Hiera-B with its optimizer)."""
 
 
 def folders() -> list[Finding]:
-    """Where things are written: can they be, and how much room is there?"""
+    """Check that the folders that are written to are writable and have free space."""
     from hiera_video.models.weights.download import cache_folder
 
     return [
-        _folder(cache_folder(), "fetched weights (TORCH_HOME)"),
+        _folder(cache_folder(), "downloaded weights (TORCH_HOME)"),
         _folder(Path(tempfile.gettempdir()), "temporary files (TMPDIR)"),
         _folder(Path.cwd(), "this folder, where runs/ goes (OUTPUT_DIR)"),
     ]
 
 
 def _folder(folder: Path, what: str) -> Finding:
-    there = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
-    text = f"{what}: {folder}" + ("" if folder.is_dir() else ", made when first needed")
+    existing = next(p for p in (folder, *folder.absolute().parents) if p.is_dir())
+    text = f"{what}: {folder}" + ("" if folder.is_dir() else ", created when first needed")
     try:
-        with tempfile.TemporaryFile(dir=there):
-            free = free_bytes(there)
+        with tempfile.TemporaryFile(dir=existing):
+            free = free_bytes(existing)
     except OSError as error:
-        return Finding(WARN, f"{text}: cannot be written ({error.strerror})", "name another")
+        return Finding(WARN, f"{text}: not writable ({error.strerror})", "choose another folder")
     if free < LEAST_FREE:
-        return Finding(WARN, f"{text}: only {_gib(free)} free", "make room, or name another")
+        return Finding(
+            WARN, f"{text}: only {_gib(free)} free", "free some space, or choose another"
+        )
     return Finding(OK, f"{text}, {_gib(free)} free")
 
 
@@ -481,34 +496,34 @@ DEFAULT = ("hiera_base_16x224", "mae_k400_ft_k400")
 
 
 def weights() -> list[Finding]:
-    """Which published weights lie in the cache, whole."""
+    """Report which published weights are in the cache and complete."""
     from hiera_video.models.weights.download import cached_path
     from hiera_video.models.weights.published import PUBLISHED
 
-    found, whole = [], []
+    findings, complete = [], []
     for row in PUBLISHED.values():
         path = cached_path(row.url)
         if not path.is_file():
             continue
         problem = _not_weights(path)
         if problem is None:
-            whole.append(str(row))
+            complete.append(str(row))
         else:
-            advice = f"delete it, then it is fetched again: {path}"
-            found.append(Finding(WARN, f"{row} is damaged: {problem}", advice))
-    if whole:
-        found.append(Finding(OK, f"cached: {', '.join(whole)}"))
+            advice = f"delete it, then it is downloaded again: {path}"
+            findings.append(Finding(WARN, f"{row} is damaged: {problem}", advice))
+    if complete:
+        findings.append(Finding(OK, f"cached: {', '.join(complete)}"))
     row = PUBLISHED[DEFAULT]
     path = cached_path(row.url)
     if not path.is_file():
         text = f"not cached: {row}, from which the demo and fine-tuning start"
-        advice = f"fetched when first needed; without a network, put {row.url}\nat {path}"
-        found.append(Finding(WARN, text, advice))
-    return found
+        advice = f"downloaded when first needed; without a network, copy {row.url}\nto {path}"
+        findings.append(Finding(WARN, text, advice))
+    return findings
 
 
 def _not_weights(path: Path) -> str | None:
-    """Why a cached file is no checkpoint, from its two ends; None if it looks like one."""
+    """Why a cached file is not a checkpoint, judging by both of its ends; None if it may be one."""
     from hiera_video.models.weights.file import not_a_checkpoint
 
     size = path.stat().st_size
@@ -517,7 +532,7 @@ def _not_weights(path: Path) -> str | None:
         file.seek(max(0, size - (1 << 16)))
         end = file.read()
     if start.startswith(b"PK\x03\x04") and b"PK\x05\x06" not in end:
-        return "its end is missing"  # a zip file has its table of contents there
+        return "its end is missing"  # a zip file ends with its table of contents
     return not_a_checkpoint(start, size)
 
 
@@ -529,7 +544,7 @@ def _decoder_checks() -> Iterator[Check]:
 
 
 CHECKS = (
-    Check("Python and packages", packages, vouches_for=tuple(m for m, _ in REQUIRED.values())),
+    Check("Python and packages", packages, broken_by_crash=tuple(m for m, _ in REQUIRED.values())),
     *_decoder_checks(),
     Check("Machine", machine, needs=("torch",)),
     Check("One forward", forward, needs=("torch", "fvcore"), seconds=300),

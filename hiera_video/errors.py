@@ -1,4 +1,4 @@
-"""Every error that a user can meet. Importing them loads neither torch nor a decoder.
+"""Errors that users meet. Importing this module loads neither torch nor a decoder.
 
 Exit codes: 0 done; 1 the run failed (`RunFailed`, `DecodeError`); 2 wrong use (`UserError`).
 """
@@ -6,39 +6,41 @@ Exit codes: 0 done; 1 the run failed (`RunFailed`, `DecodeError`); 2 wrong use (
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 
 class UserError(ValueError):
-    """Wrong use: the message says what came, what is allowed and what to do next."""
+    """Wrong use. The message says what was given, what is allowed and what to do next."""
 
 
 class RunFailed(RuntimeError):
-    """The command was right and the work failed; the message says what is left on disk."""
+    """The command was right but the run failed. The message says what is left on disk."""
 
 
 class ConfigError(UserError):
-    """A setting nobody knows, of the wrong type or out of range; the message names its key."""
+    """An unknown setting, or a value of the wrong type or out of range; the message says which."""
 
 
 class DataError(UserError):
-    """Something wrong with the data the user named; says where, what came and what is allowed."""
+    """Data that is missing or wrong. The message says where, what was read and what is allowed."""
 
 
 class LabelRangeError(DataError):
-    """A label that is a number, and not one of those allowed."""
+    """A numeric label that is out of range."""
 
 
 class WeightsError(UserError):
-    """Weights that cannot be found, fetched, read or fitted to the model; nothing was changed."""
+    """Weights that cannot be found, downloaded, read or fitted. The model is unchanged."""
 
 
 class DecodeError(Exception):
-    """A video file that cannot be decoded: `.path`, `.reason`; as text "path: reason".
+    """A video file that cannot be decoded; `str(error)` is "path: reason".
 
-    One argument alone is the whole text: that is how a DataLoader rebuilds it from a worker.
+    A single argument is the whole text, because that is how a DataLoader re-creates an error of
+    one of its workers.
     """
 
-    def __init__(self, path: str | os.PathLike, reason: str = ""):
+    def __init__(self, path: str | os.PathLike[str], reason: str = "") -> None:
         self.path = os.fspath(path)
         self.reason = reason
         super().__init__(self.path, reason)
@@ -47,7 +49,7 @@ class DecodeError(Exception):
         return f"{self.path}: {self.reason}" if self.reason else self.path
 
 
-def first_few(names: list[str], count: int = 10) -> str:
-    """The first few names of a list, for a message, and how many more there are."""
+def first_few(names: Sequence[str], count: int = 10) -> str:
+    """Join the first names of a list for a message: "a, b and 3 more"."""
     more = len(names) - count
     return ", ".join(names[:count]) + (f" and {more} more" if more > 0 else "")

@@ -1,14 +1,14 @@
-"""Files that last: whole or not at all under their names, whatever stops the writer.
+"""Atomic writes: a file under its final name is complete, whatever stops the writer.
 
     with atomic_write("runs/x/results.json", text=True) as file:
         file.write(text)
 
-The file grows beside its place, under a hidden name of its own. Only when all of its bytes are on
-the disk does it take its place, in one step. So a reader finds the old file or the new one, and
-never a part, also after a kill or a power cut at any moment. An error leaves the old file and
-nothing else; what a killed writer left, the next one deletes.
+The bytes go to a temporary file with a hidden name in the same folder. When all of them are on the
+disk, it is renamed in one step. A reader therefore finds the old file or the new one, never a part,
+also after a kill or a power cut at any moment. An error leaves the old file and no temporary one.
+The temporary file of a killed writer is deleted by the next writer.
 
-Errors of writing are RunFailed, and name the file.
+Errors of writing are RunFailed and name the file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import errno
 import io
 import os
 import re
-import secrets
 import shutil
 import stat
 import time
@@ -27,39 +26,39 @@ from typing import IO, Any
 
 from hiera_video.errors import RunFailed
 
-AnyPath = str | os.PathLike
+AnyPath = str | os.PathLike[str]
 
 # ---- writing ------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def atomic_write(path: AnyPath, *, text: bool = False, errors: str = "strict") -> Iterator[IO[Any]]:
-    """A file to write into, binary or UTF-8, that takes the place of `path` when the block ends.
+    """Yield a file to write to, binary or UTF-8, which replaces `path` when the block ends.
 
-    Where `path` is a link, the file that it names is replaced. A device or a pipe (/dev/stdout) has
-    no place to take: it is written to as the bytes come. The mode of a file that was there is kept.
+    If `path` is a symbolic link, its target is replaced. A device or a pipe (/dev/stdout) is
+    written to directly. An existing file keeps its mode and owner.
 
     Args:
-        text: lines as they are given, no line end is translated.
-        errors: for text that is not valid UTF-8, as `open` has it.
+        text: yield a text file; line ends are written as they are given.
+        errors: what to do with text that is not valid UTF-8, as in `open`.
 
-    Raises RunFailed, which names `path`, where the file cannot be written.
+    Raises RunFailed, which names `path`, if the file cannot be written.
     """
     with explained(path):
         special = _is_special(path)
         place = os.path.realpath(path)
-        raw = _Raw(path, "w") if special else _new_file_beside(place)
-    file: Any = io.BufferedWriter(raw)  # which writes on where the system took only a part
+        raw = _Raw(path, "w") if special else _temporary_file(place)
+    file: Any = io.BufferedWriter(raw)  # goes on when the system took only a part of the bytes
     if text:
         file = io.TextIOWrapper(file, encoding="utf-8", errors=errors, newline="")
     try:
         yield file
         with explained(path):
-            if raw.error is not None:  # the block was told, and went on: a part is missing
+            if raw.error is not None:  # a write failed and the block went on: bytes are missing
                 raise raw.error
             file.flush()
             if not special:
-                _put_in_place(raw, place)
+                _rename(raw, place)
     except Exception as error:
         if raw.error is None or isinstance(error, (RunFailed, BrokenPipeError)):
             raise
@@ -68,19 +67,20 @@ def atomic_write(path: AnyPath, *, text: bool = False, errors: str = "strict") -
         raw.close()
         if not special:
             with contextlib.suppress(OSError):
-                os.unlink(raw.name)  # gone already if all went well
+                os.unlink(raw.name)  # renamed already unless there was an error
 
 
 def write_text(path: AnyPath, text: str, *, errors: str = "strict") -> None:
-    """`atomic_write` of a whole text."""
+    """Write a text file in one call of `atomic_write`."""
     with atomic_write(path, text=True, errors=errors) as file:
         file.write(text)
 
 
 def put_in_place(finished: AnyPath, path: AnyPath) -> None:
-    """Give what another library wrote on the same disk, a file or a folder, the name `path`.
+    """Rename a file or folder that another library has written on the same disk.
 
-    A file replaces one that is there; a folder does not.
+    An existing file at `path` is replaced; an existing folder is an error.
+    Raises RunFailed, which names `path`.
     """
     with explained(path):
         _sync(finished)
@@ -89,7 +89,7 @@ def put_in_place(finished: AnyPath, path: AnyPath) -> None:
 
 
 def link_or_copy(source: AnyPath, path: AnyPath) -> None:
-    """Make `path` a second name of `source`, or a copy where the file system has no such names."""
+    """Make `path` a hard link to `source`, or a copy if the file system has no hard links."""
     place = os.path.realpath(path)
     unfinished = _hidden_name(place)
     remove_leftovers(os.path.dirname(place), os.path.basename(place))
@@ -103,14 +103,14 @@ def link_or_copy(source: AnyPath, path: AnyPath) -> None:
         put_in_place(unfinished, place)
     finally:
         with contextlib.suppress(OSError):
-            os.unlink(unfinished)  # still there after an error, or where both were one file before
+            os.unlink(unfinished)  # still there after an error, or if both were one file before
 
 
 @contextlib.contextmanager
 def explained(path: AnyPath) -> Iterator[None]:
-    """Around the writing of `path`: an OSError becomes RunFailed that names it.
+    """Turn an OSError of the block into RunFailed, which names `path`.
 
-    But where the reader of a pipe went away, it stays a BrokenPipeError.
+    BrokenPipeError stays what it is: the program that reads our output has ended.
     """
     try:
         yield
@@ -130,24 +130,24 @@ def _cannot_write(path: AnyPath, error: OSError) -> RunFailed:
         with contextlib.suppress(OSError):
             if not _is_special(path):
                 reason += f", {free_bytes(folder) / 2**20:,.0f} MiB are free there"
-        reason += "; free some space, or write to another place"
+        reason += "; free some space, or write to another disk"
     return RunFailed(f"cannot write {path}: {reason}")
 
 
 def _is_special(path: AnyPath) -> bool:
-    """A device, a pipe: what bytes go through, and no file or folder."""
+    """Whether a path is a device or a pipe, and not a file or a folder."""
     return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
-# ---- the steps ----------------------------------------------------------------------------------
+# ---- the steps of a write -----------------------------------------------------------------------
 
 
 class _Raw(io.FileIO):
-    """A file that keeps the error of a write: `torch.save` tells only that one failed."""
+    """A file that keeps the first error of a write; `torch.save` only says that one failed."""
 
     error: OSError | None = None
 
-    def write(self, data: Any) -> int | None:
+    def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except OSError as error:
@@ -155,8 +155,8 @@ class _Raw(io.FileIO):
             raise
 
 
-def _new_file_beside(place: str) -> _Raw:
-    """An empty file in the folder of `place`, with the mode of what is there, held by its lock."""
+def _temporary_file(place: str) -> _Raw:
+    """Create an empty, locked file beside `place`, with the mode of an existing `place`."""
     if os.path.isdir(place):
         raise IsADirectoryError(errno.EISDIR, "it is a folder")
     before = os.stat(place) if os.path.exists(place) else None
@@ -165,12 +165,12 @@ def _new_file_beside(place: str) -> _Raw:
     remove_leftovers(os.path.dirname(place), os.path.basename(place))
     while True:
         raw = _Raw(_hidden_name(place), "x")
-        # Before it was locked, another writer may have taken it for a leftover.
+        # Before it was locked, another writer may have deleted it as a leftover.
         if _lock(raw) is not False and os.path.exists(raw.name):
             break
         raw.close()
     if before is not None and hasattr(os, "fchmod"):
-        # The owner first: a change of it clears bits of the mode.
+        # The owner first: changing it clears bits of the mode.
         with contextlib.suppress(OSError):
             os.fchown(raw.fileno(), before.st_uid, before.st_gid)
         with contextlib.suppress(OSError):
@@ -178,21 +178,22 @@ def _new_file_beside(place: str) -> _Raw:
     return raw
 
 
-def _put_in_place(raw: _Raw, place: str) -> None:
+def _rename(raw: _Raw, place: str) -> None:
+    """Check that all bytes are on the disk, and give the file its final name."""
     arrived, written = os.fstat(raw.fileno()).st_size, raw.tell()
     if arrived < written:
         raise OSError(errno.EIO, f"only {arrived:,} of {written:,} bytes arrived there")
     os.fsync(raw.fileno())
-    if os.name == "nt":  # Windows renames no open file
+    if os.name == "nt":  # Windows cannot rename an open file
         raw.close()
     os.replace(raw.name, place)
     sync_folder(os.path.dirname(place))
 
 
 def _sync(path: AnyPath) -> None:
-    """Bring a file, or all that is below a folder, to the disk."""
+    """Flush a file, or everything below a folder, to the disk."""
     if os.path.isdir(path):
-        with os.scandir(path) as entries:
+        with os.scandir(os.fspath(path)) as entries:
             for entry in entries:
                 _sync(entry.path)
         sync_folder(path)
@@ -202,7 +203,7 @@ def _sync(path: AnyPath) -> None:
 
 
 def sync_folder(folder: AnyPath) -> None:
-    """Bring a folder's entries to the disk: a power cut could undo a rename until then."""
+    """Flush a folder's entries to the disk; until then a power cut could undo a rename."""
     if os.name == "nt":
         return
     try:
@@ -212,7 +213,7 @@ def sync_folder(folder: AnyPath) -> None:
         finally:
             os.close(handle)
     except OSError as error:
-        # Some file systems refuse this for folders, and some folders may be written and not read.
+        # Some file systems refuse this for folders, and some folders are writable but not readable.
         if error.errno not in (errno.EINVAL, errno.EACCES, errno.ENOTSUP, errno.ENOSYS):
             raise
 
@@ -220,28 +221,28 @@ def sync_folder(folder: AnyPath) -> None:
 # ---- leftovers ----------------------------------------------------------------------------------
 
 _LEFTOVER = re.compile(r"\.(.+?)(?:\.[0-9a-f]{8})?\.tmp", re.DOTALL)
-"""Hidden names of unfinished files; versions before this one had no number in them."""
+"""Names of temporary files; those of older versions have no number in them."""
 _STALE_SECONDS = 3600
 
 
 def _hidden_name(place: str) -> str:
     folder, name = os.path.split(place)
-    return os.path.join(folder, f".{_stem(name)}.{secrets.token_hex(4)}.tmp")
+    return os.path.join(folder, f".{_stem(name)}.{os.urandom(4).hex()}.tmp")
 
 
 def _stem(name: str) -> str:
-    """As much of a file's name as leaves room for more: names end at 255 bytes."""
+    """The first 200 bytes of a file's name: a file system allows 255, and more is added to it."""
     return os.fsdecode(os.fsencode(name)[:200])
 
 
 def remove_leftovers(folder: AnyPath, name: str | None = None) -> None:
-    """Delete unfinished files (of the file `name` alone) whose writers were killed."""
+    """Delete temporary files whose writers were killed; only those of the file `name` if given."""
     try:
-        with os.scandir(folder or ".") as entries:
-            found = [(entry, m) for entry in entries if (m := _LEFTOVER.fullmatch(entry.name))]
-    except OSError:  # a folder that is not there, or may not be read, is no concern of this
+        with os.scandir(os.fspath(folder) or ".") as entries:
+            leftovers = [(entry, m) for entry in entries if (m := _LEFTOVER.fullmatch(entry.name))]
+    except OSError:  # no such folder, or not readable: whoever writes there will report it
         return
-    for entry, match in found:
+    for entry, match in leftovers:
         if name is None or match[1] == _stem(name):
             with contextlib.suppress(OSError):
                 if entry.is_file(follow_symlinks=False) and _writer_is_gone(entry.path):
@@ -249,7 +250,7 @@ def remove_leftovers(folder: AnyPath, name: str | None = None) -> None:
 
 
 def _writer_is_gone(path: str) -> bool:
-    """A writer holds the lock of its file while it lives, on whatever machine."""
+    """Whether no living process, on any machine, holds the lock of a temporary file."""
     with open(path, "rb+") as file:
         free = _lock(file)
         if free is None:
@@ -261,7 +262,10 @@ def _writer_is_gone(path: str) -> bool:
 
 
 def _lock(file: IO[Any]) -> bool | None:
-    """Lock an open file until it is closed: True; False: another holds it; None: no locks here."""
+    """Lock an open file until it is closed.
+
+    Returns True, False if another process holds the lock, or None if there are no locks.
+    """
     try:
         import fcntl
     except ImportError:  # Windows
@@ -274,12 +278,12 @@ def _lock(file: IO[Any]) -> bool | None:
 
 
 def hold(path: AnyPath, *, wait: float = 0.0) -> IO[Any] | None:
-    """The lock file `path`, made if need be and locked until it is closed.
+    """Open the lock file `path` and lock it until it is closed; the file is created if needed.
 
-    None where another holds it for more than `wait` seconds. Where there are no locks (Windows,
-    some network file systems), nobody is kept out.
+    Returns None if another process holds it for more than `wait` seconds. Without locks (Windows,
+    some network file systems) every process gets it.
     """
-    file = open(path, "ab")  # noqa: SIM115 (held by the caller)
+    file = open(path, "ab")  # noqa: SIM115 (closed by the caller)
     end = time.monotonic() + wait
     try:
         while _lock(file) is False:
@@ -294,7 +298,7 @@ def hold(path: AnyPath, *, wait: float = 0.0) -> IO[Any] | None:
 
 
 def free_bytes(folder: AnyPath) -> int:
-    """Free space of the disk that `folder` is on, or will be on once it is made."""
+    """Free bytes on the disk of `folder`, which need not exist yet."""
     folder = os.path.abspath(folder)
     while not os.path.isdir(folder):
         folder = os.path.dirname(folder)

@@ -1,8 +1,8 @@
-"""Names for models and data sets: what a YAML file, a command line and `build_model` speak of.
+"""Registries of models and data sets, by the names that configs and `build_model` use.
 
-fvcore's `Registry`, strict on the way in (a name is taken once) and helpful on the way out (an
-unknown name is answered with its neighbours). Your own model or data set joins by importing a
-registry, decorating a builder and naming the module with `--import my_module`.
+fvcore's `Registry`, but a name can be registered only once, and an unknown name is answered with
+similar ones. To add your own model or data set, import a registry, decorate a builder, and name the
+module with `--import my_module`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import inspect
 import sys
 import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,23 +24,36 @@ from hiera_video.errors import UserError
 
 
 class UnknownNameError(UserError, KeyError):
-    """No such name in a registry; the message lists its nearest neighbours."""
+    """No such name in a registry; the message suggests similar names."""
 
     def __str__(self) -> str:
-        return str(self.args[0])  # KeyError would print the repr, quotes and all
+        return str(self.args[0])  # KeyError would print the repr, with quotes
+
+
+_PACKAGE = __name__.partition(".")[0]
 
 
 class Registry(FvcoreRegistry):
-    """Name -> builder. `kind` ("model", "data set") is the word its messages use."""
+    """Name -> builder, with the package's own entries always in it.
 
-    def __init__(self, kind: str) -> None:
+    Which names a registry knows never depends on what was imported before: the module that
+    registers the package's own entries is imported by the first look-up or registration. Until
+    then nothing is imported, so `--help` need not wait for torch.
+
+    Args:
+        kind: the word for an entry in messages ("model", "data set").
+        home: the module whose import registers the package's own entries; None for none.
+    """
+
+    def __init__(self, kind: str, home: str | None = None) -> None:
         super().__init__(kind)
         self.kind = kind
+        self.home = home
 
     def register(self, obj: Callable | None = None, *, name: str | None = None) -> Any:
-        """Decorator, with or without `name`; `register(obj)` works as a plain call too.
+        """Register a builder: a decorator with or without `name`, or a plain call.
 
-        Raises UserError where the name is taken.
+        Raises UserError if the name is taken.
         """
         if obj is None:
             return lambda decorated: self.register(decorated, name=name)
@@ -48,17 +61,35 @@ class Registry(FvcoreRegistry):
         return obj
 
     def get(self, name: str) -> Any:
-        """The object of this name; UnknownNameError with near names where there is none."""
+        """The builder of this name; raises UnknownNameError, which suggests similar names."""
         if name in self:
             return self._obj_map[name]
         raise UnknownNameError(f"unknown {self.kind} {name!r}; {self._advice(str(name))}")
 
     def names(self, pattern: str = "*") -> list[str]:
-        """Sorted names that match a shell pattern, such as "mae_*"; maybe none."""
+        """Sorted names that match a shell pattern, such as "mae_*"; an empty list for none."""
+        self._import_home()
         return sorted(fnmatch.filter(self._obj_map, pattern))
 
+    def __contains__(self, name: str) -> bool:
+        self._import_home()
+        return super().__contains__(name)
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        self._import_home()
+        return super().__iter__()
+
+    def _import_home(self) -> None:
+        """Import the package's own entries; nothing happens once they are (being) imported."""
+        if self.home is not None:
+            importlib.import_module(self.home)
+
     def _do_register(self, name: str, obj: Any) -> None:
-        if name in self:
+        # A name from outside must not hide one of the package's own, so those come first. They
+        # themselves are registered while home is being imported.
+        if str(getattr(obj, "__module__", "")).partition(".")[0] != _PACKAGE:
+            self._import_home()
+        if name in self._obj_map:
             owner = getattr(self._obj_map[name], "__module__", "?")
             raise UserError(
                 f"{self.kind} name {name!r} is taken by {owner}; "
@@ -75,19 +106,20 @@ class Registry(FvcoreRegistry):
         return f"choose one of {', '.join(self.names())}, or register yours with --import my_module"
 
 
-MODEL_REGISTRY = Registry("model")
+MODEL_REGISTRY = Registry("model", home="hiera_video.models")
 """Builders `name(num_classes=..., **kwargs) -> nn.Module`."""
 
-DATASET_REGISTRY = Registry("data set")
-"""What TRAIN.DATASET and TEST.DATASET name."""
+DATASET_REGISTRY = Registry("data set", home="hiera_video.data.manifests.layouts")
+"""Readers `name(source) -> Manifest`, for TRAIN.DATASET, TEST.DATASET and DATA.FORMAT."""
 
 
 def arguments_of(builder: Callable) -> set[str]:
-    """Names of the arguments that a builder understands.
+    """Names of the arguments that a builder accepts.
 
-    Those of its own signature and, where that takes any (`**overrides`), those of the class it is
-    annotated to return, or is, and of that class's bases as long as they pass any on. A class
-    that hands its `**kwargs` to a part of its own names that part's class as `kwargs_of`.
+    These are the parameters of its signature. If it takes `**kwargs`, those of the class that it is
+    annotated to return (or is) are added, and of the base classes as long as they take `**kwargs`
+    too. A class that passes its `**kwargs` to one of its parts names the class of that part as
+    `kwargs_of`.
     """
     parameters = inspect.signature(builder).parameters
     if not _takes_any(parameters):
@@ -112,43 +144,43 @@ def _takes_any(parameters: typing.Mapping[str, inspect.Parameter]) -> bool:
 
 
 def _class_of(builder: Callable) -> type:
-    """What a builder says it builds; `object` where it does not say."""
+    """The class that a builder returns, by its annotation; `object` without one."""
     if isinstance(builder, type):
         return builder
     try:
         built = typing.get_type_hints(builder).get("return")
-    except (NameError, TypeError):  # a name that is imported for type checkers alone
+    except (NameError, TypeError):  # a name that only type checkers import
         built = None
     return built if isinstance(built, type) else object
 
 
 def import_user_module(name: str) -> None:
-    """Import a module of the user's so that the names it registers exist.
+    """Import a user's module, so that the models and data sets that it registers exist.
 
-    `name` is what an import statement takes ("my_models", "my_package.models"); the current folder
-    is searched as well. UserError with the reason where the import fails, whatever it raised.
+    `name` is the module's name ("my_models", "my_package.models"); it may be in the current folder.
+    Raises UserError with the reason if the import fails with any exception.
     """
     if name.endswith(".py") or "/" in name:
         stem = Path(name).stem
         raise UserError(
             f"--import takes a module's name, not a file: {name!r}. "
-            f"Write --import {stem} from the folder of {stem}.py, or put that folder on PYTHONPATH"
+            f"Write --import {stem} in the folder of {stem}.py, or put that folder on PYTHONPATH"
         )
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)  # last: a file of the user's must not hide an installed package
+    folder = str(Path.cwd())
+    if folder not in sys.path:
+        sys.path.append(folder)  # last: a user's file must not hide an installed package
     try:
         importlib.import_module(name)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise UserError(
             f"cannot import module {name!r}{_place_of(error)}: {reason}. "
-            f"Searched the current folder ({here}) and the installed packages"
+            f"Searched the current folder ({folder}) and the installed packages"
         ) from error
 
 
 def _place_of(error: Exception) -> str:
-    """ " (file:line)" of the line at fault, where it is the user's and not the import system's."""
+    """ " (file:line)" of the line that raised, leaving out the import system; or empty."""
     frames = [
         frame
         for frame in traceback.extract_tb(error.__traceback__)

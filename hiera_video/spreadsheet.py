@@ -1,19 +1,19 @@
-"""CSV files for people: a spreadsheet and pandas show what was meant, whatever the names.
+"""CSV files whose texts survive spreadsheets and pandas unchanged, whatever the names are.
 
     with csv_file("labels.csv", ["file", "label"]) as add:
         add([path_cell("clip.mp4"), "jump"])
 
-UTF-8 behind a byte order mark, without which Excel takes `é` for two other letters (in Python:
-encoding="utf-8-sig"; pandas needs nothing said). A text is written as it is, but for two kinds:
+Files are UTF-8 with a byte order mark, without which Excel shows `é` as two other letters (read
+them in Python with encoding="utf-8-sig"; pandas detects it). Two kinds of text are changed:
 
-* What a spreadsheet or pandas would take for something else (a formula, a number in an unusual
-  spelling, a missing value, true or false) has an apostrophe before it: `'=1+1`, `'007`, `'None`.
-  So has a text that begins with an apostrophe itself.
-* Bytes that are not valid UTF-8, as file names can hold, and control characters are written as
-  `\\xff`. Where that happens, or a text has such letters itself, its backslashes are doubled.
+* Text that a spreadsheet or pandas would misread (as a formula, a number in an unusual spelling, a
+  missing value, true or false) gets an apostrophe in front: `'=1+1`, `'007`, `'None`. So does text
+  that begins with an apostrophe.
+* Bytes that are not valid UTF-8, as file names can contain, and control characters are written as
+  `\\xff`. In such a text, and in one that contains this notation, backslashes are doubled.
 
-`original` undoes both, so that no two texts look alike. A path that the first would change gets
-`./` before it instead, and still names its file. Lists for training are not written here.
+`original` undoes both, so different texts stay different. A path that would get an apostrophe gets
+`./` in front instead, so that it still names its file. Lists for training are written elsewhere.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ Row = Sequence[Any]
 
 @contextlib.contextmanager
 def csv_file(path: AnyPath, columns: Sequence[str]) -> Iterator[Callable[[Row], None]]:
-    """Yields the function that adds a row; the file takes its place when the block ends.
+    """Yield a function that adds a row; the file is complete when the block ends.
 
-    Raises RunFailed, which names `path`, where it cannot be written.
+    Raises RunFailed, which names `path`, if it cannot be written.
     """
     with atomic_write(path, text=True) as file:
         yield row_writer(file, columns)
 
 
 def row_writer(file: IO[str], columns: Sequence[str]) -> Callable[[Row], None]:
-    """Begin a CSV file with the names of its columns; the function that adds a row."""
+    """Write the header of a CSV file, and return a function that adds a row."""
     file.write("\ufeff")
     writer = csv.writer(file)
 
@@ -52,29 +52,29 @@ def row_writer(file: IO[str], columns: Sequence[str]) -> Callable[[Row], None]:
 
 
 def cell(text: str) -> str:
-    """How a text is written; see above."""
+    """Encode a text as described at the top of this file."""
     text = _escaped(text)
-    return f"'{text}" if _is_taken_for_something_else(text) else text
+    return f"'{text}" if _is_misread(text) else text
 
 
 def path_cell(path: str) -> str:
-    """A path for `row_writer`, so that it is not taken for a formula and still names its file."""
-    return f"./{path}" if _is_taken_for_something_else(path) else path
+    """Prepare a path for `row_writer`, so that it is not misread and still names its file."""
+    return f"./{path}" if _is_misread(path) else path
 
 
 def original(cell: str) -> str:
-    """The text that was written as this cell."""
+    """Decode a text that `cell` has encoded."""
     text = cell.removeprefix("'")
     if not _ESCAPE.search(text):
         return text
-    return re.sub(rf"\\\\|{_ESCAPE.pattern}", lambda found: _meant(found[0]), text)
+    return re.sub(rf"\\\\|{_ESCAPE.pattern}", lambda match: _unescaped(match[0]), text)
 
 
 # ---- bytes and control characters ---------------------------------------------------------------
 
 _ESCAPE = re.compile(r"\\(?:x[0-9a-f]{2}|ud[89a-f][0-9a-f]{2})")
 _NEEDS_ESCAPE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]|" + _ESCAPE.pattern)
-"""Control characters but for tab and line ends, which quotes hold together."""
+"""Control characters except tab and line ends, which are safe in quotes."""
 
 
 def _escaped(text: str) -> str:
@@ -86,19 +86,19 @@ def _escaped(text: str) -> str:
 
 def _escape(letter: str) -> str:
     code = ord(letter)
-    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file's name, as Python keeps it
+    if 0xDC80 <= code <= 0xDCFF:  # a byte of a file name, as Python represents it
         code -= 0xDC00
     return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
-def _meant(escape: str) -> str:
+def _unescaped(escape: str) -> str:
     if escape == r"\\":
         return "\\"
     code = int(escape[2:], 16)
     return chr(code + 0xDC00 if 0x80 <= code <= 0xFF else code)
 
 
-# ---- what a program would take for something else -----------------------------------------------
+# ---- what a spreadsheet or pandas would misread -------------------------------------------------
 
 _SIGNS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠", "'")
 """Beginnings of formulas in Excel, LibreOffice and Google Sheets, and the apostrophe itself."""
@@ -109,22 +109,22 @@ _MISSING = frozenset(
         *("#NA", "#N/A", "#N/A N/A", "1.#IND", "1.#QNAN"),
     )
 )
-"""What pandas takes for a missing value; those that begin with a sign are left out."""
+"""Texts that pandas reads as a missing value; those that begin with a sign are left out."""
 
 
-def _is_taken_for_something_else(text: str) -> bool:
+def _is_misread(text: str) -> bool:
     return (
         text.lstrip(" ").startswith(_SIGNS)
         or text in _MISSING
         or text.lower() in ("true", "false")
-        or _is_odd_number(text)
+        or _is_unusual_number(text)
     )
 
 
-def _is_odd_number(text: str) -> bool:
-    """Whether a text would come back as a number, and that number in another spelling."""
+def _is_unusual_number(text: str) -> bool:
+    """Whether a text would be read as a number and be shown in another spelling."""
     try:
         float(text)
     except ValueError:
         return False
-    return not re.fullmatch("0|[1-9][0-9]{0,14}", text)  # a spreadsheet keeps 15 digits
+    return not re.fullmatch("0|[1-9][0-9]{0,14}", text)  # spreadsheets keep 15 digits

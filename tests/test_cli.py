@@ -1,4 +1,4 @@
-"""Exit codes and one-line errors, in processes of their own: what a shell script sees."""
+"""Exit codes and one-line errors, tested in child processes as a shell script sees them."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_exit_codes(body, code, error):
     assert len(err.splitlines()) <= 1
 
 
-def test_bugs_of_ours_keep_their_traceback():
+def test_bugs_keep_their_traceback():
     code, _, err = outcome("return [][0]")
     assert code == 1
     assert "Traceback" in err
@@ -80,7 +80,7 @@ def test_the_arguments_arrive():
     assert outcome("print(argv)", "a", "--b") == (0, "['a', '--b']\n", "")
 
 
-def test_a_reader_that_leaves_is_no_error():
+def test_a_reader_that_has_ended_is_not_an_error():
     """... | head: no traceback, no message, the exit code of a broken pipe."""
     body = "for i in range(200_000): print('a line of some length', i)"
     reader = subprocess.Popen(["head", "-n", "1"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -115,7 +115,7 @@ def test_a_full_disk_behind_standard_output_is_named(body, unbuffered, error):
 
 
 def test_a_name_that_cannot_be_shown_is_shown_escaped():
-    """Whatever the terminal: a name must not end the run that prints it."""
+    """A name that the terminal cannot show must not end the run that prints it."""
     done = subprocess.run(
         command(r"print('caf\udce9 \u7b11.mp4')"),
         capture_output=True,
@@ -148,9 +148,9 @@ def test_ctrl_c():
 
 
 @pytest.mark.parametrize(("processes", "code"), [("1", -signal.SIGABRT), ("2", 0)])
-def test_one_process_of_several_leaves_before_threads_can_abort_it(processes, code, monkeypatch):
-    """As PyTorch's sometimes do while the interpreter is taken apart; what is registered is done,
-    and what was printed arrives."""
+def test_one_process_of_several_exits_before_threads_can_abort_it(processes, code, monkeypatch):
+    """PyTorch's threads sometimes abort during the interpreter's shutdown. What atexit has
+    registered is still called, and what was printed is still written."""
     monkeypatch.setenv("WORLD_SIZE", processes)
     body = """
         import atexit, os

@@ -1,4 +1,4 @@
-"""PyTorchVideo beside any torchvision, each case in a fresh interpreter."""
+"""PyTorchVideo with old and new versions of torchvision, each case in a fresh interpreter."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def module(name, **names):
     vars(sys.modules[name]).update(names)
     return sys.modules[name]
 """
-"""Importing the real torch takes seconds; what is tested here does not need it."""
+"""Stand-ins for torch and torchvision: importing the real ones takes seconds."""
 
 
 def run(code: str, *paths: Path) -> str:
@@ -104,7 +104,7 @@ def test_torchvision_of_another_torch_is_one_sentence(tmp_path):
     assert names_torch == "True"
 
 
-def test_an_undefined_symbol_is_the_same_mistake(tmp_path):
+def test_an_undefined_symbol_is_reported_in_the_same_way(tmp_path):
     folder = tmp_path / "torchvision"
     folder.mkdir()
     (folder / "__init__.py").write_text("raise ImportError('_C.so: undefined symbol: _ZN3c10')\n")
@@ -151,7 +151,7 @@ except UserError as error:
 
 
 def test_a_fault_inside_pytorchvideo_is_not_hidden(tmp_path):
-    """Only the one known name is repaired; another missing module stays an error of its own."""
+    """Only the one known module is replaced; another missing module stays an error."""
     folder = tmp_path / "pytorchvideo"
     folder.mkdir()
     (folder / "__init__.py").write_text("")

@@ -1,20 +1,26 @@
-"""Settings: what is read, what is refused and in which words, and that nothing gets lost."""
+"""Settings: what is read, which errors are raised, and that nothing is lost."""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import itertools
 import pickle
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import hiera_video.models  # noqa: F401 (registers the models, whose builders are asked)
-from hiera_video.config import Config, DataConfig, SolverConfig, load_config
-from hiera_video.config.schema import _ELSEWHERE, _all_settings, _settings_of
+from hiera_video.config import Config, SolverConfig, load_config, schema
+from hiera_video.config.keys import SLOWFAST_KEYS, keys_of
+from hiera_video.config.parse import assemble, read_text, read_words, to_yaml_text
+from hiera_video.config.section import Section, settings_of
+from hiera_video.config.values import check_value, choice, matching, number, setting
 from hiera_video.errors import ConfigError, UserError
 from hiera_video.registry import MODEL_REGISTRY
 
@@ -168,18 +174,18 @@ def test_bases_chain_and_are_found_beside_the_file_that_names_them(write, monkey
     assert cfg.solver.base_lr == 0.1
 
 
-def test_a_base_may_stand_at_the_end(write):
+def test_base_may_be_at_the_end_of_a_file(write):
     write("RNG_SEED: 1", "base.yaml")
     assert load_config(write("RNG_SEED: 2\n_BASE_: base.yaml\n")).rng_seed == 2
 
 
-def test_circles_are_refused(write):
+def test_circular_bases_are_refused(write):
     one, two = write("_BASE_: b.yaml", "a.yaml"), write("_BASE_: a.yaml", "b.yaml")
-    assert f"circle: {one} -> {two} -> {one}" in refusal(path=one)
-    assert "circle" in refusal(path=write("_BASE_: self.yaml", "self.yaml"))
+    assert f"circular _BASE_: {one} -> {two} -> {one}" in refusal(path=one)
+    assert "circular" in refusal(path=write("_BASE_: self.yaml", "self.yaml"))
 
 
-def test_a_missing_base_names_who_asked_for_it(write):
+def test_a_missing_base_is_reported_with_the_file_that_names_it(write):
     path = write("_BASE_: nowhere.yaml")
     message = refusal(path=path)
     assert "nowhere.yaml" in message
@@ -231,20 +237,20 @@ WRONG = [
     ("TASK", "detect", ["one of classify, pretrain"]),
     ("SOLVER.BETAS", "[0.9", ["SOLVER.BETAS=[0.9", "not valid YAML"]),
     ("DATA.MEAN", "[0.1, {]", ["DATA.MEAN", "not valid YAML"]),
-    ("RNG_SEED", "9" * 5000, ["RNG_SEED", "no number"]),
+    ("RNG_SEED", "9" * 5000, ["RNG_SEED", "cannot read '9999", "as a number"]),
     ("RNG_SEED", str(2**63), ["RNG_SEED", "at most 9223372036854775807"]),
     ("MODEL.KWARGS.a", "[" * 5000, ["MODEL.KWARGS.a"]),
 ]
 
 
 @pytest.mark.parametrize(("key", "text", "words"), WRONG)
-def test_a_wrong_value_is_answered_with_key_value_and_what_is_allowed(key, text, words):
+def test_a_wrong_value_is_reported_with_key_value_and_what_is_allowed(key, text, words):
     message = refusal(key, text)
     for word in (key.removesuffix(".embed-dim"), *words):
         assert word in message
 
 
-def test_a_wrong_value_in_a_file_is_answered_with_file_and_line(write):
+def test_a_wrong_value_in_a_file_is_reported_with_file_and_line(write):
     path = write("TRAIN:\n  ENABLE: true\nSOLVER:\n  MAX_EPOCH: many\n")
     assert refusal(path=path).endswith(f"({path}, line 4)")
     base = write("SOLVER:\n  MAX_EPOCH: many\n", "base.yaml")
@@ -276,7 +282,7 @@ def test_unquoted_values_that_yaml_would_change_are_refused(write):
         ("IMPORT", ["IMPORTS"]),
     ],
 )
-def test_an_unknown_key_is_answered_with_near_ones(write, key, words):
+def test_an_unknown_key_is_reported_with_similar_ones(write, key, words):
     message = refusal(key, "1")
     assert f"unknown config key {key}" in message
     for word in words:
@@ -289,16 +295,15 @@ def test_an_unknown_key_is_answered_with_near_ones(write, key, words):
 
 
 def test_every_hint_points_at_a_setting_that_exists():
-
-    for old, advice in _ELSEWHERE.items():
-        assert old not in _all_settings()
+    for old, advice in SLOWFAST_KEYS.items():
+        assert old not in keys_of(Config).specs
         for word in advice.replace(",", " ").replace(";", " ").split():
             if "." in word and word.split(".")[0].isupper():
                 key = word.rstrip(".")
-                assert key in _all_settings() or key.startswith("MODEL.KWARGS."), advice
+                assert key in keys_of(Config).specs or key.startswith("MODEL.KWARGS."), advice
 
 
-def test_a_section_is_no_setting(write):
+def test_a_section_is_not_a_setting(write):
     assert "SOLVER is a section" in refusal("SOLVER", "3")
     message = refusal(path=write("SOLVER: 3"))
     assert "SOLVER is a section" in message
@@ -384,7 +389,7 @@ def test_nothing_is_written_into_a_config():
 
 
 def test_checked_from_python_too():
-    with pytest.raises(ConfigError, match=r"SOLVER\.BASE_LR=-1\.0 must be a number, above 0"):
+    with pytest.raises(ConfigError, match=r"SOLVER\.BASE_LR=-1 must be a number, above 0"):
         SolverConfig(base_lr=-1)
     assert SolverConfig(base_lr=1).base_lr == 1.0  # a float, whatever came
     with pytest.raises(ConfigError, match=r"RNG_SEED='x' must be a whole number|RNG_SEED=x"):
@@ -420,7 +425,7 @@ def test_every_setting_is_printed_with_its_key():
     plain = yaml.safe_load(Config().to_yaml())
     printed = {key for key, value in plain.items() if not isinstance(value, dict)}
     printed |= {f"{s}.{k}" for s, v in plain.items() if isinstance(v, dict) for k in v}
-    assert printed == set(_all_settings())
+    assert printed == set(keys_of(Config).specs)
 
 
 AWKWARD = st.one_of(
@@ -470,30 +475,70 @@ def test_any_value_survives_the_round_trip(text, kwargs, lr):
     assert Config.from_yaml(cfg.to_yaml()) == cfg
 
 
-def test_defaults_are_documented_where_they_stand():
-    """Each field is followed by its docstring; `settings` without one are a riddle."""
-    import ast
-    import inspect
-
-    from hiera_video import config
-
-    tree = ast.parse(inspect.getsource(config))
-    for node in tree.body:
+def test_every_setting_is_documented_where_it_is_declared():
+    """The string below a field is what `--settings` shows as its meaning."""
+    documented = set()
+    for node in ast.parse(inspect.getsource(schema)).body:
         if not (isinstance(node, ast.ClassDef) and node.name.endswith("Config")):
             continue
-        for field, after in zip(node.body, node.body[1:], strict=False):
-            call = getattr(field, "value", None)
-            if isinstance(field, ast.AnnAssign) and getattr(call, "func", None) is not None:
-                if call.func.id != "setting":
-                    continue
-                text = getattr(getattr(after, "value", None), "value", None)
-                assert isinstance(text, str), f"{node.name}.{field.target.id} has no docstring"
+        for declared, below in itertools.pairwise(node.body):
+            meaning = getattr(getattr(below, "value", None), "value", None)
+            if isinstance(declared, ast.AnnAssign) and isinstance(meaning, str):
+                documented.add((node.name, declared.target.id))
+    for section in (Config, *keys_of(Config).section_types.values()):
+        for name in settings_of(section):
+            assert (section.__name__, name) in documented
 
 
-def test_every_annotation_is_one_the_reader_understands():
-    for section in (DataConfig, Config):
-        for name, spec in _settings_of(section).items():
-            assert spec.bounds.keys() >= {"at_least", "choices"}, name
+@pytest.mark.parametrize(
+    "section", [Config, *keys_of(Config).section_types.values()], ids=lambda s: s.__name__
+)
+def test_every_default_has_a_type_that_is_checked_and_lies_in_its_range(section):
+    for name, spec in settings_of(section).items():
+        assert spec.is_mapping or spec.kind in (bool, int, float, str), name
+        default = getattr(section(), name)
+        assert check_value(default, spec, name) == default
+
+
+# ---- any tree of sections -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Inner(Section):
+    prefix = "INNER."
+
+    speed: float = number(1.0, above=0)
+    kind: str = choice("a", ("a", "b"))
+
+
+@dataclass(frozen=True)
+class Outer(Section):
+    """Two levels, as `Config` has."""
+
+    names: tuple[str, ...] = setting(())
+    code: str = matching("", r"(x\d+)?", example="x1")
+    options: dict[str, int] = field(default_factory=dict)
+    inner: Inner = field(default_factory=Inner)
+
+    def check(self) -> None:
+        if self.inner.kind == "b" and not self.names:
+            raise ConfigError("INNER.KIND=b needs NAMES")
+
+
+def test_reading_and_writing_know_nothing_of_the_settings_themselves():
+    keys = keys_of(Outer)
+    words = ["inner.speed", "2", "NAMES", "q,r", "CODE", "x7", "OPTIONS.Some", "3"]
+    read = assemble(Outer, read_words(words, keys))
+    assert read == Outer(("q", "r"), "x7", {"Some": 3}, Inner(2.0))
+    assert assemble(Outer, read_text(to_yaml_text(read), "text", keys)) == read
+    for words, message in (
+        (["INNER.SPEED", "0"], r"INNER\.SPEED=0 must be a number, above 0"),
+        (["CODE", "y"], "CODE=y must be empty or like x1"),
+        (["SPEED", "2"], r"unknown config key SPEED; did you mean INNER\.SPEED"),
+        (["INNER.KIND", "b"], r"INNER\.KIND=b needs NAMES"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            assemble(Outer, read_words(words, keys))
 
 
 # ---- what the parts are given -------------------------------------------------------------------
@@ -571,29 +616,35 @@ def test_the_builder_and_not_the_name_says_what_a_model_is_given(registry):
     assert told == {"input_size": [4, 64, 64]}
 
 
-ANY_ORDER = """
-import hiera_video.config as config
+STEPS = {
+    "config": """
+from hiera_video.config import load_config
+names = {"hiera_mine": False, "hiera_base_16x224": True, "x3d_m": True}
+configs = [load_config(None, ["MODEL.MODEL_NAME", n, "DATA.TEST_CROP_SIZE", "256"]) for n in names]
+""",
+    "own model": """
 from hiera_video.registry import MODEL_REGISTRY
-
-def read():
-    return config.load_config(None, ["MODEL.MODEL_NAME", "{name}", "DATA.TEST_CROP_SIZE", "256"])
-
-before = read()
-import hiera_video.models
-if "{name}" not in MODEL_REGISTRY:
-    @MODEL_REGISTRY.register
-    def {name}(num_classes: int = 2, width: int = 8): ...
-after = read()
-assert before == after and before.model_arguments() == after.model_arguments()
-assert ("input_size" in after.model_arguments()) == {sized}
-"""
+@MODEL_REGISTRY.register
+def hiera_mine(num_classes: int = 2, width: int = 8): ...
+""",
+    "models": "import hiera_video.models",
+}
 
 
 @pytest.mark.parametrize(
-    ("name", "sized"), [("hiera_mine", False), ("hiera_base_16x224", True), ("x3d_m", True)]
+    "order",
+    [
+        ("config", "own model"),
+        ("own model", "config"),
+        ("config", "models", "own model"),
+        ("models", "own model", "config"),
+    ],
+    ids=", ".join,
 )
-def test_a_config_means_the_same_before_and_after_the_models_are_imported(name, sized):
-    code = ANY_ORDER.format(name=name, sized=sized)
+def test_a_config_means_the_same_whatever_was_imported_before(order):
+    """The builder says which arguments a model takes, whether or not it is named like ours."""
+    check = "assert ['input_size' in c.model_arguments() for c in configs] == list(names.values())"
+    code = "\n".join([*(STEPS[step] for step in order), check])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
 
@@ -607,7 +658,7 @@ def test_arguments_of_a_model_that_nobody_registered_are_not_guessed():
 
 
 def test_reading_a_config_needs_no_torch():
-    """`--help` and a mistyped key answer at once."""
+    """`--help` and a mistyped key need not wait for torch."""
     code = (
         "import sys; from hiera_video.config import load_config; load_config(None);"
         "sys.exit('torch' in sys.modules)"
@@ -628,12 +679,12 @@ def test_config_errors_are_user_errors():
         ("classes", "DATA.CLASS_NAMES"),
     ],
 )
-def test_what_has_a_setting_of_its_own_is_no_argument_of_the_model(name, instead):
+def test_arguments_with_a_setting_are_not_taken_from_kwargs(name, instead):
     with pytest.raises(UserError, match=rf"MODEL\.KWARGS\.{name}=5 .* set {instead}"):
         load_config(None, [f"MODEL.KWARGS.{name}", "5"])
 
 
-def test_pretraining_asks_for_no_loss_of_several_labels():
+def test_pretraining_needs_no_multi_label_loss():
     words = ["DATA.MULTI_LABEL", "true"]
     with pytest.raises(UserError, match="bce_logit"):
         load_config(None, words)

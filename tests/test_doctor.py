@@ -1,4 +1,4 @@
-"""The doctor: says what is wrong and what to install, whatever is missing or crashes."""
+"""The doctor reports what is wrong and what to install, even if libraries are missing or crash."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hiera_video.doctor import FAIL, OK, WARN, Check, Finding
 
 
 def shim(folder, **modules):
-    """A folder of modules that stand before the installed ones."""
+    """A folder of modules that are imported instead of the installed ones."""
     folder.mkdir(exist_ok=True)
     for name, code in modules.items():
         (folder / f"{name}.py").write_text(code)
@@ -41,7 +41,7 @@ def run_doctor(*, shims=None, **variables):
 
 
 def test_a_whole_report(tmp_path):
-    """With a decoder that is absent and one that does not load: PyAV suffices."""
+    """PyAV is enough if one decoder is missing and another one does not load."""
     shims = shim(
         tmp_path / "shims",
         torchcodec="raise RuntimeError('Could not load libtorchcodec')",
@@ -54,38 +54,38 @@ def test_a_whole_report(tmp_path):
     for pattern in (
         r"  ok    torch \d.*, torchvision .*, av ",
         r"  warn  torchcodec cannot be imported \(Could not load libtorchcodec\)",
-        r"        -> not needed, PyAV decodes alone; .*apt-get install ffmpeg",
-        r"  ok    pyav \d.* decodes 3 frames of a made clip",
+        r"        -> not required, PyAV is enough; .*apt-get install ffmpeg",
+        r"  ok    pyav \d.* decodes 3 frames of a test clip",
         r"  warn  decord cannot be imported \(No module named 'decord'\)",
         r"  ok    \d+ CPU cores, .* GiB of .* GiB of memory free",
-        rf"  ok    {doctor.MODEL} on cpu: .* s a clip",
-        rf"  ok    fetched weights .*{re.escape(str(tmp_path / 'torch'))}.*GiB free",
+        rf"  ok    {doctor.MODEL} on cpu: .* s per clip",
+        rf"  ok    downloaded weights .*{re.escape(str(tmp_path / 'torch'))}.*GiB free",
         r"  warn  not cached: hiera_base_16x224.mae_k400_ft_k400",
-        r"everything needed works, \d to know about: see -> above",
+        r"everything required works, \d warnings?: see -> above",
     ):
         assert any(re.match(pattern, line) for line in lines), f"{pattern}\n{done.stdout}"
     assert not (tmp_path / "torch").exists()  # looked, and left nothing
     assert not list((tmp_path / "temporary").glob("hiera_video*"))
 
 
-def test_it_comes_when_what_everything_else_imports_is_missing(tmp_path):
+def test_it_runs_when_required_packages_are_missing(tmp_path):
     broken = "raise ModuleNotFoundError('No module named x', name='x')"
     done = run_doctor(shims=shim(tmp_path / "shims", torch=broken, fvcore=broken, tqdm=broken))
     assert done.returncode == 1
     assert "Traceback" not in done.stderr + done.stdout
     assert re.search(r"FAIL  tqdm [\d.]+ does not import: No module named x\n +-> .*pip install "
                      r'"tqdm>=4.66"', done.stdout)  # fmt: skip
-    assert "FAIL  not tried, needs fvcore, torch" in done.stdout
-    assert "needed and not working" in done.stdout.splitlines()[-1]
+    assert "FAIL  skipped, needs fvcore, torch" in done.stdout
+    assert re.match(r"\d+ failed, ", done.stdout.splitlines()[-1])
 
 
 def test_a_library_that_crashes_while_it_is_imported(tmp_path):
-    """Nothing that the check was to vouch for is imported by the doctor itself."""
+    """The doctor itself imports none of the modules that the check tries."""
     crash = "import os, signal; print('illegal', flush=True); os.kill(os.getpid(), signal.SIGILL)"
     done = run_doctor(shims=shim(tmp_path / "shims", numpy=crash, torch=crash))
     assert done.returncode == 1
-    assert "FAIL  crashed (SIGILL); it last said: illegal" in done.stdout
-    assert "not tried, needs" in done.stdout
+    assert "FAIL  crashed (SIGILL); last output: illegal" in done.stdout
+    assert "skipped, needs" in done.stdout
 
 
 # ---- one check in a child -----------------------------------------------------------------------
@@ -119,24 +119,24 @@ def test_crashes_hangs_and_exceptions_are_lines_of_the_report(capfd):
         "One",
         "  FAIL  decord crashed (SIGKILL)",
         "  FAIL  no answer in 0.5 s",
-        "  FAIL  OSError: no such thing; it last said: a library's last words",
+        "  FAIL  OSError: no such thing; last output: a library's last words",
         "",
         "Two",
         "  ok    fine",
         "",
-        "3 needed and not working, 0 to know about: see -> above",
+        "3 failed, 0 warnings: see -> above",
     ]
 
 
 @pytest.mark.parametrize(
     ("level", "code", "last"),
     [
-        (OK, 0, "everything needed works"),
-        (WARN, 0, "everything needed works, 1 to know about: see -> above"),
-        (FAIL, 1, "1 needed and not working, 0 to know about: see -> above"),
+        (OK, 0, "everything required works"),
+        (WARN, 0, "everything required works, 1 warning: see -> above"),
+        (FAIL, 1, "1 failed, 0 warnings: see -> above"),
     ],
 )
-def test_the_exit_code_tells_needed_from_wanted(capsys, level, code, last):
+def test_the_exit_code_tells_required_from_optional(capsys, level, code, last):
     assert doctor.main([Check("x", lambda: [Finding(level, "text", "do this\nor that")])]) == code
     printed = capsys.readouterr().out
     assert f"  {level:4}  text\n        -> do this\n        -> or that\n" in printed
@@ -176,27 +176,27 @@ def test_packages_missing_and_too_old():
     )
     old = doctor._package("tqdm", "tqdm", "400.1")
     assert old.level == FAIL
-    assert "too old: at least 400.1 is needed" in old.text
+    assert "too old: at least 400.1 is required" in old.text
     assert doctor._package("tqdm", "tqdm", "4.9").level == OK  # 4.60 is above 4.9
     assert doctor._numbers("2.14.1+cpu") == (2, 14, 1)
 
 
 @pytest.mark.parametrize("off", [0, 20])
-def test_a_decoder_that_returns_wrong_pictures_is_broken(monkeypatch, off):
+def test_a_decoder_that_returns_wrong_frames_is_broken(monkeypatch, off):
     from hiera_video.video import decode
 
     read = decode.read_frames
     monkeypatch.setattr(decode, "read_frames", lambda *a, **k: read(*a, **k) + off)
     findings = doctor.decoder("pyav")
     assert findings[0].level == (FAIL if off else OK)
-    assert ("wrong pictures (frame 0 of a made clip)" in findings[0].text) == bool(off)
+    assert ("wrong frames (frame 0 of a test clip)" in findings[0].text) == bool(off)
 
 
 def test_folders_that_cannot_be_written_and_full_ones(tmp_path, monkeypatch):
     assert doctor._folder(tmp_path / "new" / "er", "x").level == OK
     assert not (tmp_path / "new").exists()
     locked = doctor._folder(doctor.Path("/proc/self"), "x")
-    assert (locked.level, "cannot be written" in locked.text) == (WARN, True)
+    assert (locked.level, "not writable" in locked.text) == (WARN, True)
     monkeypatch.setattr(doctor, "LEAST_FREE", 1 << 80)
     full = doctor._folder(tmp_path, "x")
     assert (full.level, "only" in full.text) == (WARN, True)

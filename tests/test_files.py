@@ -1,4 +1,4 @@
-"""Files are whole or not at all: on a full disk, killed between any two steps, two at a time."""
+"""Atomic writes: on a full disk, killed between any two steps, by two writers at a time."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ON_LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="need
 
 
 def python(code, *arguments, before=()):
-    """Run code in a process of its own, with this package; what it printed."""
+    """Run code in a child process with this package; returns what it printed."""
     done = subprocess.run(
         [*before, sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)],
         capture_output=True,
@@ -83,7 +83,7 @@ def test_an_error_in_the_block_leaves_the_old_file_and_nothing_else(tmp_path, er
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX modes")
 def test_modes_are_those_of_any_other_file(tmp_path):
-    """A new file's follows the umask (that of `tempfile` would be private); an old one's stays."""
+    """A new file follows the umask, unlike one of `tempfile`; an existing file keeps its mode."""
     new, old = tmp_path / "new", tmp_path / "old"
     old.write_bytes(OLD)
     old.chmod(0o640)
@@ -146,7 +146,7 @@ def test_a_name_may_be_as_long_as_names_can_be(tmp_path):
 
 
 def test_parts_that_the_system_takes_add_up(tmp_path, monkeypatch):
-    """`write` may take a part of the bytes, and Linux takes 2 GiB at the most."""
+    """`write` may take a part of the bytes; Linux takes at most 2 GiB."""
     write = files._Raw.write
     monkeypatch.setattr(files._Raw, "write", lambda self, data: write(self, bytes(data[:7001])))
     with files.atomic_write(tmp_path / "x") as file:
@@ -155,7 +155,7 @@ def test_parts_that_the_system_takes_add_up(tmp_path, monkeypatch):
 
 
 def test_bytes_that_do_not_arrive_are_noticed(tmp_path, monkeypatch):
-    """As on a network file system that took them and has no room."""
+    """As on a network file system that has accepted them but is full."""
     real = os.fstat
 
     def half(handle):
@@ -255,7 +255,7 @@ LIMITED = """
 
 @ON_LINUX
 def test_a_disk_that_is_full_at_any_byte(tmp_path):
-    """The kernel takes bytes up to a limit and no more, as a full disk does."""
+    """A limit of the kernel on the size of a file acts like a full disk."""
     rows = [json.loads(line) for line in python(LIMITED, tmp_path).splitlines()]
     assert len(rows) == 8
     for limit, said, there, left in rows:
@@ -311,7 +311,7 @@ MOUNTED = """
 
 @ON_LINUX
 def test_a_disk_that_is_full(tmp_path):
-    """A small one, mounted in a process of its own and gone with it."""
+    """A small disk, mounted in a child process and gone with it."""
     alone = ["unshare", "--user", "--map-root-user", "--mount"]
     try:
         trial = subprocess.run([*alone, "mount", "-t", "tmpfs", "none", tmp_path], check=False)
@@ -323,7 +323,7 @@ def test_a_disk_that_is_full(tmp_path):
     said, there, left = json.loads(python(MOUNTED, tmp_path, before=alone))
     assert said == (
         "cannot write x: No space left on device, 0 MiB are free there; free some space, or write "
-        "to another place"
+        "to another disk"
     )
     assert (there, left) == ("old", ["x"])
 
@@ -386,8 +386,8 @@ KILLED = """
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 @pytest.mark.parametrize("job", ["write", "link"])
 def test_killed_between_every_two_steps(tmp_path, job):
-    """Whatever the moment, the file is the whole old or the whole new one, and the next writer
-    leaves nothing behind."""
+    """At any moment the file is the complete old or the complete new one, and the next writer
+    deletes what is left."""
     (tmp_path / "x").mkdir()
     rows = [json.loads(line) for line in python(KILLED, tmp_path / "x", job).splitlines()]
     ends = [i for i, (_, died, *_) in enumerate(rows) if not died]
@@ -415,7 +415,7 @@ MANY = """
 
 
 def test_two_writers_never_share_a_file(tmp_path):
-    """Each takes its turn at the place; a reader finds one of them whole, and neither fails."""
+    """A reader always finds the complete file of one of them, and neither fails."""
     path = tmp_path / "x"
     path.write_text("a" * 100_000)
     writers = [
@@ -473,7 +473,7 @@ def test_a_lock_is_held_by_one(tmp_path):
 # ---- a second name ------------------------------------------------------------------------------
 
 
-def test_a_second_name_or_a_copy(tmp_path, monkeypatch):
+def test_a_hard_link_or_a_copy(tmp_path, monkeypatch):
     source, best = tmp_path / "a", tmp_path / "best"
     source.write_bytes(NEW)
     best.write_bytes(OLD)

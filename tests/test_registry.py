@@ -1,7 +1,9 @@
-"""Names are taken once, unknown ones are answered with their neighbours, users' modules join in."""
+"""Registries: each name once, suggestions for unknown names, and the modules of users."""
 
 from __future__ import annotations
 
+import importlib
+import subprocess
 import sys
 
 import pytest
@@ -53,7 +55,7 @@ def test_a_name_is_taken_once(registry):
     assert registry.get("x3d_s")() != print
 
 
-def test_near_names_are_suggested(registry):
+def test_similar_names_are_suggested(registry):
     with pytest.raises(UnknownNameError) as caught:
         registry.get("hiera_bas_224")
     assert str(caught.value).startswith(
@@ -63,7 +65,7 @@ def test_near_names_are_suggested(registry):
     assert isinstance(caught.value, UserError)
 
 
-def test_far_names_get_the_whole_list(registry):
+def test_names_without_a_similar_one_get_the_whole_list(registry):
     with pytest.raises(UnknownNameError, match=r"choose one of hiera_base_16x224, .*x3d_s"):
         registry.get("zzzzzz")
     with pytest.raises(UnknownNameError, match="none is registered yet"):
@@ -87,18 +89,73 @@ def test_the_two_registries_say_what_they_hold():
             registry.get("no such thing")
 
 
-# ---- modules of users ---------------------------------------------------------------------------
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """An empty current folder, and sys.path and sys.modules as they were afterwards."""
+    """An empty current folder; sys.path and sys.modules are restored afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
     before = set(sys.modules)
     yield tmp_path
     for name in set(sys.modules) - before:
         del sys.modules[name]
+
+
+# ---- the package's own names --------------------------------------------------------------------
+
+
+@pytest.fixture
+def things(here):
+    """A registry whose home registers the name "ours" and is not imported yet."""
+    (here / "things.py").write_text(
+        "from hiera_video.registry import Registry\nTHINGS = Registry('thing', home='thing_home')\n"
+    )
+    (here / "thing_home.py").write_text(
+        "from things import THINGS\n@THINGS.register\ndef ours(): ...\n"
+    )
+    sys.path.append(str(here))
+    registry = importlib.import_module("things").THINGS
+    assert "thing_home" not in sys.modules
+    return registry
+
+
+@pytest.mark.parametrize(
+    "look_up",
+    [
+        lambda things: things.get("ours").__name__,
+        lambda things: things.names()[0],
+        lambda things: dict(things) and "ours",
+        lambda things: "ours" in things and "ours",
+    ],
+)
+def test_the_first_look_up_finds_the_packages_own_names(things, look_up):
+    assert look_up(things) == "ours"
+
+
+@pytest.mark.parametrize("home_first", [True, False])
+def test_names_do_not_depend_on_what_was_imported_before(things, home_first):
+    if home_first:
+        importlib.import_module("thing_home")
+    things.register(name="mine")(print)
+    with pytest.raises(UserError, match="thing name 'ours' is taken by thing_home"):
+        things.register(name="ours")(print)
+    assert things.names() == ["mine", "ours"]
+
+
+def test_the_registries_know_the_packages_names_and_are_imported_without_torch():
+    code = (
+        "import sys\n"
+        "from hiera_video import DATASET_REGISTRY, MODEL_REGISTRY\n"
+        "assert 'torch' not in sys.modules\n"
+        "import hiera_video.data.manifests.class_folders\n"
+        "assert 'ucf101' in DATASET_REGISTRY and 'folder' in DATASET_REGISTRY\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert 'hiera_base_16x224' in MODEL_REGISTRY\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+
+
+# ---- modules of users ---------------------------------------------------------------------------
 
 
 def test_a_module_in_the_current_folder_registers_its_model(here):
@@ -142,7 +199,7 @@ def test_a_module_that_fails_is_one_sentence(here, text, words):
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_is_not_there_says_where_was_looked(here):
+def test_a_missing_module_is_reported_with_the_folders_searched(here):
     with pytest.raises(UserError, match="No module named 'my_mdoels'") as caught:
         import_user_module("my_mdoels")
     assert str(here) in str(caught.value)
@@ -150,7 +207,7 @@ def test_a_module_that_is_not_there_says_where_was_looked(here):
 
 @pytest.mark.parametrize("name", ["my_models.py", "folder/my_models", "./my_models.py"])
 def test_a_file_is_not_a_module(here, name):
-    with pytest.raises(UserError, match="--import my_models from the folder"):
+    with pytest.raises(UserError, match="--import my_models in the folder"):
         import_user_module(name)
 
 

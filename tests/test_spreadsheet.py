@@ -1,4 +1,4 @@
-"""CSV files that spreadsheets and pandas read as they were meant, whatever the names."""
+"""CSV files whose texts survive spreadsheets and pandas unchanged."""
 
 import csv
 import os
@@ -23,7 +23,7 @@ SIGNS = set("=+-@\t\r\n＝＋－＠")
 
 
 def rows_of(path):
-    """What Python's csv reads, strictly."""
+    """Rows of a file, read by Python's csv in strict mode."""
     with open(path, encoding="utf-8-sig", errors="strict", newline="") as file:
         return list(csv.reader(file, strict=True))
 
@@ -94,7 +94,7 @@ def test_names_of_columns_are_texts_too(tmp_path):
 
 
 def test_pandas_reads_every_name(tmp_path):
-    """As it comes, with no argument: no name is a number, a missing value, true or false."""
+    """With no arguments: no name is read as a number, a missing value, true or false."""
     pandas = pytest.importorskip("pandas")
     path = write(tmp_path / "x.csv", [name for name in NAMES if name])
     table = pandas.read_csv(path)

@@ -1,16 +1,21 @@
-"""Settings: typed sections with their defaults, YAML files, and `KEY VALUE` on a command line."""
+"""Settings: typed sections with their defaults, YAML files, and `KEY VALUE` on a command line.
 
-from hiera_video.config.schema import (
-    Config,
-    DataConfig,
-    Section,
+values, section     types and ranges; dataclasses that check their own fields
+keys                which keys exist, and suggestions for unknown ones
+yaml_dialect, parse files and words -> a config, and back to YAML
+schema              the settings themselves, `Config`, `load_config`
+describe            every setting in words
+command_line        `--cfg FILE KEY VALUE ...`
+"""
+
+from hiera_video.config.describe import (
     SettingText,
-    SolverConfig,
     describe_settings,
     is_setting,
-    load_config,
     names_a_section,
 )
+from hiera_video.config.schema import Config, DataConfig, SolverConfig, load_config
+from hiera_video.config.section import Section
 from hiera_video.errors import ConfigError
 
 __all__ = [

@@ -5,8 +5,8 @@
     args = parser.parse_args(argv)          # args.settings: the words KEY VALUE KEY VALUE ...
     cfg = config_from_args(args)
 
-SlowFast's documented line puts settings behind `--cfg FILE`, its parser wants `--opts`, and people
-put them at the end. All are the same here, and where a key is given twice the later one counts.
+SlowFast's documentation puts settings after `--cfg FILE`, its parser requires `--opts`, and users
+put them at the end. All of these work. If a key is given twice, the last value counts.
 """
 
 from __future__ import annotations
@@ -20,17 +20,16 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from hiera_video.cli import add_import_argument
-from hiera_video.config.schema import (
-    Config,
+from hiera_video.config.describe import (
     SettingText,
     describe_settings,
     is_setting,
-    load_config,
     names_a_section,
 )
+from hiera_video.config.schema import Config, load_config
 from hiera_video.errors import ConfigError, UserError
 from hiera_video.registry import import_user_module
 
@@ -38,37 +37,39 @@ __all__ = ["SettingsParser", "add_config_arguments", "config_from_args", "settin
 
 
 class SettingsParser(argparse.ArgumentParser):
-    """An ArgumentParser that takes settings, `KEY VALUE`, before, between and behind its arguments.
+    """An ArgumentParser that accepts settings, `KEY VALUE`, anywhere among its arguments.
 
-    The word behind a key is its value whatever it looks like, a negative number too. A parser
-    without positional arguments takes every word for a setting that is neither an option nor an
-    option's value. One with positional arguments (paths) takes the words that are keys, and no file
-    or folder that is there; its other words may stand anywhere, too.
+    The word after a key is its value, even if it looks like an option or a negative number. In a
+    parser without positional arguments, every word that is neither an option nor an option's value
+    is a setting. In a parser with positional arguments (paths), a word is a setting if it is a key
+    and no existing file or folder; paths may be anywhere too.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._values_of: dict[str, int | str] = {}
-        """Option -> how many words follow it: a number, "?", "*" or "+"."""
+        """Option -> argparse's `nargs`: a number of words, "?", "*" or "+"."""
         self._takes_paths = False
         super().__init__(*args, **kwargs)
 
     def add_argument(self, *names: str, **kwargs: Any) -> argparse.Action:
-        """As argparse's; remembers what follows an option."""
+        """As argparse's, and remember how many words follow an option."""
         action = super().add_argument(*names, **kwargs)
         for option in action.option_strings:
             self._values_of[option] = 1 if action.nargs is None else action.nargs
         self._takes_paths |= not action.option_strings and action.dest != "settings"
         return action
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As argparse's, with the words of the settings in `settings`.
+    def parse_args(  # type: ignore[override]  # argparse overloads it for other namespaces
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """As argparse's, with the words KEY VALUE ... in `settings` of the result.
 
         Raises ConfigError for a key without a value and for `KEY=VALUE`.
         """
         words = _Words(sys.argv[1:] if args is None else args)
         own, paths, settings = self._sorted(words)
         parsed = super().parse_args([*own, *(["--", *paths] if paths else [])], namespace)
-        if parsed.settings:  # where argparse puts a word such as -1
+        if parsed.settings:  # argparse puts a word such as -1 there
             self.error(f"unrecognized arguments: {' '.join(parsed.settings)}")
         for word in [*paths, *(key for key, _ in settings)]:
             _require_no_second_file(word, parsed)
@@ -78,8 +79,8 @@ class SettingsParser(argparse.ArgumentParser):
         parsed.settings = [word for pair in settings for word in pair]
         return parsed
 
-    def error(self, message: str) -> Any:
-        """As argparse's, with the option that was meant."""
+    def error(self, message: str) -> NoReturn:
+        """As argparse's, and suggest a similar option."""
         unknown = message.removeprefix("unrecognized arguments: ").split()
         if unknown[0].startswith("-"):
             near = difflib.get_close_matches(unknown[0].partition("=")[0], self._values_of, n=2)
@@ -87,7 +88,7 @@ class SettingsParser(argparse.ArgumentParser):
         super().error(message)
 
     def _sorted(self, words: _Words) -> tuple[list[str], list[str], list[tuple[str, str | None]]]:
-        """The parser's options with their values, the paths, and the settings as pairs."""
+        """Sort words into options with their values, paths, and settings as pairs."""
         own: list[str] = []
         paths: list[str] = []
         settings: list[tuple[str, str | None]] = []
@@ -103,14 +104,14 @@ class SettingsParser(argparse.ArgumentParser):
                 settings.append(self._pair(word, words))
             else:
                 paths.append(word)
-        if not self._takes_paths and paths:  # behind "--"
+        if not self._takes_paths and paths:  # words after "--"
             rest = _Words(paths)
             settings += [self._pair(word, rest) for word in rest]
             paths = []
         return own, paths, settings
 
     def _pair(self, key: str, words: _Words) -> tuple[str, str | None]:
-        """A key and the word behind it; None for none, which is an option's place or the end."""
+        """A key and the word after it; None if an option or nothing follows."""
         if "=" in key or not words.left or self._option(words.peek()):
             return key, None
         return key, next(words)
@@ -123,7 +124,7 @@ class SettingsParser(argparse.ArgumentParser):
         return spelled and (is_setting(name) or names_a_section(name)) and not os.path.exists(word)
 
     def _values(self, word: str, words: _Words) -> Iterator[str]:
-        """The words that belong to an option; none where it has its value behind an `=`."""
+        """The words that belong to an option; none if its value follows an `=`."""
         option = self._option(word)
         count = 0 if option is None or "=" in word else self._values_of[option]
         if isinstance(count, int):
@@ -134,7 +135,7 @@ class SettingsParser(argparse.ArgumentParser):
             yield next(words)
 
     def _option(self, word: str) -> str | None:
-        """The option that a word is, abbreviated where the parser allows it; else None."""
+        """The option that a word names, possibly abbreviated; None if it is not an option."""
         name = word.partition("=")[0]
         if name in self._values_of:
             return name
@@ -145,7 +146,7 @@ class SettingsParser(argparse.ArgumentParser):
 
 
 class _Words:
-    """Words taken one by one."""
+    """An iterator over words with a look at the next one."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self.left = [str(word) for word in words]
@@ -166,24 +167,24 @@ def _require_no_second_file(word: str, parsed: argparse.Namespace) -> None:
     if word.endswith((".yaml", ".yml")):
         first = getattr(parsed, "cfg", None)
         if first is None:
-            raise ConfigError(f"a config is named with --cfg: --cfg {word}")
+            raise ConfigError(f"name the config file with --cfg: --cfg {word}")
         raise ConfigError(f"--cfg takes one file, then KEY VALUE ...; {word!r} is a second file")
 
 
 def _no_value(key: str) -> str:
     name, equals, value = key.partition("=")
     if equals:
-        return f"settings come as KEY VALUE, without '=': {name} {value}"
-    return f"settings come as KEY VALUE, and {key} has no value behind it"
+        return f"settings are written KEY VALUE, without '=': {name} {value}"
+    return f"settings are written KEY VALUE, but {key} has no value"
 
 
-# ---- what a command line with settings takes ----------------------------------------------------
+# ---- arguments that command lines share ---------------------------------------------------------
 
 
 def add_config_arguments(parser: SettingsParser, *, required: bool = True) -> None:
     """Add `--cfg FILE`, settings, `--opts` and `--import MODULE`.
 
-    `required=False` is for command lines that can do without a file; `args.cfg` may then be None.
+    With `required=False` the file may be left out; `args.cfg` is then None.
     """
     parser.add_argument(
         "--cfg", required=required, action=_Once, metavar="FILE", help="one YAML file of settings"
@@ -198,13 +199,13 @@ def add_config_arguments(parser: SettingsParser, *, required: bool = True) -> No
     parser.add_argument(
         "--opts",
         action="store_true",
-        help="may stand before KEY VALUE; KEY is then no file or folder, whatever its name",
+        help="optional before KEY VALUE; KEY is then a setting even if there is such a file",
     )
     add_import_argument(parser)
 
 
 class _Once(argparse.Action):
-    """argparse would quietly keep the last of two."""
+    """An option that may be given once; argparse would keep the last of two silently."""
 
     def __call__(
         self,
@@ -219,7 +220,7 @@ class _Once(argparse.Action):
 
 
 def config_from_args(args: argparse.Namespace) -> Config:
-    """The Config of a parsed command line; the modules its IMPORTS name are imported as well."""
+    """Make the Config of a parsed command line, and import the modules that its IMPORTS name."""
     cfg = load_config(args.cfg, args.settings)
     for module in cfg.imports:
         import_user_module(module)
@@ -227,23 +228,27 @@ def config_from_args(args: argparse.Namespace) -> Config:
     return dataclasses.replace(cfg, imports=cfg.imports + missing)
 
 
-# ---- every setting, found and explained ---------------------------------------------------------
+# ---- a table of settings ------------------------------------------------------------------------
 
 
 def settings_table(pattern: str = "", *, width: int = 100) -> str:
-    """Key, default, what is allowed and meaning of the settings that a pattern finds.
+    """Describe the settings that match a pattern: key, default, allowed values and meaning.
 
-    pattern: a part of a key or a shell pattern, in any case; where no key has it, meanings are
-    searched for it. Raises UserError with near keys where it finds nothing.
+    Args:
+        pattern: a part of a key or a shell pattern, in upper or lower case. If no key matches, the
+            meanings are searched.
+        width: columns of the text.
+
+    Raises UserError, which suggests similar keys, if nothing matches.
     """
     known = describe_settings()
-    found = [setting for setting in known if _matches(pattern, setting.key)]
-    found = found or [s for s in known if pattern.lower() in s.meaning.lower()]
-    if not found:
+    matching = [setting for setting in known if _matches(pattern, setting.key)]
+    matching = matching or [s for s in known if pattern.lower() in s.meaning.lower()]
+    if not matching:
         near = _near([setting.key for setting in known], pattern.upper())
-        advice = f"; near ones: {', '.join(near)}" if near else ""
-        raise UserError(f"no setting matches {pattern!r}{advice}. --settings alone shows them all")
-    return "\n".join(_described(setting, width) for setting in found)
+        advice = f"; similar ones: {', '.join(near)}" if near else ""
+        raise UserError(f"no setting matches {pattern!r}{advice}. --settings alone lists all")
+    return "\n".join(_described(setting, width) for setting in matching)
 
 
 def _matches(pattern: str, key: str) -> bool:
@@ -254,7 +259,7 @@ def _matches(pattern: str, key: str) -> bool:
 
 
 def _near(keys: Sequence[str], pattern: str) -> list[str]:
-    """Keys that are spelled like a pattern, or of which a word is."""
+    """Keys that are spelled like a pattern, and keys with a word that is."""
     whole = difflib.get_close_matches(pattern, keys, n=3)
     words = {word for key in keys for word in re.split("[._]", key)}
     alike = difflib.get_close_matches(pattern.rpartition(".")[2], words, n=2, cutoff=0.7)

@@ -1,4 +1,4 @@
-"""Class names of public data sets, one a line in index order; sources in README.md beside them."""
+"""Class names of public data sets: one name per line, in index order; README.md has the sources."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from hiera_video.errors import UserError
 
 
 def load_labels(name: str) -> list[str]:
-    """Class names by index, e.g. `load_labels("kinetics400")[6] == "arm wrestling"`.
+    """Read the class names of a data set: `load_labels("kinetics400")[6] == "arm wrestling"`.
 
-    Raises UserError for a set whose names do not ship with the package.
+    Raises UserError for a data set whose names are not part of the package.
     """
     if name not in known_labels():
         raise UserError(
@@ -21,6 +21,6 @@ def load_labels(name: str) -> list[str]:
 
 
 def known_labels() -> list[str]:
-    """The sets whose names ship with the package."""
+    """Names of the data sets that `load_labels` knows."""
     files = (entry.name for entry in resources.files(__name__).iterdir())
     return sorted(name.removesuffix(".txt") for name in files if name.endswith(".txt"))
