@@ -19,10 +19,10 @@ from conftest import REPOSITORY
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.errors import UserError
 from hiera_video.preparation.audit import audit as audit_module
-from hiera_video.preparation.audit import file as audit_file
-from hiera_video.preparation.audit.file import decode_all, examine, sample_digest
-from hiera_video.preparation.audit.memory import AuditMemory, Identity
-from hiera_video.preparation.audit.records import PROBLEMS, REMARKS, Findings, Job, Seen
+from hiera_video.preparation.audit import examine as audit_file
+from hiera_video.preparation.audit.examine import decode_all, examine, sample_digest
+from hiera_video.preparation.audit.cache import AuditMemory, Identity
+from hiera_video.preparation.audit.findings import PROBLEMS, REMARKS, Findings, Job, Seen
 from hiera_video.video.find import PLAYLIST_SUFFIXES, find_videos
 
 SHORT = ("--opts", "DATA.NUM_FRAMES", "4", "DATA.SAMPLING_RATE", "2")

@@ -29,8 +29,8 @@ from hiera_video.errors import UserError
 from hiera_video.preparation.audit import report as audit_report
 from hiera_video.preparation.audit.audit import Audit, audit
 from hiera_video.preparation.audit.lists import read_parts
-from hiera_video.preparation.audit.memory import AuditMemory, default_memory_file
-from hiera_video.preparation.audit.records import Findings
+from hiera_video.preparation.audit.cache import AuditMemory, default_memory_file
+from hiera_video.preparation.audit.findings import Findings
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,8 +25,8 @@ import numpy as np
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.preparation.audit.duplicates import find_duplicates
 from hiera_video.preparation.audit.lists import UNUSED, Part
-from hiera_video.preparation.audit.memory import AuditMemory, Identity, clip_key
-from hiera_video.preparation.audit.records import ClipJob, Findings, Job, Seen
+from hiera_video.preparation.audit.cache import AuditMemory, Identity, clip_key
+from hiera_video.preparation.audit.findings import ClipJob, Findings, Job, Seen
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 from hiera_video.video.sampling import span
 
@@ -38,7 +38,7 @@ AT_ONCE = 1000
 CLIPS_TIMED = 16
 """Videos of which a clip is read with a watch in hand."""
 
-PRELOAD = ("hiera_video.preparation.audit.file", "hiera_video.video.worker_imports")
+PRELOAD = ("hiera_video.preparation.audit.examine", "hiera_video.video.worker_imports")
 """What all children need: seconds of imports, paid once."""
 
 Progress = Callable[[str, int, int], None]
@@ -246,7 +246,7 @@ def _look(
             yield Job(entry, path, quick, 0.4 * time_limit)
 
     workers = min(workers, len(unknown))
-    name = "hiera_video.preparation.audit.file.examine"
+    name = "hiera_video.preparation.audit.examine.examine"
     with GuardedPool(name, workers=workers, time_limit=time_limit, preload=PRELOAD) as pool:
         for job, seen in pool.map(jobs()):
             if isinstance(seen, WorkerFailure):
@@ -357,7 +357,7 @@ def _project(
         if seconds is None
     ]
     if jobs:
-        name = "hiera_video.preparation.audit.file.time_clip"
+        name = "hiera_video.preparation.audit.examine.time_clip"
         with GuardedPool(name, time_limit=time_limit, preload=PRELOAD) as pool:
             for job, seconds in pool.map(jobs):
                 if not isinstance(seconds, WorkerFailure):

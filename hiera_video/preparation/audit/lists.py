@@ -29,7 +29,7 @@ from hiera_video.data.manifests.manifest import UNLABELLED, Manifest, PathTable
 from hiera_video.data.manifests.splits import NoSuchPart, split_of
 from hiera_video.data.manifests.tables import find_header
 from hiera_video.errors import DataError, LabelRangeError
-from hiera_video.preparation.audit.records import Findings
+from hiera_video.preparation.audit.findings import Findings
 from hiera_video.video.find import PLAYLIST_SUFFIXES, is_video
 
 HEAP = "files"

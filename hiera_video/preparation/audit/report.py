@@ -16,7 +16,7 @@ from hiera_video.errors import DataError
 from hiera_video.files import atomic_write, write_text
 from hiera_video.preparation.audit.audit import Audit
 from hiera_video.preparation.audit.lists import UNUSED, Part
-from hiera_video.preparation.audit.records import PROBLEMS, REMARKS, Finding
+from hiera_video.preparation.audit.findings import PROBLEMS, REMARKS, Finding
 from hiera_video.video.find import is_video
 
 MOST_CLASSES_SHOWN = 30

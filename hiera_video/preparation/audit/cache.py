@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.preparation.audit.records import Seen
+from hiera_video.preparation.audit.findings import Seen
 
 FORMAT = 1
 """Of the tables; a file of another one is set aside."""

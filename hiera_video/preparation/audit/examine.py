@@ -18,8 +18,8 @@ import numpy as np
 import torch
 
 from hiera_video.errors import DecodeError
-from hiera_video.preparation.audit.claims import irregular, oddities, unkept_claim
-from hiera_video.preparation.audit.records import ClipJob, Job, Seen
+from hiera_video.preparation.audit.metadata import irregular, oddities, unkept_claim
+from hiera_video.preparation.audit.findings import ClipJob, Job, Seen
 from hiera_video.video.container import (
     TIME_LIMIT,
     Deadline,
