@@ -190,7 +190,7 @@ OTHER_WRITERS = {
     ): "PyAV writes; files.put_in_place follows",
     ("hiera_video/video/decode.py", "open"): "PyAV writes into memory",
     ("hiera_video/video/readers/remux.py", "open"): "PyAV writes into memory",
-    ("hiera_video/preparation/audit/cache.py", "replace"): "a file that is no memory is set aside",
+    ("hiera_video/preparation/audit/cache.py", "replace"): "a file that is no cache is set aside",
 }
 """(file, call) that may write without files.py, and why."""
 

@@ -1,8 +1,7 @@
-"""What an audit learnt of each file, kept by path, size and modification time (SQLite).
+"""The cache of examined files, an SQLite file: results by path, size and modification time.
 
-A file that has not changed is not opened again, so that a second audit costs one `stat` per file.
-The memory is a convenience: where it cannot be read or written, that is said once and the audit
-goes on without.
+An unchanged file is not opened again, so that a second audit costs one `stat` per file. If the
+cache cannot be read or written, one warning says so and the audit goes on without it.
 """
 
 from __future__ import annotations
@@ -15,20 +14,20 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.preparation.audit.findings import Seen
+from hiera_video.preparation.audit.jobs import FileCheck
 
 FORMAT = 1
-"""Of the tables; a file of another one is set aside."""
+"""Version of the tables. A file with another version is set aside."""
 
-LOOKS_FOR = "1"
-"""Of what `audit_file.examine` looks for; results of another one are void."""
+CHECKS_VERSION = "1"
+"""Version of what `examine` checks. Results of another version are not used."""
 
 _COMMIT_SECONDS = 5.0
 _COMMIT_ROWS = 500
-_ASK_AT_ONCE = 500
+_QUERY_ROWS = 500
 
 _TABLES = """
 create table if not exists files (
@@ -42,8 +41,8 @@ create table if not exists clips (
 """
 
 
-class Identity(NamedTuple):
-    """Which file, in which state."""
+class FileState(NamedTuple):
+    """A file in one state: the key of the cache."""
 
     path: str
     """Absolute."""
@@ -51,19 +50,27 @@ class Identity(NamedTuple):
     mtime: int
     """Nanoseconds."""
 
+    @classmethod
+    def of(cls, path: str) -> FileState:
+        """Return the present state of a file. Raises OSError if it does not exist."""
+        path = os.path.abspath(path)
+        status = os.stat(path)
+        return cls(path, status.st_size, status.st_mtime_ns)
 
-def default_memory_file() -> Path:
-    """`$XDG_CACHE_HOME/hiera_video/audit.sqlite`, in ~/.cache where that is not set."""
+
+def default_cache_file() -> Path:
+    """Return `$XDG_CACHE_HOME/hiera_video/audit.sqlite`, below ~/.cache if that is not set."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache) / "hiera_video" / "audit.sqlite"
 
 
-class AuditMemory:
-    """A context manager. `file` None remembers nothing.
+class AuditCache:
+    """Results of earlier audits. A context manager.
 
     Args:
-        warn: is told, in a sentence, when something is wrong with the memory itself.
-        afresh: know nothing, and remember what is learnt in place of what was.
+        file: the SQLite file; None caches nothing.
+        warn: called with one sentence if the cache itself fails.
+        afresh: return no cached result; new results replace the old ones.
     """
 
     def __init__(
@@ -72,12 +79,12 @@ class AuditMemory:
         self.file = file
         self._afresh = afresh
         self._warn = warn
-        self._made_by = f"{LOOKS_FOR}/av-{_version_of('av')}"
-        self._waiting: list[tuple] = []
+        self._made_by = f"{CHECKS_VERSION}/av-{_version_of('av')}"
+        self._pending: list[tuple[Any, ...]] = []
         self._committed = time.monotonic()
         self._database = _open(file, warn) if file is not None else None
 
-    def __enter__(self) -> AuditMemory:
+    def __enter__(self) -> AuditCache:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -86,142 +93,151 @@ class AuditMemory:
             self._database.close()
             self._database = None
 
-    def known(self, files: Sequence[Identity], *, quick: bool) -> dict[str, Seen]:
-        """By path, those of `files` that were seen in this very state (at least as closely as
-        asked for: what a quick look found is no answer to a full one)."""
-        found: dict[str, Seen] = {}
+    def lookup(self, files: Sequence[FileState], *, quick: bool) -> dict[str, FileCheck]:
+        """Return path -> result of the files that are cached in this very state.
+
+        A full audit does not use the results of a quick one; a quick audit uses both.
+        """
+        results: dict[str, FileCheck] = {}
         wanted = {os.fsencode(file.path): file for file in files}
         keys = list(wanted)
-        for first in range(0, len(keys), _ASK_AT_ONCE):
-            some = keys[first : first + _ASK_AT_ONCE]
-            marks = ",".join("?" * len(some))
-            rows = self._ask(f"select * from files where path in ({marks})", some)
-            for path, size, mtime, was_quick, made_by, *rest in rows:
+        for first in range(0, len(keys), _QUERY_ROWS):
+            batch = keys[first : first + _QUERY_ROWS]
+            marks = ",".join("?" * len(batch))
+            rows = self._query(f"select * from files where path in ({marks})", batch)
+            for path, size, mtime, was_quick, made_by, *columns in rows:
                 file = wanted[path]
                 same = size == file.size and mtime == file.mtime and made_by == self._made_by
                 if same and quick >= was_quick:
-                    found[file.path] = _seen(*rest)
-        return found
+                    results[file.path] = _check_of(columns)
+        return results
 
-    def keep(self, file: Identity, what: Seen, *, quick: bool) -> None:
-        """Remember a file. Written within seconds, or at the latest by `commit`."""
-        self._waiting.append(
-            (os.fsencode(file.path), file.size, file.mtime, quick, self._made_by, *_columns(what))
-        )
+    def store(self, file: FileState, check: FileCheck, *, quick: bool) -> None:
+        """Cache one result. It is written within seconds, at the latest by `commit`."""
+        key = (os.fsencode(file.path), file.size, file.mtime, quick, self._made_by)
+        self._pending.append((*key, *_columns_of(check)))
         overdue = time.monotonic() - self._committed > _COMMIT_SECONDS
-        if overdue or len(self._waiting) >= _COMMIT_ROWS:
+        if overdue or len(self._pending) >= _COMMIT_ROWS:
             self.commit()
 
     def commit(self) -> None:
-        """Write what is waiting."""
-        rows, self._waiting = self._waiting, []
+        """Write the pending results."""
+        rows, self._pending = self._pending, []
         self._committed = time.monotonic()
         if rows:
             marks = ",".join("?" * len(rows[0]))
             self._write(f"insert or replace into files values ({marks})", rows)
 
-    # ---- what a clip of it costs ----
+    # ---- times of clips ----
 
-    def clip_seconds(self, file: Identity, clip: str) -> float | None:
-        """Seconds that reading one clip took; `clip` from `clip_key`."""
+    def clip_seconds(self, file: FileState, clip: str) -> float | None:
+        """Return the seconds that reading one clip took; `clip` is from `clip_key`."""
         query = "select seconds from clips where path = ? and size = ? and mtime = ? and clip = ?"
-        rows = self._ask(query, (os.fsencode(file.path), file.size, file.mtime, clip))
+        rows = self._query(query, (os.fsencode(file.path), file.size, file.mtime, clip))
         return rows[0][0] if rows else None
 
-    def keep_clip_seconds(self, file: Identity, clip: str, seconds: float) -> None:
+    def store_clip_seconds(self, file: FileState, clip: str, seconds: float) -> None:
+        """Cache the seconds that reading one clip took."""
         row = (os.fsencode(file.path), file.size, file.mtime, clip, seconds)
         self._write("insert or replace into clips values (?, ?, ?, ?, ?)", [row])
 
     # ---- the database ----
 
-    def _ask(self, query: str, values: Sequence) -> list[tuple]:
+    def _query(self, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
         if self._database is None or self._afresh:
             return []
         try:
             return self._database.execute(query, values).fetchall()
         except sqlite3.Error as error:
-            self._give_up(error)
+            self._give_up(self._database, error)
             return []
 
-    def _write(self, statement: str, rows: Sequence[tuple]) -> None:
+    def _write(self, statement: str, rows: Sequence[tuple[Any, ...]]) -> None:
         if self._database is None:
             return
         try:
             with self._database:
                 self._database.executemany(statement, rows)
         except sqlite3.Error as error:
-            self._give_up(error)
+            self._give_up(self._database, error)
 
-    def _give_up(self, error: sqlite3.Error) -> None:
-        self._warn(f"what is learnt is not remembered: {self.file}: {error}")
+    def _give_up(self, database: sqlite3.Connection, error: sqlite3.Error) -> None:
+        self._warn(f"results are not cached: {self.file}: {error}")
         with contextlib.suppress(sqlite3.Error):
-            self._database.close()
+            database.close()
         self._database = None
 
 
 def clip_key(spec: ClipSpec, decoder: str) -> str:
-    """What decides how long a clip takes to read, as text."""
+    """Return as text what decides how long reading a clip takes."""
     return json.dumps([decoder, *sorted(spec.to_dict().items())])
 
 
-def _columns(seen: Seen) -> tuple:
-    remarks = json.dumps(seen.remarks) if seen.remarks else ""
-    reason = seen.reason.encode("utf-8", "surrogateescape")
-    facts = (seen.frames, seen.fps, seen.seconds, seen.rotation)
-    return (seen.kind, reason, *facts, remarks, seen.sample, seen.pictures)
+def _columns_of(check: FileCheck) -> tuple[Any, ...]:
+    """Return a result as the columns of the table `files` after its key."""
+    remarks = json.dumps(check.remarks) if check.remarks else ""
+    reason = check.reason.encode("utf-8", "surrogateescape")
+    numbers = (check.frames, check.fps, check.seconds, check.rotation)
+    return (check.kind, reason, *numbers, remarks, check.ends_digest, check.frames_digest)
 
 
-def _seen(kind, reason, frames, fps, seconds, rotation, remarks, sample, pictures) -> Seen:
-    """The inverse of `_columns`; called a million times, so plain."""
-    told = tuple(map(tuple, json.loads(remarks))) if remarks else ()
+def _check_of(columns: Sequence[Any]) -> FileCheck:
+    """Invert `_columns_of`. Called once per cached file, a million times for a large set."""
+    kind, reason, frames, fps, seconds, rotation, remarks, ends, pictures = columns
+    pairs = tuple(map(tuple, json.loads(remarks))) if remarks else ()
     text = reason.decode("utf-8", "surrogateescape") if reason else ""
-    return Seen(kind, text, frames, fps, seconds, rotation, told, sample, pictures)
+    return FileCheck(kind, text, frames, fps, seconds, rotation, pairs, ends, pictures)
 
 
 def _open(file: Path, warn: Callable[[str], None]) -> sqlite3.Connection | None:
-    """The database; a file that is none, or of another format, is set aside for a new one."""
+    """Open the database. A file that is not one, or has another version, is set aside."""
     for _ in range(2):
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            database = sqlite3.connect(file, timeout=30.0)
-            try:
-                (found,) = database.execute("pragma user_version").fetchone()
-                if found not in (0, FORMAT):
-                    raise sqlite3.DatabaseError(f"is of format {found}, this version has {FORMAT}")
-                database.executescript(_TABLES)
-                database.execute(f"pragma user_version = {FORMAT}")
-                database.execute("pragma synchronous = normal")
-                return database
-            except BaseException:
-                database.close()
-                raise
+            return _connect(file)
         except sqlite3.OperationalError as error:  # locked, no permission, disk full
-            warn(f"what is learnt is not remembered: {file}: {error}")
+            warn(f"results are not cached: {file}: {error}")
             return None
         except sqlite3.DatabaseError as error:
             if not _set_aside(file, error, warn):
                 return None
         except OSError as error:
-            warn(f"what is learnt is not remembered: {file}: {error.strerror or error}")
+            warn(f"results are not cached: {file}: {error.strerror or error}")
             return None
     return None
 
 
+def _connect(file: Path) -> sqlite3.Connection:
+    """Open the file and create its tables. Raises sqlite3.DatabaseError for another version."""
+    database = sqlite3.connect(file, timeout=30.0)
+    try:
+        (version,) = database.execute("pragma user_version").fetchone()
+        if version not in (0, FORMAT):
+            raise sqlite3.DatabaseError(f"has format {version}, this version reads {FORMAT}")
+        database.executescript(_TABLES)
+        database.execute(f"pragma user_version = {FORMAT}")
+        database.execute("pragma synchronous = normal")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
 def _set_aside(file: Path, fault: sqlite3.DatabaseError, warn: Callable[[str], None]) -> bool:
-    """Rename a file that is no memory, so that a new one can be made; whether that worked."""
+    """Rename a file that is not a cache, so that a new one can be made. False if that fails."""
     aside = file.with_name(f"{file.name}.unreadable")
     try:
         os.replace(file, aside)
     except OSError as error:
-        reason = f"{fault}, and it cannot be set aside as {aside.name}: {error.strerror}"
-        warn(f"what is learnt is not remembered: {file} {reason}")
+        reason = f"{fault}, and it cannot be renamed to {aside.name}: {error.strerror}"
+        warn(f"results are not cached: {file} {reason}")
         return False
-    warn(f"{file} {fault}; it is set aside as {aside.name}, and all files are looked at")
+    warn(f"{file} {fault}; it is renamed to {aside.name}, and all files are examined")
     return True
 
 
 def _version_of(package: str) -> str:
-    """Without importing it."""
+    """Return the version of an installed package without importing it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

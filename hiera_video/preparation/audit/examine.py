@@ -1,10 +1,10 @@
-"""One video file under the magnifier: opened, listed, decoded to its end, and what that showed.
+"""Examine one video file: open it, list its packets, decode it to its end.
 
-    seen = examine(Job(0, "clip.mp4"))
-    seen.kind, seen.reason        # "fewer_frames", "38 of 50 frames decode (from frame 7 on: ...)"
+    check = examine(FileJob(0, "clip.mp4"))
+    check.kind, check.reason      # "fewer_frames", "38 of 50 frames decode (damage ..."
 
-It runs in a child process (`guard.GuardedPool`), since it meets files that nobody vouches for. PyAV
-decodes, whatever the training uses: it is the gate that every file passes there as well.
+Runs in a child process (`GuardedPool`), since it opens files that nobody has checked. PyAV decodes,
+whichever decoder the training uses: training opens every file with PyAV first as well.
 """
 
 from __future__ import annotations
@@ -13,24 +13,33 @@ import hashlib
 import os
 import time
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from hiera_video.errors import DecodeError
-from hiera_video.preparation.audit.metadata import irregular, oddities, unkept_claim
-from hiera_video.preparation.audit.findings import ClipJob, Job, Seen
+from hiera_video.preparation.audit.jobs import FileCheck, FileJob
+from hiera_video.preparation.audit.metadata import (
+    metadata_mismatch,
+    uneven_frame_times,
+    unusual_properties,
+)
+from hiera_video.preparation.pyav_files import plane_bytes, scan_file
 from hiera_video.video.container import (
     TIME_LIMIT,
     Deadline,
+    FrameIndex,
     choose_stream,
     error_reason,
     open_container,
     prepare_decoder,
 )
-from hiera_video.video.decode import VideoInfo, VideoReader
+from hiera_video.video.decode import VideoInfo
 from hiera_video.video.frame_folder import FrameFolder
 from hiera_video.video.guarded_pool import wants_memory
+
+if TYPE_CHECKING:
+    from av import VideoFrame
 
 _NO_FRAMES = (
     "no frame can be decoded",
@@ -39,13 +48,13 @@ _NO_FRAMES = (
     "has no video stream",
     "a folder without pictures",
 )
-"""How the reasons begin that mean: a file that opens, and nothing to see in it."""
+"""First words of the decoder's reasons that mean: the file opens, but has no frame."""
 
-_SAMPLE_BYTES = 64 << 10
+_END_BYTES = 64 << 10
 
 
-def examine(job: Job) -> Seen:
-    """Look at one video file, or folder of pictures. Raises only what says that memory is short."""
+def examine(job: FileJob) -> FileCheck:
+    """Check one video file, or folder of pictures. Raises only errors that mean "out of memory"."""
     try:
         if os.path.isdir(job.path):
             return _examine_folder(job)
@@ -54,42 +63,42 @@ def examine(job: Job) -> Seen:
         return _refused(error.reason)
     except Exception as error:
         if wants_memory(error):
-            raise  # the guard knows the limit, and says so
-        # A mistake of ours or of a library must not end an audit of days at one file.
+            raise  # the pool knows the limit and reports it
+        # A bug, here or in a library, must not end an audit of days at one file.
         text = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
-        return Seen("unreadable", f"cannot be read: {text}", lasting=False)
+        return FileCheck("unreadable", f"cannot be read: {text}", cacheable=False)
 
 
-def _refused(reason: str) -> Seen:
+def _refused(reason: str) -> FileCheck:
     kind = "no_frames" if reason.startswith(_NO_FRAMES) else "unreadable"
-    return Seen(kind, reason, lasting=not reason.startswith("cannot be opened"))
+    return FileCheck(kind, reason, cacheable=not reason.startswith("cannot be opened"))
 
 
 # ---- a video ------------------------------------------------------------------------------------
 
 
-def _examine_video(job: Job) -> Seen:
-    sample = sample_digest(job.path)
-    with VideoReader(job.path, "pyav", time_limit=job.seconds) as reader:
-        info = reader.info
-    remarks = [("odd_rate", text)] if (text := irregular(info.times)) else []
-    remarks += [("odd_file", text) for text in oddities(info)]
+def _examine_video(job: FileJob) -> FileCheck:
+    ends_digest = file_ends_digest(job.path)
+    info, index = scan_file(job.path, job.seconds)
+    remarks = [("odd_rate", text)] if (text := uneven_frame_times(info.times)) else []
+    remarks += [("odd_file", text) for text in unusual_properties(info, index)]
     kind = reason = ""
-    pictures = b""
+    frames_digest = b""
     if not job.quick:
-        count = decode_all(info, job.seconds)
-        pictures = count.digest if count.complete else b""
-        if len(count.sizes) > 1:
-            sizes = " and ".join(f"{w}x{h}" for w, h in sorted(count.sizes))
-            remarks.append(("odd_file", f"pictures change size on the way: {sizes}"))
-        if not count.complete:
-            remarks.append(("unchecked", count.reached(info, job.seconds)))
-        elif count.frames < info.num_frames:
-            kind = "fewer_frames" if count.frames else "no_frames"
-            reason = f"{count.frames} of {info.num_frames} frames decode" + count.damage()
-    if not kind and (reason := unkept_claim(info)):
+        decoded = decode_all(info, index, job.seconds)
+        frames_digest = decoded.digest if decoded.complete else b""
+        if len(decoded.sizes) > 1:
+            sizes = " and ".join(f"{w}x{h}" for w, h in sorted(decoded.sizes))
+            remarks.append(("odd_file", f"the picture size changes: {sizes}"))
+        if not decoded.complete:
+            text = f"{decoded.frames} of {info.num_frames} frames"
+            remarks.append(("unchecked", _out_of_time(text, job.seconds)))
+        elif decoded.frames < info.num_frames:
+            kind = "fewer_frames" if decoded.frames else "no_frames"
+            reason = f"{decoded.frames} of {info.num_frames} frames decode" + decoded.damage()
+    if not kind and (reason := metadata_mismatch(info, index)):
         kind = "fewer_frames"
-    return Seen(
+    return FileCheck(
         kind=kind,
         reason=reason,
         frames=info.num_frames,
@@ -97,82 +106,84 @@ def _examine_video(job: Job) -> Seen:
         seconds=info.duration,
         rotation=info.rotation,
         remarks=tuple(remarks),
-        sample=sample,
-        pictures=pictures,
+        ends_digest=ends_digest,
+        frames_digest=frames_digest,
     )
 
 
-def sample_digest(path: str) -> bytes:
-    """16 bytes from a file's size and its first and last 64 KiB."""
+def _out_of_time(text: str, seconds: float) -> str:
+    return f"{text} decoded in {seconds:g} s without an error; the others were not checked"
+
+
+def file_ends_digest(path: str) -> bytes:
+    """Return 16 bytes from a file's size and its first and last 64 KiB."""
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         digest = hashlib.blake2b(str(size).encode(), digest_size=16)
-        digest.update(file.read(_SAMPLE_BYTES))
-        if size > _SAMPLE_BYTES:
-            file.seek(max(size - _SAMPLE_BYTES, _SAMPLE_BYTES))
-            digest.update(file.read(_SAMPLE_BYTES))
+        digest.update(file.read(_END_BYTES))
+        if size > _END_BYTES:
+            file.seek(max(size - _END_BYTES, _END_BYTES))
+            digest.update(file.read(_END_BYTES))
     return digest.digest()
 
 
-class _Count:
-    """What decoding from the first frame to the last came to."""
+class DecodedFrames:
+    """Counts and digests the frames of one video while they are decoded."""
 
-    def __init__(self) -> None:
+    def __init__(self, info: VideoInfo) -> None:
         self.frames = 0
         self.complete = True
-        """False where the time was over before the end."""
-        self.error = ""
-        self.error_after = 0
+        """False if the time ended before the video."""
         self.sizes: set[tuple[int, int]] = set()
         """(width, height) of the pictures as stored."""
-        self._digest = hashlib.blake2b(digest_size=16)
+        self._error = ""
+        self._frames_before_error = 0
+        # The same pictures at another rate, or turned, are another video.
+        facts = f"{info.width}x{info.height} {info.rotation} {info.fps:.3g}"
+        self._digest = hashlib.blake2b(facts.encode(), digest_size=16)
 
     @property
     def digest(self) -> bytes:
+        """16 bytes that depend on every decoded frame."""
         return self._digest.digest()
 
-    def start(self, info: VideoInfo) -> None:
-        # The same pictures at another speed, or turned, are another video.
-        facts = f"{info.width}x{info.height} {info.rotation} {info.fps:.3g}"
-        self._digest.update(facts.encode())
-
-    def add(self, frame) -> None:
+    def add(self, frame: VideoFrame) -> None:
+        """Count one decoded frame."""
         self.frames += 1
         self.sizes.add((frame.width, frame.height))
         for plane in range(len(frame.planes)):
-            self._digest.update(plane_sum(frame, plane).to_bytes(4, "little"))
+            self._digest.update(plane_checksum(frame, plane).to_bytes(4, "little"))
 
-    def fail(self, error: Exception) -> None:
-        if not self.error:
-            self.error, self.error_after = error_reason(error), self.frames
+    def add_error(self, error: Exception) -> None:
+        """Keep the first error of the decoder."""
+        if not self._error:
+            self._error, self._frames_before_error = error_reason(error), self.frames
 
     def damage(self) -> str:
-        return f" (damage after frame {self.error_after}: {self.error})" if self.error else ""
-
-    def reached(self, info: VideoInfo, seconds: float) -> str:
-        return (
-            f"{self.frames} of {info.num_frames} frames decoded in {seconds:g} s, all good; the "
-            "others were not looked at"
-        )
+        """Describe the first error of the decoder; "" if there was none."""
+        if not self._error:
+            return ""
+        return f" (damage after frame {self._frames_before_error}: {self._error})"
 
 
-def plane_sum(frame, number: int) -> int:
-    """CRC-32 of one plane of a decoded frame, without the padding at the end of its lines."""
+def plane_checksum(frame: VideoFrame, number: int) -> int:
+    """Return the CRC-32 of one plane of a decoded frame, without the padding of its lines."""
     plane = frame.planes[number]
-    lines = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)
-    form = frame.format
-    bits = form.components[0].bits if form.is_planar else form.padded_bits_per_pixel
+    pixel_format = frame.format
+    if pixel_format.is_planar:
+        bits = pixel_format.components[0].bits
+    else:
+        bits = pixel_format.padded_bits_per_pixel
     width = plane.width * -(-bits // 8)
-    return zlib.crc32(np.ascontiguousarray(lines[:, :width]))
+    return zlib.crc32(np.ascontiguousarray(plane_bytes(plane)[:, :width]).data)
 
 
-def decode_all(info: VideoInfo, seconds: float) -> _Count:
-    """Decode every frame once, in the file's order, going on behind damage."""
+def decode_all(info: VideoInfo, index: FrameIndex, seconds: float) -> DecodedFrames:
+    """Decode every frame once, in the file's order, and go on after damage."""
     import av
 
-    count = _Count()
-    count.start(info)
-    missing = None if info.index.sequential else set(info.index.frame_pts().tolist())
+    decoded = DecodedFrames(info)
+    missing = None if index.sequential else set(index.frame_pts().tolist())
     container = open_container(info.path, Deadline(info.path, TIME_LIMIT))
     end = time.monotonic() + seconds
     try:
@@ -184,34 +195,35 @@ def decode_all(info: VideoInfo, seconds: float) -> _Count:
                 packet = next(packets, None)
             except av.FFmpegError:
                 # The rest cannot be read, and the index ends here as well; or a read took too long.
-                count.complete = time.monotonic() <= end
+                decoded.complete = time.monotonic() <= end
                 break
             if packet is None:
                 break
             if time.monotonic() > end:
-                count.complete = False
+                decoded.complete = False
                 break
             try:
                 frames = stream.codec_context.decode(packet if packet.size else None)
             except av.FFmpegError as error:
                 if not isinstance(error, EOFError):
-                    count.fail(error)
+                    decoded.add_error(error)
                 continue
             for frame in frames:
-                _count_frame(frame, missing, count)
+                _add_frame(frame, missing, decoded)
     finally:
         container.close()
-    return count
+    return decoded
 
 
-def _count_frame(frame, missing: set[int] | None, count: _Count) -> None:
+def _add_frame(frame: VideoFrame, missing: set[int] | None, decoded: DecodedFrames) -> None:
+    """Add a frame that is intact and, where the frame times are known, among those to be shown."""
     if frame.is_corrupt:
         return
     if missing is None:
-        count.add(frame)
+        decoded.add(frame)
     elif frame.pts in missing:
         missing.discard(frame.pts)
-        count.add(frame)
+        decoded.add(frame)
 
 
 # ---- a folder of pictures -----------------------------------------------------------------------
@@ -219,44 +231,25 @@ def _count_frame(frame, missing: set[int] | None, count: _Count) -> None:
 _PICTURES_AT_A_TIME = 8
 
 
-def _examine_folder(job: Job) -> Seen:
+def _examine_folder(job: FileJob) -> FileCheck:
     folder = FrameFolder(job.path)
     info = folder.info
     digest = hashlib.blake2b(f"{info.width}x{info.height}".encode(), digest_size=16)
     end = time.monotonic() + job.seconds
-    remarks, pictures = [], b""
+    remarks, frames_digest = [], b""
     for first in range(0, 0 if job.quick else info.num_frames, _PICTURES_AT_A_TIME):
         last = min(first + _PICTURES_AT_A_TIME, info.num_frames)
-        digest.update(np.ascontiguousarray(folder.read(range(first, last)).numpy()))
+        digest.update(np.ascontiguousarray(folder.read(range(first, last)).numpy()).data)
         if time.monotonic() > end and last < info.num_frames:
-            text = f"{last} of {info.num_frames} pictures read in {job.seconds:g} s, all good"
-            remarks.append(("unchecked", f"{text}; the others were not looked at"))
+            text = f"{last} of {info.num_frames} pictures"
+            remarks.append(("unchecked", _out_of_time(text, job.seconds)))
             break
     else:
-        pictures = b"" if job.quick else digest.digest()
-    return Seen(
+        frames_digest = b"" if job.quick else digest.digest()
+    return FileCheck(
         frames=info.num_frames,
         fps=info.fps,
         seconds=info.duration,
         remarks=tuple(remarks),
-        pictures=pictures,
+        frames_digest=frames_digest,
     )
-
-
-# ---- what a clip of it costs --------------------------------------------------------------------
-
-
-def time_clip(job: ClipJob) -> float:
-    """Seconds of one core to open a video, decode one random clip, and crop and normalise it.
-
-    Raises DecodeError.
-    """
-    from hiera_video.data.datasets import Sample, TrainReader
-    from hiera_video.data.transforms.train import TrainTransform
-
-    torch.set_num_threads(1)
-    reader = TrainReader(TrainTransform(job.spec, flip=0.0), decoder=job.decoder)
-    reader(Sample(0, job.path, 0, 0))  # the file's own pages, and what is loaded at first use
-    start = time.process_time()
-    reader(Sample(0, job.path, 0, 0))
-    return time.process_time() - start
