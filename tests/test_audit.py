@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import importlib.metadata
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from clips import picture, write_audio_only, write_clip
 from conftest import REPOSITORY
+from scripts import load_script
 
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.errors import UserError
@@ -31,15 +34,7 @@ SHORT = ("--opts", "DATA.NUM_FRAMES", "4", "DATA.SAMPLING_RATE", "2")
 """Clips of 8 frames at 30 fps, so that small files are long enough."""
 
 
-def tool_module():
-    spec = importlib.util.spec_from_file_location("audit_data", REPOSITORY / "tools/audit_data.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["audit_data"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-TOOL = tool_module()
+TOOL = load_script("tools/audit_data.py")
 
 
 @pytest.fixture
@@ -617,6 +612,46 @@ def test_the_cache_returns_what_was_stored(tmp_path):
         assert cache.lookup([one._replace(mtime=3), two._replace(size=4)], quick=True) == {}
 
 
+EARLIER_CACHE = """
+create table files (
+    path blob primary key, size integer, mtime integer, quick integer, made_by text,
+    kind text, reason blob, frames integer, fps real, seconds real, rotation integer,
+    remarks text, sample blob, pictures blob
+) without rowid;
+create table clips (
+    path blob, size integer, mtime integer, clip text, seconds real, primary key (path, clip)
+) without rowid;
+pragma user_version = 1;
+"""
+"""The tables as the first version made them."""
+
+
+def test_the_cache_of_an_earlier_version_is_read(tmp_path):
+    check = FileCheck("", "", 12, 30.0, 0.4, 90, (("odd_rate", "slow"),), b"a" * 16, b"b" * 16)
+    made_by = f"1/av-{importlib.metadata.version('av')}"
+    row = (b"/x/a.mp4", 1, 2, 0, made_by, "", b"", 12, 30.0, 0.4, 90, '[["odd_rate", "slow"]]')
+    with contextlib.closing(sqlite3.connect(tmp_path / "m")) as database, database:
+        database.executescript(EARLIER_CACHE)
+        marks = ",".join("?" * 14)
+        database.execute(f"insert into files values ({marks})", (*row, b"a" * 16, b"b" * 16))
+        database.execute("insert into clips values (?, 1, 2, 'clip', 0.5)", (b"/x/a.mp4",))
+    file = FileState("/x/a.mp4", 1, 2)
+    with AuditCache(tmp_path / "m", pytest.fail) as cache:
+        assert cache.lookup([file], quick=False) == {"/x/a.mp4": check}
+        assert cache.clip_seconds(file, "clip") == 0.5
+
+
+def test_a_cache_of_another_format_is_set_aside(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "m")) as database:
+        database.execute("pragma user_version = 99")
+    warnings = []
+    with AuditCache(tmp_path / "m", warnings.append) as cache:
+        cache.store(FileState("/x/a.mp4", 1, 2), FileCheck(frames=3), quick=False)
+    assert (tmp_path / "m.unreadable").exists()
+    (warning,) = warnings
+    assert "has format 99, this version reads 1; it is renamed to m.unreadable" in warning
+
+
 def test_findings_of_a_split_can_be_discarded():
     findings = Findings()
     for split in ("train", "test"):
@@ -668,9 +703,9 @@ def test_the_command_says_it_with_its_exit_code(tmp_path):
 
     def outcome(*words):
         done = subprocess.run(
-            [sys.executable, str(REPOSITORY / "tools" / "audit_data.py"), *words],
+            command(*words),
             cwd=tmp_path,
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+            env=environment(tmp_path),
             capture_output=True,
             text=True,
             timeout=300,
@@ -750,10 +785,12 @@ def test_long_lists_from_the_cache(tmp_path, count):
             identity = FileState(str(path), status.st_size, status.st_mtime_ns)
             cache.store(identity, seen, quick=False)
     words = [tmp_path / "train.csv", "--memory", file, "--json", tmp_path / "audit.json"]
-    tool = [sys.executable, str(REPOSITORY / "tools" / "audit_data.py"), *map(str, words)]
     for _ in range(2):  # the first times a few clips for its projection
         done = subprocess.run(
-            [sys.executable, "-c", MEASURED, *tool], capture_output=True, text=True, check=True
+            [sys.executable, "-c", MEASURED, *command(*words)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         code, seconds, kibibytes = json.loads(done.stdout)
         assert code == 1

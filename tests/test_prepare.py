@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -13,6 +12,7 @@ import sys
 
 import pytest
 from clips import write_clip
+from scripts import load_script
 from test_readme import TINY
 from tiny_runs import environment
 
@@ -58,12 +58,8 @@ def paths(prepared, split):
 
 
 @pytest.fixture(scope="module")
-def tool(repository):
-    place = repository / "tools" / "prepare_data.py"
-    spec = importlib.util.spec_from_file_location("prepare_data", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool():
+    return load_script("tools/prepare_data.py")
 
 
 @pytest.fixture
