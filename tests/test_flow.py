@@ -180,7 +180,7 @@ OTHER_WRITERS = {
     ("hiera_video/doctor.py", "open"): "into a temporary folder",
     ("tools/benchmarks/memory.py", "write_text"): "a switch of the kernel",
     (
-        "hiera_video/preparation/prepare.py",
+        "hiera_video/preparation/manifest_files.py",
         "write_bytes",
     ): "into a temporary folder",
     ("hiera_video/preparation/transcode.py", "open"): "PyAV writes; put_in_place follows",

@@ -20,13 +20,13 @@ from hiera_video import cli
 from hiera_video.config import load_config
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.errors import RunFailed, UserError
-from hiera_video.preparation import prepare
+from hiera_video.preparation import manifest_files, prepare
+from hiera_video.preparation.manifest_files import write
 from hiera_video.preparation.prepare import (
     SplitOptions,
     leave_out_missing,
     torn_sources,
     use_copies,
-    write,
 )
 from hiera_video.preparation.progress import ProgressLine
 from hiera_video.spreadsheet import original
@@ -369,7 +369,7 @@ def test_names_at_the_top_of_a_list_survive(tmp_path, name):
 
 def test_a_list_that_does_not_read_back_is_not_written(tmp_path, monkeypatch):
     prepared = gather("folder", write_sources(tmp_path / "v"))
-    monkeypatch.setattr(prepare, "_line", lambda video: f"{video.path} 0\n")
+    monkeypatch.setattr(manifest_files, "_line", lambda video: f"{video.path} 0\n")
     with pytest.raises(RunFailed, match="does not read back"):
         write(prepared, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -411,7 +411,8 @@ def test_a_broken_off_writing_is_taken_up(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from hiera_video.preparation.prepare import SplitOptions, gather, write
+from hiera_video.preparation.manifest_files import write
+from hiera_video.preparation.prepare import SplitOptions, gather
 
 root, folder = sys.argv[1:]
 real = {name: getattr(os, name) for name in ("replace", "unlink", "fsync", "mkdir")}
@@ -472,7 +473,7 @@ def test_killed_at_any_step_no_mixture_passes_for_a_set(tmp_path):
         if "train.csv" in there:
             assert found in [{name: whole[name] for name in lists} for whole in (old, new)]
         seen.append(there.get("train.csv"))
-        prepare.check_out(out)  # as the command does first: all that is there counts as ours
+        manifest_files.check_out(out)  # as the command does first: all that is there counts as ours
         write(gather("folder", root, seed=3), out)
         assert snapshot(out) == new
     assert set(seen) == {old["train.csv"], new["train.csv"], None}
@@ -488,7 +489,8 @@ def test_a_full_disk_is_named_and_the_old_lists_stay(tmp_path):
     code = (
         "import resource, sys\n"
         "from hiera_video import cli\n"
-        "from hiera_video.preparation.prepare import SplitOptions, gather, write\n"
+        "from hiera_video.preparation.manifest_files import write\n"
+        "from hiera_video.preparation.prepare import SplitOptions, gather\n"
         "def main(argv):\n"
         "    prepared = gather('folder', argv[0], SplitOptions(seed=3))\n"
         f"    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
@@ -637,14 +639,14 @@ def test_reading_back_leaves_no_folder_behind(tmp_path, monkeypatch, error):
     prepared = gather("folder", write_sources(tmp_path / "v"))
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(prepare.tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(manifest_files.tempfile, "tempdir", str(scratch))
     seen = []
 
     def interrupted(folder, *args, **settings):
         seen.append(folder)
         raise error
 
-    monkeypatch.setattr(prepare, "read_manifest", interrupted)
+    monkeypatch.setattr(manifest_files, "read_manifest", interrupted)
     with pytest.raises(type(error) if isinstance(error, Exception) else error):
         write(prepared, tmp_path / "out")
     assert seen

@@ -44,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = arguments().parse_args(argv)
 
     # Imported here, so that --help need not wait for numpy and the readers.
-    from hiera_video.preparation import prepare
+    from hiera_video.preparation import manifest_files, prepare
 
-    prepare.check_out(args.out)
+    manifest_files.check_out(args.out)
     options = prepare.SplitOptions(
         videos=args.videos,
         group_by=args.group_by,
@@ -59,9 +59,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare.leave_out_missing(prepared)
     if args.transcode is not None:
         transcode(prepared, args)
-    prepare.write(prepared, args.out, settings=_settings(args))
+    manifest_files.write(prepared, args.out, settings=_settings(args))
     print(f"wrote {args.out}")
-    for line in prepare.summary(prepared):
+    for line in manifest_files.summary(prepared):
         print(f"  {line}")
     print("\ntrain on it:")
     print(f"  {training_command(args.out, prepared.root)}")
