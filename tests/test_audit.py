@@ -1,4 +1,4 @@
-"""The audit: every kind of fault is planted in clips made here, and must be found and named."""
+"""The audit: clips made here contain every kind of fault, and each must be found and named."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ TOOL = load_script("tools/audit_data.py")
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Run the tool in this process: run(*words) -> (exit code, JSON, what it printed)."""
+    """Run the tool in this process: run(*words) -> (exit code, JSON, stdout)."""
 
     def run(*words, memory=tmp_path / "memory.sqlite"):
         target = tmp_path / "audit.json"
@@ -50,7 +50,7 @@ def run(tmp_path, capsys):
 
 
 def reasons(report: dict, kind: str) -> dict[str, str]:
-    """File name -> reason, of one kind."""
+    """Return file name -> reason of the findings of one kind."""
     rows = [*report["problems"], *report["remarks"]]
     return {Path(row["file"]).name: row["reason"] for row in rows if row["kind"] == kind}
 
@@ -60,7 +60,7 @@ def kinds(report: dict) -> dict[str, int]:
 
 
 def noise(seed: int, frames: int = 12, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
-    """Pictures of a clip that is like no other."""
+    """Return the pictures of a clip that differs from all others."""
     rng = np.random.default_rng(seed)
     still = rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     return [np.roll(still, i, axis=1) for i in range(frames)]
@@ -74,7 +74,7 @@ def clip(path: Path, seed: int, **settings) -> Path:
 
 
 def cut(source: Path, path: Path, share: float) -> Path:
-    """The first `share` of a file's bytes."""
+    """Write the first `share` of a file's bytes to `path`."""
     data = source.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     return path
@@ -123,7 +123,7 @@ def test_a_cut_file_does_not_match_its_header(tmp_path):
 
 
 def remux_faststart(source: Path, path: Path) -> Path:
-    """The same packets with the header in front, as on web sites."""
+    """Write the same packets with the header first, as on web sites."""
     import av
 
     with (
@@ -152,7 +152,7 @@ def test_damage_in_the_middle_is_found_only_by_decoding(tmp_path):
     assert look(path, quick=True).kind == ""
 
 
-def test_time_that_is_over_is_said_and_not_held_against_the_file(tmp_path, monkeypatch):
+def test_running_out_of_time_is_a_remark_and_no_problem(tmp_path, monkeypatch):
     seen = look(clip(tmp_path / "a.mp4", 3, frames=40), seconds=60.0)
     assert seen.remarks == ()
     monkeypatch.setattr(
@@ -388,7 +388,7 @@ def test_a_list_of_which_nothing_parses(run, tmp_path):
 
 
 def test_lists_are_read_as_training_reads_them(run, tmp_path):
-    """Names, quotes, columns; a mixture of ids and names costs the fewer of them."""
+    """Names, quotes, columns; in a mixture of ids and names, the rarer kind is reported."""
     clip(tmp_path / "a, b.mp4", 0)
     clip(tmp_path / "c.mp4", 1)
     (tmp_path / "train.csv").write_text('video;class\n"a, b.mp4";run\nc.mp4;walk\nc.mp4;3\n')
@@ -475,7 +475,7 @@ def test_a_folder_without_a_layout_and_files_named_like_videos(run, tmp_path):
 
 
 def test_playlists_are_found_by_one_list_of_endings(run, tmp_path):
-    """The demo and the audit agree on what is refused by name."""
+    """The demo and the audit refuse the same files by name."""
     clip(tmp_path / "set" / "deep" / "er" / "a.mp4", 0)
     for ending in PLAYLIST_SUFFIXES:
         (tmp_path / "set" / f"list{ending}").write_text("#EXTM3U\n/etc/passwd\n")
@@ -805,7 +805,7 @@ def test_long_lists_from_the_cache(tmp_path, count):
 
 
 def test_lists_keep_names_that_are_not_utf8(run, tmp_path):
-    """Training reads them back byte for byte, behind no mark; JSON has them as Python does."""
+    """Training reads them back byte for byte; JSON writes them as Python does."""
     name = os.fsdecode(b"caf\xe9 =1+1.mp4")
     for number, file in enumerate((f"a/{name}", "a/-x.mp4", "=b/ü.mp4", "=b/y.mp4")):
         clip(tmp_path / "set" / file, number)

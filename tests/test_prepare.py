@@ -215,7 +215,7 @@ def test_one_list_is_divided(tmp_path):
     assert not torn_sources(prepared.splits)
 
 
-def test_a_split_that_tears_sources_apart_is_refused_or_told(tmp_path):
+def test_a_split_that_tears_sources_apart_is_refused_or_noted(tmp_path):
     touch(tmp_path, "1.mp4", "2.mp4", "3.mp4")
     rows = "1.mp4,x,film1,0\n2.mp4,y,film1,1\n3.mp4,x,,1\n"
     text(tmp_path / "labels.csv", "path,label,source,fold\n" + rows)
@@ -360,7 +360,7 @@ def test_odd_names_survive(tmp_path):
     ],
 )
 def test_names_at_the_top_of_a_list_survive(tmp_path, name):
-    """Whatever a reader could take for a heading, a quotation or blanks of the line."""
+    """Names that a reader could take for a header, a quoted field or blanks around the line."""
     videos = [prepare.Video(name, 0, ""), prepare.Video("z.mp4", 1, "")]
     splits = {"train": videos, "val": videos[1:]}
     write(prepare.Prepared("folder", str(tmp_path), splits, ("7", "1 x")), tmp_path / "out")
@@ -397,8 +397,8 @@ def test_only_what_was_written_here_is_overwritten(run_tool, tmp_path):
     assert (lists / "train.csv").read_text() == "a/00_0.mp4 0\nb/01_1.mp4 1\n"
 
 
-def test_a_broken_off_writing_is_taken_up(tmp_path):
-    """Some files new, some old, the record old: as a power cut between two renames leaves them."""
+def test_an_interrupted_write_is_finished_by_the_next(tmp_path):
+    """Some files new, some old, an old record: the state after a power cut between two renames."""
     root = write_sources(tmp_path / "v")
     out = write(gather("folder", root), tmp_path / "out")
     fresh = write(gather("folder", root, seed=3), tmp_path / "fresh")
@@ -452,8 +452,8 @@ def snapshot(folder):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_killed_at_any_step_no_mixture_passes_for_a_set(tmp_path):
-    """Lists of two calls would train on what they validate on. Where train.csv is there, all of
-    the set is of one call; and the same command finishes what was broken off."""
+    """Lists of two calls would train on what they validate on. If train.csv exists, all of
+    the set is of one call; and the same command finishes an interrupted one."""
     root = write_sources(tmp_path / "v")
     old = snapshot(write(gather("folder", root), tmp_path / "old"))
     new = snapshot(write(gather("folder", root, seed=3), tmp_path / "new"))
@@ -547,7 +547,7 @@ def test_copies_take_the_place_of_videos(tmp_path):
 
 
 def test_one_command_after_it_trains(run_tool, repository, tmp_path, monkeypatch):
-    """Copies and all, from a folder whose name needs quoting; a broken video is counted."""
+    """With copies, from a folder whose name needs quoting; a broken video is counted."""
     monkeypatch.chdir(repository)
     root = tmp_path / "my videos: 2 #x"
     for label in ("jump", "wave"):

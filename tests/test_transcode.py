@@ -1,4 +1,4 @@
-"""Small copies of videos: the same frames at the same times, whole or not there at all."""
+"""Small copies of videos: the same frames at the same times, whole or not at all."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_decoded_to_its_end_has_no_copy(tmp_path):
     assert not (tmp_path / "unfinished.mp4").exists()
 
 
-def test_a_disk_that_takes_no_more_is_told_from_a_bad_video(tmp_path):
+def test_a_full_disk_is_no_bad_video(tmp_path):
     """A limit on the size of files stands in for the full disk."""
     write_clip(tmp_path / "a.mp4", frames=60, size=(320, 240))
     code = (
@@ -231,7 +231,7 @@ def test_a_folder_of_copies_grows_and_is_not_made_twice(originals, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(tmp_path):
-    """SIGKILL while files are made: what is there is whole, and the rest is made as ever."""
+    """SIGKILL while files are made: finished copies are whole, and the next call makes the rest."""
     root, folder = tmp_path / "root", tmp_path / "small"
     root.mkdir()
     names = [f"{i}.mp4" for i in range(10)]
@@ -270,7 +270,7 @@ def bytes_below_top(folder):
 
 
 class StubPool:
-    """A pool whose second file meets what it is told to."""
+    """A pool whose second file ends with `ends_with`."""
 
     ends_with: BaseException | WorkerFailure
 
@@ -327,7 +327,7 @@ def test_two_at_once_do_not_mix(originals, tmp_path):
         ({"folder": "broken"}, "cannot be read"),
     ],
 )
-def test_what_is_not_ours_is_not_touched(tmp_path, settings, message):
+def test_folders_of_the_user_are_not_touched(tmp_path, settings, message):
     (tmp_path / "root").mkdir()
     (tmp_path / "a file").write_text("")
     for name, file, content in (
