@@ -1,12 +1,14 @@
-"""The audit: every kind of fault is planted in clips made here, and must be found and named."""
+"""The audit: clips made here contain every kind of fault, and each must be found and named."""
 
 from __future__ import annotations
 
-import importlib.util
+import contextlib
+import importlib.metadata
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -15,34 +17,29 @@ import numpy as np
 import pytest
 from clips import picture, write_audio_only, write_clip
 from conftest import REPOSITORY
+from scripts import load_script
 
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.errors import UserError
 from hiera_video.preparation.audit import audit as audit_module
-from hiera_video.preparation.audit import file as audit_file
-from hiera_video.preparation.audit.file import decode_all, examine, sample_digest
-from hiera_video.preparation.audit.memory import AuditMemory, Identity
-from hiera_video.preparation.audit.records import PROBLEMS, REMARKS, Findings, Job, Seen
+from hiera_video.preparation.audit import examine as examine_module
+from hiera_video.preparation.audit import projection as projection_module
+from hiera_video.preparation.audit.cache import AuditCache, FileState
+from hiera_video.preparation.audit.examine import decode_all, examine, file_ends_digest
+from hiera_video.preparation.audit.findings import PROBLEMS, REMARKS, Finding, Findings
+from hiera_video.preparation.audit.jobs import FileCheck, FileJob
 from hiera_video.video.find import PLAYLIST_SUFFIXES, find_videos
 
 SHORT = ("--opts", "DATA.NUM_FRAMES", "4", "DATA.SAMPLING_RATE", "2")
 """Clips of 8 frames at 30 fps, so that small files are long enough."""
 
 
-def tool_module():
-    spec = importlib.util.spec_from_file_location("audit_data", REPOSITORY / "tools/audit_data.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["audit_data"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-TOOL = tool_module()
+TOOL = load_script("tools/audit_data.py")
 
 
 @pytest.fixture
 def run(tmp_path, capsys):
-    """Run the tool in this process: run(*words) -> (exit code, JSON, what it printed)."""
+    """Run the tool in this process: run(*words) -> (exit code, JSON, stdout)."""
 
     def run(*words, memory=tmp_path / "memory.sqlite"):
         target = tmp_path / "audit.json"
@@ -53,7 +50,7 @@ def run(tmp_path, capsys):
 
 
 def reasons(report: dict, kind: str) -> dict[str, str]:
-    """File name -> reason, of one kind."""
+    """Return file name -> reason of the findings of one kind."""
     rows = [*report["problems"], *report["remarks"]]
     return {Path(row["file"]).name: row["reason"] for row in rows if row["kind"] == kind}
 
@@ -63,7 +60,7 @@ def kinds(report: dict) -> dict[str, int]:
 
 
 def noise(seed: int, frames: int = 12, size: tuple[int, int] = (64, 48)) -> list[np.ndarray]:
-    """Pictures of a clip that is like no other."""
+    """Return the pictures of a clip that differs from all others."""
     rng = np.random.default_rng(seed)
     still = rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     return [np.roll(still, i, axis=1) for i in range(frames)]
@@ -77,7 +74,7 @@ def clip(path: Path, seed: int, **settings) -> Path:
 
 
 def cut(source: Path, path: Path, share: float) -> Path:
-    """The first `share` of a file's bytes."""
+    """Write the first `share` of a file's bytes to `path`."""
     data = source.read_bytes()
     path.write_bytes(data[: int(len(data) * share)])
     return path
@@ -86,15 +83,15 @@ def cut(source: Path, path: Path, share: float) -> Path:
 # ---- one file -----------------------------------------------------------------------------------
 
 
-def look(path: Path, **settings) -> Seen:
-    return examine(Job(0, str(path), **settings))
+def look(path: Path, **settings) -> FileCheck:
+    return examine(FileJob(0, str(path), **settings))
 
 
 def test_a_good_file_is_good(tmp_path):
     seen = look(clip(tmp_path / "a.mp4", 0))
     assert (seen.kind, seen.reason, seen.remarks) == ("", "", ())
     assert (seen.frames, seen.fps, seen.seconds) == (12, 30.0, 0.4)
-    assert len(seen.pictures) == len(seen.sample) == 16
+    assert len(seen.frames_digest) == len(seen.ends_digest) == 16
 
 
 def test_files_that_do_not_open(tmp_path):
@@ -113,20 +110,20 @@ def test_files_without_a_frame(tmp_path):
     assert look(tmp_path / "folder").kind == "no_frames"
 
 
-def test_a_cut_file_breaks_its_claim(tmp_path):
+def test_a_cut_file_does_not_match_its_header(tmp_path):
     whole = clip(tmp_path / "whole.mkv", 1, frames=90)
     seen = look(cut(whole, tmp_path / "cut.mkv", 0.5))
     assert seen.kind == "fewer_frames"
-    assert seen.reason.startswith("claims 3.0 s, ends after")
+    assert seen.reason.startswith("states 3.0 s, ends after")
     moved = remux_faststart(clip(tmp_path / "whole.mp4", 1, frames=90), tmp_path / "moved.mp4")
     assert look(moved).kind == ""
     seen = look(cut(moved, tmp_path / "cut.mp4", 0.5))
     assert seen.kind == "fewer_frames"
-    assert seen.reason.startswith("claims 90 frames, holds ")
+    assert seen.reason.startswith("states 90 frames, holds ")
 
 
 def remux_faststart(source: Path, path: Path) -> Path:
-    """The same packets with the header in front, as on web sites."""
+    """Write the same packets with the header first, as on web sites."""
     import av
 
     with (
@@ -155,18 +152,23 @@ def test_damage_in_the_middle_is_found_only_by_decoding(tmp_path):
     assert look(path, quick=True).kind == ""
 
 
-def test_time_that_is_over_is_said_and_not_held_against_the_file(tmp_path, monkeypatch):
+def test_running_out_of_time_is_a_remark_and_no_problem(tmp_path, monkeypatch):
     seen = look(clip(tmp_path / "a.mp4", 3, frames=40), seconds=60.0)
     assert seen.remarks == ()
-    monkeypatch.setattr(audit_file, "decode_all", lambda info, _: decode_all(info, 0.0))
+    monkeypatch.setattr(
+        examine_module, "decode_all", lambda info, index, _: decode_all(info, index, 0.0)
+    )
     seen = look(tmp_path / "a.mp4", seconds=60.0)
-    assert (seen.kind, seen.pictures, len(seen.sample)) == ("", b"", 16)
+    assert (seen.kind, seen.frames_digest, len(seen.ends_digest)) == ("", b"", 16)
     assert seen.remarks == (
-        ("unchecked", "0 of 40 frames decoded in 60 s, all good; the others were not looked at"),
+        (
+            "unchecked",
+            "0 of 40 frames decoded in 60 s without an error; the others were not checked",
+        ),
     )
 
 
-def test_rates_rotation_and_oddities(tmp_path):
+def test_rates_rotation_and_unusual_properties(tmp_path):
     times = [i / 30 for i in range(10)] + [0.6 + i / 3 for i in range(10)]
     seen = look(clip(tmp_path / "vfr.mp4", 4, frames=20, times=times))
     assert seen.remarks[0][0] == "odd_rate"
@@ -174,7 +176,7 @@ def test_rates_rotation_and_oddities(tmp_path):
     assert look(clip(tmp_path / "turned.mp4", 5, rotation=90)).rotation == 90
     shutil.copy(clip(tmp_path / "a.mp4", 6), tmp_path / "a.avi")
     ((kind, text),) = look(tmp_path / "a.avi").remarks
-    assert (kind, text[:22]) == ("odd_file", "its name says .avi, it")
+    assert (kind, text[:21]) == ("odd_file", "its extension is .avi")
 
 
 def test_milliseconds_are_no_variable_rate(tmp_path):
@@ -191,7 +193,7 @@ def test_a_folder_of_pictures(tmp_path):
             Image.fromarray(picture(i, (32, 32))).save(tmp_path / name / f"{i}.png")
     one, two = look(tmp_path / "one"), look(tmp_path / "two")
     assert (one.kind, one.frames) == ("", 3)
-    assert one.pictures == two.pictures
+    assert one.frames_digest == two.frames_digest
     (tmp_path / "two" / "1.png").write_bytes(b"no picture")
     assert look(tmp_path / "two").kind == "unreadable"
 
@@ -199,9 +201,9 @@ def test_a_folder_of_pictures(tmp_path):
 def test_pictures_are_known_in_another_container(tmp_path):
     path = clip(tmp_path / "a.mp4", 8)
     again = remux_faststart(path, tmp_path / "a.mov")
-    assert sample_digest(str(path)) != sample_digest(str(again))
-    assert look(path).pictures == look(again).pictures
-    assert look(path).pictures != look(clip(tmp_path / "b.mp4", 9)).pictures
+    assert file_ends_digest(str(path)) != file_ends_digest(str(again))
+    assert look(path).frames_digest == look(again).frames_digest
+    assert look(path).frames_digest != look(clip(tmp_path / "b.mp4", 9)).frames_digest
 
 
 # ---- a whole set --------------------------------------------------------------------------------
@@ -269,10 +271,10 @@ def test_every_fault_is_found_and_named(faulty, run):
     assert reasons(report, "no_frames") == {"sound.mp4": "has no video stream (only audio)"}
     assert "ends after" in reasons(report, "fewer_frames")["cut.mkv"]
     assert reasons(report, "too_short") == {
-        "short.mp4": "3 frames at 30 fps; a clip of 4x2 takes 8"
+        "short.mp4": "3 frames at 30 fps; a clip of 4x2 needs 8"
     }
     assert reasons(report, "rotated") == {"turned.mp4": "by 180 degrees"}
-    assert reasons(report, "odd_rate") == {"slow.mp4": "2 frames a second"}
+    assert reasons(report, "odd_rate") == {"slow.mp4": "2 frames per second"}
     within, across = rows["duplicate_within"], rows["duplicate_across"]
     assert Path(within["file"]).name == "copy of 0.mp4"
     assert within["reason"].endswith("(in train line 1); labelled 'one' here and 'zero' there")
@@ -369,8 +371,8 @@ def test_a_missing_list_does_not_stop_the_audit_of_the_others(run, tmp_path):
     assert reasons(report, "missing_list") == dict.fromkeys(
         ("gone.csv", "nowhere"), "no such file or folder"
     )
-    assert "2 lists and folders that are not there" in said
-    assert "1 videos, 0.00 hours: 1 looked at, 0 remembered" in said
+    assert "2 lists and folders that do not exist" in said
+    assert "1 videos, 0.00 hours: 1 examined, 0 from the cache" in said
     folder = tmp_path / "heap"
     clip(folder / "b.mp4", 2)
     code, report, said = run("nowhere/", folder, *SHORT)  # the folder, as if it were named alone
@@ -386,7 +388,7 @@ def test_a_list_of_which_nothing_parses(run, tmp_path):
 
 
 def test_lists_are_read_as_training_reads_them(run, tmp_path):
-    """Names, quotes, columns; a mixture of ids and names costs the fewer of them."""
+    """Names, quotes, columns; in a mixture of ids and names, the rarer kind is reported."""
     clip(tmp_path / "a, b.mp4", 0)
     clip(tmp_path / "c.mp4", 1)
     (tmp_path / "train.csv").write_text('video;class\n"a, b.mp4";run\nc.mp4;walk\nc.mp4;3\n')
@@ -459,7 +461,7 @@ def test_videos_without_a_label_among_labelled_ones(run, tmp_path):
     assert run(tmp_path / "train.csv", *SHORT)[0] == 0
 
 
-def test_a_heap_of_files_and_what_pretends_to_be_one(run, tmp_path):
+def test_a_folder_without_a_layout_and_files_named_like_videos(run, tmp_path):
     clip(tmp_path / "set" / "deep" / "er" / "a.mp4", 0)
     (tmp_path / "set" / "deep" / "list.m3u8").write_text("#EXTM3U\n/etc/passwd\n")
     (tmp_path / "set" / "deep" / "manifest.csv").write_text("file,what\na,b\n")
@@ -467,13 +469,13 @@ def test_a_heap_of_files_and_what_pretends_to_be_one(run, tmp_path):
     code, report, text = run(tmp_path / "set", *SHORT)
     assert code == 1
     assert kinds(report) == {"missing": 1, "unreadable": 1}
-    assert reasons(report, "missing") == {"link.mp4": "a link to nowhere.mp4, which is not there"}
+    assert reasons(report, "missing") == {"link.mp4": "a link to nowhere.mp4, which does not exist"}
     assert "playlist" in reasons(report, "unreadable")["list.m3u8"]
     assert "no known layout" in text
 
 
 def test_playlists_are_found_by_one_list_of_endings(run, tmp_path):
-    """The demo and the audit agree on what is refused by name."""
+    """The demo and the audit refuse the same files by name."""
     clip(tmp_path / "set" / "deep" / "er" / "a.mp4", 0)
     for ending in PLAYLIST_SUFFIXES:
         (tmp_path / "set" / f"list{ending}").write_text("#EXTM3U\n/etc/passwd\n")
@@ -533,7 +535,7 @@ def test_the_hostile_files_are_all_named(shared_data, run):
     }
 
 
-# ---- memory -------------------------------------------------------------------------------------
+# ---- the cache -----------------------------------------------------------------------------------
 
 
 def test_a_second_audit_opens_nothing(faulty, run, monkeypatch):
@@ -543,7 +545,8 @@ def test_a_second_audit_opens_nothing(faulty, run, monkeypatch):
     def no_pool(*_, **__):
         raise AssertionError("a file was to be opened")
 
-    monkeypatch.setattr(audit_module, "GuardedPool", no_pool)
+    for module in (audit_module, projection_module):
+        monkeypatch.setattr(module, "GuardedPool", no_pool)
     second = run(faulty, *SHORT)[1]
     assert second["files"] == {"looked_at": 0, "remembered": 14}
     for key in ("problems", "remarks", "splits", "projection"):
@@ -571,7 +574,7 @@ def test_a_quick_look_is_no_answer_to_a_full_one(run, tmp_path):
     assert run(tmp_path / "set", *SHORT, "--quick")[1]["files"]["looked_at"] == 0
 
 
-def test_a_broken_memory_is_set_aside(run, tmp_path, capsys):
+def test_a_broken_cache_is_set_aside(run, tmp_path, capsys):
     clip(tmp_path / "set" / "x" / "a.mp4", 0)
     (tmp_path / "memory.sqlite").write_bytes(b"no database at all" * 100)
     assert run(tmp_path / "set", *SHORT)[0] == 0
@@ -579,7 +582,7 @@ def test_a_broken_memory_is_set_aside(run, tmp_path, capsys):
     assert run(tmp_path / "set", *SHORT)[1]["files"]["remembered"] == 1
 
 
-def test_a_broken_memory_that_cannot_be_set_aside_is_done_without(run, tmp_path):
+def test_a_broken_cache_that_cannot_be_set_aside_is_not_used(run, tmp_path):
     clip(tmp_path / "set" / "x" / "a.mp4", 0)
     (tmp_path / "memory.sqlite").write_bytes(b"no database at all" * 100)
     (tmp_path / "memory.sqlite.unreadable").mkdir()
@@ -588,34 +591,74 @@ def test_a_broken_memory_that_cannot_be_set_aside_is_done_without(run, tmp_path)
     assert (tmp_path / "memory.sqlite").read_bytes() == b"no database at all" * 100
 
 
-def test_an_audit_goes_on_without_its_memory(run, tmp_path):
+def test_an_audit_goes_on_without_its_cache(run, tmp_path):
     clip(tmp_path / "set" / "x" / "a.mp4", 0)
     (tmp_path / "file").touch()
     assert run(tmp_path / "set", *SHORT, memory=tmp_path / "file" / "memory.sqlite")[0] == 0
     assert run(tmp_path / "set", *SHORT, memory="none")[0] == 0
 
 
-def test_the_memory_gives_back_what_it_got(tmp_path):
+def test_the_cache_returns_what_was_stored(tmp_path):
     name = os.fsdecode(b"/x/\xff.mp4")
-    seen = Seen("", "", 12, 29.97, 0.4, 90, (("odd_rate", "slow"),), b"a" * 16, b"b" * 16)
-    bad = Seen("unreadable", os.fsdecode(b"why \xff"))
-    one, two = Identity(name, 1, 2), Identity("/x/b.mp4", 3, 4)
-    with AuditMemory(tmp_path / "m", pytest.fail) as memory:
-        memory.keep(one, seen, quick=True)
-        memory.keep(two, bad, quick=False)
-    with AuditMemory(tmp_path / "m", pytest.fail) as memory:
-        assert memory.known([one, two], quick=True) == {name: seen, "/x/b.mp4": bad}
-        assert memory.known([one, two], quick=False) == {"/x/b.mp4": bad}
-        assert memory.known([one._replace(mtime=3), two._replace(size=4)], quick=True) == {}
+    seen = FileCheck("", "", 12, 29.97, 0.4, 90, (("odd_rate", "slow"),), b"a" * 16, b"b" * 16)
+    bad = FileCheck("unreadable", os.fsdecode(b"why \xff"))
+    one, two = FileState(name, 1, 2), FileState("/x/b.mp4", 3, 4)
+    with AuditCache(tmp_path / "m", pytest.fail) as cache:
+        cache.store(one, seen, quick=True)
+        cache.store(two, bad, quick=False)
+    with AuditCache(tmp_path / "m", pytest.fail) as cache:
+        assert cache.lookup([one, two], quick=True) == {name: seen, "/x/b.mp4": bad}
+        assert cache.lookup([one, two], quick=False) == {"/x/b.mp4": bad}
+        assert cache.lookup([one._replace(mtime=3), two._replace(size=4)], quick=True) == {}
 
 
-def test_findings_can_be_forgotten():
+EARLIER_CACHE = """
+create table files (
+    path blob primary key, size integer, mtime integer, quick integer, made_by text,
+    kind text, reason blob, frames integer, fps real, seconds real, rotation integer,
+    remarks text, sample blob, pictures blob
+) without rowid;
+create table clips (
+    path blob, size integer, mtime integer, clip text, seconds real, primary key (path, clip)
+) without rowid;
+pragma user_version = 1;
+"""
+"""The tables as the first version made them."""
+
+
+def test_the_cache_of_an_earlier_version_is_read(tmp_path):
+    check = FileCheck("", "", 12, 30.0, 0.4, 90, (("odd_rate", "slow"),), b"a" * 16, b"b" * 16)
+    made_by = f"1/av-{importlib.metadata.version('av')}"
+    row = (b"/x/a.mp4", 1, 2, 0, made_by, "", b"", 12, 30.0, 0.4, 90, '[["odd_rate", "slow"]]')
+    with contextlib.closing(sqlite3.connect(tmp_path / "m")) as database, database:
+        database.executescript(EARLIER_CACHE)
+        marks = ",".join("?" * 14)
+        database.execute(f"insert into files values ({marks})", (*row, b"a" * 16, b"b" * 16))
+        database.execute("insert into clips values (?, 1, 2, 'clip', 0.5)", (b"/x/a.mp4",))
+    file = FileState("/x/a.mp4", 1, 2)
+    with AuditCache(tmp_path / "m", pytest.fail) as cache:
+        assert cache.lookup([file], quick=False) == {"/x/a.mp4": check}
+        assert cache.clip_seconds(file, "clip") == 0.5
+
+
+def test_a_cache_of_another_format_is_set_aside(tmp_path):
+    with contextlib.closing(sqlite3.connect(tmp_path / "m")) as database:
+        database.execute("pragma user_version = 99")
+    warnings = []
+    with AuditCache(tmp_path / "m", warnings.append) as cache:
+        cache.store(FileState("/x/a.mp4", 1, 2), FileCheck(frames=3), quick=False)
+    assert (tmp_path / "m.unreadable").exists()
+    (warning,) = warnings
+    assert "has format 99, this version reads 1; it is renamed to m.unreadable" in warning
+
+
+def test_findings_of_a_split_can_be_discarded():
     findings = Findings()
-    for part in ("train", "test"):
-        findings.add("missing", part, 1, "a", "gone")
-    findings.forget("test")
+    for split in ("train", "test"):
+        findings.add(Finding("missing", split, 1, "a", "gone"))
+    findings.discard_split("test")
     assert findings.count("missing") == findings.problems == 1
-    assert [found.part for found in findings.of("missing")] == ["train"]
+    assert [found.split for found in findings.of("missing")] == ["train"]
     assert not set(PROBLEMS) & set(REMARKS)
 
 
@@ -660,9 +703,9 @@ def test_the_command_says_it_with_its_exit_code(tmp_path):
 
     def outcome(*words):
         done = subprocess.run(
-            [sys.executable, str(REPOSITORY / "tools" / "audit_data.py"), *words],
+            command(*words),
             cwd=tmp_path,
-            env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"},
+            env=environment(tmp_path),
             capture_output=True,
             text=True,
             timeout=300,
@@ -679,21 +722,21 @@ def test_the_command_says_it_with_its_exit_code(tmp_path):
     assert errors.startswith("error: no such file or folder: nowhere")
 
 
-def test_ctrl_c_keeps_what_was_learnt(run, tmp_path, monkeypatch, capsys):
+def test_ctrl_c_keeps_the_results_so_far(run, tmp_path, monkeypatch, capsys):
     for i in range(4):
         clip(tmp_path / "set" / "x" / f"{i}.mp4", i)
-    show = TOOL.Line.show
+    show = TOOL.ProgressLine.show
 
     def interrupted(line, what, done, total):
         show(line, what, done, total)
-        if (what, done) == ("files looked at", 2):
+        if (what, done) == ("files examined", 2):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(TOOL.Line, "show", interrupted)
+    monkeypatch.setattr(TOOL.ProgressLine, "show", interrupted)
     with pytest.raises(KeyboardInterrupt):  # 130, by hiera_video.cli
         run(tmp_path / "set", *SHORT)
     assert "the same command goes on from there" in capsys.readouterr().err
-    monkeypatch.setattr(TOOL.Line, "show", show)
+    monkeypatch.setattr(TOOL.ProgressLine, "show", show)
     assert run(tmp_path / "set", *SHORT)[1]["files"] == {"looked_at": 2, "remembered": 2}
 
 
@@ -712,7 +755,7 @@ with the peak of the one that starts it: with this small one's, not with that of
 
 
 @pytest.mark.parametrize("count", [2_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
-def test_long_lists_from_memory(tmp_path, count):
+def test_long_lists_from_the_cache(tmp_path, count):
     """Stat calls only, in bounded memory, and what is wrong among them is found.
 
     The videos are links to forty files, remembered as if each were a video of its own.
@@ -720,7 +763,7 @@ def test_long_lists_from_memory(tmp_path, count):
     gone, twin, odd = count // 50 + 11, count // 20 + 21, 7
     originals = [clip(tmp_path / f"{i}.mp4", i, frames=64 + i) for i in range(40)]
     file = tmp_path / "memory.sqlite"
-    with open(tmp_path / "train.csv", "w") as lines, AuditMemory(file, pytest.fail) as memory:
+    with open(tmp_path / "train.csv", "w") as lines, AuditCache(file, pytest.fail) as cache:
         for i in range(count):
             folder = tmp_path / f"{i // 2000:03d}"
             if i % 2000 == 0:
@@ -731,21 +774,23 @@ def test_long_lists_from_memory(tmp_path, count):
                 continue
             os.link(originals[i % 40], path)
             content = 1 if i % twin == odd else i + 2
-            seen = Seen(
+            seen = FileCheck(
                 frames=64 + i % 40,
                 fps=30.0,
                 seconds=(64 + i % 40) / 30,
-                sample=content.to_bytes(16, "little"),
-                pictures=content.to_bytes(16, "little"),
+                ends_digest=content.to_bytes(16, "little"),
+                frames_digest=content.to_bytes(16, "little"),
             )
             status = os.stat(path)
-            identity = Identity(str(path), status.st_size, status.st_mtime_ns)
-            memory.keep(identity, seen, quick=False)
+            identity = FileState(str(path), status.st_size, status.st_mtime_ns)
+            cache.store(identity, seen, quick=False)
     words = [tmp_path / "train.csv", "--memory", file, "--json", tmp_path / "audit.json"]
-    tool = [sys.executable, str(REPOSITORY / "tools" / "audit_data.py"), *map(str, words)]
     for _ in range(2):  # the first times a few clips for its projection
         done = subprocess.run(
-            [sys.executable, "-c", MEASURED, *tool], capture_output=True, text=True, check=True
+            [sys.executable, "-c", MEASURED, *command(*words)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         code, seconds, kibibytes = json.loads(done.stdout)
         assert code == 1
@@ -760,7 +805,7 @@ def test_long_lists_from_memory(tmp_path, count):
 
 
 def test_lists_keep_names_that_are_not_utf8(run, tmp_path):
-    """Training reads them back byte for byte, behind no mark; JSON has them as Python does."""
+    """Training reads them back byte for byte; JSON writes them as Python does."""
     name = os.fsdecode(b"caf\xe9 =1+1.mp4")
     for number, file in enumerate((f"a/{name}", "a/-x.mp4", "=b/ü.mp4", "=b/y.mp4")):
         clip(tmp_path / "set" / file, number)

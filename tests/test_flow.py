@@ -283,7 +283,7 @@ OTHER_WRITERS = {
     ("hiera_video/doctor.py", "open"): "into a temporary folder",
     ("tools/benchmarks/memory.py", "write_text"): "a switch of the kernel",
     (
-        "hiera_video/preparation/prepare.py",
+        "hiera_video/preparation/manifest_files.py",
         "write_bytes",
     ): "into a temporary folder",
     ("hiera_video/preparation/transcode.py", "open"): "PyAV writes; put_in_place follows",
@@ -293,7 +293,7 @@ OTHER_WRITERS = {
     ): "PyAV writes; files.put_in_place follows",
     ("hiera_video/video/decode.py", "open"): "PyAV writes into memory",
     ("hiera_video/video/readers/remux.py", "open"): "PyAV writes into memory",
-    ("hiera_video/preparation/audit/memory.py", "replace"): "a file that is no memory is set aside",
+    ("hiera_video/preparation/audit/cache.py", "replace"): "a file that is no cache is set aside",
 }
 """(file, call) that may write without files.py, and why."""
 

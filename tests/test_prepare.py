@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import re
@@ -13,6 +12,7 @@ import sys
 
 import pytest
 from clips import write_clip
+from scripts import load_script
 from test_readme import TINY
 from tiny_runs import environment
 
@@ -20,14 +20,15 @@ from hiera_video import cli
 from hiera_video.config import load_config
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.errors import RunFailed, UserError
-from hiera_video.preparation import prepare
+from hiera_video.preparation import manifest_files, prepare
+from hiera_video.preparation.manifest_files import write
 from hiera_video.preparation.prepare import (
-    gather,
+    SplitOptions,
     leave_out_missing,
     torn_sources,
     use_copies,
-    write,
 )
+from hiera_video.preparation.progress import ProgressLine
 from hiera_video.spreadsheet import original
 
 
@@ -44,6 +45,10 @@ def text(path, content):
     return path
 
 
+def gather(layout, path, **options):
+    return prepare.gather(layout, path, SplitOptions(**options))
+
+
 def listed(manifest):
     return [(manifest.paths.relative(i), manifest.label(i)) for i in range(len(manifest))]
 
@@ -53,12 +58,8 @@ def paths(prepared, split):
 
 
 @pytest.fixture(scope="module")
-def tool(repository):
-    place = repository / "tools" / "prepare_data.py"
-    spec = importlib.util.spec_from_file_location("prepare_data", place)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def tool():
+    return load_script("tools/prepare_data.py")
 
 
 @pytest.fixture
@@ -214,7 +215,7 @@ def test_one_list_is_divided(tmp_path):
     assert not torn_sources(prepared.splits)
 
 
-def test_a_split_that_tears_sources_apart_is_refused_or_told(tmp_path):
+def test_a_split_that_tears_sources_apart_is_refused_or_noted(tmp_path):
     touch(tmp_path, "1.mp4", "2.mp4", "3.mp4")
     rows = "1.mp4,x,film1,0\n2.mp4,y,film1,1\n3.mp4,x,,1\n"
     text(tmp_path / "labels.csv", "path,label,source,fold\n" + rows)
@@ -296,7 +297,7 @@ def test_ucf101_with_a_validation_list_of_its_own(tmp_path):
     assert sorted(paths(own, "train") + paths(own, "val")) == sorted(train)
     assert len(own.splits["val"]) == 12
     assert not torn_sources(own.splits)  # groups (g01, ...) stay together
-    assert own.notes[0].startswith("val.csv is taken out of the training list")
+    assert own.notes[0].startswith("val.csv is taken from the training list")
     with pytest.raises(UserError, match=r"--test-fraction is for data without a split.*ucf101"):
         gather("ucf101", lists, videos=str(videos), test_fraction=0.1)
 
@@ -359,7 +360,7 @@ def test_odd_names_survive(tmp_path):
     ],
 )
 def test_names_at_the_top_of_a_list_survive(tmp_path, name):
-    """Whatever a reader could take for a heading, a quotation or blanks of the line."""
+    """Names that a reader could take for a header, a quoted field or blanks around the line."""
     videos = [prepare.Video(name, 0, ""), prepare.Video("z.mp4", 1, "")]
     splits = {"train": videos, "val": videos[1:]}
     write(prepare.Prepared("folder", str(tmp_path), splits, ("7", "1 x")), tmp_path / "out")
@@ -368,7 +369,7 @@ def test_names_at_the_top_of_a_list_survive(tmp_path, name):
 
 def test_a_list_that_does_not_read_back_is_not_written(tmp_path, monkeypatch):
     prepared = gather("folder", write_sources(tmp_path / "v"))
-    monkeypatch.setattr(prepare, "_line", lambda video: f"{video.path} 0\n")
+    monkeypatch.setattr(manifest_files, "_line", lambda video: f"{video.path} 0\n")
     with pytest.raises(RunFailed, match="does not read back"):
         write(prepared, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -386,23 +387,23 @@ def test_only_what_was_written_here_is_overwritten(run_tool, tmp_path):
         file.write("mine.mp4 0\n")
     code, _, error = run_tool(*words)
     assert code == 2
-    assert "val.csv is there and was not written by this command, or was changed since" in error
+    assert "val.csv exists and was not written by this command, or was changed since" in error
     assert (out / "val.csv").read_text().endswith("mine.mp4 0\n")
     # An official list of the user's is never the price of a wrong --out.
     lists = text(tmp_path / "lists" / "train.csv", "a/00_0.mp4 0\nb/01_1.mp4 1\n").parent
     text(lists / "val.csv", "a/01_0.mp4 0\n")
     code, _, error = run_tool("kinetics", lists, "--videos", root, "--out", lists)
-    assert (code, "train.csv is there" in error) == (2, True)
+    assert (code, "train.csv exists" in error) == (2, True)
     assert (lists / "train.csv").read_text() == "a/00_0.mp4 0\nb/01_1.mp4 1\n"
 
 
-def test_a_broken_off_writing_is_taken_up(tmp_path):
-    """Some files new, some old, the record old: as a power cut between two renames leaves them."""
+def test_an_interrupted_write_is_finished_by_the_next(tmp_path):
+    """Some files new, some old, an old record: the state after a power cut between two renames."""
     root = write_sources(tmp_path / "v")
     out = write(gather("folder", root), tmp_path / "out")
     fresh = write(gather("folder", root, seed=3), tmp_path / "fresh")
     (out / "train.csv").write_bytes((fresh / "train.csv").read_bytes())
-    with pytest.raises(UserError, match=r"train.csv is there"):
+    with pytest.raises(UserError, match=r"train.csv exists"):
         write(gather("folder", root), out)
     write(gather("folder", root, seed=3), out)
     assert (out / "val.csv").read_bytes() == (fresh / "val.csv").read_bytes()
@@ -410,11 +411,12 @@ def test_a_broken_off_writing_is_taken_up(tmp_path):
 
 KILLED = """
 import os, signal, sys
-from hiera_video.preparation.prepare import gather, write
+from hiera_video.preparation.manifest_files import write
+from hiera_video.preparation.prepare import SplitOptions, gather
 
 root, folder = sys.argv[1:]
 real = {name: getattr(os, name) for name in ("replace", "unlink", "fsync", "mkdir")}
-old, new = gather("folder", root), gather("folder", root, seed=3)
+old, new = gather("folder", root), gather("folder", root, SplitOptions(seed=3))
 
 def step():
     global left
@@ -450,15 +452,18 @@ def snapshot(folder):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and SIGKILL")
 def test_killed_at_any_step_no_mixture_passes_for_a_set(tmp_path):
-    """Lists of two calls would train on what they validate on. Where train.csv is there, all of
-    the set is of one call; and the same command finishes what was broken off."""
+    """Lists of two calls would train on what they validate on. If train.csv exists, all of
+    the set is of one call; and the same command finishes an interrupted one."""
     root = write_sources(tmp_path / "v")
     old = snapshot(write(gather("folder", root), tmp_path / "old"))
     new = snapshot(write(gather("folder", root, seed=3), tmp_path / "new"))
     assert old["train.csv"] != new["train.csv"]
     lists = ("train.csv", "val.csv", "classnames.json")
     words = [sys.executable, "-c", KILLED, root, tmp_path / "killed"]
-    subprocess.run(words, env=environment(), check=True)
+    # Killed children leave the folder in which the lists are read back: not in the system's.
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    subprocess.run(words, env={**environment(), "TMPDIR": str(scratch)}, check=True)
     folders = sorted((tmp_path / "killed").iterdir(), key=lambda out: int(out.name))
     assert len(folders) > 20
     seen = []
@@ -468,7 +473,7 @@ def test_killed_at_any_step_no_mixture_passes_for_a_set(tmp_path):
         if "train.csv" in there:
             assert found in [{name: whole[name] for name in lists} for whole in (old, new)]
         seen.append(there.get("train.csv"))
-        prepare.check_out(out)  # as the command does first: all that is there counts as ours
+        manifest_files.check_out(out)  # as the command does first: all that is there counts as ours
         write(gather("folder", root, seed=3), out)
         assert snapshot(out) == new
     assert set(seen) == {old["train.csv"], new["train.csv"], None}
@@ -484,9 +489,10 @@ def test_a_full_disk_is_named_and_the_old_lists_stay(tmp_path):
     code = (
         "import resource, sys\n"
         "from hiera_video import cli\n"
-        "from hiera_video.preparation.prepare import gather, write\n"
+        "from hiera_video.preparation.manifest_files import write\n"
+        "from hiera_video.preparation.prepare import SplitOptions, gather\n"
         "def main(argv):\n"
-        "    prepared = gather('folder', argv[0], seed=3)\n"
+        "    prepared = gather('folder', argv[0], SplitOptions(seed=3))\n"
         f"    resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "    write(prepared, argv[1])\n"
         "cli.run(main)\n"
@@ -541,7 +547,7 @@ def test_copies_take_the_place_of_videos(tmp_path):
 
 
 def test_one_command_after_it_trains(run_tool, repository, tmp_path, monkeypatch):
-    """Copies and all, from a folder whose name needs quoting; a broken video is counted."""
+    """With copies, from a folder whose name needs quoting; a broken video is counted."""
     monkeypatch.chdir(repository)
     root = tmp_path / "my videos: 2 #x"
     for label in ("jump", "wave"):
@@ -599,14 +605,51 @@ def test_wrong_use(run_tool, tmp_path, words, message):
     assert not list((tmp_path / "empty").iterdir())
 
 
-def test_progress_off_a_terminal_is_a_line_now_and_then(tool, capsys, monkeypatch):
+def test_progress_off_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
     now = [0.0]
     monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    with tool._Progress(clock=lambda: now[0]) as progress:
-        for i in range(100, 200):
+    with ProgressLine(clock=lambda: now[0]) as line:
+        for i in range(100, 200):  # 100 were done before
             now[0] += 1
-            progress(i, 3, 400)
+            line.show("videos, 3 failed", i, 400)
     lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "transcoding 300 of 400 videos"
-    assert lines[1] == "129/400, 3 failed, 5 minutes left"  # 29 in 30 s: 280 s for the 271 left
-    assert len(lines) == 4
+    assert lines[0] == "129/400 videos, 3 failed, 0:04:40 left"  # 29 in 30 s: 280 s for 271
+    assert len(lines) == 3
+
+
+def test_progress_on_a_terminal_is_one_line_and_is_cleared(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    with ProgressLine(clock=lambda: now[0]) as line:
+        for i in range(1, 5):
+            now[0] += 1
+            line.log("not on a terminal")
+            line.show("files", i, 10)
+        assert line.started
+        line.show("", 0, 0)
+        assert not line.started
+    text = capsys.readouterr().err
+    assert "\n" not in text
+    assert "\r2/10 files, 16 s left" in text
+    assert text.endswith("\r")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RunFailed("full")])
+def test_reading_back_leaves_no_folder_behind(tmp_path, monkeypatch, error):
+    prepared = gather("folder", write_sources(tmp_path / "v"))
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(manifest_files.tempfile, "tempdir", str(scratch))
+    seen = []
+
+    def interrupted(folder, *args, **settings):
+        seen.append(folder)
+        raise error
+
+    monkeypatch.setattr(manifest_files, "read_manifest", interrupted)
+    with pytest.raises(type(error) if isinstance(error, Exception) else error):
+        write(prepared, tmp_path / "out")
+    assert seen
+    assert os.path.dirname(seen[0]) == str(scratch)
+    assert not list(scratch.iterdir())
+    assert not (tmp_path / "out").exists()

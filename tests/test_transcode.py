@@ -1,4 +1,4 @@
-"""Small copies of videos: the same frames at the same times, whole or not there at all."""
+"""Small copies of videos: the same frames at the same times, whole or not at all."""
 
 from __future__ import annotations
 
@@ -19,21 +19,28 @@ from tiny_runs import environment
 from hiera_video import files
 from hiera_video.errors import DataError, DecodeError, RunFailed, UserError
 from hiera_video.preparation import transcode as module
-from hiera_video.preparation.transcode import Job, copy_names, transcode, transcode_file
+from hiera_video.preparation.transcode import (
+    TranscodeJob,
+    TranscodeOptions,
+    copy_names,
+    transcode,
+    transcode_file,
+)
 from hiera_video.video.decode import probe, read_frames
 from hiera_video.video.guarded_pool import WorkerFailure
 
 
-def copy(source, folder, **settings):
+def copy(source, folder, **options):
     """The copy of one file, made in this process."""
     target = folder / "copies" / "copy.mp4"
     transcode_file(
-        Job(
+        TranscodeJob(
             path=source.name,
+            name="copy.mp4",
             source=str(source),
             target=str(target),
             unfinished=str(folder / "unfinished.mp4"),
-            **settings,
+            options=TranscodeOptions(**options),
         )
     )
     return target
@@ -111,7 +118,7 @@ def test_colours_stay(tmp_path, name, settings):
     ],
 )
 def test_the_short_side_is_reduced_never_enlarged(size, short_side, expected):
-    assert module._reduced(*size, short_side) == expected
+    assert module._reduced_size(size, short_side) == expected
 
 
 def test_what_cannot_be_decoded_to_its_end_has_no_copy(tmp_path):
@@ -128,7 +135,7 @@ def test_what_cannot_be_decoded_to_its_end_has_no_copy(tmp_path):
     assert not (tmp_path / "unfinished.mp4").exists()
 
 
-def test_a_disk_that_takes_no_more_is_told_from_a_bad_video(tmp_path):
+def test_a_full_disk_is_no_bad_video(tmp_path):
     """A limit on the size of files stands in for the full disk."""
     write_clip(tmp_path / "a.mp4", frames=60, size=(320, 240))
     code = (
@@ -189,10 +196,9 @@ def test_a_folder_of_copies_grows_and_is_not_made_twice(originals, tmp_path):
         seen.clear()
         return transcode(
             NAMES,
-            root=root,
-            folder=folder,
-            short_side=32,
-            workers=2,
+            root,
+            folder,
+            TranscodeOptions(short_side=32, workers=2),
             progress=lambda *numbers: seen.append(numbers),
         )
 
@@ -225,7 +231,7 @@ def test_a_folder_of_copies_grows_and_is_not_made_twice(originals, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on(tmp_path):
-    """SIGKILL while files are made: what is there is whole, and the rest is made as ever."""
+    """SIGKILL while files are made: finished copies are whole, and the next call makes the rest."""
     root, folder = tmp_path / "root", tmp_path / "small"
     root.mkdir()
     names = [f"{i}.mp4" for i in range(10)]
@@ -233,9 +239,10 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
     for name in names[1:]:
         shutil.copyfile(first, root / name)
     code = (
-        "from hiera_video.preparation.transcode import transcode\n"
+        "from hiera_video.preparation.transcode import TranscodeOptions, transcode\n"
         "if __name__ == '__main__':\n"
-        f"    transcode({names!r}, root={str(root)!r}, folder={str(folder)!r}, workers=1)\n"
+        f"    options = TranscodeOptions(workers=1)\n"
+        f"    transcode({names!r}, {str(root)!r}, {str(folder)!r}, options)\n"
     )
     script = tmp_path / "make.py"
     script.write_text(code)
@@ -251,7 +258,7 @@ def test_killed_at_any_moment_it_goes_on(tmp_path):
             process.wait()
         for path in bytes_below_top(folder):
             assert probe(path).num_frames == 150
-    result = transcode(names, root=root, folder=folder, workers=1)
+    result = transcode(names, root, folder, TranscodeOptions(workers=1))
     assert len(result.made) == 10
     assert result.kept >= 3
     assert len({path.read_bytes() for path in bytes_below_top(folder)}) == 1
@@ -263,7 +270,7 @@ def bytes_below_top(folder):
 
 
 class StubPool:
-    """A pool whose second file meets what it is told to."""
+    """A pool whose second file ends with `ends_with`."""
 
     ends_with: BaseException | WorkerFailure
 
@@ -320,7 +327,7 @@ def test_two_at_once_do_not_mix(originals, tmp_path):
         ({"folder": "broken"}, "cannot be read"),
     ],
 )
-def test_what_is_not_ours_is_not_touched(tmp_path, settings, message):
+def test_folders_of_the_user_are_not_touched(tmp_path, settings, message):
     (tmp_path / "root").mkdir()
     (tmp_path / "a file").write_text("")
     for name, file, content in (
@@ -333,7 +340,7 @@ def test_what_is_not_ours_is_not_touched(tmp_path, settings, message):
     before = sorted(tmp_path.rglob("*"))
     folder = tmp_path / settings.pop("folder", "new")
     with pytest.raises(UserError, match=message):
-        transcode(["a.mp4"], root=tmp_path / "root", folder=folder, **settings)
+        transcode(["a.mp4"], tmp_path / "root", folder, TranscodeOptions(**settings))
     assert sorted(tmp_path.rglob("*")) == before
 
 

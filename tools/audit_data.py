@@ -1,13 +1,13 @@
-"""Tell the truth about a data set before training: every file is opened and decoded to its end.
+"""Audit a data set before training: every file is opened and decoded to its end.
 
     python tools/audit_data.py videos/
     python tools/audit_data.py train.csv val.csv --json audit.json
     python tools/audit_data.py --cfg configs/K400/hiera_b_16x4.yaml --write cleaned/
     python tools/audit_data.py videos/ --opts DATA.NUM_FRAMES 32 DATA.CLASS_NAMES names.txt
 
-What a file showed is remembered by its path, size and time: the same command again costs one look
-at each file's date, and one that was interrupted goes on where it stopped. Exit codes: 0 all clean
-(remarks do not count, unless --strict); 1 something is wrong; 2 wrong use; 130 interrupted.
+Results are cached by path, size and modification time: the same command again opens only files that
+changed, and an interrupted one goes on where it stopped. Exit codes: 0 no problems (remarks do not
+count, unless --strict); 1 problems found; 2 wrong use; 130 interrupted.
 """
 
 from __future__ import annotations
@@ -15,8 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,18 @@ from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.errors import UserError
 from hiera_video.preparation.audit import report as audit_report
-from hiera_video.preparation.audit.audit import Audit, audit
-from hiera_video.preparation.audit.lists import read_parts
-from hiera_video.preparation.audit.memory import AuditMemory, default_memory_file
-from hiera_video.preparation.audit.records import Findings
+from hiera_video.preparation.audit.audit import audit
+from hiera_video.preparation.audit.cache import AuditCache, default_cache_file
+from hiera_video.preparation.audit.cleaned_lists import is_list, write_lists
+from hiera_video.preparation.audit.findings import Findings
+from hiera_video.preparation.audit.lists import read_splits
+from hiera_video.preparation.audit.result import AuditOptions, AuditResult
+from hiera_video.preparation.progress import ProgressLine
+from hiera_video.preparation.transcode import usable_cores
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit code."""
+    """Run one command line. Returns the exit code."""
     args = arguments().parse_args(argv)
     cfg = config_from_args(args)
     paths = args.paths or [cfg.data.path_to_data_dir]
@@ -42,37 +45,34 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise UserError("name what to audit: a folder, a list, or --cfg FILE with DATA settings")
     check_outputs(args, paths)
     findings = Findings()
-    parts, notes = read_parts(
+    splits, notes = read_splits(
         paths,
         settings=list_settings(cfg, configured=bool(args.cfg)),
         as_configured=bool(args.cfg),
         findings=findings,
     )
-    file = None if args.memory == "none" else Path(args.memory or default_memory_file())
-    with AuditMemory(file, warn, afresh=args.afresh) as memory, Line() as line:
+    options = AuditOptions(
+        clip=cfg.data.clip_spec(training=True),
+        quick=args.quick,
+        workers=args.workers,
+        time_limit=args.time_limit,
+        decoder=cfg.data.decoding_backend,
+        loader_workers=cfg.data_loader.num_workers,
+    )
+    file = None if args.memory == "none" else Path(args.memory or default_cache_file())
+    with AuditCache(file, warn, afresh=args.afresh) as cache, ProgressLine() as line:
         try:
-            result = audit(
-                parts,
-                findings,
-                memory,
-                spec=cfg.data.clip_spec(training=True),
-                quick=args.quick,
-                workers=args.workers,
-                time_limit=args.time_limit,
-                decoder=cfg.data.decoding_backend,
-                loader_workers=cfg.data_loader.num_workers,
-                progress=line.show,
-            )
+            result = audit(splits, findings, cache, options, progress=line.show)
         except KeyboardInterrupt:
-            line.end()
+            line.clear()
             if file is not None:
-                warn("what was learnt so far is remembered; the same command goes on from there")
+                warn("the results so far are cached; the same command goes on from there")
             raise
     return report(result, notes, args)
 
 
-def report(result: Audit, notes: Sequence[str], args: argparse.Namespace) -> int:
-    """Print and write what was asked for; the exit code."""
+def report(result: AuditResult, notes: Sequence[str], args: argparse.Namespace) -> int:
+    """Print the report and write the files that were asked for. Returns the exit code."""
     if hasattr(sys.stdout, "reconfigure"):
         # A name that the terminal cannot show is shown escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -82,14 +82,14 @@ def report(result: Audit, notes: Sequence[str], args: argparse.Namespace) -> int
         audit_report.write_json(result, notes, Path(args.json))
         print(f"wrote {args.json}")
     if args.write:
-        for said in audit_report.write_lists(result, Path(args.write)):
-            print(printable(said))
-    wrong = result.findings.problems + (result.findings.remarks if args.strict else 0)
-    return cli.FAILED if wrong else cli.DONE
+        for line in write_lists(result, Path(args.write)):
+            print(printable(line))
+    failures = result.findings.problems + (result.findings.remarks if args.strict else 0)
+    return cli.FAILED if failures else cli.DONE
 
 
 def list_settings(cfg: Config, *, configured: bool) -> dict[str, Any]:
-    """How lists are read, as the DATA settings say. Without --cfg, labels may be absent."""
+    """Return the arguments of `read_manifest` from a config. Without --cfg, labels are optional."""
     dataset = "folder" if cfg.train.dataset == "synthetic" else cfg.train.dataset
     plain = not configured and cfg.data.format == "auto"
     return {
@@ -108,7 +108,7 @@ def list_settings(cfg: Config, *, configured: bool) -> dict[str, Any]:
 
 
 def check_outputs(args: argparse.Namespace, paths: Sequence[str]) -> None:
-    """Refuse now what could not be written after hours, or would replace what is read."""
+    """Refuse outputs that could not be written hours later, or would replace the input lists."""
     for target in filter(None, (args.json, args.write)):
         folder = Path(target).absolute().parent
         if not folder.is_dir():
@@ -117,7 +117,7 @@ def check_outputs(args: argparse.Namespace, paths: Sequence[str]) -> None:
             raise UserError(f"{target} cannot be written: no permission to write into {folder}")
     if args.json and Path(args.json).is_dir():
         raise UserError(f"--json {args.json} is a folder; name a file")
-    if args.write and Path(args.write).is_file() and not audit_report.is_list(Path(args.write)):
+    if args.write and Path(args.write).is_file() and not is_list(Path(args.write)):
         raise UserError(f"--write {args.write} is a file; name a folder, or a .csv for one list")
     for path in paths:
         if args.write and Path(args.write).resolve() in (
@@ -130,32 +130,44 @@ def check_outputs(args: argparse.Namespace, paths: Sequence[str]) -> None:
 
 
 def arguments() -> SettingsParser:
-    """What the command line takes."""
+    """Return the parser of the command line."""
     parser = SettingsParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("paths", nargs="*", metavar="PATH", help="a folder of videos, or one or more lists")
     add_config_arguments(parser, required=False)
-    add("--json", metavar="FILE", help="also write everything as JSON")
-    add("--write", metavar="FOLDER", help="also write lists without what is wrong, for training")
-    add("--quick", action="store_true", help="open each file, do not decode it to its end")
-    add("--strict", action="store_true", help="remarks count as well: exit 1 for them")
-    add("--workers", type=_number(1), default=_cores(), metavar="N", help="default: one a core")
-    add("--time-limit", type=float, default=120.0, metavar="S", help="seconds a file (120)")
+    add("--json", metavar="FILE", help="also write the whole report as JSON")
+    add(
+        "--write",
+        metavar="FOLDER",
+        help="also write lists for training, without the unusable videos",
+    )
+    add("--quick", action="store_true", help="open each file, but do not decode it to its end")
+    add("--strict", action="store_true", help="exit with 1 for remarks, too")
+    add(
+        "--workers",
+        type=_number(1),
+        default=usable_cores(),
+        metavar="N",
+        help="processes (default: one per CPU core)",
+    )
+    add("--time-limit", type=float, default=120.0, metavar="S", help="seconds per file (120)")
     add(
         "--most",
         type=_number(0),
         default=50,
         metavar="N",
-        help="problems shown of a kind, and half as many remarks (50; 0: all)",
+        help="how many problems of a kind to show, and half as many remarks (50; 0: all)",
     )
-    add("--memory", metavar="FILE", help="where results are remembered; none: nowhere")
-    add("--afresh", action="store_true", help="look at every file, remembered or not")
+    add("--memory", metavar="FILE", help="file of the cached results (none: no cache)")
+    add("--afresh", action="store_true", help="examine every file, cached or not")
     return parser
 
 
-def _number(least: int):
+def _number(least: int) -> Callable[[str], int]:
+    """Return a parser of whole numbers from `least`."""
+
     def parse(text: str) -> int:
         if not text.isdigit() or int(text) < least:
             raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from {least}")
@@ -164,55 +176,14 @@ def _number(least: int):
     return parse
 
 
-def _cores() -> int:
-    """Of this machine that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def warn(text: str) -> None:
+    """Print a note on stderr."""
     print(f"note: {printable(text)}", file=sys.stderr)
 
 
 def printable(text: str) -> str:
-    """Without control characters, which names can hold and terminals obey."""
+    """Escape control characters: a file name must not steer the terminal."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-class Line:
-    """Progress on stderr: a line that overwrites itself; not on a terminal, one now and then."""
-
-    def __init__(self) -> None:
-        self._on_terminal = sys.stderr is not None and sys.stderr.isatty()
-        self._began = self._said = time.monotonic()
-
-    def __enter__(self) -> Line:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def show(self, what: str, done: int, total: int) -> None:
-        """`done` of `total`; total 0 ends the line."""
-        now = time.monotonic()
-        if not total:
-            self.end()
-            self._began = now
-            return
-        if now - self._said < (0.2 if self._on_terminal else 30.0):
-            return
-        self._said = now
-        left = (now - self._began) / done * (total - done)
-        text = f"{done:,}/{total:,} {what}, {audit_report.duration(left)} to go"
-        if self._on_terminal:
-            print(f"\r{text:<70}", end="", file=sys.stderr, flush=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-    def end(self) -> None:
-        if self._on_terminal:
-            print(f"\r{'':<70}\r", end="", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

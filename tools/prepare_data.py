@@ -1,4 +1,4 @@
-"""Manifests for training from a folder of videos, or from the official lists of a public set.
+"""Make manifests for training from a folder of videos or the official lists of a public set.
 
     python tools/prepare_data.py folder videos/ --out manifests
     python tools/prepare_data.py folder videos/ --out manifests --group-by source
@@ -8,13 +8,13 @@
     python tools/prepare_data.py ucf101 ucfTrainTestlist/ --videos UCF-101 --fold 1 --out manifests
     python tools/prepare_data.py hmdb51 testTrainMulti_7030_splits/ --videos hmdb51 --out manifests
 
-Writes train.csv, val.csv (and test.csv where there is one), the names of the classes, the videos
-that had to be left out and why, and prints the command that trains on them. Videos cut from one
-source belong in one split: --group-by says what tells the source of a video, a column of
-labels.csv or a pattern with a group in brackets. The same input gives the same files.
+Writes train.csv, val.csv (and test.csv if there is one), the class names and the videos left out,
+with the reason, and prints the command that trains on them. Videos cut from one source belong in
+one split: --group-by names the source, by a column of labels.csv or by a pattern with a group in
+brackets. The same input gives the same files.
 
---transcode FOLDER also makes small copies, short side 320, H.264, and lists those. Interrupted, the
-same command goes on where it was.
+--transcode FOLDER also makes small copies (short side 320, H.264) and lists those. After an
+interruption, the same command continues.
 
 Exit codes: 0 done (videos left out are counted and listed); 1 the work failed; 2 wrong use; 130
 interrupted.
@@ -25,8 +25,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,16 +40,14 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit code."""
+    """Run one command line. Returns the exit code."""
     args = arguments().parse_args(argv)
 
-    # Imported here: numpy and the readers take time that --help need not wait for.
-    from hiera_video.preparation import prepare
+    # Imported here, so that --help need not wait for numpy and the readers.
+    from hiera_video.preparation import manifest_files, prepare
 
-    prepare.check_out(args.out)
-    prepared = prepare.gather(
-        args.layout,
-        args.path,
+    manifest_files.check_out(args.out)
+    options = prepare.SplitOptions(
         videos=args.videos,
         group_by=args.group_by,
         fold=args.fold,
@@ -58,79 +55,92 @@ def main(argv: Sequence[str] | None = None) -> int:
         test_fraction=args.test_fraction,
         seed=args.seed,
     )
+    prepared = prepare.gather(args.layout, args.path, options)
     prepare.leave_out_missing(prepared)
     if args.transcode is not None:
         transcode(prepared, args)
-    prepare.write(prepared, args.out, settings=_settings(args))
+    manifest_files.write(prepared, args.out, settings=_settings(args))
     print(f"wrote {args.out}")
-    for line in prepare.summary(prepared):
+    for line in manifest_files.summary(prepared):
         print(f"  {line}")
     print("\ntrain on it:")
     print(f"  {training_command(args.out, prepared.root)}")
     return cli.DONE
 
 
+LAYOUT_HELP = {
+    "folder": "CLASS/video.mp4, or below train/ and val/, or a labels.csv beside the videos",
+    "kinetics": "the official csv (label, youtube_id, time_start, ...), or 'path label' lists",
+    "ssv2": "Something-Something v2: labels.json, train.json, validation.json",
+    "ucf101": "trainlist01.txt, testlist01.txt, classInd.txt",
+    "hmdb51": "CLASS_test_split1.txt for each class",
+}
+
+
 def arguments() -> argparse.ArgumentParser:
-    """What the command line takes."""
+    """Return the parser of the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     layouts = parser.add_subparsers(dest="layout", required=True, metavar="LAYOUT")
-    for name, what in {
-        "folder": "CLASS/video.mp4, or below train/ and val/, or a labels.csv beside the videos",
-        "kinetics": "the official csv (label, youtube_id, time_start, ...), or 'path label' lists",
-        "ssv2": "Something-Something v2: labels.json, train.json, validation.json",
-        "ucf101": "trainlist01.txt, testlist01.txt, classInd.txt",
-        "hmdb51": "CLASS_test_split1.txt for each class",
-    }.items():
-        layout = layouts.add_parser(name, help=what, description=what)
+    for name, text in LAYOUT_HELP.items():
+        layout = layouts.add_parser(name, help=text, description=text)
         add = layout.add_argument
         add("path", metavar="PATH", help="the videos" if name == "folder" else "the lists")
-        add("--out", required=True, metavar="FOLDER", help="for the manifests")
+        add("--out", required=True, metavar="FOLDER", help="folder for the manifests")
         add(
             "--group-by",
             default="",
             metavar="WHAT",
             help="column of labels.csv, or regular expression whose first group in the path is the "
-            "source of a video; no source is in two splits",
+            "source of a video; the videos of one source stay in one split",
         )
         if name == "folder":
-            layout.set_defaults(videos="")
-            add(
-                "--format",
-                dest="layout",
-                choices=("folder", "class_folders", "group_folders"),
-                default="folder",
-                help="class_folders: CLASS/.../video.mp4, the upper folders are the classes; "
-                "group_folders: GROUP/CLASS/video.mp4, the inner ones (default: whichever it is)",
-            )
-            add(
-                "--fold", type=int, metavar="N", help="of labels.csv, held out (default: its first)"
-            )
-            add(
-                "--test-fraction",
-                type=float,
-                default=0.0,
-                metavar="SHARE",
-                help="held out for testing, where the data has no split (default: none)",
-            )
+            _add_folder_options(layout)
         else:
-            layout.set_defaults(test_fraction=0.0)
-            add("--videos", default="", metavar="FOLDER", help="where the videos are")
-            if name in ("ucf101", "hmdb51"):
-                add("--fold", type=int, metavar="N", help="official split, 1 to 3 (default: 1)")
-            else:
-                layout.set_defaults(fold=None)
+            _add_list_options(layout, name)
         add(
             "--val-fraction",
             type=float,
-            metavar="SHARE",
-            help="held out for validation (default: 0.2 where the data has no split); where it has "
-            "one, taken out of its training list, and its held-out list becomes the test list",
+            metavar="FRACTION",
+            help="held out for validation (default: 0.2 for data without a split); if the data has "
+            "a split, taken from its training list, and its held-out list becomes the test list",
         )
-        add("--seed", type=int, default=0, help="of the shares held out (default: 0)")
+        add("--seed", type=int, default=0, help="of the held-out fractions (default: 0)")
         _add_transcode(layout)
     return parser
+
+
+def _add_folder_options(layout: argparse.ArgumentParser) -> None:
+    layout.set_defaults(videos="")
+    add = layout.add_argument
+    add(
+        "--format",
+        dest="layout",
+        choices=("folder", "class_folders", "group_folders"),
+        default="folder",
+        help="class_folders: CLASS/.../video.mp4, the upper folders are the classes; "
+        "group_folders: GROUP/CLASS/video.mp4, the inner ones (default: whichever it is)",
+    )
+    add("--fold", type=int, metavar="N", help="of labels.csv, held out (default: its first)")
+    add(
+        "--test-fraction",
+        type=float,
+        default=0.0,
+        metavar="FRACTION",
+        help="held out for testing, for data without a split (default: none)",
+    )
+
+
+def _add_list_options(layout: argparse.ArgumentParser, name: str) -> None:
+    layout.set_defaults(test_fraction=0.0)
+    layout.add_argument("--videos", default="", metavar="FOLDER", help="where the videos are")
+    if name in ("ucf101", "hmdb51"):
+        layout.add_argument(
+            "--fold", type=int, metavar="N", help="official split, 1 to 3 (default: 1)"
+        )
+    else:
+        layout.set_defaults(fold=None)
 
 
 def _add_transcode(layout: argparse.ArgumentParser) -> None:
@@ -138,7 +148,7 @@ def _add_transcode(layout: argparse.ArgumentParser) -> None:
     add("--transcode", metavar="FOLDER", help="make small H.264 copies there, and list those")
     add("--short-side", type=int, default=320, metavar="PIXELS", help="(default: 320)")
     add("--crf", type=int, default=23, help="x264 quality, 0 to 51, lower is better (default: 23)")
-    add("--workers", type=int, metavar="N", help="processes (default: one a CPU core)")
+    add("--workers", type=int, metavar="N", help="processes (default: one per CPU core)")
     add(
         "--time-limit",
         type=float,
@@ -149,79 +159,42 @@ def _add_transcode(layout: argparse.ArgumentParser) -> None:
 
 
 def transcode(prepared: Prepared, args: argparse.Namespace) -> None:
-    """Make the copies, and have `prepared` name them."""
+    """Make the copies, and list them in the place of the videos."""
     from hiera_video.preparation import prepare
     from hiera_video.preparation import transcode as copies
+    from hiera_video.preparation.progress import ProgressLine
 
-    paths = [video.path for videos in prepared.splits.values() for video in videos]
-    try:
-        with _Progress() as progress:
-            done = copies.transcode(
-                paths,
-                root=prepared.root,
-                folder=args.transcode,
-                short_side=args.short_side,
-                crf=args.crf,
-                workers=args.workers,
-                time_limit=args.time_limit,
-                progress=progress,
-            )
-    except KeyboardInterrupt:
-        print("the copies made so far stay; the same command goes on from there", file=sys.stderr)
-        raise
-    print(
-        f"{args.transcode}: {len(done.made):,} copies of short side {args.short_side} at most "
-        f"({done.kept:,} of them from before), {len(done.failed):,} failed"
+    options = copies.TranscodeOptions(
+        short_side=args.short_side,
+        crf=args.crf,
+        workers=args.workers,
+        time_limit=args.time_limit,
     )
-    for path, reason in list(done.failed.items())[:10]:
+    paths = [video.path for videos in prepared.splits.values() for video in videos]
+    with ProgressLine() as line:
+
+        def progress(done: int, failed: int, total: int) -> None:
+            if not line.started:
+                line.log(f"transcoding {total - done:,} of {total:,} videos")
+            line.show(f"videos, {failed:,} failed", done, total)
+
+        try:
+            result = copies.transcode(paths, prepared.root, args.transcode, options, progress)
+        except KeyboardInterrupt:
+            line.clear()
+            print("the copies made so far stay; the same command continues", file=sys.stderr)
+            raise
+    print(
+        f"{args.transcode}: {len(result.made):,} copies of short side {args.short_side} at most "
+        f"({result.kept:,} of them from before), {len(result.failed):,} failed"
+    )
+    for path, reason in list(result.failed.items())[:10]:
         print(f"  failed: {path}: {reason}")
-    prepare.use_copies(prepared, args.transcode, done.made, done.failed)
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere a line now and then."""
-
-    EVERY = 30.0
-    """Seconds between two lines."""
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._start = self._last = clock()
-        self._first: int | None = None
-        self._bar = None
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def __call__(self, done: int, failed: int, total: int) -> None:
-        if sys.stderr.isatty():
-            self._draw(done, failed, total)
-            return
-        now = self._clock()
-        if self._first is None:
-            self._first = done  # there from before: no measure of the speed
-            print(f"transcoding {total - done:,} of {total:,} videos", file=sys.stderr)
-        elif now - self._last >= self.EVERY:
-            self._last = now
-            rate = (done - self._first) / (now - self._start)
-            left = f", {(total - done) / rate / 60:.0f} minutes left" if rate else ""
-            print(f"{done:,}/{total:,}, {failed:,} failed{left}", file=sys.stderr, flush=True)
-
-    def _draw(self, done: int, failed: int, total: int) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, initial=done, unit=" videos", file=sys.stderr)
-        self._bar.set_postfix_str(f"{failed} failed", refresh=False)
-        self._bar.update(done - self._bar.n)
+    prepare.use_copies(prepared, args.transcode, result.made, result.failed)
 
 
 def training_command(out: str, root: str) -> str:
-    """One line for a shell that trains on the manifests in `out`."""
+    """Return the shell command that trains on the manifests in `out`."""
     near = Path("") if Path.cwd() == ROOT else ROOT
     words = ["python", str(near / "tools" / "run_net.py")]
     words += ["--cfg", str(near / "configs" / "finetune_folder.yaml")]
@@ -230,7 +203,7 @@ def training_command(out: str, root: str) -> str:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, object]:
-    """What the record keeps of the command line: what changes the result."""
+    """Return the options that change the result, for prepare.json."""
     left = ("out", "workers", "time_limit")
     return {name: value for name, value in sorted(vars(args).items()) if name not in left}
 

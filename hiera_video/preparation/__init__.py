@@ -1,1 +1,1 @@
-"""Looking after data sets: lists and copies for training, and the audit of what is there."""
+"""Prepare and check data sets: manifests, small copies, and the audit of files and labels."""

@@ -1,49 +1,47 @@
-"""The same video under several names: in training and in a held-out split, or twice in one."""
+"""Find the same video under several names: across splits, or twice in one."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hiera_video.preparation.audit.lists import UNUSED
-
-if TYPE_CHECKING:
-    from hiera_video.preparation.audit.audit import Audit
+from hiera_video.preparation.audit.lists import UNUSED, Split
+from hiera_video.preparation.audit.result import AuditResult
 
 
-def find_duplicates(result: Audit) -> None:
-    """Complain of every video after the first of its content, and leave it out of cleaned lists.
+def find_duplicates(result: AuditResult) -> None:
+    """Add a finding for every video but the first of its content; cleaned lists leave it out.
 
-    Held-out splits come first: it is training that gives a video up, so that scores stay
-    comparable. Where the labels of two videos of one split contradict each other, both are left
-    out, since nobody knows which is right.
+    Held-out splits come first: of two copies, the one in the training list is left out, so that
+    scores stay comparable. If the labels of two copies in one split contradict each other, both are
+    left out, since nobody knows which is right.
     """
-    part_of = np.repeat(np.arange(len(result.parts)), [len(part) for part in result.parts])
+    split_of = np.repeat(np.arange(len(result.splits)), [len(split) for split in result.splits])
     for group in _groups(result):
-        group = sorted(group, key=lambda entry: (part_of[entry] == 0, part_of[entry], entry))
+        group = sorted(group, key=lambda entry: (split_of[entry] == 0, split_of[entry], entry))
         for entry in group[1:]:
             twin = group[0]
-            across = part_of[twin] != part_of[entry]
+            across = split_of[twin] != split_of[entry]
             reason = _reason(result, entry, twin)
-            if differ := _different_labels(result, entry, twin):
-                reason += f"; {differ}"
+            if difference := _label_difference(result, entry, twin):
+                reason += f"; {difference}"
                 result.files.left_out[twin] |= not across
-            result.complain("duplicate_across" if across else "duplicate_within", entry, reason)
+            kind = "duplicate_across" if across else "duplicate_within"
+            result.add_finding(kind, entry, reason)
             result.files.left_out[entry] = True
 
 
-def _groups(result: Audit) -> Iterator[list[int]]:
-    """Entries of equal content, two or more, among the files that can be read."""
+def _groups(result: AuditResult) -> Iterator[list[int]]:
+    """Yield the readable entries of equal content, two or more at a time."""
     files = result.files
-    wanted = files.usable & files.content.any(axis=1)
-    for number, part in enumerate(result.parts):
-        if part.name == UNUSED:
-            wanted[result.of(number)] = False
+    wanted = files.usable & files.digest.any(axis=1)
+    for number, split in enumerate(result.splits):
+        if split.name == UNUSED:
+            wanted[result.entries_of(number)] = False
     entries = np.flatnonzero(wanted)
-    keys = files.content[entries]
+    keys = files.digest[entries]
     order = np.lexsort((keys[:, 1], keys[:, 0]))
     keys, entries = keys[order], entries[order]
     same = (keys[1:] == keys[:-1]).all(axis=1)
@@ -53,26 +51,26 @@ def _groups(result: Audit) -> Iterator[list[int]]:
         yield entries[start : last + 1].tolist()
 
 
-def _reason(result: Audit, entry: int, twin: int) -> str:
-    part, index = result.where(twin)
+def _reason(result: AuditResult, entry: int, twin: int) -> str:
+    split, index = result.locate(twin)
     path, other = result.path(entry), result.path(twin)
-    line = f" line {part.line(index)}" if part.line(index) else ""
-    place = f"{part.name}{line}"
+    line = f" line {split.line(index)}" if split.line(index) else ""
+    place = f"{split.name}{line}"
     if os.path.abspath(path) == os.path.abspath(other):
         return f"the same file as in {place}"
-    same = "the same pictures" if result.files.decoded[entry] else "the same size and both ends"
+    same = "the same frames" if result.files.decoded[entry] else "the same size and both ends"
     return f"{same} as {other} (in {place})"
 
 
-def _different_labels(result: Audit, entry: int, twin: int) -> str:
-    """How the labels of two videos differ; "" where they do not, or one has none."""
-    (part, index), (other, place) = result.where(entry), result.where(twin)
-    mine, theirs = part.manifest.label(index), other.manifest.label(place)
-    if mine == theirs or -1 in (mine, theirs) or () in (mine, theirs):
+def _label_difference(result: AuditResult, entry: int, twin: int) -> str:
+    """Describe how the labels of two videos differ; "" if they agree or one has none."""
+    (split, index), (twin_split, twin_index) = result.locate(entry), result.locate(twin)
+    label, twin_label = split.manifest.label(index), twin_split.manifest.label(twin_index)
+    if label == twin_label or -1 in (label, twin_label) or () in (label, twin_label):
         return ""
-    return f"labelled {_names(part, mine)} here and {_names(other, theirs)} there"
+    return f"labelled {_names(split, label)} here and {_names(twin_split, twin_label)} there"
 
 
-def _names(part, label: int | tuple[int, ...]) -> str:
+def _names(split: Split, label: int | tuple[int, ...]) -> str:
     labels = (label,) if isinstance(label, int) else label
-    return ", ".join(repr(part.label_name(one)) for one in labels)
+    return ", ".join(repr(split.label_name(one)) for one in labels)
