@@ -21,7 +21,8 @@ from hiera_video.models.baselines.create_hiera import (
     create_hiera_stage,
 )
 from hiera_video.models.tokens import TokenLayout
-from hiera_video.models.weights.load import Checkpoint, load_weights
+from hiera_video.models.weights.file import Checkpoint
+from hiera_video.models.weights.load import load_weights
 
 TINY = {"spatial_size": 64, "temporal_size": 4, "stem_dim_out": 16, "stage_depths": (1, 2, 2, 1)}
 OURS = {"input_size": (4, 64, 64), "embed_dim": 16, "num_heads": 1, "stages": (1, 2, 2, 1)}

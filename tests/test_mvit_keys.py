@@ -11,8 +11,10 @@ from randomness import redraw, relative_error
 
 from hiera_video import build_model
 from hiera_video.errors import WeightsError
-from hiera_video.models.weights.load import load_weights, read_checkpoint, resolve
+from hiera_video.models.weights.file import read_checkpoint
+from hiera_video.models.weights.load import load_weights
 from hiera_video.models.weights.mvit_keys import head_weight, published_model, to_published
+from hiera_video.models.weights.resolve import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"embed_dim": 8, "num_heads": 1, "stages": (1, 2, 2, 1)}

@@ -27,7 +27,7 @@ from benchmarks.videos import Recipe, benchmark_videos
 from hiera_video.data.views import parse_views
 from hiera_video.errors import RunFailed
 from hiera_video.models import build_model
-from hiera_video.models.weights.load import bundled
+from hiera_video.models.weights.resolve import bundled
 from hiera_video.predict import Predictor
 from hiera_video.video.decode import DECODERS
 from hiera_video.video.guarded_pool import decoding_process
