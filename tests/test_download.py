@@ -104,7 +104,7 @@ def then_silence(body, length):
 def assert_explains(error, url):
     """Address, where to put the file, and the two other ways, in one message."""
     text = str(error)
-    assert text.startswith(f"cannot fetch {url}: ")
+    assert text.startswith(f"cannot download {url}: ")
     assert str(cached_path(url)) in text
     assert "--weights FILE" in text
     assert "TORCH_HOME" in text
@@ -356,7 +356,7 @@ def test_an_unknown_host_is_explained(monkeypatch):
 
 @pytest.mark.parametrize("url", ["http://", "https:///x.pth", "http://[::1/x", "http://h:x/a.pth"])
 def test_addresses_that_are_none_are_refused(url):
-    with pytest.raises(WeightsError, match="cannot fetch"):
+    with pytest.raises(WeightsError, match="cannot download"):
         fetch(url)
 
 
@@ -415,7 +415,7 @@ def test_processes_that_want_the_same_file_write_it_once(server, own_cache):
     said = [child.communicate(timeout=120) for child in children]
     assert [child.returncode for child in children] == [0, 0, 0], said
     assert {out for out, _ in said} == {f"{cached_path(url)}\n"}
-    assert sum("fetching http" in err for _, err in said) == 1
+    assert sum("downloading http" in err for _, err in said) == 1
     assert cached_path(url).read_bytes() == body
     left = [path.name for path in own_cache.iterdir() if not path.name.endswith(".lock")]
     assert left == [cached_path(url).name]

@@ -449,7 +449,7 @@ def offline(tmp_path, monkeypatch):
     """No network and an empty cache; the package's own model lies in `bundled/` of tmp_path."""
 
     def unreachable(url):
-        raise WeightsError(f"cannot fetch {url}: no network")
+        raise WeightsError(f"cannot download {url}: no network")
 
     monkeypatch.setattr(predict, "fetch", unreachable)
     monkeypatch.setattr(resolve, "BUNDLED", tmp_path / "bundled")

@@ -1,9 +1,8 @@
-"""The public checkpoints: where they are, and what one must know to use them.
+"""The table of public checkpoints: addresses, models, classes, clips, accuracies, licences.
 
-Hiera's addresses, accuracies and licence are those that the authors publish with their code and in
-the paper (Ryali et al., Hiera, ICML 2023): ImageNet-1K top-1 for one centre crop, Kinetics-400
-top-1 for 5 clips x 3 crops of 16 frames, every 4th. Where the facts on the other models come from
-stands with each family.
+For Hiera they are published by the authors with their code and in the paper (Ryali et al., Hiera,
+ICML 2023): ImageNet-1K top-1 for one centre crop, Kinetics-400 top-1 for 5 clips x 3 crops of 16
+frames, every 4th. The sources for the other models are named at each family.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ DECODER_HEADS = (
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """One public checkpoint as one model loads it."""
+    """One public checkpoint, for one model that can load it."""
 
     model: str
     """Registered name of the model."""
@@ -41,27 +40,27 @@ class PublishedWeights:
     url: str
     trained_on: str
     classes: str | None
-    """Stem of the file in `labels/` with the head's class names; None: no trained head."""
+    """The file in `labels/` with the head's class names, without ending; None: no trained head."""
     num_classes: int | None
     spec: ClipSpec
-    """Clip length x stride, crop and normalisation it was trained with."""
+    """Frames, stride, crop and normalisation that it was trained with."""
     top1: float | None
     """Published accuracy, %; None for weights without a trained head."""
     views: tuple[int, int] | None = None
-    """Clips in time x crops that `top1` is an average over; None: one image, or nothing to test."""
+    """Clips x crops that `top1` is averaged over; None: one image, or no trained head."""
     licence: str = LICENCE
     note: str = ""
     head: str = HIERA_KEYS.head[0]
     """Key of the classifier's weight in the file."""
     file: str = ""
-    """Name in the cache, where the last part of the address says too little; empty: that part."""
+    """File name in the cache; empty: the last part of the address."""
 
     def __str__(self) -> str:
         return f"{self.model}.{self.name}"
 
     @property
     def file_name(self) -> str:
-        """The name it has in the cache: `file`, or the last part of its address."""
+        """File name in the cache."""
         return self.file or self.url.rsplit("/", 1)[1]
 
 
@@ -191,6 +190,12 @@ PYTORCHVIDEO = [
 def _mvit_video(
     model: str, name: str, url: str, *, clip: tuple[int, int], top1: float, **facts: str
 ) -> PublishedWeights:
+    """One classifier for Kinetics-400.
+
+    Args:
+        clip: frames and stride.
+        facts: further fields of the row.
+    """
     frames, rate = clip
     return PublishedWeights(
         model=model,
@@ -288,7 +293,7 @@ _VIDEOMAE_CLIPS = replace(VIDEO_CLIPS, mean=IMAGE_CLIPS.mean, std=IMAGE_CLIPS.st
 
 
 def _videomae(size: str, top1: float, *, autoencoder: bool) -> list[PublishedWeights]:
-    """The classifier and, where it is published, the autoencoder that it started from."""
+    """The classifier and, where it is published, the autoencoder that it was fine-tuned from."""
     model, trained_on = f"videomae_{size}_16x224", "Kinetics-400, masked autoencoding"
     tuned = f"videomae-{size}-finetuned-kinetics"
     rows = [
@@ -358,12 +363,12 @@ PUBLISHED: dict[tuple[str, str], PublishedWeights] = {
 
 
 def names_for(model: str) -> list[str]:
-    """Names of the weights published for a model, its default first; maybe none."""
+    """Names of the weights published for a model, its default first; empty for none."""
     return [name for (owner, name) in PUBLISHED if owner == model]
 
 
 def by_file_name(file_name: str, model: str | None = None) -> PublishedWeights | None:
-    """The row whose published file is called so; the one of `model` where several share it."""
+    """The row with this file name, that of `model` where several have it; None: no row has it."""
     rows = [row for row in PUBLISHED.values() if row.file_name == file_name]
     rows = [row for row in rows if row.model == model] or rows[:1]
     return rows[0] if rows else None

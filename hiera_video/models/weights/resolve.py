@@ -52,7 +52,7 @@ def resolve(
         checkpoint.name = f"bundled {text}"
         return checkpoint, None
     row = _table_row(text, model_name)
-    checkpoint = _read_named(text, model_name) if row is None else _read_fetched(row.url)
+    checkpoint = _read_named(text, model_name) if row is None else _read_downloaded(row.url)
     if row is None and checkpoint.model_name is None:
         row = _published_by_file_name(text, checkpoint, model_name)
     if row is not None:
@@ -69,7 +69,7 @@ def resolve(
 def _read_named(text: str, model_name: str | None) -> Checkpoint:
     """Read the file at an address or a path; WeightsError where there is none."""
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        return _read_fetched(text)
+        return _read_downloaded(text)
     path = os.path.expanduser(text)
     if not os.path.exists(path):
         raise WeightsError(_no_such_weights(text, model_name))
@@ -84,13 +84,15 @@ def bundled() -> dict[str, Path]:
     return {path.stem: path for path in sorted(BUNDLED.glob("*.pyth"))}
 
 
-def _read_fetched(url: str) -> Checkpoint:
+def _read_downloaded(url: str) -> Checkpoint:
     """Download and read; where the file in the cache is unreadable, the error says to delete it."""
     path = fetch(url)
     try:
         return read_checkpoint(path)
     except WeightsError as error:
-        raise WeightsError(f"{error}\n  fetched from {url}; delete it to fetch it again") from None
+        raise WeightsError(
+            f"{error}\n  downloaded from {url}; delete it to download it again"
+        ) from None
 
 
 def _table_row(text: str, model_name: str | None) -> PublishedWeights | None:
