@@ -139,9 +139,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(kind, write, tmp
 
 def test_the_refusal_names_the_code_and_the_way_out(tmp_path):
     torch.save({"model_state": ShellTrap(tmp_path / "pwned")}, tmp_path / "x.pth")
-    with pytest.raises(
-        WeightsError, match=r"would run code from the file \(\w+\.system\).*re-save"
-    ):
+    with pytest.raises(WeightsError, match=r"run code from the file \(\w+\.system\).*re-save"):
         read_checkpoint(tmp_path / "x.pth")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "x.pth")
     with pytest.raises(WeightsError, match=r"torch\.nn\.modules\.linear\.Linear.*re-save"):
