@@ -21,8 +21,11 @@ import torch
 from small_models import saved, tensors, truncated, untouched, video, zip_bytes
 
 from hiera_video.errors import WeightsError
-from hiera_video.models.weights import download, loading
-from hiera_video.models.weights.load import PUBLISHED, cached_path, fetch, load_pretrained, resolve
+from hiera_video.models.weights import download, load
+from hiera_video.models.weights.download import cached_path, fetch
+from hiera_video.models.weights.load import load_pretrained
+from hiera_video.models.weights.published import PUBLISHED
+from hiera_video.models.weights.resolve import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +34,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(loading, "_licences_said", set())
+    monkeypatch.setattr(load, "_licences_logged", set())
     return tmp_path / "torch_home" / "hiera_video"
 
 
@@ -101,7 +104,7 @@ def then_silence(body, length):
 def assert_explains(error, url):
     """Address, where to put the file, and the two other ways, in one message."""
     text = str(error)
-    assert text.startswith(f"cannot fetch {url}: ")
+    assert text.startswith(f"cannot download {url}: ")
     assert str(cached_path(url)) in text
     assert "--weights FILE" in text
     assert "TORCH_HOME" in text
@@ -353,7 +356,7 @@ def test_an_unknown_host_is_explained(monkeypatch):
 
 @pytest.mark.parametrize("url", ["http://", "https:///x.pth", "http://[::1/x", "http://h:x/a.pth"])
 def test_addresses_that_are_none_are_refused(url):
-    with pytest.raises(WeightsError, match="cannot fetch"):
+    with pytest.raises(WeightsError, match="cannot download"):
         fetch(url)
 
 
@@ -412,7 +415,7 @@ def test_processes_that_want_the_same_file_write_it_once(server, own_cache):
     said = [child.communicate(timeout=120) for child in children]
     assert [child.returncode for child in children] == [0, 0, 0], said
     assert {out for out, _ in said} == {f"{cached_path(url)}\n"}
-    assert sum("fetching http" in err for _, err in said) == 1
+    assert sum("downloading http" in err for _, err in said) == 1
     assert cached_path(url).read_bytes() == body
     left = [path.name for path in own_cache.iterdir() if not path.name.endswith(".lock")]
     assert left == [cached_path(url).name]

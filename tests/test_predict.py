@@ -22,7 +22,7 @@ from hiera_video.engine import distributed
 from hiera_video.engine.evaluate import score_videos
 from hiera_video.errors import DecodeError, RunFailed, UserError, WeightsError
 from hiera_video.labels import load_labels
-from hiera_video.models.weights import load as weights
+from hiera_video.models.weights import resolve
 from hiera_video.models.weights.published import PUBLISHED
 from hiera_video.predict import Label, Prediction
 from hiera_video.scoring import view_scores
@@ -449,10 +449,10 @@ def offline(tmp_path, monkeypatch):
     """No network and an empty cache; the package's own model lies in `bundled/` of tmp_path."""
 
     def unreachable(url):
-        raise WeightsError(f"cannot fetch {url}: no network")
+        raise WeightsError(f"cannot download {url}: no network")
 
     monkeypatch.setattr(predict, "fetch", unreachable)
-    monkeypatch.setattr(weights, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(resolve, "BUNDLED", tmp_path / "bundled")
     (tmp_path / "bundled").mkdir()
     return tmp_path / "bundled"
 

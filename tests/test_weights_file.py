@@ -13,7 +13,7 @@ from small_models import autoencoder, same, tensors, truncated, video
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import WeightsError
 from hiera_video.models import build_model
-from hiera_video.models.weights.load import read_checkpoint, save_published
+from hiera_video.models.weights.file import read_checkpoint, save_published
 
 # ---- reading ------------------------------------------------------------------------------------
 
@@ -69,7 +69,7 @@ def test_facts_of_our_own_trainer_come_along(tmp_path):
     with pytest.raises(WeightsError, match=r"cannot be read .*frames"):
         read_checkpoint(tmp_path / "x.pyth")
     torch.save({**content, "model": "hiera"}, tmp_path / "x.pyth")
-    with pytest.raises(WeightsError, match="notes on model"):
+    with pytest.raises(WeightsError, match="entries on model"):
         read_checkpoint(tmp_path / "x.pyth")
 
 
@@ -139,7 +139,7 @@ def test_a_file_that_would_run_code_is_refused_and_runs_nothing(kind, write, tmp
 
 def test_the_refusal_names_the_code_and_the_way_out(tmp_path):
     torch.save({"model_state": ShellTrap(tmp_path / "pwned")}, tmp_path / "x.pth")
-    with pytest.raises(WeightsError, match=r"would run code from outside \(\w+\.system\).*re-save"):
+    with pytest.raises(WeightsError, match=r"run code from the file \(\w+\.system\).*re-save"):
         read_checkpoint(tmp_path / "x.pth")
     torch.save(torch.nn.Linear(2, 2), tmp_path / "x.pth")
     with pytest.raises(WeightsError, match=r"torch\.nn\.modules\.linear\.Linear.*re-save"):
@@ -181,15 +181,15 @@ def test_other_zip_files_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        ({}, "holds no weights .its keys: nothing"),
-        ({"epoch": 3, "names": ["a"]}, "holds no weights .its keys: epoch, names"),
-        ({"model_state": {}}, "holds no weights"),
+        ({}, "has no weights .its keys: nothing"),
+        ({"epoch": 3, "names": ["a"]}, "has no weights .its keys: epoch, names"),
+        ({"model_state": {}}, "has no weights"),
         ([torch.ones(1)], "holds a list, not a dict"),
         (torch.ones(3), "holds a Tensor, not a dict"),
         ("weights", "holds a str, not a dict"),
         ({"model_state": {"a": torch.ones(1), "b": "text"}}, "no tensors: b"),
         ({3: torch.ones(1)}, "keys that are no strings"),
-        ({"module._orig_mod.a": torch.ones(1), "module.a": torch.ones(1)}, "the same name"),
+        ({"module._orig_mod.a": torch.ones(1), "module.a": torch.ones(1)}, "two keys are equal"),
     ],
 )
 def test_a_file_without_a_state_dict_is_refused(content, expected, tmp_path):

@@ -1,13 +1,13 @@
-"""Fetching a weights file once, into a cache, through iopath's path manager.
+"""Downloading a weights file once, into a cache, through iopath's path manager.
 
 The cache is the folder `hiera_video` of `TORCH_HOME`, or of `$XDG_CACHE_HOME/torch`, or of
-`~/.cache/torch`. A file that lies there already is used as it is and nothing is asked of the
-network, so a machine without one works once the file has been copied to it.
+`~/.cache/torch`. A file that is there already is used without a look at the network, so a machine
+without network works once the file has been copied to it.
 
-A file appears in the cache whole and readable or not at all: it grows under another name, is read
-as weights are read, and only then takes its place. Processes that want the same file at once fetch
-it once. Without a network the answer comes within `ANSWER_SECONDS`, whatever the resolver or a
-silent server does.
+A file appears in the cache whole and readable or not at all: it is written under another name,
+checked by reading it, and only then renamed. Processes that need the same file at the same time
+download it once. Without a network the error comes within `ANSWER_SECONDS`, whatever the resolver
+or a silent server does.
 """
 
 from __future__ import annotations
@@ -34,17 +34,18 @@ from hiera_video.models.weights.file import not_a_checkpoint, unreadable
 from hiera_video.models.weights.published import PUBLISHED
 
 ANSWER_SECONDS = 8.0
-"""Longest wait for a server's first bytes: name look-up, connection and redirects together. With a
-slow start of Python before it, a command without network still ends within 15 seconds."""
+"""Longest wait for a server's first bytes: name look-up, connection and redirects together. So a
+command without network ends within 15 seconds, with a slow start of Python included."""
 STALL_SECONDS = 30.0
-"""Longest silence in the middle of a download."""
+"""Longest wait for the next bytes in the middle of a download."""
 TURN_SECONDS = 3600.0
-"""Longest wait for another process that fetches the same file."""
+"""Longest wait for another process that downloads the same file."""
 CHUNK = 1 << 20
+"""Bytes read at once."""
 
 
 def cache_folder() -> Path:
-    """Where fetched weights lie: `<TORCH_HOME>/hiera_video`, PyTorch's own rule for TORCH_HOME."""
+    """The folder of downloaded weights: `<TORCH_HOME>/hiera_video`, found as PyTorch finds it."""
     home = os.environ.get("TORCH_HOME")
     if not home:
         home = os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
@@ -52,10 +53,10 @@ def cache_folder() -> Path:
 
 
 def cached_path(url: str) -> Path:
-    """Where the file of an address lies once fetched.
+    """The path in the cache of the file at an address, whether it is there or not.
 
-    Published weights keep their published file name, or the one that the table gives them. Any
-    other address gets a few digits of its hash besides: "checkpoint.pth" of two servers are two
+    Published weights keep their published file name, or the one in the table. The names of all
+    others get a few digits of the address's hash, since "checkpoint.pth" of two servers are two
     files.
     """
     published = {row.url: row.file_name for row in PUBLISHED.values()}
@@ -70,17 +71,17 @@ def cached_path(url: str) -> Path:
 
 
 def fetch(url: str) -> str:
-    """The local path of the file at an http(s) address, fetched if it is not in the cache yet.
+    """Download the file at an http(s) address if it is not in the cache; returns its local path.
 
     Raises:
-        WeightsError: no network, no such file, a web page in its place, an interrupted transfer, a
+        WeightsError: no network, no such file, a web page instead of it, an interrupted transfer, a
             cache that cannot be written. The message names the address, where to put the file by
             hand, and what else can be done.
     """
     scheme, separator, rest = url.partition("://")
     if not separator or scheme.lower() not in ("http", "https"):
         raise WeightsError(
-            f"cannot fetch {url!r}: only https:// and http:// addresses are fetched; "
+            f"cannot download {url!r}: only https:// and http:// addresses are supported; "
             "for a file on this machine give its path alone"
         )
     url = f"{scheme.lower()}://{rest}"
@@ -89,12 +90,12 @@ def fetch(url: str) -> str:
     except ValueError:  # half an IPv6 address
         host = None
     if not host:
-        raise WeightsError(f"cannot fetch {url!r}: it names no host; write https://host/path")
+        raise WeightsError(f"cannot download {url!r}: it names no host; write https://host/path")
     return _PATHS.get_local_path(url)
 
 
 class _WeightsHandler(HTTPURLHandler):
-    """iopath's handler of web addresses with our cache, deadlines and checks in it."""
+    """iopath's handler of web addresses, with our cache, deadlines and checks."""
 
     def _get_local_path(self, path: str, force: bool = False, **kwargs: Any) -> str:
         self._check_kwargs(kwargs)
@@ -109,7 +110,8 @@ _PATHS.register_handler(_WeightsHandler())
 
 
 def _download(url: str, target: Path, *, force: bool) -> None:
-    # connect before taking the lock: eight processes offline give up together, not in turn
+    """Download a file to `target`, unless another process did so meanwhile and not `force`."""
+    # connect before taking the lock: so eight processes without network fail together, not in turn
     with _failures_explained(url, target), _Transfer(url) as transfer:
         target.parent.mkdir(parents=True, exist_ok=True)
         lock = target.with_name(f"{target.name}.lock")
@@ -117,7 +119,7 @@ def _download(url: str, target: Path, *, force: bool) -> None:
         if turn is None:
             raise _Refused(f"another process has held {lock} for an hour; end it, then try again")
         with turn:
-            if target.is_file() and not force:  # another process was faster
+            if target.is_file() and not force:
                 return
             with atomic_write(target) as file:
                 transfer.save(file)
@@ -128,21 +130,21 @@ def _download(url: str, target: Path, *, force: bool) -> None:
 
 
 class _Refused(Exception):
-    """The server answered, with something that is not the file."""
+    """The download failed for a reason that is no OSError: a wrong answer, a lock, no space."""
 
 
 @contextmanager
 def _failures_explained(url: str, target: Path) -> Iterator[None]:
-    """Turn what a network or a disk can do into one WeightsError with the ways out."""
+    """Turn every failure of network and disk into a WeightsError that says what can be done."""
     try:
         yield
     except WeightsError:
         raise
     except (OSError, ValueError, http.client.HTTPException, RunFailed, _Refused) as error:
         raise WeightsError(
-            f"cannot fetch {url}: {_why(error)}\n"
+            f"cannot download {url}: {_why(error)}\n"
             f"  put the file here, then run the same again:  {target}\n"
-            "  or name a file that you have in its place:   --weights FILE in demo/predict.py, "
+            "  or name a file that you have instead:        --weights FILE in demo/predict.py, "
             "TRAIN.CHECKPOINT_FILE_PATH FILE in training\n"
             "  or set TORCH_HOME to a folder that has it:   $TORCH_HOME/hiera_video/"
             f"{target.name}"
@@ -150,7 +152,7 @@ def _failures_explained(url: str, target: Path) -> Iterator[None]:
 
 
 def _why(error: BaseException) -> str:
-    """Few words for a failure; urllib wraps the interesting error in one of its own."""
+    """A few words on a failure; urllib wraps the error that matters in one of its own."""
     if isinstance(error, urllib.error.HTTPError):
         return f"the server answered {error.code} {error.reason}"
     if isinstance(error, urllib.error.URLError) and isinstance(error.reason, BaseException):
@@ -167,7 +169,10 @@ def _why(error: BaseException) -> str:
 
 
 class _Transfer:
-    """An open answer of a server: its first bytes are here and look like weights."""
+    """An open response of a server whose first bytes have arrived and look like weights.
+
+    Raises _Refused or an OSError where they do not.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -187,7 +192,7 @@ class _Transfer:
         self.response.close()
 
     def _check_start(self) -> None:
-        if self.response.status != http.HTTPStatus.OK:  # a part of it, or nothing
+        if self.response.status != http.HTTPStatus.OK:  # also 206, a part of the file
             raise _Refused(f"the server answered {self.response.status} {self.response.reason}")
         if "html" in self.response.headers.get("Content-Type", "").lower():
             raise _Refused("the server answered with a web page (a login or a proxy in between?)")
@@ -197,12 +202,10 @@ class _Transfer:
             raise _Refused(f"what the server sent is no weights file: {problem}")
 
     def save(self, file: IO[bytes]) -> None:
-        """Write the whole body; OSError or _Refused where it stops short."""
+        """Write the whole body to `file`; OSError or _Refused where it ends early."""
         free = free_bytes(cache_folder())
         if self.size is not None and self.size > free:
-            raise _Refused(
-                f"it has {self.size / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free for it"
-            )
+            raise _Refused(f"it has {self.size / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free")
         with _progress(self.url, self.size) as advance:
             received = 0
             chunk = self.start
@@ -224,7 +227,7 @@ class _Transfer:
 
 
 def _open(url: str) -> tuple[http.client.HTTPResponse, bytes]:
-    """Ask for an address and wait for the first bytes of the answer's body."""
+    """Send the request and wait for the first bytes of the response's body."""
     request = urllib.request.Request(url, headers={"User-Agent": "hiera_video"})
     response = _opener().open(request, timeout=STALL_SECONDS)
     try:
@@ -235,7 +238,7 @@ def _open(url: str) -> tuple[http.client.HTTPResponse, bytes]:
 
 
 def _opener() -> urllib.request.OpenerDirector:
-    """urllib for http and https alone: no file:, no ftp:, not even by way of a redirect."""
+    """urllib's opener for http and https only: no file:, no ftp:, not even after a redirect."""
     opener = urllib.request.OpenerDirector()
     for handler in (
         urllib.request.ProxyHandler,
@@ -253,17 +256,25 @@ def _opener() -> urllib.request.OpenerDirector:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follow redirects, but never from https down to http."""
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         if req.type == "https" and not newurl.lower().startswith("https://"):
             raise _Refused(f"the server redirects from https to {newurl}, which is not safe")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _before_deadline(work: Callable[[], Any], seconds: float) -> Any:
-    """`work()` in a thread of its own, given up after `seconds`.
+    """Run `work()` in a thread and return its result; TimeoutError after `seconds`.
 
-    Timeouts of sockets do not bound the look-up of a name, hence the thread; what comes too late
-    is closed by it.
+    A socket's timeout does not limit the look-up of a name, hence the thread. It closes a result
+    that comes too late.
     """
     outcome: list[tuple[Any, BaseException | None]] = []
     lock, given_up, done = threading.Lock(), threading.Event(), threading.Event()
@@ -272,7 +283,7 @@ def _before_deadline(work: Callable[[], Any], seconds: float) -> Any:
         result, error = None, None
         try:
             result = work()
-        except BaseException as caught:  # carried over to the thread that waits
+        except BaseException as caught:  # raised again in the thread that waits
             error = caught
         with lock:
             if given_up.is_set() and result is not None:
@@ -294,13 +305,13 @@ def _before_deadline(work: Callable[[], Any], seconds: float) -> Any:
 
 @contextmanager
 def _progress(url: str, size: int | None) -> Iterator[Callable[[int], Any]]:
-    """A bar on a terminal, one line elsewhere; yields the function that is told of new bytes."""
-    from tqdm import tqdm  # needed for downloads alone
+    """Show a bar on a terminal, one line elsewhere; yields a function that adds received bytes."""
+    from tqdm import tqdm  # type: ignore[import-untyped]  # has no types; needed here alone
 
     name = cached_path(url).name
     if not sys.stderr.isatty():
         amount = "" if size is None else f" ({size / 1e6:,.0f} MB)"
-        print(f"fetching {url}{amount} to {cache_folder()}", file=sys.stderr)
+        print(f"downloading {url}{amount} to {cache_folder()}", file=sys.stderr)
         yield lambda count: None
         return
     with tqdm(desc=name, total=size, unit="B", unit_scale=True, leave=True) as bar:

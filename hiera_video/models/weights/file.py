@@ -1,14 +1,14 @@
-"""Files of weights: reading them without trusting them, writing them whole or not at all.
+"""Files of weights: reading them without running code from them, and writing them.
 
 A checkpoint is a pickle, and a pickle is a program. Every file goes through PyTorch's restricted
-loader (`weights_only=True`), which knows tensors, numbers, strings and containers and nothing else;
-whatever it refuses is refused here too, in a sentence. `.safetensors` files hold no program; they
-are read if the `safetensors` package is installed.
+loader (`weights_only=True`), which accepts tensors, numbers, strings and containers and nothing
+else; what it refuses is a WeightsError here. `.safetensors` files contain no program; they are read
+if the `safetensors` package is installed.
 
-Layouts understood, by their first matching key: ours and SlowFast's and Hiera's `model_state`,
-timm's `state_dict`, torchvision's, MAE's and VideoMAE's `model`, DeepSpeed's `module`,
-`model_state_dict`, or a bare state dict. Prefixes that wrappers leave in the keys (`module.` of
-DistributedDataParallel, `_orig_mod.` of torch.compile, `model.` of Lightning) are taken off.
+Supported layouts, by the first matching key: `model_state` (ours, SlowFast, Hiera), `state_dict`
+(timm), `model_state_dict`, `model` (torchvision, MAE, VideoMAE), `module` (DeepSpeed), or a bare
+state dict. Prefixes that wrappers leave in the keys (`module.` of DistributedDataParallel,
+`_orig_mod.` of torch.compile, `model.` of Lightning) are removed.
 """
 
 from __future__ import annotations
@@ -43,59 +43,59 @@ FILE_ENDINGS = (".pth", ".pyth", ".pt", ".bin", ".safetensors")
 
 @dataclass
 class Checkpoint:
-    """What a weights file holds, with the facts that travel with it."""
+    """The content of a weights file, with what is known about it."""
 
     state_dict: dict[str, Tensor]
-    """Published key -> tensor on the CPU, wrappers' prefixes taken off."""
+    """Published key -> tensor on the CPU, wrappers' prefixes removed."""
     path: str
     """The file it came from."""
     model_name: str | None = None
-    """Registered name of the model it fits, if the file or the table of addresses says so."""
+    """Registered name of the model it fits, if known from the file or the table."""
     model_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Arguments that model was built with, besides its name's own."""
+    """Arguments that the model was built with, besides the defaults of its name."""
     classes: list[str] | None = None
-    """Class names in the order of the head's outputs: those that the file carries; `resolve` adds
-    those of public weights."""
+    """Class names in the order of the head's outputs, as stored in the file; `resolve` adds those
+    of public weights."""
     classes_guessed: str = ""
-    """The public list that `classes` are, where nothing says so but the model and the number of
-    outputs; empty: they are known."""
+    """The public list that `classes` were taken from because model and number of outputs agree;
+    empty: they are known."""
     spec: ClipSpec | None = None
     """How its clips were sampled and normalised, if known."""
     multi_label: bool = False
-    """Whether its classes are a yes or no each (sigmoid), not one of many (softmax)."""
+    """Whether each class is a yes or no (sigmoid), instead of one of many (softmax)."""
     epoch: int | None = None
-    """Epochs finished, if the file says so."""
+    """Number of finished epochs, if it is stored."""
     settings: str = ""
-    """The settings of its training (YAML), from a file of this package's trainer."""
+    """Configuration of its training (YAML), from a file of this package's trainer."""
     trained_on: str = ""
-    """What identifies the list of its training videos, from a file of this package's trainer."""
+    """Fingerprint of the list of its training videos, from a file of this package's trainer."""
     published: PublishedWeights | None = None
     """The row of the table of public checkpoints, if it is one."""
     name: str = ""
-    """What it is called, if it comes with the package."""
+    """Its name, if it comes with the package."""
     head: str = HIERA_KEYS.head[0]
     """Key of the classifier's weight, if it has a classifier."""
 
     @property
     def is_autoencoder(self) -> bool:
-        """Whether these are the weights of a masked autoencoder, decoder and all."""
+        """Whether these are the weights of a masked autoencoder, with its decoder."""
         return "mask_token" in self.state_dict
 
     @property
     def num_classes(self) -> int | None:
-        """Outputs of its head; None where it has no head.
+        """Number of outputs of its head; None where it has no head.
 
-        Where the head goes by a name unknown here, what the trainer noted of the model tells.
+        Where the key of the head is not known, it is the number that the trainer stored.
         """
         head = self.state_dict.get(self.head)
         if head is not None:
             return head.shape[0]
-        noted = self.model_kwargs.get("num_classes")
-        return noted if isinstance(noted, int) else None
+        stored = self.model_kwargs.get("num_classes")
+        return stored if isinstance(stored, int) else None
 
     @property
     def label(self) -> str:
-        """How messages name it: by its published name or the package's, else the path."""
+        """Its name in messages: the published one or the package's, else the path."""
         return str(self.published) if self.published else self.name or self.path
 
 
@@ -103,11 +103,11 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
-    """Read a weights file; nothing in it is run.
+    """Read a weights file; no code in it is run.
 
     Raises:
-        WeightsError: the file is missing, empty, cut short, no checkpoint, or would run code; or it
-            holds no tensors. The message says which, and what to do.
+        WeightsError: the file is missing, empty, truncated, no checkpoint, or would run code; or it
+            has no tensors. The message says which, and what to do.
     """
     path = os.fspath(path)
     content = load_untrusted(path)
@@ -118,10 +118,10 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
 
 
 def load_untrusted(path: str | os.PathLike) -> Any:
-    """What `torch.save` or safetensors put into a file, tensors on the CPU; no code is run.
+    """Load what `torch.save` or safetensors wrote, tensors on the CPU; no code is run.
 
     Raises:
-        WeightsError: as `read_checkpoint`, but for what the content means.
+        WeightsError: as `read_checkpoint`, except for files without tensors.
     """
     path = os.fspath(path)
     kind = check_file(path)
@@ -129,14 +129,14 @@ def load_untrusted(path: str | os.PathLike) -> Any:
         return _load_safetensors(path)
     fault = archive_fault(path) if kind == "archive" else None
     if fault:
-        raise WeightsError(f"{path}: the file is {fault}; fetch or copy it again")
+        raise WeightsError(f"{path}: the file is {fault}; download or copy it again")
     return unpickled(path)
 
 
 def unreadable(path: str | os.PathLike) -> str | None:
-    """Why a file cannot be read as weights, in words that do not name it; None if it can.
+    """Why a file cannot be read as weights, without its name; None if it can.
 
-    Reads all of it; of a safetensors file, which has no checksums, whether all of it is there.
+    Reads the whole file; of a safetensors file, which has no checksums, compares the size.
     """
     path = os.fspath(path)
     try:
@@ -152,19 +152,19 @@ def unpickled(path: str | os.PathLike) -> Any:
     """`torch.load`, restricted to tensors and plain values; WeightsError for what it refuses."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about protocols and formats; the errors say it better
+            warnings.simplefilter("ignore")  # on protocols and formats; our errors are clearer
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # any bytes at all may come in, and each trips something else
+    except Exception as error:  # arbitrary bytes raise errors of many types
         raise WeightsError(f"{path}: {_load_failure(error)}") from None
 
 
 def archive_fault(path: str | os.PathLike) -> str | None:
-    """What is wrong with a file of `torch.save` (a zip archive), or None: reads all of it.
+    """Read a whole file of `torch.save` (a zip archive); what is wrong with it, or None.
 
-    `torch.load` looks at no checksum: it takes a flipped bit for a weight, and where the bit marks
-    a record as a folder, whatever the memory held before. So every record is compared with its
-    CRC-32 here, and its entry must be a plain one, as `torch.save` writes them. That also keeps out
-    compressed records, which could grow a thousandfold.
+    `torch.load` checks no checksum: a flipped bit becomes a wrong weight, and if the bit marks a
+    record as a folder, the weights are uninitialised memory. So every record is compared with its
+    CRC-32 here, and its entry must be as `torch.save` writes it. That also rejects compressed
+    records, which could expand a thousandfold.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -174,7 +174,7 @@ def archive_fault(path: str | os.PathLike) -> str | None:
             broken = archive.testzip()
     except FileNotFoundError:
         return "there is no such file"
-    except Exception as error:  # as above: zipfile has no one type for what is no zip file
+    except Exception as error:  # zipfile has no common type for all that is wrong with a file
         return f"cut short or damaged ({_reason(error)})"
     return f"damaged: record {broken} does not match its checksum" if broken else None
 
@@ -183,7 +183,7 @@ _ENCRYPTED, _FOLDER = 0x1, 0x10
 
 
 def _is_plain(entry: zipfile.ZipInfo) -> bool:
-    """Whether a record is stored as it is: not compressed, not encrypted, no folder."""
+    """Whether a record is a stored file: not compressed, not encrypted, no folder."""
     return (
         entry.compress_type == zipfile.ZIP_STORED
         and entry.compress_size == entry.file_size
@@ -193,8 +193,11 @@ def _is_plain(entry: zipfile.ZipInfo) -> bool:
 
 
 def check_file(path: str) -> str:
-    """Tell "archive" (torch.save today), "pickle" (torch.save of old) and "safetensors" apart by a
-    file's first bytes; WeightsError if it is none of them."""
+    """The format by a file's first bytes: "archive" (torch.save), "pickle" (torch.save before 1.6)
+    or "safetensors".
+
+    Raises WeightsError if it is none of them.
+    """
     try:
         status = os.stat(path)
         start = b""
@@ -220,14 +223,14 @@ def check_file(path: str) -> str:
 def not_a_checkpoint(start: bytes, size: int) -> str | None:
     """Why a file of `size` bytes that starts like this cannot be a checkpoint; None if it may."""
     if size == 0:
-        return "the file is empty; fetch or copy it again"
+        return "the file is empty; download or copy it again"
     if start.startswith(b"version https://git-lfs"):
         return (
-            "this is a Git LFS pointer, a few lines of text that stand for the weights; "
+            "this is a Git LFS pointer, a few lines of text instead of the weights; "
             "run `git lfs pull` in its repository, or copy the real file"
         )
     if re.match(rb"\s*(<!|<html|<\?xml)", start.removeprefix(b"\xef\xbb\xbf"), re.IGNORECASE):
-        return "this is a web page, not weights: a download was answered by a page; fetch it again"
+        return "this is a web page, not weights: the server sent a page; download it again"
     if start.startswith((b"PK\x03\x04", b"PK\x05\x06", b"\x80")) or _is_safetensors(start, size):
         return None
     shown = ascii(start[:24].decode("latin-1"))[1:-1]
@@ -245,7 +248,7 @@ def _is_safetensors(start: bytes, size: int) -> bool:
 
 
 def _safetensors_fault(path: str) -> str | None:
-    """Whether the tensors end where the file ends, as its header has it."""
+    """Compare the size of a safetensors file with the end of its last tensor."""
     with open(path, "rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = file.read(length)
@@ -260,6 +263,7 @@ def _safetensors_fault(path: str) -> str | None:
 
 
 def _load_safetensors(path: str) -> dict[str, Tensor]:
+    """Load a safetensors file; WeightsError where that is not possible."""
     try:
         from safetensors.torch import load_file  # optional: `pip install safetensors`
     except ImportError:
@@ -269,15 +273,15 @@ def _load_safetensors(path: str) -> dict[str, Tensor]:
         ) from None
     try:
         return load_file(path, device="cpu")
-    except Exception as error:  # its own exception type is not the only one it raises
+    except Exception as error:  # it raises more than its own type
         raise WeightsError(
             f"{path}: the safetensors file is cut short or damaged ({_reason(error)}); "
-            "fetch or copy it again"
+            "download or copy it again"
         ) from None
 
 
 def _load_failure(error: Exception) -> str:
-    """A sentence for what `torch.load` made of the file; its own text runs to a page."""
+    """A sentence for an error of `torch.load`, whose own text fills a page."""
     text = str(error)
     advice = (
         "only tensors, numbers, strings, lists and dicts are accepted. If you trust where the file "
@@ -286,18 +290,18 @@ def _load_failure(error: Exception) -> str:
     )
     named = re.search(r"GLOBAL (\S+)", text)
     if named:
-        return f"refused, loading it would run code from outside ({named.group(1)}); {advice}"
+        return f"refused, loading it would run code from the file ({named.group(1)}); {advice}"
     if "TorchScript" in text:
         return f"refused, it is a TorchScript program, not a checkpoint; {advice}"
     if "zip archive" in text or "PytorchStreamReader" in text:
-        return "the file is cut short or damaged; fetch or copy it again"
+        return "the file is cut short or damaged; download or copy it again"
     if isinstance(error, MemoryError):
-        return "the file claims more memory than there is; it is damaged, or this machine too small"
+        return "the file needs more memory than there is; it is damaged, or this machine too small"
     if isinstance(error, OSError) and error.errno is not None:
         return f"cannot be read: {_reason(error)}"
     if "Weights only load failed" in text:
         return f"refused, it is a Python pickle that is more than weights, or damaged; {advice}"
-    return f"the file is damaged or no checkpoint ({_reason(error)}); fetch or copy it again"
+    return f"the file is damaged or no checkpoint ({_reason(error)}); download or copy it again"
 
 
 def _reason(error: BaseException) -> str:
@@ -309,10 +313,10 @@ def _reason(error: BaseException) -> str:
 
 def _weights_inside(folder: str) -> str:
     """ "; it holds a.pth, b.pth" for a folder that does, else nothing."""
-    found = sorted(path.name for path in Path(folder).iterdir() if path.suffix in FILE_ENDINGS)
-    if not found:
+    names = sorted(path.name for path in Path(folder).iterdir() if path.suffix in FILE_ENDINGS)
+    if not names:
         return ""
-    return f"; it holds {', '.join(found[-3:])}: name one"
+    return f"; it holds {', '.join(names[-3:])}: name one"
 
 
 def _find_state_dict(content: Any, path: str) -> dict[str, Tensor]:
@@ -328,41 +332,41 @@ def _find_state_dict(content: Any, path: str) -> dict[str, Tensor]:
             strays = sorted(str(k) for k, v in inner.items() if not isinstance(v, Tensor))
             if strays:
                 raise WeightsError(
-                    f"{path}: {key!r} holds entries that are no tensors: {first_few(strays)}"
+                    f"{path}: {key!r} has entries that are no tensors: {first_few(strays)}"
                 )
             return dict(inner)
-    # bare: what is not a tensor beside the tensors is a note of its writer's (an epoch, a name)
+    # a bare state dict: other entries beside the tensors, such as an epoch, are ignored
     tensors = {key: v for key, v in content.items() if isinstance(v, Tensor)}
     if not tensors:
         keys = first_few([str(key) for key in content]) if content else "nothing"
         raise WeightsError(
-            f"{path} holds no weights (its keys: {keys}); "
+            f"{path} has no weights (its keys: {keys}); "
             f"expected a state dict, alone or under one of {', '.join(STATE_KEYS)}"
         )
     return tensors
 
 
 def clean_keys(state: Mapping[Any, Tensor], path: str = "the state dict") -> dict[str, Tensor]:
-    """Take off the prefixes that wrappers leave in the keys of a state dict.
+    """Remove the prefixes that wrappers leave in the keys of a state dict.
 
     Raises:
-        WeightsError: a key is no string, or two become one.
+        WeightsError: a key is no string, or two keys become equal.
     """
     if not all(isinstance(key, str) for key in state):
         raise WeightsError(f"{path}: the state dict has keys that are no strings")
-    # torch.compile wraps any submodule, so its mark may stand in mid-key
+    # torch.compile can wrap any submodule, so its prefix may be inside a key
     names = {key: key.replace("_orig_mod.", "") for key in state}
     for prefix in ("module.", "model.", "module."):  # DDP around Lightning, or either alone
         if names and all(name.startswith(prefix) for name in names.values()):
             names = {key: name.removeprefix(prefix) for key, name in names.items()}
     cleaned = {names[key]: tensor for key, tensor in state.items()}
     if len(cleaned) != len(state):
-        raise WeightsError(f"{path}: two entries have the same name once wrappers' marks are off")
+        raise WeightsError(f"{path}: two keys are equal without the prefixes of wrappers")
     return cleaned
 
 
 def _facts(content: Mapping, path: str) -> dict[str, Any]:
-    """Model, classes, clip settings and epoch, from a file of this package's trainer."""
+    """What this package's trainer stores beside the weights, as fields of `Checkpoint`."""
     facts: dict[str, Any] = {}
     epoch = content.get("epoch")
     if isinstance(epoch, int):
@@ -381,7 +385,7 @@ def _facts(content: Mapping, path: str) -> dict[str, Any]:
         facts["trained_on"] = str(content.get("data") or "")
     except (AttributeError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{path}: its notes on model, classes or clips cannot be read ({_reason(error)}); "
+            f"{path}: its entries on model, classes or clips cannot be read ({_reason(error)}); "
             "it was written by another version, or changed by hand"
         ) from None
     return facts
@@ -394,7 +398,7 @@ def save_published(model: nn.Module, path: str | os.PathLike) -> Path:
     """Write a model's weights in the layout of the public checkpoints: {"model_state": {...}}.
 
     Keys are the published ones whatever wraps the model (DistributedDataParallel, torch.compile).
-    The file appears whole or not at all, and replaces one that is there.
+    The file appears whole or not at all, and replaces an existing one.
 
     Returns:
         The path written.
@@ -402,7 +406,7 @@ def save_published(model: nn.Module, path: str | os.PathLike) -> Path:
     Raises:
         WeightsError: the file cannot be written.
     """
-    # clones: a view would drag the whole storage it looks into along
+    # clones: with a view, torch.save writes the whole storage behind it
     state = {key: t.detach().cpu().clone() for key, t in clean_keys(model.state_dict()).items()}
     path = Path(path)
     try:

@@ -1,9 +1,8 @@
-"""Names of tensors in the published MViTv2 and Hiera files of others, said in ours.
+"""Keys of MViTv2 and Hiera in the files of torchvision and timm, translated to the published ones.
 
-Our state dicts have the names of the authors' own code (SlowFast, mvit, hiera). torchvision and
-timm hold the same tensors under names of their own; `to_published` turns theirs into ours. Q, K and
-V are packed alike everywhere, so names (and the shape of torchvision's class token) are all that
-differs.
+Our state dicts have the keys of the authors' own code (SlowFast, mvit, hiera). torchvision and timm
+have the same tensors under other keys. Q, K and V are packed alike everywhere, so only the keys
+differ, and the shape of torchvision's class token.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ _BLOCK_OF_STAGE = re.compile(r"^stages\.(\d+)\.blocks\.(\d+)\.")
 
 
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with torchvision's or timm's names in the published ones; others as they are."""
+    """A state dict with torchvision's or timm's keys -> published keys; others are unchanged."""
     renames = _renames(state)
     if not renames:
         return dict(state)
@@ -59,7 +58,7 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def head_weight(state: Mapping[str, Tensor]) -> str | None:
-    """Name that the weight of the classifier has in a file, ours or theirs; None without one."""
+    """The key of the classifier's weight, published, torchvision's or timm's; None without one."""
     candidates = (HEAD_WEIGHT, "head.1.weight" if "conv_proj.weight" in state else "head.fc.weight")
     return next((key for key in candidates if key in state), None)
 
@@ -77,7 +76,7 @@ _SIZES = {
 
 
 def published_model(state: Mapping[str, Tensor]) -> str | None:
-    """Registered name of the published MViTv2 whose sizes a state dict has, in anyone's names."""
+    """Registered name of the published MViTv2 with the sizes of a state dict; None if none has."""
     state = to_published(state)
     stem, table = state.get("patch_embed.proj.weight"), state.get("blocks.0.attn.rel_pos_h")
     if stem is None or table is None or (stem.dim() == 5) != ("cls_token" in state):
@@ -89,7 +88,7 @@ def published_model(state: Mapping[str, Tensor]) -> str | None:
 
 
 def _renames(state: Mapping[str, Tensor]) -> Renames:
-    """Whose names these are, told by one that nobody else has."""
+    """The renames for a state dict, recognised by keys that only one library has."""
     if "conv_proj.weight" in state:
         return TORCHVISION
     timm = "stages.0.blocks.0.attn.pool_q.weight" in state or (
@@ -99,7 +98,7 @@ def _renames(state: Mapping[str, Tensor]) -> Renames:
 
 
 def _first_blocks(state: Mapping[str, Tensor]) -> list[int]:
-    """Number of the first block of each of timm's stages, counted through."""
+    """The number, over all stages, of the first block of each of timm's stages."""
     places = {
         (int(match[1]), int(match[2])) for key in state if (match := _BLOCK_OF_STAGE.match(key))
     }

@@ -1,9 +1,8 @@
-"""The public checkpoints: where they are, and what one must know to use them.
+"""The table of public checkpoints: addresses, models, classes, clips, accuracies, licences.
 
-Hiera's addresses, accuracies and licence are those that the authors publish with their code and in
-the paper (Ryali et al., Hiera, ICML 2023): ImageNet-1K top-1 for one centre crop, Kinetics-400
-top-1 for 5 clips x 3 crops of 16 frames, every 4th. Where the facts on the other models come from
-stands with each family.
+For Hiera they are published by the authors with their code and in the paper (Ryali et al., Hiera,
+ICML 2023): ImageNet-1K top-1 for one centre crop, Kinetics-400 top-1 for 5 clips x 3 crops of 16
+frames, every 4th. The sources for the other models are named at each family.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ DECODER_HEADS = (
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """One public checkpoint as one model loads it."""
+    """One public checkpoint, for one model that can load it."""
 
     model: str
     """Registered name of the model."""
@@ -41,47 +40,53 @@ class PublishedWeights:
     url: str
     trained_on: str
     classes: str | None
-    """Stem of the file in `labels/` with the head's class names; None: no trained head."""
+    """The file in `labels/` with the head's class names, without ending; None: no trained head."""
     num_classes: int | None
     spec: ClipSpec
-    """Clip length x stride, crop and normalisation it was trained with."""
+    """Frames, stride, crop and normalisation that it was trained with."""
     top1: float | None
     """Published accuracy, %; None for weights without a trained head."""
     views: tuple[int, int] | None = None
-    """Clips in time x crops that `top1` is an average over; None: one image, or nothing to test."""
+    """Clips x crops that `top1` is averaged over; None: one image, or no trained head."""
     licence: str = LICENCE
     note: str = ""
     head: str = HIERA_KEYS.head[0]
     """Key of the classifier's weight in the file."""
     file: str = ""
-    """Name in the cache, where the last part of the address says too little; empty: that part."""
+    """File name in the cache; empty: the last part of the address."""
 
     def __str__(self) -> str:
         return f"{self.model}.{self.name}"
 
     @property
     def file_name(self) -> str:
-        """The name it has in the cache: `file`, or the last part of its address."""
+        """File name in the cache."""
         return self.file or self.url.rsplit("/", 1)[1]
 
 
 def _family(sizes: dict[str, float], video: bool) -> list[PublishedWeights]:
-    """Three rows a size: the classifier, its encoder before fine-tuning, the whole autoencoder."""
+    """Three rows per size: the classifier, its encoder before fine-tuning, the whole autoencoder.
+
+    Args:
+        sizes: size -> published top-1 of its classifier, in percent.
+        video: the models for Kinetics-400 clips; otherwise those for ImageNet-1K images.
+    """
     suffix, data = ("16x224", "k400") if video else ("224", "in1k")
     full_name = "Kinetics-400" if video else "ImageNet-1K"
     spec = VIDEO_CLIPS if video else IMAGE_CLIPS
     rows = []
     for size, top1 in sizes.items():
         model = f"hiera_{size}_{suffix}"
-        pretraining = {
-            "name": f"mae_{data}",
-            "url": f"{_HOST}mae_{model}.pth",
-            "trained_on": f"{full_name}, masked autoencoding",
-            "classes": None,
-            "num_classes": None,
-            "spec": spec,
-            "top1": None,
-        }
+        encoder = PublishedWeights(
+            model=model,
+            name=f"mae_{data}",
+            url=f"{_HOST}mae_{model}.pth",
+            trained_on=f"{full_name}, masked autoencoding",
+            classes=None,
+            num_classes=None,
+            spec=spec,
+            top1=None,
+        )
         rows += [
             PublishedWeights(
                 model=model,
@@ -94,10 +99,8 @@ def _family(sizes: dict[str, float], video: bool) -> list[PublishedWeights]:
                 top1=top1,
                 views=(5, 3) if video else None,
             ),
-            PublishedWeights(model=model, **pretraining),
-            PublishedWeights(
-                model=f"mae_{model}", **pretraining, note=DECODER_HEADS if video else ""
-            ),
+            encoder,
+            replace(encoder, model=f"mae_{model}", note=DECODER_HEADS if video else ""),
         ]
     return rows
 
@@ -114,15 +117,13 @@ _ZOO = "https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/"
 def _pytorchvideo(
     model: str,
     file: str,
+    spec: ClipSpec,
     *,
-    clip: tuple[int, int],
-    crop: int,
     top1: float,
     head: str,
     views: tuple[int, int] = (10, 3),
 ) -> PublishedWeights:
-    """One file of PyTorchVideo's model zoo; `clip` is frames x stride."""
-    frames, rate = clip
+    """One file of PyTorchVideo's model zoo."""
     return PublishedWeights(
         model=model,
         name="k400",
@@ -130,7 +131,7 @@ def _pytorchvideo(
         trained_on="Kinetics-400",
         classes="kinetics400",
         num_classes=400,
-        spec=ClipSpec(num_frames=frames, sampling_rate=rate, crop_size=crop),
+        spec=spec,
         top1=top1,
         views=views,
         licence=_APACHE,
@@ -138,51 +139,44 @@ def _pytorchvideo(
     )
 
 
+def _clips(frames: int, rate: int, crop: int) -> ClipSpec:
+    """Clips of `frames` frames, every `rate`-th, cropped to `crop` pixels a side."""
+    return ClipSpec(num_frames=frames, sampling_rate=rate, crop_size=crop)
+
+
 _STAGE_5, _STAGE_6, _VIT = "blocks.5.proj", "blocks.6.proj", "head.proj"
 PYTORCHVIDEO = [
+    _pytorchvideo("slow_r50", "SLOW_8x8_R50.pyth", _clips(8, 8, 256), top1=74.58, head=_STAGE_5),
+    _pytorchvideo("c2d_r50", "C2D_8x8_R50.pyth", _clips(8, 8, 256), top1=71.46, head=_STAGE_6),
+    _pytorchvideo("i3d_r50", "I3D_8x8_R50.pyth", _clips(8, 8, 256), top1=73.27, head=_STAGE_6),
+    _pytorchvideo("csn_r101", "CSN_32x2_R101.pyth", _clips(32, 2, 256), top1=77.0, head=_STAGE_5),
     _pytorchvideo(
-        "slow_r50", "SLOW_8x8_R50.pyth", clip=(8, 8), crop=256, top1=74.58, head=_STAGE_5
-    ),
-    _pytorchvideo("c2d_r50", "C2D_8x8_R50.pyth", clip=(8, 8), crop=256, top1=71.46, head=_STAGE_6),
-    _pytorchvideo("i3d_r50", "I3D_8x8_R50.pyth", clip=(8, 8), crop=256, top1=73.27, head=_STAGE_6),
-    _pytorchvideo(
-        "csn_r101", "CSN_32x2_R101.pyth", clip=(32, 2), crop=256, top1=77.0, head=_STAGE_5
-    ),
-    _pytorchvideo(
-        "r2plus1d_r50", "R2PLUS1D_16x4_R50.pyth", clip=(16, 4), crop=256, top1=76.01, head=_STAGE_5
+        "r2plus1d_r50", "R2PLUS1D_16x4_R50.pyth", _clips(16, 4, 256), top1=76.01, head=_STAGE_5
     ),
     _pytorchvideo(
-        "slowfast_r50", "SLOWFAST_8x8_R50.pyth", clip=(32, 2), crop=256, top1=76.94, head=_STAGE_6
+        "slowfast_r50", "SLOWFAST_8x8_R50.pyth", _clips(32, 2, 256), top1=76.94, head=_STAGE_6
     ),
     _pytorchvideo(
-        "slowfast_r101", "SLOWFAST_8x8_R101.pyth", clip=(32, 2), crop=256, top1=77.9, head=_STAGE_6
+        "slowfast_r101", "SLOWFAST_8x8_R101.pyth", _clips(32, 2, 256), top1=77.9, head=_STAGE_6
     ),
     _pytorchvideo(
         "slowfast_16x8_r101_50_50",
         "SLOWFAST_16x8_R101_50_50.pyth",
-        clip=(64, 2),
-        crop=256,
+        _clips(64, 2, 256),
         top1=78.7,
         head=_STAGE_6,
     ),
-    _pytorchvideo("x3d_xs", "X3D_XS.pyth", clip=(4, 12), crop=182, top1=69.12, head=_STAGE_5),
-    _pytorchvideo("x3d_s", "X3D_S.pyth", clip=(13, 6), crop=182, top1=73.33, head=_STAGE_5),
-    _pytorchvideo("x3d_m", "X3D_M.pyth", clip=(16, 5), crop=256, top1=75.94, head=_STAGE_5),
-    _pytorchvideo("x3d_l", "X3D_L.pyth", clip=(16, 5), crop=356, top1=77.44, head=_STAGE_5),
+    _pytorchvideo("x3d_xs", "X3D_XS.pyth", _clips(4, 12, 182), top1=69.12, head=_STAGE_5),
+    _pytorchvideo("x3d_s", "X3D_S.pyth", _clips(13, 6, 182), top1=73.33, head=_STAGE_5),
+    _pytorchvideo("x3d_m", "X3D_M.pyth", _clips(16, 5, 256), top1=75.94, head=_STAGE_5),
+    _pytorchvideo("x3d_l", "X3D_L.pyth", _clips(16, 5, 356), top1=77.44, head=_STAGE_5),
     _pytorchvideo(
-        "mvit_base_16x4",
-        "MVIT_B_16x4.pyth",
-        clip=(16, 4),
-        crop=224,
-        top1=78.9,
-        head=_VIT,
-        views=(5, 1),
+        "mvit_base_16x4", "MVIT_B_16x4.pyth", _clips(16, 4, 224), top1=78.9, head=_VIT, views=(5, 1)
     ),
     _pytorchvideo(
         "mvit_base_32x3",
         "MVIT_B_32x3_f294077834.pyth",
-        clip=(32, 3),
-        crop=224,
+        _clips(32, 3, 224),
         top1=80.3,
         head=_VIT,
         views=(5, 1),
@@ -196,6 +190,12 @@ PYTORCHVIDEO = [
 def _mvit_video(
     model: str, name: str, url: str, *, clip: tuple[int, int], top1: float, **facts: str
 ) -> PublishedWeights:
+    """One classifier for Kinetics-400.
+
+    Args:
+        clip: frames and stride.
+        facts: further fields of the row.
+    """
     frames, rate = clip
     return PublishedWeights(
         model=model,
@@ -293,9 +293,8 @@ _VIDEOMAE_CLIPS = replace(VIDEO_CLIPS, mean=IMAGE_CLIPS.mean, std=IMAGE_CLIPS.st
 
 
 def _videomae(size: str, top1: float, *, autoencoder: bool) -> list[PublishedWeights]:
-    """The classifier and, where it is published, the autoencoder that it started from."""
+    """The classifier and, where it is published, the autoencoder that it was fine-tuned from."""
     model, trained_on = f"videomae_{size}_16x224", "Kinetics-400, masked autoencoding"
-    shared = {"spec": _VIDEOMAE_CLIPS, "head": "classifier.weight"}
     tuned = f"videomae-{size}-finetuned-kinetics"
     rows = [
         PublishedWeights(
@@ -306,9 +305,10 @@ def _videomae(size: str, top1: float, *, autoencoder: bool) -> list[PublishedWei
             trained_on=f"{trained_on}, then fine-tuned on Kinetics-400",
             classes="kinetics400",
             num_classes=400,
+            spec=_VIDEOMAE_CLIPS,
             top1=top1,
             views=(5, 3),
-            **shared,
+            head="classifier.weight",
         )
     ]
     if autoencoder:
@@ -321,8 +321,9 @@ def _videomae(size: str, top1: float, *, autoencoder: bool) -> list[PublishedWei
                 trained_on=trained_on,
                 classes=None,
                 num_classes=None,
+                spec=_VIDEOMAE_CLIPS,
                 top1=None,
-                **shared,
+                head="classifier.weight",
             )
             for owner in (model, f"mae_{model}")
         ]
@@ -362,12 +363,12 @@ PUBLISHED: dict[tuple[str, str], PublishedWeights] = {
 
 
 def names_for(model: str) -> list[str]:
-    """Names of the weights published for a model, its default first; maybe none."""
+    """Names of the weights published for a model, its default first; empty for none."""
     return [name for (owner, name) in PUBLISHED if owner == model]
 
 
 def by_file_name(file_name: str, model: str | None = None) -> PublishedWeights | None:
-    """The row whose published file is called so; the one of `model` where several share it."""
+    """The row with this file name, that of `model` where several have it; None: no row has it."""
     rows = [row for row in PUBLISHED.values() if row.file_name == file_name]
     rows = [row for row in rows if row.model == model] or rows[:1]
     return rows[0] if rows else None
