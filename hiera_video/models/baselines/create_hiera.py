@@ -33,7 +33,7 @@ from hiera_video.models.hiera import (
     positions_parameter,
 )
 from hiera_video.models.inputs import check_clips
-from hiera_video.models.layers import GELU, LAYER_NORM_EPS, Block, PatchEmbed
+from hiera_video.models.layers import GELU, LAYER_NORM_EPS, Block, BlockConfig, PatchEmbed
 from hiera_video.models.tokens import TokenLayout
 from hiera_video.models.weights.key_names import HIERA_KEYS, KeyNames
 
@@ -248,7 +248,7 @@ def create_hiera_stage(
     """
     blocks = []
     for i in range(depth):
-        block = Block(
+        config = BlockConfig(
             dim_in if i == 0 else dim_out,
             dim_out,
             num_heads,
@@ -257,6 +257,7 @@ def create_hiera_stage(
             q_pool=pool_factor if i == 0 else 1,
             local=local if i or first_local is None else first_local,
         )
+        block = Block(config)
         block.mlp.act = activation()
         blocks.append(block)
     return nn.Sequential(*blocks)

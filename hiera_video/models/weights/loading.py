@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +16,7 @@ from hiera_video.errors import WeightsError, first_few
 from hiera_video.models.pos_embed import fit_positions
 from hiera_video.models.weights.file import Checkpoint
 from hiera_video.models.weights.key_names import HIERA_KEYS
+from hiera_video.models.weights.mvit_keys import to_published
 from hiera_video.models.weights.published import PublishedWeights
 
 PATCH_KERNEL = "patch_embed.proj.weight"
@@ -109,11 +110,9 @@ class Fit:
 
     def __init__(self, model: nn.Module, checkpoint: Checkpoint) -> None:
         self.checkpoint = checkpoint
-        # a model whose weights are published under other names than its own reads those too
-        read = getattr(model, "read_published_keys", dict)
-        self.tensors = read(checkpoint.state_dict)
         self.names = getattr(model, "key_names", HIERA_KEYS)
         self.wanted = model.state_dict()
+        self.tensors = _in_names_of(model, checkpoint.state_dict, self.wanted)
         if any(tensor.is_meta for tensor in self.wanted.values()):
             raise WeightsError(
                 "the model is on the meta device, which holds no values; "
@@ -145,6 +144,24 @@ class Fit:
 
     def fails(self, problem: str) -> WeightsError:
         return WeightsError(f"{self.checkpoint.label} does not fit the model: {problem}")
+
+
+def _in_names_of(
+    model: nn.Module, state: Mapping[str, Tensor], model_state: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """The tensors of a file under the names that they have in the model.
+
+    A model whose weights are published under other names than its own translates them itself
+    (`read_published_keys`). Otherwise the names of the file are taken, or the published names of
+    what torchvision and timm name in their own way, whichever the model has more of.
+    """
+    if hasattr(model, "read_published_keys"):
+        translated: dict[str, Tensor] = model.read_published_keys(state)
+        return translated
+    published = to_published(state)
+    if len(model_state.keys() & published.keys()) < len(model_state.keys() & state.keys()):
+        return dict(state)
+    return published
 
 
 def _unwrapped(model: nn.Module) -> nn.Module:
