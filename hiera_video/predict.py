@@ -28,17 +28,17 @@ from hiera_video.data.views import Reader, parse_views, read_test_views, read_vi
 from hiera_video.errors import RunFailed, UserError, WeightsError, first_few
 from hiera_video.labels import load_labels
 from hiera_video.models import build_model
-from hiera_video.models.weights.load import (
+from hiera_video.models.weights.download import fetch
+from hiera_video.models.weights.file import Checkpoint
+from hiera_video.models.weights.load import load_weights
+from hiera_video.models.weights.published import (
+    IMAGE_CLIPS,
     PUBLISHED,
-    Checkpoint,
+    VIDEO_CLIPS,
     PublishedWeights,
-    bundled,
-    fetch,
-    load_weights,
     names_for,
-    resolve,
 )
-from hiera_video.models.weights.published import IMAGE_CLIPS, VIDEO_CLIPS
+from hiera_video.models.weights.resolve import bundled, resolve
 from hiera_video.registry import MODEL_REGISTRY
 from hiera_video.scoring import (
     choose_device,

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 
 from hiera_video.models import build_model
-from hiera_video.models.weights.load import Checkpoint
+from hiera_video.models.weights.file import Checkpoint
 
 TINY = {"embed_dim": 8, "num_heads": 1, "stages": (1, 1, 1, 1)}
 VIDEO = {**TINY, "input_size": (4, 64, 64)}

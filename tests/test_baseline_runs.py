@@ -21,16 +21,17 @@ from hiera_video.engine import distributed, dry_run, evaluate, train
 from hiera_video.errors import UserError, WeightsError
 from hiera_video.labels import load_labels
 from hiera_video.models.baselines.pytorchvideo import CONVOLUTIONAL, slow_frames
-from hiera_video.models.weights import loading
-from hiera_video.models.weights.load import cached_path, names_for, resolve
-from hiera_video.models.weights.published import PUBLISHED
+from hiera_video.models.weights import load
+from hiera_video.models.weights.download import cached_path
+from hiera_video.models.weights.published import PUBLISHED, names_for
+from hiera_video.models.weights.resolve import resolve
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     """An empty cache of weights."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
-    monkeypatch.setattr(loading, "_licences_said", set())
+    monkeypatch.setattr(load, "_licences_logged", set())
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 from benchmarks import machine, measure, tables
-from benchmarks.measure import Contender
+from benchmarks.measure import Candidate
 from benchmarks.tables import Column
 
 from hiera_video.errors import UserError
@@ -29,30 +29,30 @@ def command(repository):
 
 
 def logging(log, name, **settings):
-    return Contender({"name": name}, run=lambda: log.append(name), **settings)
+    return Candidate({"name": name}, run=lambda: log.append(name), **settings)
 
 
 # ---- measuring ------------------------------------------------------------------------------
 
 
-def test_contenders_take_turns_after_all_are_warm(monkeypatch):
+def test_candidates_take_turns_after_all_are_warm(monkeypatch):
     monkeypatch.setattr(measure, "SHORTEST", 0.0)
     log = []
-    contenders = [logging(log, name) for name in ("ours", "theirs")]
-    measure.interleave(contenders, repeats=3, device=CPU, after_round=lambda: log.append("machine"))
+    candidates = [logging(log, name) for name in ("ours", "theirs")]
+    measure.interleave(candidates, repeats=3, device=CPU, after_round=lambda: log.append("machine"))
     assert log == ["ours", "theirs", "machine"] * 4
-    assert [len(c.seconds) for c in contenders] == [3, 3]
-    assert all(c.first_seconds is not None for c in contenders)
+    assert [len(c.seconds) for c in candidates] == [3, 3]
+    assert all(c.first_seconds is not None for c in candidates)
 
 
 def test_short_calls_are_repeated_within_a_measurement(monkeypatch):
     monkeypatch.setattr(measure, "SHORTEST", 1e9)  # nothing is long enough
     log = []
-    contender = logging(log, "quick")
-    measure.interleave([contender], repeats=2, device=CPU)
-    assert contender.calls == measure.MOST_CALLS
+    candidate = logging(log, "quick")
+    measure.interleave([candidate], repeats=2, device=CPU)
+    assert candidate.calls == measure.MOST_CALLS
     assert len(log) == 2 + 2 * measure.MOST_CALLS  # two to warm up, then each measurement
-    assert len(contender.seconds) == 2
+    assert len(candidate.seconds) == 2
 
 
 def test_who_runs_out_of_memory_is_out_and_the_others_go_on(monkeypatch):
@@ -65,7 +65,7 @@ def test_who_runs_out_of_memory_is_out_and_the_others_go_on(monkeypatch):
             raise torch.OutOfMemoryError("no")
 
     log = []
-    greedy = Contender({"name": "greedy"}, run=fails_in_the_second_round)
+    greedy = Candidate({"name": "greedy"}, run=fails_in_the_second_round)
     modest = logging(log, "modest")
     measure.interleave([greedy, modest], repeats=3, device=CPU)
     assert (len(greedy.seconds), greedy.failed) == (1, "out of memory")
@@ -73,7 +73,7 @@ def test_who_runs_out_of_memory_is_out_and_the_others_go_on(monkeypatch):
 
 
 def test_a_row_is_arithmetic_on_the_measurements():
-    ours = Contender({"who": "a"}, run=int, samples=2, gmacs=4.0, seconds=[1.0, 2.0, 4.0])
+    ours = Candidate({"who": "a"}, run=int, samples=2, gmacs=4.0, seconds=[1.0, 2.0, 4.0])
     row = measure.row_of(ours, peak=8.0)
     assert (row["ms"], row["ms_min"], row["ms_max"], row["repeats"]) == (2000, 1000, 4000, 3)
     assert row["samples_per_s"] == 1.0
@@ -82,21 +82,21 @@ def test_a_row_is_arithmetic_on_the_measurements():
 
 
 def test_a_ratio_is_of_neighbours_and_per_sample():
-    ours = Contender({}, run=int, samples=2, seconds=[1.0, 2.0, 4.0])
-    theirs = Contender({}, run=int, samples=2, seconds=[3.0, 4.0, 4.0])
+    ours = Candidate({}, run=int, samples=2, seconds=[1.0, 2.0, 4.0])
+    theirs = Candidate({}, run=int, samples=2, seconds=[3.0, 4.0, 4.0])
     assert measure.ratio_of(ours, theirs) == 2.0  # of 3, 2 and 1
     assert measure.ratio_of(theirs, theirs) == 1.0
     theirs.samples = 8  # four times the work in the same time
     assert measure.ratio_of(ours, theirs) == 0.5
     assert measure.ratio_of(ours, None) is None
-    assert measure.ratio_of(ours, Contender({}, run=int)) is None  # interrupted before its turn
+    assert measure.ratio_of(ours, Candidate({}, run=int)) is None  # interrupted before its turn
 
 
 def test_parts_are_medians():
-    contender = Contender({}, run=int, seconds=[1.0, 1.0, 1.0])
-    contender.part_seconds = [{"stem": 1.0, "rest": 5.0}, {"stem": 3.0, "rest": 4.0}]
-    contender.part_seconds.append({"stem": 2.0, "rest": 6.0})
-    assert measure.row_of(contender)["parts_ms"] == {"stem": 2000.0, "rest": 5000.0}
+    candidate = Candidate({}, run=int, seconds=[1.0, 1.0, 1.0])
+    candidate.part_seconds = [{"stem": 1.0, "rest": 5.0}, {"stem": 3.0, "rest": 4.0}]
+    candidate.part_seconds.append({"stem": 2.0, "rest": 6.0})
+    assert measure.row_of(candidate)["parts_ms"] == {"stem": 2000.0, "rest": 5000.0}
 
 
 def test_peak_is_the_best_of_several_shapes_and_looks(monkeypatch):
@@ -104,9 +104,9 @@ def test_peak_is_the_best_of_several_shapes_and_looks(monkeypatch):
     seconds = iter([1e-6, 4e-6, 2e-6, 1e-6])
     monkeypatch.setattr(measure.Peak, "_best_seconds", lambda *_, **__: next(seconds))
     peak = measure.Peak(CPU, {"fp32": torch.float32})
-    peak.look()
+    peak.update()
     assert peak["fp32"] == pytest.approx(16**3 / 4 / 1e3)
-    peak.look()
+    peak.update()
     assert peak["fp32"] == pytest.approx(16**3 / 1e3)
     assert peak.facts()["float32"]["by_shape"]["8x4x2"] == pytest.approx(64 / 1e3)
 
@@ -115,14 +115,14 @@ def test_peak_skips_shapes_that_would_take_minutes(monkeypatch):
     monkeypatch.setitem(measure.SHAPES, "cpu", ((8, 4, 2), (4096, 4096, 4096)))
     monkeypatch.setattr(measure.Peak, "_best_seconds", lambda *_, **__: 1.0)
     peak = measure.Peak(CPU, {"bf16": torch.bfloat16})
-    peak.look()
+    peak.update()
     assert set(peak.facts()["bfloat16"]["by_shape"]) == {"8x4x2"}
 
 
 def test_peak_really_multiplies(monkeypatch):
     monkeypatch.setitem(measure.SHAPES, "cpu", ((64, 32, 16),))
     peak = measure.Peak(CPU, {"fp32": torch.float32})
-    peak.look(times=1)
+    peak.update(times=1)
     assert peak["fp32"] > 0
 
 

@@ -8,17 +8,29 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmarks import data, predict, stopwatch, videos
-from benchmarks.measure import Contender
+from benchmarks import (
+    data,
+    data_clips,
+    data_loaders,
+    data_pytorchvideo,
+    data_stages,
+    predict,
+    stopwatch,
+    videos,
+)
+from benchmarks.data_clips import ClipTask
+from benchmarks.data_stages import HieraVideoPipeline, PyTorchVideoPipeline
+from benchmarks.measure import Candidate
 from clips import read_indices, write_clip
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.video.decode import available_decoders, probe
 
+PIPELINES = (HieraVideoPipeline, PyTorchVideoPipeline)
 SPEC = ClipSpec(num_frames=4, sampling_rate=4, crop_size=64)
 
-decoders = pytest.mark.parametrize("decoder", data.THEIR_DECODERS)
+decoders = pytest.mark.parametrize("decoder", data_pytorchvideo.DECODERS)
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +61,8 @@ def frames_of(clips):
 @decoders
 def test_both_libraries_show_the_same_frames_in_a_test(manifest, decoder):
     require(decoder)
-    ours, theirs = (p("test", manifest, SPEC, decoder)() for p in (data.Ours, data.Theirs))
-    assert ours.shape == theirs.shape == (3 * data.VIEWS * data.CROPS, 3, 4, 64, 64)
+    ours, theirs = (p(ClipTask("test", manifest, SPEC, decoder))() for p in PIPELINES)
+    assert ours.shape == theirs.shape == (3 * data_clips.VIEWS * data_clips.CROPS, 3, 4, 64, 64)
     assert frames_of(ours) == frames_of(theirs)
     assert (ours - theirs).abs().mean() < 0.02  # of one deviation: roundings of two decoders
     assert ours.dtype == theirs.dtype == torch.float32
@@ -60,9 +72,9 @@ def test_both_libraries_show_the_same_frames_in_a_test(manifest, decoder):
 def test_both_libraries_train_on_the_same_frames(manifest, decoder, monkeypatch):
     require(decoder)
     # The whole picture, never mirrored: its code can be read.
-    monkeypatch.setattr(data, "AREA", (1, 1))
-    monkeypatch.setattr(data, "ASPECT", (1, 1))
-    ours, theirs = (p("train", manifest, SPEC, decoder) for p in (data.Ours, data.Theirs))
+    monkeypatch.setattr(data_clips, "AREA", (1, 1))
+    monkeypatch.setattr(data_clips, "ASPECT", (1, 1))
+    ours, theirs = (p(ClipTask("train", manifest, SPEC, decoder)) for p in PIPELINES)
     object.__setattr__(ours.dataset.reader.transform, "flip", 0.0)
     theirs.transform.flip = torch.nn.Identity()
     seen = set()
@@ -74,8 +86,8 @@ def test_both_libraries_train_on_the_same_frames(manifest, decoder, monkeypatch)
 
 
 def test_ours_is_what_the_loader_gives(manifest):
-    for kind in data.KINDS:
-        pipeline = data.Ours(kind, manifest, SPEC, "pyav")
+    for kind in data_clips.KINDS:
+        pipeline = HieraVideoPipeline(ClipTask(kind, manifest, SPEC, "pyav"))
         for epoch in range(2):
             expected = [clip for i in range(3) for clip in pipeline.dataset[epoch, i]]
             assert torch.equal(pipeline(), torch.stack(expected))
@@ -83,36 +95,37 @@ def test_ours_is_what_the_loader_gives(manifest):
 
 
 def test_every_stage_is_timed_and_the_device_is_not_the_workers(manifest):
-    ours, theirs = (p("augmented", manifest, SPEC, "pyav") for p in (data.Ours, data.Theirs))
+    ours, theirs = (p(ClipTask("augmented", manifest, SPEC, "pyav")) for p in PIPELINES)
     for pipeline in (ours, theirs):
         pipeline()
         parts = pipeline.parts()
-        assert set(parts) == {*data.STAGES, "worker CPU"}
+        assert set(parts) == {*data_clips.STAGES, "worker CPU"}
         assert all(value >= 0 for value in parts.values())
-    ours.watch.cpu_seconds.update(dict.fromkeys(data.STAGES, 1.0))
-    theirs.watch.cpu_seconds.update(dict.fromkeys(data.STAGES, 1.0))
+    ours.watch.cpu_seconds.update(dict.fromkeys(data_clips.STAGES, 1.0))
+    theirs.watch.cpu_seconds.update(dict.fromkeys(data_clips.STAGES, 1.0))
     assert (ours.parts()["worker CPU"], theirs.parts()["worker CPU"]) == (5, 6)
 
 
 def test_decord_is_given_back(manifest):
     require("decord")
-    data.Theirs("train", manifest, SPEC, "decord")()
-    assert data.Ours("train", manifest, SPEC, "decord")().shape[0] == 3
+    task = ClipTask("train", manifest, SPEC, "decord")
+    PyTorchVideoPipeline(task)()
+    assert HieraVideoPipeline(task)().shape[0] == 3
 
 
 # ---- arithmetic ---------------------------------------------------------------------------------
 
 
-def contender(library, decoder, seconds, cpu):
+def candidate(library, decoder, seconds, cpu):
     parts = [{"decode": s / 2, "crop": s / 4, "worker CPU": cpu} for s in seconds]
     facts = {"table": "stages", "kind": "train", "library": library, "decoder": decoder}
-    return Contender(facts, run=None, samples=4, seconds=list(seconds), part_seconds=parts)
+    return Candidate(facts, run=None, samples=4, seconds=list(seconds), part_seconds=parts)
 
 
 def test_rows_are_of_one_clip():
-    ours = contender("hiera_video", "pyav", [1.0, 2.0, 4.0], cpu=0.8)
-    theirs = contender("pytorchvideo", "pyav", [3.0, 4.0, 4.0], cpu=2.0)
-    row = data.stage_row(ours, theirs)
+    ours = candidate("hiera_video", "pyav", [1.0, 2.0, 4.0], cpu=0.8)
+    theirs = candidate("pytorchvideo", "pyav", [3.0, 4.0, 4.0], cpu=2.0)
+    row = data_stages.stage_row(ours, theirs)
     assert (row["ms"], row["ms_min"], row["ms_max"]) == (500, 250, 1000)
     assert (row["decode_ms"], row["crop_ms"]) == (250, 125)
     assert row["worker_cpu_ms"] == 200
@@ -121,13 +134,13 @@ def test_rows_are_of_one_clip():
 
 
 def test_the_reference_has_the_same_decoder_or_is_the_default_one():
-    them = [contender("pytorchvideo", name, [1.0], 1.0) for name in ("pyav", "decord")]
-    ours = [contender("hiera_video", name, [1.0], 1.0) for name in ("torchcodec", "decord")]
+    them = [candidate("pytorchvideo", name, [1.0], 1.0) for name in ("pyav", "decord")]
+    ours = [candidate("hiera_video", name, [1.0], 1.0) for name in ("torchcodec", "decord")]
     everyone = [*ours, *them]
-    assert data.reference_for(ours[0], everyone) is them[0]
-    assert data.reference_for(ours[1], everyone) is them[1]
-    assert data.reference_for(them[0], everyone) is None
-    assert data.reference_for(ours[0], ours) is None
+    assert data_stages.reference_for(ours[0], everyone) is them[0]
+    assert data_stages.reference_for(ours[1], everyone) is them[1]
+    assert data_stages.reference_for(them[0], everyone) is None
+    assert data_stages.reference_for(ours[0], ours) is None
 
 
 def test_loaders_are_compared_with_as_many_workers():
@@ -139,24 +152,24 @@ def test_loaders_are_compared_with_as_many_workers():
             ("pytorchvideo", 4, [100.0, 100.0, 100.0]),
         )
     ]
-    runs = [data.LoaderRun(f, None, rates) for f, rates in facts]
-    row = data.loader_row(runs[0], runs)
+    runs = [data_loaders.LoaderRun(f, None, rates) for f, rates in facts]
+    row = data_loaders.loader_row(runs[0], runs)
     assert row["clips_per_s"] == 10
     assert row["clips_per_worker_s"] == 5
     assert row["range"] == "8.0-12.0"
     assert row["ratio"] == 2  # of 2, 5 and 2
-    assert "ratio" not in data.loader_row(runs[1], runs)
+    assert "ratio" not in data_loaders.loader_row(runs[1], runs)
 
 
 def test_a_loader_is_timed_once_every_worker_is_at_work(monkeypatch):
     clock = itertools.count()
-    monkeypatch.setattr(data.time, "perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(data_loaders.time, "perf_counter", lambda: float(next(clock)))
     taken, ended = [], []
 
     def batches():
         return (taken.append(n) or 4 for n in itertools.count()), lambda: ended.append(1)
 
-    run = data.LoaderRun({"workers": 3}, batches)
+    run = data_loaders.LoaderRun({"workers": 3}, batches)
     run.measure(seconds=2.5)
     assert taken == [0, 1, 2, 3, 4, 5]  # the last three within 2.5 ticks
     assert run.rates == [12 / 4]
@@ -165,8 +178,8 @@ def test_a_loader_is_timed_once_every_worker_is_at_work(monkeypatch):
 
 def test_cores_are_what_the_model_takes_times_what_a_clip_costs():
     rows = [
-        data.stage_row(contender("hiera_video", "pyav", [1.0], cpu=0.8), None),
-        data.stage_row(contender("pytorchvideo", "pyav", [1.0], cpu=2.0), None),
+        data_stages.stage_row(candidate("hiera_video", "pyav", [1.0], cpu=0.8), None),
+        data_stages.stage_row(candidate("pytorchvideo", "pyav", [1.0], cpu=2.0), None),
         {"table": "loaders"},
     ]
     args = SimpleNamespace(model=None, feeds=60.0)
@@ -176,20 +189,20 @@ def test_cores_are_what_the_model_takes_times_what_a_clip_costs():
 
 
 def test_worker_counts_end_with_all_cores():
-    assert data.worker_counts(1) == [1]
-    assert data.worker_counts(2) == [1, 2]
-    assert data.worker_counts(6) == [1, 2, 4, 6]
-    assert data.worker_counts(16) == [1, 2, 4, 8, 16]
+    assert data_loaders.worker_counts(1) == [1]
+    assert data_loaders.worker_counts(2) == [1, 2]
+    assert data_loaders.worker_counts(6) == [1, 2, 4, 6]
+    assert data_loaders.worker_counts(16) == [1, 2, 4, 8, 16]
 
 
-def test_the_quickest_decoder_of_each_library_is_loaded_with():
+def test_the_fastest_decoder_of_each_library_is_loaded_with():
     def row(library, decoder, cpu, kind="train"):
         facts = {"library": library, "decoder": decoder, "kind": kind}
         return {"table": "stages", "worker_cpu_ms": cpu, **facts}
 
     rows = [row("a", "x", 3), row("a", "y", 2), row("b", "x", 5), row("a", "z", 1, "test")]
-    assert data.quickest(rows, "train") == {"a": "y", "b": "x"}
-    assert data.quickest(rows, "augmented") == {}
+    assert data_loaders.fastest_decoders(rows, "train") == {"a": "y", "b": "x"}
+    assert data_loaders.fastest_decoders(rows, "augmented") == {}
 
 
 def test_an_inner_stage_does_not_count_to_the_outer(monkeypatch):

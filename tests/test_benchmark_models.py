@@ -11,6 +11,7 @@ import warnings
 import pytest
 import torch
 from benchmarks import (
+    compare,
     ladder,
     loss_comparison,
     machine,
@@ -19,13 +20,12 @@ from benchmarks import (
     models,
     parts,
     pretrain,
-    race,
     steps,
     tables,
 )
-from benchmarks.measure import Contender, GaveUp
-from benchmarks.race import Race
-from benchmarks.steps import OURS, REFERENCE, TIMM, Case, Workbench
+from benchmarks.compare import Comparison
+from benchmarks.measure import Candidate, CannotMeasure
+from benchmarks.steps import OURS, REFERENCE, TIMM, Case, CaseBuilder
 from randomness import redraw
 from torch import nn
 
@@ -161,16 +161,16 @@ def test_wrong_use_of_model_is_named(words, complaint):
 def test_an_interrupt_keeps_the_rows_measured_so_far(tiny, tmp_path, monkeypatch, capsys):
     really, left = measure.measure, [3]
 
-    def interrupted_in_the_third_round(contender, device):
+    def interrupted_in_the_third_round(candidate, device):
         left[0] -= 1
         if left[0] < 0:
             raise KeyboardInterrupt
-        really(contender, device)
+        really(candidate, device)
 
     monkeypatch.setattr(measure, "measure", interrupted_in_the_third_round)
     peak = {"a": 1.0}
     monkeypatch.setattr(
-        measure.Peak, "look", lambda self, **_: self.by_shape[torch.float32].update(peak)
+        measure.Peak, "update", lambda self, **_: self.by_shape[torch.float32].update(peak)
     )
     words = ["--names", "hiera_tiny_16x224", "--input-size", "4", "64", "64", "--modes", "forward"]
     with pytest.raises(KeyboardInterrupt):
@@ -192,9 +192,9 @@ def test_counterparts_get_our_weights_and_agree(tiny, monkeypatch, name):
     monkeypatch.setattr(timm, "create_model", create)
     size = (64, 64) if name.endswith("_224") else (4, 64, 64)
     ratio = 0.5 if name.startswith("mae_") else None
-    bench = Workbench(CPU)
+    builder = CaseBuilder(CPU)
     for library in steps.counterparts(name):
-        bench.module(Case(name, library, input_size=size, mask_ratio=ratio))
+        builder.module(Case(name, library, input_size=size, mask_ratio=ratio))
 
 
 def test_models_that_disagree_are_not_compared():
@@ -218,7 +218,7 @@ def test_a_model_of_nan_does_not_agree():
 def test_noise_leaves_no_parameter_at_its_start():
     model = build_model("hiera_tiny_224", input_size=(64, 64), **SMALL)
     before = {name: p.clone() for name, p in model.named_parameters()}
-    steps.disturb(model)
+    steps.add_noise(model)
     assert not any(torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
@@ -226,20 +226,20 @@ def test_noise_leaves_no_parameter_at_its_start():
 @pytest.mark.parametrize("attention", ["fused", "explicit"])
 def test_a_training_step_reaches_every_parameter(tiny, name, attention):
     case = Case(name, mode="train", attention=attention, input_size=(4, 64, 64), optimizer=True)
-    bench = Workbench(CPU)
-    before = {key: t.clone() for key, t in bench.module(case).state_dict().items()}
-    bench.contender(case).run()
-    model = bench.module(case)
+    builder = CaseBuilder(CPU)
+    before = {key: t.clone() for key, t in builder.module(case).state_dict().items()}
+    builder.candidate(case).run()
+    model = builder.module(case)
     assert all(p.grad is not None for p in model.parameters())
     assert all(not torch.equal(before[key], t) for key, t in model.state_dict().items())
 
 
 def test_explicit_attention_has_no_fused_kernel(tiny):
-    bench = Workbench(CPU)
+    builder = CaseBuilder(CPU)
     called = {}
     for attention in steps.FORWARD:
         case = Case("hiera_tiny_224", input_size=(64, 64), attention=attention)
-        run = bench.contender(case).run
+        run = builder.candidate(case).run
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
             run()
         called[attention] = {event.key for event in profile.key_averages()}
@@ -249,16 +249,16 @@ def test_explicit_attention_has_no_fused_kernel(tiny):
 
 
 def test_autocast_and_pure_differ_in_the_weights(tiny):
-    bench = Workbench(CPU)
+    builder = CaseBuilder(CPU)
     seen = {}
     for dtype in ("fp32", "bf16", "bf16-pure"):
         case = Case("hiera_tiny_224", input_size=(64, 64), dtype=dtype)
-        contender = bench.contender(case)
-        head = bench.module(case).head
+        candidate = builder.candidate(case)
+        head = builder.module(case).head
         hook = head.register_forward_hook(
             lambda m, x, out, d=dtype: seen.update({d: (m.projection.weight.dtype, out.dtype)})
         )
-        contender.run()
+        candidate.run()
         hook.remove()
     assert seen == {
         "fp32": (torch.float32, torch.float32),
@@ -314,17 +314,17 @@ def test_a_library_that_cannot_is_a_remark_and_ours_is_a_bug(tiny):
     case = Case("hiera_tiny_224")
     step = steps.Step(case, Broken(), torch.zeros(1, 3, 8, 8))
     foreign = steps._first_call_may_fail(step, {"library": "timm"})
-    with pytest.raises(GaveUp, match=r"ValueError: no half precision$"):
+    with pytest.raises(CannotMeasure, match=r"ValueError: no half precision$"):
         foreign()
     with pytest.raises(ValueError, match="half"):
         steps._first_call_may_fail(step, {"library": OURS})()
 
 
 def test_who_gives_up_has_a_row_that_says_why():
-    gone = Contender({"name": "x", "dtype": "fp32"}, run=int)
+    gone = Candidate({"name": "x", "dtype": "fp32"}, run=int)
 
     def gives_up():
-        raise GaveUp("cannot")
+        raise CannotMeasure("cannot")
 
     gone.run = gives_up
     measure.interleave([gone], repeats=2, device=CPU)
@@ -337,12 +337,12 @@ def test_who_gives_up_has_a_row_that_says_why():
 
 
 def sweeping(monkeypatch, rates, *, most=math.inf):
-    """A race whose batches have made-up rates; None: out of memory."""
+    """A comparison whose batches have made-up rates; None: out of memory."""
     args = argparse.Namespace(batch=["best"], imports=[], repeats=1, memory=False)
-    contest = Race(Workbench(CPU), args, None)
-    monkeypatch.setattr(Race, "_rate", lambda self, case: rates.get(case.batch))
-    monkeypatch.setattr(Race, "_fits", lambda self, case: lambda batch: batch <= most)
-    return contest
+    comparison = Comparison(CaseBuilder(CPU), args, None)
+    monkeypatch.setattr(Comparison, "_rate", lambda self, case: rates.get(case.batch))
+    monkeypatch.setattr(Comparison, "_fits", lambda self, case: lambda batch: batch <= most)
+    return comparison
 
 
 @pytest.mark.parametrize(
@@ -355,32 +355,32 @@ def sweeping(monkeypatch, rates, *, most=math.inf):
     ],
 )
 def test_batches_grow_while_they_pay(monkeypatch, rates, most, best, tried):
-    contest = sweeping(monkeypatch, rates, most=most)
-    case, trail = contest._with_best_batch(Case("m", batch="best"))
+    comparison = sweeping(monkeypatch, rates, most=most)
+    case, trail = comparison._with_best_batch(Case("m", batch="best"))
     assert case.batch == best
     assert [step["batch"] for step in trail] == tried
 
 
 def test_a_compiled_model_takes_the_batch_of_the_plain_one(monkeypatch):
-    contest = sweeping(monkeypatch, {1: 1.0, 2: 2.0})
-    contest._with_best_batch(Case("m", batch="best"))
-    monkeypatch.setattr(Race, "_sweep", None)
-    case, _ = contest._with_best_batch(Case("m", batch="best", compiled="default"))
+    comparison = sweeping(monkeypatch, {1: 1.0, 2: 2.0})
+    comparison._with_best_batch(Case("m", batch="best"))
+    monkeypatch.setattr(Comparison, "_sweep", None)
+    case, _ = comparison._with_best_batch(Case("m", batch="best", compiled="default"))
     assert (case.batch, case.compiled) == (2, "default")
 
 
 def test_on_a_cpu_memory_is_foretold(monkeypatch):
-    contest = Race(Workbench(CPU), argparse.Namespace(batch=["best"], imports=[]), None)
+    comparison = Comparison(CaseBuilder(CPU), argparse.Namespace(batch=["best"], imports=[]), None)
     one = memory.Memory(peak=300, before=100)
     monkeypatch.setattr(memory, "cpu_memory", lambda case, imports: one)
-    monkeypatch.setattr(memory, "available", lambda: 1000 / race.SHARE_OF_MEMORY)
-    fits = contest._fits(Case("m"))
+    monkeypatch.setattr(memory, "available", lambda: 1000 / compare.SHARE_OF_MEMORY)
+    fits = comparison._fits(Case("m"))
     assert [fits(batch) for batch in (1, 4, 8)] == [True, True, False]  # 300, 900, 1700 bytes
 
 
 def test_a_real_sweep(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(memory, "cpu_memory", lambda case, imports: memory.Memory(2, 1))
-    monkeypatch.setattr(race, "MOST_CLIPS", 2)
+    monkeypatch.setattr(compare, "MOST_CLIPS", 2)
     words = ["--names", "hiera_tiny_16x224", "--input-size", "4", "64", "64", "--modes", "forward"]
     rows = run(models, tmp_path, *words, "--batch", "best")["rows"]
     assert rows[0]["batch"] in (1, 2)
@@ -406,7 +406,7 @@ def test_a_child_that_is_killed_or_fails_is_a_remark(monkeypatch):
     for code, said in ends.items():
         done = argparse.Namespace(returncode=code, stdout="", stderr="x\nRuntimeError: it broke\n")
         monkeypatch.setattr(memory.subprocess, "run", lambda *_, d=done, **__: d)
-        with pytest.raises(GaveUp, match=said):
+        with pytest.raises(CannotMeasure, match=said):
             memory.cpu_memory(Case("hiera_tiny_224"))
 
 
@@ -449,11 +449,11 @@ def test_on_a_gpu_calls_are_queued_between_two_events(monkeypatch):
 
 def test_on_a_gpu_the_first_call_of_a_turn_does_not_count(monkeypatch):
     gpu = FakeGpu(monkeypatch)
-    contender = Contender({}, run=lambda: gpu.log.append("call"), calls=2)
-    measure.measure(contender, torch.device("cuda"))
+    candidate = Candidate({}, run=lambda: gpu.log.append("call"), calls=2)
+    measure.measure(candidate, torch.device("cuda"))
     assert gpu.log.count("call") == 3
     assert gpu.log[0] == "call"
-    assert contender.seconds == [pytest.approx(0.003)]
+    assert candidate.seconds == [pytest.approx(0.003)]
 
 
 def test_gpu_memory_leaves_out_the_others(monkeypatch):
@@ -462,7 +462,7 @@ def test_gpu_memory_leaves_out_the_others(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 5000)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7000)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
-    idle, device = Contender({}, run=int), torch.device("cuda")
+    idle, device = Candidate({}, run=int), torch.device("cuda")
     assert memory.gpu_memory(idle, module, device) == memory.Memory(peak=2440, before=440)
     with_averages = memory.gpu_memory(idle, module, device, optimizer=True)
     assert with_averages == memory.Memory(peak=3320, before=1320)
@@ -564,9 +564,9 @@ def test_parts_of_videomae(tmp_path, monkeypatch):
 
 
 def test_steps_that_share_a_module_keep_their_marks_apart(tiny):
-    bench = Workbench(CPU, parts=parts.marks_of)
+    builder = CaseBuilder(CPU, parts=parts.marks_of)
     case = Case("mae_hiera_tiny_16x224", mode="train", input_size=(4, 64, 64), mask_ratio=0.5)
-    first, second = bench.contender(case), bench.contender(case)
+    first, second = builder.candidate(case), builder.candidate(case)
     first.run()
     before = first.parts()
     second.run()
@@ -577,7 +577,7 @@ def test_steps_that_share_a_module_keep_their_marks_apart(tiny):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--names", "hiera_base_16x224"], "no masked autoencoder"),
+        (["--names", "hiera_base_16x224"], "not a masked autoencoder"),
         (["--mask-ratio", "1.5"], "--mask-ratio 1.5"),
         (["--decode-ratio", "0"], "--decode-ratio 0"),
     ],
@@ -620,7 +620,7 @@ def test_the_held_out_loss_is_of_all_deleted_tokens(tiny):
 
 def test_pure_formats_are_for_forward_only(capsys):
     args = parse(models, "--compile", "max-autotune", "--optimizer")
-    found = race.settings(args, ["fp16-pure"], ["forward", "train"])
+    found = compare.settings(args, ["fp16-pure"], ["forward", "train"])
     assert [(s["mode"], s["compiled"], s["optimizer"]) for s in found] == [
         ("forward", "", False),
         ("forward", "max-autotune", False),

@@ -9,7 +9,7 @@ from hiera_video import Predictor, load_config
 from hiera_video.config import Config
 from hiera_video.data.synthetic import camera_motion as synthetic
 from hiera_video.data.synthetic.camera_motion import CLIP_SPEC, LABELS
-from hiera_video.models.weights.load import bundled, resolve
+from hiera_video.models.weights.resolve import bundled, resolve
 
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "small" / "camera_motion.yaml"
 

@@ -13,7 +13,8 @@ from hiera_video.errors import UserError, WeightsError
 from hiera_video.labels import known_labels, load_labels
 from hiera_video.models import build_model
 from hiera_video.models.baselines.create_hiera import create_hiera
-from hiera_video.models.weights.load import load_weights, resolve
+from hiera_video.models.weights.load import load_weights
+from hiera_video.models.weights.resolve import resolve
 
 # ---- two lists ----------------------------------------------------------------------------------
 

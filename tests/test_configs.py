@@ -10,7 +10,8 @@ import torch
 from hiera_video import build_model, load_config
 from hiera_video.engine.tasks import TASKS
 from hiera_video.labels import known_labels, load_labels
-from hiera_video.models.weights.load import PUBLISHED, bundled
+from hiera_video.models.weights.published import PUBLISHED
+from hiera_video.models.weights.resolve import bundled
 from hiera_video.registry import DATASET_REGISTRY
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -16,12 +16,14 @@ from hiera_video.models import build_model
 from hiera_video.models.baselines.create_hiera import (
     HieraHead,
     HieraStem,
+    StageSpec,
     create_hiera,
     create_hiera_head,
     create_hiera_stage,
 )
 from hiera_video.models.tokens import TokenLayout
-from hiera_video.models.weights.load import Checkpoint, load_weights
+from hiera_video.models.weights.file import Checkpoint
+from hiera_video.models.weights.load import load_weights
 
 TINY = {"spatial_size": 64, "temporal_size": 4, "stem_dim_out": 16, "stage_depths": (1, 2, 2, 1)}
 OURS = {"input_size": (4, 64, 64), "embed_dim": 16, "num_heads": 1, "stages": (1, 2, 2, 1)}
@@ -185,11 +187,19 @@ def test_its_parts_make_a_net_of_ones_own():
         conv_kernel_size=(3, 7, 7),
         conv_stride=(2, 4, 4),
     )
-    stage = create_hiera_stage(depth=2, dim_in=16, dim_out=32, num_heads=2, pool_factor=4)
+    stage = create_hiera_stage(StageSpec(2, 16, 32, num_heads=2, pool_factor=4))
     head = create_hiera_head(in_features=32, out_features=5)
     assert isinstance(head, HieraHead)
     net = ptv("models.net.Net")(blocks=nn.ModuleList([stem, stage, nn.Flatten(1, 2), head])).eval()
     assert net(clips()).shape == (2, 5)
+
+
+def test_stochastic_depth_rises_from_the_first_block_to_the_last():
+    net = create_hiera(droppath_rate_block=0.5, **TINY)
+    rates = [
+        getattr(block.drop_path, "drop_prob", 0.0) for stage in net.blocks[1:5] for block in stage
+    ]
+    assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
 
 
 @pytest.mark.parametrize(

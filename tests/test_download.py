@@ -21,8 +21,11 @@ import torch
 from small_models import saved, tensors, truncated, untouched, video, zip_bytes
 
 from hiera_video.errors import WeightsError
-from hiera_video.models.weights import download, loading
-from hiera_video.models.weights.load import PUBLISHED, cached_path, fetch, load_pretrained, resolve
+from hiera_video.models.weights import download, load
+from hiera_video.models.weights.download import cached_path, fetch
+from hiera_video.models.weights.load import load_pretrained
+from hiera_video.models.weights.published import PUBLISHED
+from hiera_video.models.weights.resolve import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +34,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(loading, "_licences_said", set())
+    monkeypatch.setattr(load, "_licences_logged", set())
     return tmp_path / "torch_home" / "hiera_video"
 
 

@@ -20,7 +20,7 @@ from tiny_runs import same
 
 from hiera_video.engine import checkpoint
 from hiera_video.errors import WeightsError
-from hiera_video.models.weights.load import read_checkpoint
+from hiera_video.models.weights.file import read_checkpoint
 from hiera_video.video.container import demux
 from hiera_video.video.decode import available_decoders, probe, read_frames
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure

@@ -8,12 +8,8 @@ import torch.nn.functional as F
 from small_models import VIDEO, autoencoder, held, image, image_autoencoder, same, untouched, video
 
 from hiera_video.errors import WeightsError
-from hiera_video.models.weights.load import (
-    Checkpoint,
-    load_weights,
-    read_checkpoint,
-    save_published,
-)
+from hiera_video.models.weights.file import Checkpoint, read_checkpoint, save_published
+from hiera_video.models.weights.load import load_weights
 
 pytestmark = pytest.mark.numbers
 
@@ -162,7 +158,7 @@ def scrambled(state):
             {**state, "blocks.1.norm2.weight": torch.ones(3)},
             r"1 of another shape:\n +blocks\.1\.norm2\.weight: 3 there, 16 here",
         ),
-        ({f"visual.{k}": v for k, v in state.items()}, "not one tensor matches"),
+        ({f"visual.{k}": v for k, v in state.items()}, "no tensor matches"),
     ]
 
 
@@ -198,7 +194,7 @@ def test_without_strictness_the_rest_is_skipped_and_reported():
     assert report.reshaped == ["blocks.1.norm2.weight: 3 there, 16 here"]
     assert "skipped" in str(report)
     assert torch.equal(model.blocks[3].mlp.fc2.weight, source.blocks[3].mlp.fc2.weight)
-    with pytest.raises(WeightsError, match="not one tensor matches"):
+    with pytest.raises(WeightsError, match="no tensor matches"):
         load_weights(model, Checkpoint(state_dict={"x": torch.ones(1)}, path="x"), strict=False)
 
 

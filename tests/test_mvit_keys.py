@@ -1,5 +1,6 @@
 """MViTv2 as published: the functions of torchvision's and timm's models, from files of theirs."""
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -11,8 +12,10 @@ from randomness import redraw, relative_error
 
 from hiera_video import build_model
 from hiera_video.errors import WeightsError
-from hiera_video.models.weights.load import load_weights, read_checkpoint, resolve
+from hiera_video.models.weights.file import Checkpoint, read_checkpoint
+from hiera_video.models.weights.load import load_weights
 from hiera_video.models.weights.mvit_keys import head_weight, published_model, to_published
+from hiera_video.models.weights.resolve import resolve
 
 ROOT = Path(__file__).resolve().parent.parent
 TINY = {"embed_dim": 8, "num_heads": 1, "stages": (1, 2, 2, 1)}
@@ -218,6 +221,35 @@ def test_weights_of_another_depth_are_refused_with_what_differs(tmp_path):
     assert "blocks.5" in str(caught.value) or "blocks.6" in str(caught.value)
 
 
+class Wrapped(torch.nn.Module):
+    """A user's model that says nothing of its keys."""
+
+    def __init__(self, **modules):
+        super().__init__()
+        for name, module in modules.items():
+            self.add_module(name, module)
+
+
+def test_keys_are_translated_only_where_the_model_has_the_published_ones(tmp_path):
+    """A model that itself wraps torchvision's keeps torchvision's names."""
+    stem, head = (
+        torch.nn.Conv3d(3, 8, 1),
+        torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Linear(8, 5)),
+    )
+    theirs = Wrapped(conv_proj=stem, head=head)
+    path = saved(theirs, tmp_path / "x.pth")
+    same = Wrapped(conv_proj=torch.nn.Conv3d(3, 8, 1), head=copy.deepcopy(head))
+    load_weights(same, read_checkpoint(path))
+    assert torch.equal(same.conv_proj.weight, stem.weight)
+    published = Wrapped(
+        patch_embed=Wrapped(proj=torch.nn.Conv3d(3, 8, 1)),
+        head=Wrapped(projection=torch.nn.Linear(8, 5)),
+    )
+    load_weights(published, read_checkpoint(path))
+    assert torch.equal(published.patch_embed.proj.weight, stem.weight)
+    assert torch.equal(published.head.projection.weight, head[1].weight)
+
+
 # ---- other sizes --------------------------------------------------------------------------------
 
 
@@ -233,6 +265,15 @@ def test_tables_of_relative_positions_are_resized_and_it_says_so(tmp_path):
     table = read_checkpoint(path).state_dict["blocks.0.attn.rel_pos_w"]
     line = torch.nn.functional.interpolate(table.t()[None], size=63, mode="linear")
     assert torch.equal(model.blocks[0].attn.rel_pos_w, line[0].t())
+
+
+def test_a_table_of_another_kind_is_reported_by_its_shape():
+    model = build_model("mvitv2_small_16x224", num_classes=5, **TINY_VIDEO)
+    state = dict(model.state_dict())
+    name = "blocks.0.attn.rel_pos_h"
+    state[name] = state[name].repeat(2, 1)[None]
+    with pytest.raises(WeightsError, match=rf"of another shape:\n *{name}"):
+        load_weights(model, Checkpoint(state_dict=state, path="given.pth"))
 
 
 def test_a_resized_model_is_torchvisions_at_that_size(tmp_path):

@@ -22,7 +22,7 @@ from hiera_video.engine import distributed
 from hiera_video.engine.evaluate import score_videos
 from hiera_video.errors import DecodeError, RunFailed, UserError, WeightsError
 from hiera_video.labels import load_labels
-from hiera_video.models.weights import load as weights
+from hiera_video.models.weights import resolve
 from hiera_video.models.weights.published import PUBLISHED
 from hiera_video.predict import Label, Prediction
 from hiera_video.scoring import view_scores
@@ -452,7 +452,7 @@ def offline(tmp_path, monkeypatch):
         raise WeightsError(f"cannot fetch {url}: no network")
 
     monkeypatch.setattr(predict, "fetch", unreachable)
-    monkeypatch.setattr(weights, "BUNDLED", tmp_path / "bundled")
+    monkeypatch.setattr(resolve, "BUNDLED", tmp_path / "bundled")
     (tmp_path / "bundled").mkdir()
     return tmp_path / "bundled"
 

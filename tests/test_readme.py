@@ -11,7 +11,8 @@ from clips import write_clip
 from randomness import redraw
 
 from hiera_video import build_model
-from hiera_video.models.weights.load import cached_path, save_published
+from hiera_video.models.weights.download import cached_path
+from hiera_video.models.weights.file import save_published
 from hiera_video.models.weights.published import PUBLISHED
 
 TINY = """

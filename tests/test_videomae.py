@@ -19,7 +19,8 @@ from hiera_video.engine.optim import parameter_groups
 from hiera_video.errors import UserError, WeightsError
 from hiera_video.models import build_model, list_models
 from hiera_video.models.baselines import videomae
-from hiera_video.models.weights.load import load_weights, read_checkpoint
+from hiera_video.models.weights.file import read_checkpoint
+from hiera_video.models.weights.load import load_weights
 
 transformers = pytest.importorskip("transformers")
 modeling_videomae = importlib.import_module("transformers.models.videomae.modeling_videomae")

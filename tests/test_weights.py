@@ -7,14 +7,11 @@ from small_models import VIDEO, autoencoder, same, video
 from hiera_video import registry
 from hiera_video.errors import WeightsError
 from hiera_video.models import build_model, list_models
-from hiera_video.models.weights import loading
-from hiera_video.models.weights.load import (
-    PUBLISHED,
-    load_pretrained,
-    names_for,
-    resolve,
-    save_published,
-)
+from hiera_video.models.weights import load
+from hiera_video.models.weights.file import save_published
+from hiera_video.models.weights.load import load_pretrained
+from hiera_video.models.weights.published import PUBLISHED, names_for
+from hiera_video.models.weights.resolve import resolve
 
 
 @pytest.fixture(autouse=True)
@@ -23,7 +20,7 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     monkeypatch.setenv("no_proxy", "*")
     monkeypatch.delenv("RANK", raising=False)
-    monkeypatch.setattr(loading, "_licences_said", set())
+    monkeypatch.setattr(load, "_licences_logged", set())
     return tmp_path / "torch_home" / "hiera_video"
 
 

@@ -13,7 +13,7 @@ from small_models import autoencoder, same, tensors, truncated, video
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import WeightsError
 from hiera_video.models import build_model
-from hiera_video.models.weights.load import read_checkpoint, save_published
+from hiera_video.models.weights.file import read_checkpoint, save_published
 
 # ---- reading ------------------------------------------------------------------------------------
 

@@ -1,4 +1,4 @@
-"""Benchmarks, one subcommand each; every number comes with the conditions it was taken under.
+"""Benchmarks, one subcommand each; every number is printed with the conditions of its measurement.
 
     python tools/benchmark.py model
     python tools/benchmark.py model --names hiera_base_224 --batch best --compile --json out.json
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout is enough
 
 from hiera_video import cli
 
@@ -28,10 +28,11 @@ COMMANDS = {
     "data": ("data", "decoding, augmenting and loading, by stage and core, beside PyTorchVideo"),
     "predict": ("predict", "files to labels: cold start, file after file, and where the time goes"),
 }
-"""Subcommand -> its file in tools/benchmarks/ (add_arguments, run) and one line of help."""
+"""Subcommand -> its module in tools/benchmarks/ (with add_arguments and run), and its help."""
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Parse a subcommand and its options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     cli.add_import_argument(parser)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -44,6 +45,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str]) -> int:
+    """Run a subcommand; returns the exit code."""
     args = parse(argv)
     return args.run(args)
 

@@ -26,7 +26,9 @@ from hiera_video.engine import checkpoint, distributed, memory, metrics, preflig
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
-from hiera_video.models.weights.load import Checkpoint, load_weights, resolve
+from hiera_video.models.weights.file import Checkpoint
+from hiera_video.models.weights.load import load_weights
+from hiera_video.models.weights.resolve import resolve
 from hiera_video.scoring import clip_scores
 from hiera_video.spreadsheet import csv_file, path_cell
 

@@ -77,9 +77,9 @@ def build_model(
             f"{name}: {error}; it takes {', '.join(sorted(arguments_of(builder)))}"
         ) from error
     if pretrained:
-        from hiera_video.models.weights import load as weights
+        from hiera_video.models.weights.load import load_pretrained
 
-        weights.load_pretrained(model, name, pretrained, num_classes=num_classes, classes=classes)
+        load_pretrained(model, name, pretrained, num_classes=num_classes, classes=classes)
     return model
 
 

@@ -1,4 +1,4 @@
-"""A predictor as demo/predict.py makes it, that says how long it decodes and how long it computes.
+"""The predictor of demo/predict.py, with the time that decoding and the model take.
 
 Imports no more than the demo does, so that its cold start can be timed.
 """
@@ -31,26 +31,26 @@ def load(args: argparse.Namespace, process: Any) -> Predictor:
     )
 
 
-class WatchedProcess:
-    """The process that reads videos, and how long one waits for it."""
+class TimedProcess:
+    """The process that reads videos, with the time that the caller waits for it."""
 
     def __init__(self, process: GuardedPool, watch: Stopwatch) -> None:
         self._process, self._watch = process, watch
 
     def call(self, item: Any) -> Any:
-        """As `GuardedPool.call`."""
+        """See `GuardedPool.call`."""
         with self._watch("decode"):
             return self._process.call(item)
 
 
-def watch_forward(predictor: Predictor, watch: Stopwatch) -> None:
-    """Count the model's time, that of its device included."""
+def time_forward(predictor: Predictor, watch: Stopwatch) -> None:
+    """Time the model's forward pass, the work of its device included."""
     forward, device = predictor.model.forward, predictor.device
 
-    def watched(*args: Any, **kwargs: Any) -> Any:
+    def timed(*args: Any, **kwargs: Any) -> Any:
         with watch("forward"):
             out = forward(*args, **kwargs)
             wait_for(device)
         return out
 
-    predictor.model.forward = watched
+    predictor.model.forward = timed

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import machine, measure, memory, pictures, race, steps, tables
-from benchmarks.measure import Contender
-from benchmarks.race import Race
-from benchmarks.steps import Case, Workbench
+from benchmarks import compare, machine, measure, memory, pictures, steps, tables
+from benchmarks.compare import Comparison
+from benchmarks.measure import Candidate
+from benchmarks.steps import Case, CaseBuilder
 from benchmarks.tables import Column, Row
 from hiera_video.registry import MODEL_REGISTRY
 
@@ -64,7 +64,7 @@ COLUMNS = (
     Column("samples/s", "samples_per_s", ".3g"),
     Column("of peak", tables.percent("of_peak")),
     Column("floor ms", "floor_ms", ".1f"),
-    race.MEMORY,
+    compare.MEMORY,
     Column("compiled", "compiled"),
     Column("compile s", "compile_s", ".0f"),
     Column("x last rung", "step", ".2f"),
@@ -114,13 +114,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help=f"the picture ({PICTURES}/ladder_SIZE_INPUT.png; an empty name for none)",
     )
-    race.add_arguments(parser, attention=["fused", "explicit"], modes=["forward"])
+    compare.add_arguments(parser, attention=["fused", "explicit"], modes=["forward"])
     parser.set_defaults(repeats=5)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report."""
-    race.check(args)
+    compare.check(args)
     which = Rows(args.size, args.input)
     names = {r: n for r, n in which.names().items() if r in (*args.rungs, RELEASED)}
     device = machine.device_of(args)
@@ -128,12 +128,12 @@ def run(args: argparse.Namespace) -> int:
     facts = machine.machine_facts(device)
     peak = measure.Peak(device, dtypes)
     with tables.Report(args, facts=facts, columns=COLUMNS) as report:
-        peak.look()
-        contest = Race(Workbench(device), args, peak)
+        peak.update()
+        comparison = Comparison(CaseBuilder(device), args, peak)
         try:
-            contest.run(cases_of(names, args, list(dtypes)))
+            comparison.run(cases_of(names, args, list(dtypes)))
         finally:
-            report.rows += rows_of(contest, names, kind=args.input)
+            report.rows += rows_of(comparison, names, kind=args.input)
             report.record["peak"] = peak.facts()
             report.record["paper"] = PAPER[args.input]
         report.notes += [peak.line(), *notes_of(report.rows, args, device)]
@@ -155,7 +155,7 @@ def cases_of(names: dict[str, str], args: argparse.Namespace, dtypes: Sequence[s
     size = None if args.input_size is None else tuple(args.input_size)
     return [
         Case(name, input_size=size, **settings)
-        for settings in race.settings(args, dtypes, args.modes)
+        for settings in compare.settings(args, dtypes, args.modes)
         for name in names.values()
     ]
 
@@ -163,34 +163,34 @@ def cases_of(names: dict[str, str], args: argparse.Namespace, dtypes: Sequence[s
 # ---- rows ---------------------------------------------------------------------------------------
 
 
-def rows_of(contest: Race, names: dict[str, str], *, kind: str) -> list[Row]:
+def rows_of(comparison: Comparison, names: dict[str, str], *, kind: str) -> list[Row]:
     """Rows with the ratios to the rung before, to R0 and to the released model."""
     rung_of = {name: rung for rung, name in names.items()}
-    rows = contest.rows()
-    for row, contender in zip(rows, measure.measured(contest.contenders), strict=True):
+    rows = comparison.rows()
+    for row, candidate in zip(rows, measure.measured(comparison.candidates), strict=True):
         rung = rung_of[row["name"]]
-        case = contest.case_of[id(contender)]
+        case = comparison.case_of[id(candidate)]
         row |= {
             "rung": LABELS.get(rung, rung),
             "parameters": steps.parameter_count(case),
             "gmacs_per_sample": row["gmacs"] / row["samples"],
         }
-        row |= ratios(contest, contender, rung, names)
+        row |= ratios(comparison, candidate, rung, names)
         row |= paper_ratios(kind, rung, names)
     return rows
 
 
 def ratios(
-    contest: Race, contender: Contender, rung: str, names: dict[str, str]
+    comparison: Comparison, candidate: Candidate, rung: str, names: dict[str, str]
 ) -> dict[str, float | None]:
     """Samples per second over those of the rung before, of R0 and of the released model."""
-    compiled = contender.facts.get("compiled")
+    compiled = candidate.facts.get("compiled")
 
     def over(other: str | None) -> float | None:
         if other not in names:
             return None
-        found = contest.find(contender, name=names[other], compiled=compiled)
-        return measure.ratio_of(contender, found)
+        found = comparison.find(candidate, name=names[other], compiled=compiled)
+        return measure.ratio_of(candidate, found)
 
     return {
         "step": over(rung_before(rung, names)),

@@ -1,9 +1,9 @@
 """What decoding only a part of the deleted tokens costs: two short trainings, one evaluation.
 
-A tiny autoencoder learns generated clips (`data/synthetic.py`) from the same start, on the same
-batches, with the same masks, once for each decode ratio; then the loss on *all* deleted tokens of
-held-out clips, under the same masks, is compared. A hint, not a proof: what counts in the end is
-what a fine-tuned model can do.
+A tiny autoencoder is trained on generated clips (`data/synthetic/camera_motion.py`) from the same
+initial weights, on the same batches, with the same masks, once for each decode ratio; then the loss
+on *all* deleted tokens of held-out clips, under the same masks, is compared. The result is a hint:
+the accuracy after fine-tuning is what counts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ TINY: dict[str, Any] = {
 BATCH = 16
 TRAINING_CLIPS, HELD_OUT_CLIPS = 512, 64
 HELD_OUT_SEED = 10_000_000
-"""Far from the training clips': no picture is in both."""
+"""Far from the seeds of the training clips, so that no picture is in both."""
 
 PEAK_LR = 2e-3
 MEAN, STD = 0.45, 0.225
@@ -79,10 +79,10 @@ def run(args: argparse.Namespace, device: torch.device) -> int:
 
 
 def clips_of(count: int, size: tuple[int, int, int], *, first_seed: int) -> Tensor:
-    """Generated clips, normalised: float32 [count, 3, T, H, W].
+    """Generate clips, normalised: float32 [count, 3, T, H, W].
 
-    Rendered at twice the size and averaged: at this size the sensor's noise, which nobody can
-    predict, would be most of what there is.
+    Rendered at twice the size and averaged: at this size most of the loss would be sensor noise,
+    which cannot be predicted.
     """
     frames, height, width = size
     clips = []
@@ -102,7 +102,7 @@ def clips_of(count: int, size: tuple[int, int, int], *, first_seed: int) -> Tens
 def train_once(
     training: Tensor, held_out: Tensor, *, decode_ratio: float, steps: int, seed: int
 ) -> dict[str, Any]:
-    """One training; the row of it."""
+    """Train and evaluate once; the row of it."""
     device = training.device
     torch.manual_seed(seed)
     settings = {**TINY, "input_size": tuple(training.shape[2:])}

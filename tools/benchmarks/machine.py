@@ -1,4 +1,4 @@
-"""Where a number was taken: the machine, the versions, and what it computes natively."""
+"""The conditions of a measurement: machine, versions, and number formats that it has natively."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hiera_video.scoring import choose_device, choose_dtype
 DTYPES = ("fp32", "bf16", "fp16")
 
 PURE = "-pure"
-"""Ending of a dtype's name: weights have it too, instead of being cast at every call."""
+"""Suffix of a dtype's name: the weights are stored in it too, instead of cast at every call."""
 
 
 def child_environment() -> dict[str, str]:
@@ -31,11 +31,10 @@ def child_environment() -> dict[str, str]:
 
 
 def machine_facts(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:
-    """What a reader needs to know to place a number.
+    """Facts about machine and versions that are printed with every measurement.
 
     Args:
-        packages: names of the libraries that take part, whose versions are told; absent ones are
-            None.
+        packages: libraries that are measured, whose versions are added; None if not installed.
     """
     return {
         "date": time.strftime("%Y-%m-%d"),
@@ -53,7 +52,7 @@ def machine_facts(device: torch.device, packages: Sequence[str] = ()) -> dict[st
 
 
 def device_facts(device: torch.device) -> dict[str, Any]:
-    """The device's name; of a GPU also what decides its speed."""
+    """The name of the device; for a GPU also memory, versions and matmul precision."""
     if device.type != "cuda":
         return {"device": "cpu"}
     properties = torch.cuda.get_device_properties(device)
@@ -67,7 +66,7 @@ def device_facts(device: torch.device) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
-    """The processor's name, as the kernel gives it where there is one."""
+    """The name of the processor, from /proc/cpuinfo where that exists."""
     info = Path("/proc/cpuinfo")
     if info.is_file():
         for line in info.read_text().splitlines():
@@ -85,9 +84,9 @@ def installed_version(package: str) -> str | None:
 
 
 def usable_dtypes(names: Sequence[str], device: torch.device) -> dict[str, torch.dtype]:
-    """The number formats asked for; without asking, those that this device computes natively.
+    """The number formats in `names`; for none, those that this device computes natively.
 
-    Raises UserError for a name that is no format.
+    Raises UserError for an unknown name.
     """
     chosen = {}
     for name in names or DTYPES:
@@ -101,7 +100,7 @@ def usable_dtypes(names: Sequence[str], device: torch.device) -> dict[str, torch
     return chosen
 
 
-# ---- arguments that every subcommand has --------------------------------------------------------
+# ---- options of every subcommand ----------------------------------------------------------------
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser, *, repeats: int = 7) -> None:
@@ -114,9 +113,9 @@ def add_machine_arguments(parser: argparse.ArgumentParser, *, repeats: int = 7) 
 
 
 def device_of(args: argparse.Namespace) -> torch.device:
-    """The device asked for; sets the number of CPU threads too.
+    """The device of --device; sets the number of CPU threads too.
 
-    Raises UserError where the device is not there.
+    Raises UserError where there is no such device.
     """
     if args.threads:
         torch.set_num_threads(args.threads)

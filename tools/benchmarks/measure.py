@@ -1,8 +1,8 @@
-"""Timing: contenders take turns, medians of neighbouring measurements, the machine's own peak.
+"""Timing in rounds: medians, ratios of neighbouring measurements, and the machine's own peak.
 
-Machines are noisy, so contenders take turns, measurement by measurement, on the same input; the
-median is reported with the spread beside it, and a ratio is the median of the ratios of
-neighbouring measurements.
+Machines are noisy, so what is compared (the candidates) takes turns, measurement by measurement, on
+the same input; the median is reported with the spread beside it, and a ratio is the median of the
+ratios of neighbouring measurements.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ WARM_UP_CALLS = {"cpu": 1, "cuda": 3}
 """Uncounted calls before the first round: a GPU picks its kernels and raises its clock in them."""
 
 
-class GaveUp(Exception):
-    """A contender cannot do what it was asked to; its message goes into the table."""
+class CannotMeasure(Exception):
+    """A candidate cannot run in this setting; the message goes into its row of the table."""
 
 
 @dataclass
-class Contender:
-    """One thing to time: a function without arguments, and what to say about it."""
+class Candidate:
+    """One thing to time: a function without arguments, with its facts and measurements."""
 
     facts: dict[str, Any]
     """Columns of its row, such as {"model": ..., "implementation": ..., "dtype": ...}."""
@@ -43,9 +43,9 @@ class Contender:
     samples: float = 1
     """Clips (files, frames) that one call handles."""
     gmacs: float | None = None
-    """Multiply-adds of one call, in units of 1e9; None where nobody counts them."""
+    """Multiply-adds of one call, in units of 1e9; None where they are not counted."""
     parts: Callable[[], dict[str, float]] | None = None
-    """Seconds of each part of the last call, read after every measurement."""
+    """Returns the seconds of each part of the last call; read after every measurement."""
     seconds: list[float] = field(default_factory=list)
     """One call's duration, by measurement."""
     part_seconds: list[dict[str, float]] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Contender:
     calls: int = 1
     """Calls in one measurement."""
     failed: str = ""
-    """Why it was given up, such as "out of memory"."""
+    """Why it cannot be measured, such as "out of memory"; empty: it can."""
 
     @property
     def median(self) -> float:
@@ -72,29 +72,32 @@ class Contender:
 
 
 def interleave(
-    contenders: Sequence[Contender],
+    candidates: Sequence[Candidate],
     *,
     repeats: int,
     device: torch.device,
     after_round: Callable[[], None] | None = None,
 ) -> None:
-    """Time each contender `repeats` times, taking turns, after warming all of them up.
+    """Time each candidate `repeats` times, taking turns, after warming all of them up.
 
-    `after_round` is called after the warm-up and after each round, such as to look at the machine.
+    A candidate that runs out of the device's memory, or raises `CannotMeasure`, is not measured any
+    further (`failed` says why); the others are. An interrupt leaves what was measured in the
+    candidates.
 
-    A contender that runs out of the device's memory, or raises `GaveUp`, is out (`failed` says
-    so), the others go on. An interrupt leaves what was measured in the contenders.
+    Args:
+        after_round: called after the warm-up and after each round, for example to measure the
+            machine itself.
     """
     try:
-        for i, contender in enumerate(contenders):
-            progress(f"warm-up {i + 1}/{len(contenders)}")
-            _or_out(contender, warm_up, contender, device)
+        for i, candidate in enumerate(candidates):
+            progress(f"warm-up {i + 1}/{len(candidates)}")
+            _or_mark_failed(candidate, warm_up, candidate, device)
         if after_round is not None:
             after_round()
         for round_number in range(repeats):
-            for contender in contenders:
-                if not contender.failed:
-                    _or_out(contender, measure, contender, device)
+            for candidate in candidates:
+                if not candidate.failed:
+                    _or_mark_failed(candidate, measure, candidate, device)
             progress(f"round {round_number + 1}/{repeats}")
             if after_round is not None:
                 after_round()
@@ -102,33 +105,33 @@ def interleave(
         progress("")
 
 
-def warm_up(contender: Contender, device: torch.device) -> None:
-    """First calls, uncounted; they also say how many calls make one measurement."""
-    contender.first_seconds = seconds_per_call(contender.run, device=device)
-    latest = contender.first_seconds
+def warm_up(candidate: Candidate, device: torch.device) -> None:
+    """Make the first calls, uncounted; they also decide how many calls make one measurement."""
+    candidate.first_seconds = seconds_per_call(candidate.run, device=device)
+    latest = candidate.first_seconds
     for _ in range(WARM_UP_CALLS[device.type] - 1):
-        latest = seconds_per_call(contender.run, device=device)
+        latest = seconds_per_call(candidate.run, device=device)
     if latest < SHORTEST:
-        latest = min(latest, seconds_per_call(contender.run, device=device))
-    contender.calls = min(MOST_CALLS, max(1, math.ceil(SHORTEST / max(latest, 1e-9))))
+        latest = min(latest, seconds_per_call(candidate.run, device=device))
+    candidate.calls = min(MOST_CALLS, max(1, math.ceil(SHORTEST / max(latest, 1e-9))))
 
 
-def measure(contender: Contender, device: torch.device) -> None:
-    """One measurement: `calls` calls in a row, their mean.
+def measure(candidate: Candidate, device: torch.device) -> None:
+    """Take one measurement: the mean of `calls` calls in a row.
 
-    On a GPU after one more, uncounted: where memory is tight, the allocator first has to take back
-    what it held for the contender before.
+    On a GPU after one uncounted call: where memory is tight, the allocator first has to free what
+    it held for the candidate before.
     """
     if device.type == "cuda":
-        contender.run()
-    seconds = seconds_per_call(contender.run, device=device, calls=contender.calls)
-    contender.seconds.append(seconds)
-    if contender.parts is not None:
-        contender.part_seconds.append(contender.parts())
+        candidate.run()
+    seconds = seconds_per_call(candidate.run, device=device, calls=candidate.calls)
+    candidate.seconds.append(seconds)
+    if candidate.parts is not None:
+        candidate.part_seconds.append(candidate.parts())
 
 
 def seconds_per_call(run: Callable[[], Any], *, device: torch.device, calls: int = 1) -> float:
-    """Mean duration of `calls` calls in a row, the device's work included.
+    """Mean seconds of `calls` calls in a row, the device's work included.
 
     On a GPU between two of its events: calls are queued without waiting, as in real use.
     """
@@ -149,72 +152,73 @@ def seconds_per_call(run: Callable[[], Any], *, device: torch.device, calls: int
 
 
 def wait_for(device: torch.device) -> None:
-    """Let the device finish: kernels are launched without waiting."""
+    """Wait until the device has finished: kernels are launched without waiting."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def progress(text: str) -> None:
-    """One line that overwrites itself, on a terminal only; "" wipes it."""
+    """Print a line that overwrites the one before, on a terminal only; "" clears it."""
     if sys.stderr.isatty():
         print(f"\r{text:<70}", end="\r" if not text else "", file=sys.stderr, flush=True)
 
 
-def _or_out(contender: Contender, step: Callable[..., None], *arguments: Any) -> None:
+def _or_mark_failed(candidate: Candidate, step: Callable[..., None], *arguments: Any) -> None:
+    """Run a step of a candidate's measurement; where it cannot be measured, note why."""
     try:
         step(*arguments)
     except torch.OutOfMemoryError:
-        contender.failed = "out of memory"
-    except GaveUp as reason:
-        contender.failed = str(reason)
-    if contender.failed:  # outside the handlers, whose tracebacks hold the tensors
+        candidate.failed = "out of memory"
+    except CannotMeasure as reason:
+        candidate.failed = str(reason)
+    if candidate.failed:  # outside the handlers, whose tracebacks hold the tensors
         torch.cuda.empty_cache()
 
 
-# ---- what comes of it ---------------------------------------------------------------------------
+# ---- results ------------------------------------------------------------------------------------
 
 
-def ratio_of(contender: Contender, reference: Contender | None) -> float | None:
-    """How many times more samples per second than the reference: the median over rounds.
+def ratio_of(candidate: Candidate, reference: Candidate | None) -> float | None:
+    """Samples per second over those of the reference: the median over rounds.
 
     None without a reference, or where either was not measured.
     """
-    if reference is None or not contender.seconds or not reference.seconds:
+    if reference is None or not candidate.seconds or not reference.seconds:
         return None
-    pairs = zip(reference.seconds, contender.seconds, strict=False)  # one may be interrupted
-    per_sample = contender.samples / reference.samples
+    pairs = zip(reference.seconds, candidate.seconds, strict=False)  # unequal after an interrupt
+    per_sample = candidate.samples / reference.samples
     return statistics.median(per_sample * theirs / mine for theirs, mine in pairs)
 
 
-def row_of(contender: Contender, *, peak: float | None = None) -> dict[str, Any]:
-    """The contender's facts and measurements, ready for a table and for JSON.
+def row_of(candidate: Candidate, *, peak: float | None = None) -> dict[str, Any]:
+    """The row of a candidate for a table and for JSON: its facts and measurements.
 
     Args:
         peak: the machine's peak in 1e9 multiply-adds per second, for `of_peak` and `floor_ms`.
     """
-    row = {**contender.facts, "samples": contender.samples, "repeats": len(contender.seconds)}
-    if contender.failed:
-        row["failed"] = contender.failed
-    if contender.gmacs is not None:
-        row["gmacs"] = contender.gmacs
-    if contender.gmacs is not None and peak:
-        row["floor_ms"] = 1e3 * contender.gmacs / peak
-    if not contender.seconds:
+    row = {**candidate.facts, "samples": candidate.samples, "repeats": len(candidate.seconds)}
+    if candidate.failed:
+        row["failed"] = candidate.failed
+    if candidate.gmacs is not None:
+        row["gmacs"] = candidate.gmacs
+    if candidate.gmacs is not None and peak:
+        row["floor_ms"] = 1e3 * candidate.gmacs / peak
+    if not candidate.seconds:
         return row
     row |= {
-        "ms": 1e3 * contender.median,
-        "ms_min": 1e3 * min(contender.seconds),
-        "ms_max": 1e3 * max(contender.seconds),
-        "samples_per_s": contender.samples_per_s,
-        "seconds": list(contender.seconds),
-        "calls": contender.calls,
+        "ms": 1e3 * candidate.median,
+        "ms_min": 1e3 * min(candidate.seconds),
+        "ms_max": 1e3 * max(candidate.seconds),
+        "samples_per_s": candidate.samples_per_s,
+        "seconds": list(candidate.seconds),
+        "calls": candidate.calls,
     }
-    if contender.gmacs is not None:
-        row["gmacs_per_s"] = contender.gmacs / contender.median
+    if candidate.gmacs is not None:
+        row["gmacs_per_s"] = candidate.gmacs / candidate.median
         if peak:
             row["of_peak"] = row["gmacs_per_s"] / peak
-    if contender.part_seconds:
-        row["parts_ms"] = median_parts(contender.part_seconds)
+    if candidate.part_seconds:
+        row["parts_ms"] = median_parts(candidate.part_seconds)
     return row
 
 
@@ -226,9 +230,9 @@ def median_parts(measurements: Sequence[dict[str, float]]) -> dict[str, float]:
     }
 
 
-def measured(contenders: Iterable[Contender]) -> list[Contender]:
-    """Those with something to report: a measurement, or a reason why there is none."""
-    return [c for c in contenders if c.seconds or c.failed]
+def measured(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """The candidates with a measurement, or with a reason why there is none."""
+    return [c for c in candidates if c.seconds or c.failed]
 
 
 # ---- the machine's peak -------------------------------------------------------------------------
@@ -237,25 +241,25 @@ SHAPES = {
     "cpu": ((1024, 1024, 1024), (2048, 2048, 2048), (4096, 1024, 4096), (6272, 768, 3072)),
     "cuda": ((4096, 4096, 4096), (8192, 8192, 8192), (16384, 4096, 4096), (25088, 1152, 4608)),
 }
-"""Rows, inner length and columns of the products tried: squares, and linear layers of models."""
+"""Rows, inner length and columns of the products: squares, and linear layers of models."""
 
 LONGEST_PRODUCT = 3.0
-"""Seconds; where a number format is emulated, larger products would take minutes."""
+"""Seconds; where a number format is emulated, larger products than this would take minutes."""
 
 
 class Peak:
-    """The fastest matrix product seen on this machine, per number format.
+    """The fastest matrix product measured on this machine, per number format.
 
-    One size is not honest: a product that fits the caches badly, or a moment of other work, would
-    flatter every model. So several shapes, each several times, and again whenever `look` is
-    called: before the contenders and after each of their rounds.
+    One measurement is not enough: a shape that fits the caches badly, or other work on the machine,
+    would make every model look better than it is. So several shapes are measured several times,
+    and again with every `update`: before the candidates and after each of their rounds.
     """
 
     def __init__(self, device: torch.device, dtypes: dict[str, torch.dtype]) -> None:
         self.device, self.dtypes = device, dict(dtypes)
         self.by_shape: dict[torch.dtype, dict[str, float]] = {d: {} for d in dtypes.values()}
 
-    def look(self, *, times: int = 3) -> None:
+    def update(self, *, times: int = 3) -> None:
         """Measure every shape in every format, and keep what is faster than before."""
         for dtype, best in self.by_shape.items():
             progress(f"matrix products, {dtype}")
@@ -271,16 +275,16 @@ class Peak:
         progress("")
 
     def __getitem__(self, name: str) -> float:
-        """1e9 multiply-adds per second, of the best shape."""
+        """1e9 multiply-adds per second of the fastest shape, in a format by its name ("bf16")."""
         return max(self.by_shape[self.dtypes[name]].values())
 
     def line(self) -> str:
-        """For people."""
-        told = [f"{name} {facts['gmacs_per_s']:,.0f}" for name, facts in self.facts().items()]
-        return f"best matrix product, G multiply-adds/s: {', '.join(told)}"
+        """The peaks in one line, for the notes."""
+        rates = [f"{name} {facts['gmacs_per_s']:,.0f}" for name, facts in self.facts().items()]
+        return f"best matrix product, G multiply-adds/s: {', '.join(rates)}"
 
     def facts(self) -> dict[str, Any]:
-        """For JSON: the peak and every shape's best."""
+        """The peaks for JSON: of every format the fastest rate, and the best of every shape."""
         return {
             str(dtype).removeprefix("torch."): {
                 "gmacs_per_s": max(shapes.values()),
@@ -297,8 +301,8 @@ class Peak:
         x = torch.randn(rows, inner, device=self.device).to(dtype)
         weight = torch.randn(columns, inner, device=self.device).to(dtype)
         with torch.inference_mode():
-            contender = Contender({}, run=lambda: F.linear(x, weight))
-            warm_up(contender, self.device)
-            for _ in range(times if contender.first_seconds < LONGEST_PRODUCT else 1):
-                measure(contender, self.device)
-        return min(contender.seconds)
+            candidate = Candidate({}, run=lambda: F.linear(x, weight))
+            warm_up(candidate, self.device)
+            for _ in range(times if candidate.first_seconds < LONGEST_PRODUCT else 1):
+                measure(candidate, self.device)
+        return min(candidate.seconds)

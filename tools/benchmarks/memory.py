@@ -1,10 +1,10 @@
 """Peak memory of one call: the allocator's own count on a GPU, a process of its own on a CPU.
 
-On a CPU the kernel only tells how much of a process is resident, and an allocator gives little
-back: measured one after the other, one contender hides the next. So each is built and called once
-in a fresh process, and the count is the peak of its resident set during the call, less the
+On a CPU only the resident set of the whole process is known, and an allocator keeps what it has:
+one candidate after the other in one process would hide the next. So each is built and called once
+in a fresh process, and the result is the peak of its resident set during the call, less the
 resident set before the model was built (libraries and interpreter): weights, input, gradients and
-everything in between. On a GPU the same is what torch's allocator held at most.
+activations. On a GPU it is the most that torch's allocator held.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import torch
 
 from benchmarks import machine
 from benchmarks.machine import PURE
-from benchmarks.measure import Contender, GaveUp, progress
+from benchmarks.measure import Candidate, CannotMeasure, progress
 from hiera_video.registry import import_user_module
 
 STATUS = Path("/proc/self/status")
@@ -35,15 +35,15 @@ class Memory:
     peak: int
     """All of it: weights, input, gradients, activations."""
     before: int
-    """What was there before the call: weights and input."""
+    """Allocated before the call: weights and input."""
 
     def of_batch(self, factor: float) -> float:
-        """What a batch `factor` times as large will need, at most."""
+        """Bytes that a batch `factor` times as large needs, at most."""
         return self.before + factor * (self.peak - self.before)
 
 
 def describe(device: torch.device) -> str:
-    """What the memory column says, in one sentence."""
+    """What the memory column means, in one sentence."""
     if device.type == "cuda":
         return "the most that torch's allocator held during one call, weights included"
     return (
@@ -55,9 +55,9 @@ def describe(device: torch.device) -> str:
 
 
 def gpu_memory(
-    contender: Contender, module: torch.nn.Module, device: torch.device, *, optimizer: bool = False
+    candidate: Candidate, module: torch.nn.Module, device: torch.device, *, optimizer: bool = False
 ) -> Memory:
-    """Of one more call of a warm contender; other contenders' tensors are not counted.
+    """Memory of one more call of a warm candidate; other candidates' tensors are not counted.
 
     Args:
         optimizer: whether AdamW's two averages of every weight belong to it.
@@ -67,7 +67,7 @@ def gpu_memory(
     own = bytes_of(module.parameters()) * (3 if optimizer else 1) + bytes_of(module.buffers())
     start = torch.cuda.memory_allocated(device)
     torch.cuda.reset_peak_memory_stats(device)
-    contender.run()
+    candidate.run()
     torch.cuda.synchronize(device)
     grown = torch.cuda.max_memory_allocated(device) - start
     module.zero_grad(set_to_none=True)
@@ -75,7 +75,7 @@ def gpu_memory(
 
 
 def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
-    """Their size."""
+    """Total size of the tensors in bytes."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
@@ -83,13 +83,13 @@ def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
 
 
 def cpu_memory(case: Any, *, imports: Sequence[str] = ()) -> Memory | None:
-    """Of one call of a `steps.Case` in a fresh process; None where the kernel does not tell.
+    """Memory of one call of a `steps.Case` in a fresh process; None where it cannot be read.
 
     Args:
         imports: modules of the user's that register models.
 
     Raises:
-        GaveUp: the process was ended, most often by the kernel for its memory, or failed.
+        CannotMeasure: the process was ended, most often by the kernel for its memory, or failed.
     """
     if not STATUS.is_file():
         return None
@@ -109,15 +109,15 @@ def cpu_memory(case: Any, *, imports: Sequence[str] = ()) -> Memory | None:
     )
     progress("")
     if done.returncode < 0:
-        raise GaveUp("out of memory" if done.returncode == -9 else "the process was ended")
+        raise CannotMeasure("out of memory" if done.returncode == -9 else "the process was ended")
     if done.returncode:
-        last = done.stderr.strip().splitlines()[-1:] or ["it failed without a word"]
-        raise GaveUp(last[0][:80])
+        last = done.stderr.strip().splitlines()[-1:] or ["it failed without a message"]
+        raise CannotMeasure(last[0][:80])
     return Memory(**json.loads(done.stdout.splitlines()[-1]))
 
 
 def available() -> float:
-    """Bytes that this process could still get before the kernel ends something; inf: unknown."""
+    """Bytes that this process can still allocate before the kernel ends one; inf: unknown."""
     limits = [float("inf")]
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -136,7 +136,7 @@ def available() -> float:
 
 
 def _measure(order: dict[str, Any]) -> Memory:
-    """In the child."""
+    """Measure a case; runs in the child process."""
     from benchmarks import steps
 
     torch.set_num_threads(order["threads"])
@@ -159,14 +159,14 @@ def _peak_of(step: Callable[[], None], idle: int) -> Memory:
     """Peak of the resident set during a call, over `idle`."""
     before = _resident("VmRSS")
     # the peak so far is that of building; 5 sets it back to what is resident now
-    with contextlib.suppress(OSError):  # a kernel that does not: at worst that peak is told
+    with contextlib.suppress(OSError):  # not every kernel can; then the peak of building may count
         Path("/proc/self/clear_refs").write_text("5")
     step()
     return Memory(peak=_resident("VmHWM") - idle, before=before - idle)
 
 
 def _start_libraries() -> None:
-    """Threads and their buffers exist from the first product on, whatever the model."""
+    """Start torch's threads, whose buffers do not belong to the model."""
     x = torch.randn(256, 256, requires_grad=True)
     (x @ x).sum().backward()
 

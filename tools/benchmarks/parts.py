@@ -10,6 +10,7 @@ GPU it is an event in the stream, read once the step is over, so that nothing wa
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +24,7 @@ PARTS = (*FORWARD, *BACKWARD, "optimizer")
 
 
 class Places(NamedTuple):
-    """Names of the modules between the parts of an autoencoder."""
+    """Names of the modules at which the parts of an autoencoder meet."""
 
     first_block: str
     decoder_first: str
@@ -41,18 +42,18 @@ PLACES = (
 
 
 def places_of(model: nn.Module) -> Places | None:
-    """Where to cut this autoencoder; None for one that nobody has cut yet."""
+    """Where the parts of this autoencoder meet; None for an unknown model."""
     names = {name for name, _ in model.named_modules()}
     return next((places for places in PLACES if names.issuperset(places)), None)
 
 
 class Marks:
-    """Sets the marks of one `Step`; `seconds` reads those of its last call."""
+    """Times the parts of one `Step` by hooks; `seconds` returns those of its last call."""
 
     def __init__(self, step: Step, places: Places) -> None:
         self.on_gpu = step.clips.is_cuda
         self.ended: list[tuple[str, Any]] = []
-        self.active = False  # other steps may call the same module
+        self.active = False  # the same module may be called by other steps
         step.on_part = self._on_part
         first, start, end = (step.model.get_submodule(name) for name in places)
         first.register_forward_pre_hook(self._before("stem", "encoder backward"), with_kwargs=True)
@@ -62,7 +63,7 @@ class Marks:
         end.register_forward_hook(self._after_decoder)
 
     def seconds(self) -> dict[str, float]:
-        """Duration of each part; on a GPU, once it has finished."""
+        """Seconds of each part; on a GPU it must have finished."""
         pairs = zip(self.ended, self.ended[1:], strict=False)
         return {part: self._between(before, mark) for (_, before), (part, mark) in pairs}
 
@@ -90,7 +91,9 @@ class Marks:
         if self.active and tensor.requires_grad:
             tensor.register_hook(lambda _: self._mark(part))
 
-    def _before(self, part: str, backward: str):
+    def _before(
+        self, part: str, backward: str
+    ) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def hook(_: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             self._mark(part)
             tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
@@ -103,8 +106,11 @@ class Marks:
         self._mark_gradient(out, "loss backward")
 
 
-def marks_of(step: Step):
-    """What reads the parts of a training step's last call; None where it cannot be cut."""
+def marks_of(step: Step) -> Callable[[], dict[str, float]] | None:
+    """A function that returns the seconds of each part of a training step's last call.
+
+    None where the model's parts are not known.
+    """
     places = places_of(step.model)
     if places is None or step.case.mode != "train":
         return None

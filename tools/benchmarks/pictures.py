@@ -1,11 +1,16 @@
-"""Bars: what a table says at a glance."""
+"""Bar charts of benchmark tables."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hiera_video.files import atomic_write
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 DPI = 150
 
@@ -19,7 +24,7 @@ def grouped_bars(
     axis: str,
     form: str = ".2f",
 ) -> Path:
-    """A PNG with a cluster of bars for each label, one bar of each group in it.
+    """Draw a PNG with a cluster of bars for each label, one bar of each group in it.
 
     Args:
         labels: one for each cluster.
@@ -49,7 +54,7 @@ def stacked_bars(
     title: str,
     axis: str,
 ) -> Path:
-    """A PNG with one bar for each label, made of parts.
+    """Draw a PNG with one bar for each label, stacked from its parts.
 
     Args:
         labels: one for each bar.
@@ -68,16 +73,18 @@ def stacked_bars(
     return _save(figure, axes, path, title=title, axis=axis)
 
 
-def _canvas(*, width: float):
+def _canvas(*, width: float) -> tuple[Figure, Axes]:
+    """An empty figure that needs no display."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, 4.2), layout="constrained")
-    FigureCanvasAgg(figure)  # no window, whatever the machine has
+    FigureCanvasAgg(figure)
     return figure, figure.add_subplot()
 
 
-def _save(figure, axes, path: str | Path, *, title: str, axis: str) -> Path:
+def _save(figure: Figure, axes: Axes, path: str | Path, *, title: str, axis: str) -> Path:
+    """Finish the figure and write it as PNG."""
     axes.set_title(title, fontsize=9)
     axes.set_ylabel(axis)
     axes.spines[["top", "right"]].set_visible(False)

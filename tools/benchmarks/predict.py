@@ -19,21 +19,21 @@ import torch
 
 from benchmarks import machine, measure, tables
 from benchmarks.data import describe, usable_decoders
-from benchmarks.labelling import WatchedProcess, load, watch_forward
-from benchmarks.measure import Contender
+from benchmarks.labelling import TimedProcess, load, time_forward
+from benchmarks.measure import Candidate
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.tables import Column, Row
 from benchmarks.videos import Recipe, benchmark_videos
 from hiera_video.data.views import parse_views
 from hiera_video.errors import RunFailed
 from hiera_video.models import build_model
-from hiera_video.models.weights.load import bundled
+from hiera_video.models.weights.resolve import bundled
 from hiera_video.predict import Predictor
 from hiera_video.video.decode import DECODERS
 from hiera_video.video.guarded_pool import decoding_process
 
 RANDOM = "random"
-"""In the place of weights: those that the model is built with, written to a file first."""
+"""Value of --weights: the model's initial weights, written to a file first."""
 
 FILES = (
     Recipe("small", 340, 256),
@@ -42,7 +42,7 @@ FILES = (
     Recipe("hevc", 1280, 720, codec="hevc"),
     Recipe("vp9", 640, 360, codec="vp9"),
 )
-"""What is generated: sizes and codecs that phones, cameras and the web give."""
+"""The generated files: sizes and codecs of phones, cameras and the web."""
 
 COLUMNS = (
     Column("model", "model"),
@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Choice:
-    """A predictor as the demo's command line asks for it."""
+    """A predictor, by the options of the demo."""
 
     model: str | None
     weights: str | None
@@ -134,7 +134,7 @@ class Choice:
         }
 
     def words(self, args: argparse.Namespace) -> list[str]:
-        """The command line."""
+        """The options on a command line."""
         named = {
             "--model": self.model,
             "--weights": self.weights,
@@ -149,7 +149,7 @@ class Choice:
 
 
 def choices(args: argparse.Namespace, folder: Path) -> Iterator[Choice]:
-    """What was asked for; without a word, the bundled model and a base one of random weights."""
+    """The predictor asked for; by default the bundled model and a base one with random weights."""
     if args.model is None and args.weights is None:
         for name in list(bundled())[:1]:
             yield Choice(None, name, name)
@@ -161,7 +161,7 @@ def choices(args: argparse.Namespace, folder: Path) -> Iterator[Choice]:
 
 
 def with_random_weights(model: str, folder: Path) -> Choice:
-    """A model and a file of weights as large as a real one, of which it is known what it is for."""
+    """A model with its initial weights in a file, and a file of class names."""
     torch.manual_seed(0)
     built = build_model(model)
     path = folder / f"{model}.pyth"
@@ -177,38 +177,42 @@ def with_random_weights(model: str, folder: Path) -> Choice:
 def steady(
     choice: Choice, labels: dict[str, str], args: argparse.Namespace, device: torch.device
 ) -> list[Row]:
-    """One row for each file. labels: of each path."""
+    """Label file after file in one process; one row for each file.
+
+    Args:
+        labels: path -> description for the table.
+    """
     watch = Stopwatch()
     asked = argparse.Namespace(**{**vars(choice), **settings(args)})
     with decoding_process() as process, quiet():
-        predictor = load(asked, WatchedProcess(process, watch))
-        watch_forward(predictor, watch)
-        contenders = [file_contender(predictor, path, watch) for path in labels]
-        for contender, path in zip(contenders, labels, strict=True):
-            contender.facts |= {**choice.facts(), "start": "steady", "file": labels[path]}
-            contender.facts["model"] = predictor.model_name
-        measure.interleave(contenders, repeats=args.repeats, device=device)
-    return [steady_row(contender) for contender in contenders]
+        predictor = load(asked, TimedProcess(process, watch))
+        time_forward(predictor, watch)
+        candidates = [file_candidate(predictor, path, watch) for path in labels]
+        for candidate, path in zip(candidates, labels, strict=True):
+            candidate.facts |= {**choice.facts(), "start": "steady", "file": labels[path]}
+            candidate.facts["model"] = predictor.model_name
+        measure.interleave(candidates, repeats=args.repeats, device=device)
+    return [steady_row(candidate) for candidate in candidates]
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What does not differ between choices."""
+    """The options that all predictors share."""
     return {"device": args.device, "dtype": args.dtype, "batch_size": args.batch_size}
 
 
-def file_contender(predictor: Predictor, path: str, watch: Stopwatch) -> Contender:
-    """One call labels the file."""
+def file_candidate(predictor: Predictor, path: str, watch: Stopwatch) -> Candidate:
+    """A candidate whose call labels the file."""
 
     def label() -> None:
         watch.reset()
         predictor(path)
 
-    return Contender({}, run=label, parts=lambda: dict(watch.seconds))
+    return Candidate({}, run=label, parts=lambda: dict(watch.seconds))
 
 
-def steady_row(contender: Contender) -> Row:
-    """Its times, and the rest that neither decoding nor the model accounts for."""
-    row = measure.row_of(contender)
+def steady_row(candidate: Candidate) -> Row:
+    """The row of a file: its times, and the rest that is neither decoding nor the model."""
+    row = measure.row_of(candidate)
     parts = row.pop("parts_ms")
     row |= {f"{part}_ms": parts[part] for part in ("decode", "forward")}
     row["rest_ms"] = max(row["ms"] - sum(parts.values()), 0.0)
@@ -218,7 +222,7 @@ def steady_row(contender: Contender) -> Row:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """What libraries print while loading does not belong in the table."""
+    """Send what libraries print while loading to stderr, away from the table."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
 
@@ -227,41 +231,41 @@ def quiet() -> Iterator[None]:
 
 
 def cold(choice: Choice, path: str, label: str, args: argparse.Namespace) -> Row:
-    """The row of fresh processes that label one file each."""
-    found = []
+    """Label one file in several fresh processes; the row of it."""
+    runs = []
     for number in range(min(args.repeats, 3) + 1):
         measure.progress(f"cold start {number}")
-        found.append(cold_start(choice, path, args))
+        runs.append(cold_start(choice, path, args))
     measure.progress("")
-    found = found[1:]  # the first fills the system's file cache
-    total = [1e3 * sum(run["seconds"].values()) for run in found]
+    runs = runs[1:]  # the first fills the system's file cache
+    total = [1e3 * sum(run["seconds"].values()) for run in runs]
     stages = {
-        f"{stage}_ms": 1e3 * statistics.median(run["seconds"][stage] for run in found)
+        f"{stage}_ms": 1e3 * statistics.median(run["seconds"][stage] for run in runs)
         for stage in ("python", "import", "weights")
     }
     parts = {
-        f"{part}_ms": 1e3 * statistics.median(run["parts"][part] for run in found)
+        f"{part}_ms": 1e3 * statistics.median(run["parts"][part] for run in runs)
         for part in ("decode", "forward")
     }
     return {
         **choice.facts(),
-        "model": found[0]["model"],
+        "model": runs[0]["model"],
         "start": "cold",
         "file": label,
-        "repeats": len(found),
+        "repeats": len(runs),
         "ms": statistics.median(total),
         "ms_min": min(total),
         "ms_max": max(total),
-        "runs": found,
+        "runs": runs,
         **stages,
         **parts,
     }
 
 
 def cold_start(choice: Choice, path: str, args: argparse.Namespace) -> dict[str, Any]:
-    """What one fresh process says of itself.
+    """Label a file in a fresh process; returns what it printed.
 
-    Raises RunFailed: it could not label the file.
+    Raises RunFailed where it cannot label the file.
     """
     command = [sys.executable, "-m", "benchmarks.cold_start"]
     done = subprocess.run(

@@ -13,20 +13,20 @@ from pathlib import Path
 import torch
 
 from benchmarks import (
+    compare,
     loss_comparison,
     machine,
     measure,
     memory,
     parts,
     pictures,
-    race,
     steps,
     tables,
 )
-from benchmarks.measure import Contender
+from benchmarks.compare import Comparison
+from benchmarks.measure import Candidate
 from benchmarks.models import LIBRARIES, OTHERS, implementation, is_buildable
-from benchmarks.race import Race
-from benchmarks.steps import OURS, REFERENCE, Case, Workbench
+from benchmarks.steps import OURS, REFERENCE, Case, CaseBuilder
 from benchmarks.tables import Column, Row
 from hiera_video.errors import UserError
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
@@ -47,8 +47,8 @@ COLUMNS = (
     *WHAT,
     *tables.TIMES,
     Column("clips/s", "samples_per_s", ".3g"),
-    *race.COUNTS,
-    race.MEMORY,
+    *compare.COUNTS,
+    compare.MEMORY,
     Column("compile s", "compile_s", ".0f"),
     Column("graph breaks", "graph_breaks"),
     Column("x ref", "ratio", ".2f"),
@@ -69,7 +69,7 @@ PART_COLUMNS = (*WHAT, *(part_column(part) for part in parts.PARTS))
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `pretrain`."""
-    race.add_name_arguments(
+    compare.add_name_arguments(
         parser,
         usual="mae_hiera_base_16x224",
         others="autoencoders to stand beside each of them (VideoMAE beside the video Hiera-B)",
@@ -102,13 +102,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--png", metavar="FILE", help=f"the picture ({PICTURE}; an empty name for none)"
     )
-    race.add_arguments(parser, attention=["fused"], modes=None)
+    compare.add_arguments(parser, attention=["fused"], modes=None)
     parser.set_defaults(repeats=5)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure and report."""
-    race.check(args)
+    compare.check(args)
     check(args)
     device = machine.device_of(args)
     if args.compare_loss:
@@ -118,13 +118,13 @@ def run(args: argparse.Namespace) -> int:
     peak = measure.Peak(device, dtypes)
     more = [PART_COLUMNS]
     with tables.Report(args, facts=facts, columns=COLUMNS, more=more) as report:
-        peak.look()
+        peak.update()
         for name in args.names:
-            contest = Race(Workbench(device, parts=parts.marks_of), args, peak)
+            comparison = Comparison(CaseBuilder(device, parts=parts.marks_of), args, peak)
             try:
-                contest.run(cases_of(name, args, list(dtypes)))
+                comparison.run(cases_of(name, args, list(dtypes)))
             finally:
-                report.rows += rows_of(contest)
+                report.rows += rows_of(comparison)
                 report.record["peak"] = peak.facts()
         report.notes += notes_of(device, peak, args)
         if args.png != "" and any("parts_ms" in row for row in report.rows):
@@ -134,10 +134,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check(args: argparse.Namespace) -> None:
-    """UserError for what is no autoencoder, or no ratio."""
+    """Raise UserError for a model that is no autoencoder, and for ratios out of range."""
     for name in (*args.names, *(args.others or ())):
         if "mask_ratio" not in arguments_of(MODEL_REGISTRY.get(name)):
-            raise UserError(f"{name} is no masked autoencoder; their names start with mae_")
+            raise UserError(f"{name} is not a masked autoencoder; their names start with mae_")
     for option, ratios in (
         ("--mask-ratio", args.mask_ratio),
         ("--decode-ratio", args.decode_ratio),
@@ -148,12 +148,12 @@ def check(args: argparse.Namespace) -> None:
 
 
 def cases_of(name: str, args: argparse.Namespace, dtypes: Sequence[str]) -> list[Case]:
-    """Ours at every decode ratio, its counterpart and the others, at every mask ratio."""
+    """Ours at every decode ratio, other libraries' and the others, at every mask ratio."""
     size = None if args.input_size is None else tuple(args.input_size)
     others = OTHERS.get(name, ()) if args.others is None else args.others
     beside = [(name, library, None) for library in steps.counterparts(name)]
     beside += [(other, OURS, None) for other in others if is_buildable(other, size)]
-    # 1 is the builder's own: one module for that and for the check against the reference
+    # None is the builder's own 1: one module serves that and the check against the reference
     mine = [(name, OURS, None if ratio == 1 else ratio) for ratio in decode_ratios(name, args)]
     return [
         Case(
@@ -164,14 +164,14 @@ def cases_of(name: str, args: argparse.Namespace, dtypes: Sequence[str]) -> list
             decode_ratio=decode,
             **settings,
         )
-        for settings in race.settings(args, dtypes, ["train"])
+        for settings in compare.settings(args, dtypes, ["train"])
         for mask in args.mask_ratio or [None]
         for who, library, decode in (*mine, *beside)
     ]
 
 
 def decode_ratios(name: str, args: argparse.Namespace) -> list[float]:
-    """Those asked for; of a model of the user's that cannot, all."""
+    """The decode ratios asked for; 1 alone for a user's model that has no such argument."""
     if "decode_ratio" in arguments_of(MODEL_REGISTRY.get(name)):
         return args.decode_ratio
     print(f"{name} has no decode_ratio: it decodes everything")
@@ -187,42 +187,42 @@ def own_ratio(name: str) -> float:
 # ---- rows ---------------------------------------------------------------------------------------
 
 
-def rows_of(contest: Race) -> list[Row]:
-    """Rows with their ratios; see `notes_of` for what they say."""
-    rows = contest.rows()
-    for row, contender in zip(rows, measure.measured(contest.contenders), strict=True):
-        row |= ratios(contest, contender)
+def rows_of(comparison: Comparison) -> list[Row]:
+    """Rows with their ratios, which `notes_of` explains."""
+    rows = comparison.rows()
+    for row, candidate in zip(rows, measure.measured(comparison.candidates), strict=True):
+        row |= ratios(comparison, candidate)
         if row["library"] == OURS:
             row.setdefault("decode_ratio", 1.0)
     return rows
 
 
-def ratios(contest: Race, contender: Contender) -> dict[str, float | None]:
-    """How a step stands to the reference's and to the other method's."""
-    mask = contender.facts["mask_ratio"]
+def ratios(comparison: Comparison, candidate: Candidate) -> dict[str, float | None]:
+    """A step's clips per second and memory over those of the reference and of the other method."""
+    mask = candidate.facts["mask_ratio"]
     whose = {"implementation": REFERENCE, "mask_ratio": mask, "compiled": None}
-    same = contest.find(contender, **whose)
-    plain = contest.find(contender, **{**whose, "dtype": "fp32"})
+    same = comparison.find(candidate, **whose)
+    plain = comparison.find(candidate, **{**whose, "dtype": "fp32"})
     other = next(
         (
             c.facts["name"]
-            for c in contest.contenders
+            for c in comparison.candidates
             if c.facts["library"] not in (OURS, REFERENCE.split("-")[0])
         ),
         None,
     )
-    beside = contest.find(contender, name=other, mask_ratio=mask, compiled=None)
-    memories = [c.facts.get("peak_memory") for c in (contender, same) if c is not None]
+    beside = comparison.find(candidate, name=other, mask_ratio=mask, compiled=None)
+    memories = [c.facts.get("peak_memory") for c in (candidate, same) if c is not None]
     return {
-        "ratio": measure.ratio_of(contender, same),
-        "ratio_fp32": None if plain is same else measure.ratio_of(contender, plain),
-        "ratio_other": measure.ratio_of(contender, beside),
+        "ratio": measure.ratio_of(candidate, same),
+        "ratio_fp32": None if plain is same else measure.ratio_of(candidate, plain),
+        "ratio_other": measure.ratio_of(candidate, beside),
         "memory_ratio": memories[0] / memories[1] if len(memories) == 2 and all(memories) else None,
     }
 
 
 def notes_of(device: torch.device, peak: measure.Peak, args: argparse.Namespace) -> list[str]:
-    """What the columns mean, and how the parts were measured."""
+    """The notes that explain the columns, and how the parts were measured."""
     optimizer = " and AdamW's fused step" if args.optimizer else ""
     clock = "events in the stream" if device.type == "cuda" else "the clock"
     notes = [
@@ -238,7 +238,7 @@ def notes_of(device: torch.device, peak: measure.Peak, args: argparse.Namespace)
 
 
 def draw(path: str | Path, rows: Sequence[Row], facts: dict[str, object]) -> Path:
-    """One bar for each row, made of its parts, in milliseconds of a clip."""
+    """Draw one bar for each row, stacked from its parts, in milliseconds per clip."""
     cut = [row for row in rows if "parts_ms" in row]
     shown = [part for part in parts.PARTS if any(part in row["parts_ms"] for row in cut)]
     return pictures.stacked_bars(
@@ -253,7 +253,7 @@ def draw(path: str | Path, rows: Sequence[Row], facts: dict[str, object]) -> Pat
 
 
 def label_of(row: Row) -> str:
-    """What a bar is about, in short lines."""
+    """The label of a bar, in short lines."""
     lines = [row["name"].removeprefix("mae_"), implementation(row)]
     lines.append(f"{row['dtype']} {row['attention']}")
     lines.append(f"masked {row['mask_ratio']:g}")

@@ -1,7 +1,7 @@
-"""The calls that are timed: a registered model, or its counterpart in a library, one setting each.
+"""The calls that are timed: a registered model, or the same model of another library, one setting.
 
-A `Case` says what is called and how; a `Workbench` builds it, on weights and input that cases of
-one name share, and makes contenders of them.
+A `Case` says what is called and how; a `CaseBuilder` builds it, with the weights and the input that
+cases of one name share, and makes candidates of the cases.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import PURE
-from benchmarks.measure import Contender, GaveUp
+from benchmarks.measure import Candidate, CannotMeasure
 from hiera_video.engine import optim
 from hiera_video.errors import UserError
 from hiera_video.models import build_model
@@ -39,7 +39,7 @@ LEARNING_RATE = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """One call: of what, and how. Plain values only, so that another process can build it too."""
+    """What is called, and how. Plain values only, so that another process can build it too."""
 
     name: str
     implementation: str = OURS
@@ -52,7 +52,7 @@ class Case:
     compiled: str = ""
     """Mode of `torch.compile`; "" is eager."""
     batch: int = 1
-    """Clips; a `Race` takes "best" too, and finds it before anything is built."""
+    """Clips; a `Comparison` accepts "best" too, and finds that batch before it builds the case."""
     input_size: tuple[int, ...] | None = None
     """None: the model's own."""
     mask_ratio: float | None = None
@@ -97,31 +97,31 @@ def build(case: Case) -> nn.Module:
 
 
 def counterparts(name: str) -> list[str]:
-    """Libraries that have the model of this name; the absent ones are told in a line each."""
-    found = []
+    """Other libraries that have the model of this name; prints why one is left out."""
+    libraries: list[str] = []
     if not name.removeprefix("mae_").startswith("hiera_"):
-        return found
+        return libraries
     has = {REFERENCE: _reference_builder}
     if not name.startswith("mae_") and not name.endswith("x224"):
-        has[TIMM] = _timm_builder  # image classifiers are all that it has
+        has[TIMM] = _timm_builder  # it has image classifiers only
     for library, builder_of in has.items():
         try:
             builder_of(name)
         except UserError as error:
             print(f"{library}: left out, {error}")
         else:
-            found.append(library)
-    return found
+            libraries.append(library)
+    return libraries
 
 
 def library_of(model: nn.Module) -> str:
-    """Whose code it is: "torchvision" for a network that torchvision's classes make up."""
+    """The library that a model's network comes from, such as "torchvision"."""
     network = getattr(model, "network", model)
     return type(network).__module__.split(".")[0]
 
 
 class ReferenceAutoencoder(nn.Module):
-    """hiera-transformer's autoencoder under our contract: keep masks in, a loss out."""
+    """hiera-transformer's autoencoder called as ours: keep masks in, a loss out."""
 
     def __init__(self, network: nn.Module, *, mask_ratio: float) -> None:
         super().__init__()
@@ -137,7 +137,10 @@ class ReferenceAutoencoder(nn.Module):
 
 
 def _reference_builder(name: str) -> Callable[..., nn.Module]:
-    """Its class with the paper's sizes: its own functions take no other `input_size`."""
+    """hiera-transformer's class with the paper's sizes.
+
+    Its own builders accept no other `input_size`. Raises UserError where it has no such model.
+    """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -161,7 +164,7 @@ def _build_reference(case: Case) -> nn.Module:
     if not case.name.startswith("mae_"):
         return network
     ratio = case.mask_ratio
-    if ratio is None:  # the library's models do not carry one: ours knows the recipe's
+    if ratio is None:  # the library's models have none; ours has that of the recipe
         with torch.device("meta"):
             ratio = build_model(case.name).mask_ratio
     return ReferenceAutoencoder(network, mask_ratio=ratio)
@@ -182,8 +185,8 @@ def _build_timm(case: Case) -> nn.Module:
     return _timm_builder(case.name)(**size)
 
 
-def give_weights(ours: nn.Module, theirs: nn.Module, implementation: str) -> None:
-    """Load our weights into a counterpart, each tensor of it."""
+def copy_weights(ours: nn.Module, theirs: nn.Module, implementation: str) -> None:
+    """Load the weights of our model into that of another library; every tensor must fit."""
     state = ours.state_dict()
     if implementation == TIMM:
         from timm.models.hiera import checkpoint_filter_fn
@@ -192,15 +195,18 @@ def give_weights(ours: nn.Module, theirs: nn.Module, implementation: str) -> Non
     getattr(theirs, "network", theirs).load_state_dict(state, strict=True)
 
 
-def with_noise(case: Case) -> nn.Module:
-    """Our model of a case, the same whenever it is built; see `disturb`."""
+def build_with_noise(case: Case) -> nn.Module:
+    """Our model of a case with noise on its weights, the same in every call; see `add_noise`."""
     torch.manual_seed(0)
-    return disturb(build(case))
+    return add_noise(build(case))
 
 
 @torch.no_grad()
-def disturb(model: nn.Module) -> nn.Module:
-    """Add noise to every parameter: fresh ones (zero biases, tiny heads) make wrong code agree."""
+def add_noise(model: nn.Module) -> nn.Module:
+    """Add noise to every parameter.
+
+    With initial ones (zero biases, tiny heads) even wrong code would give equal outputs.
+    """
     generator = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         noise = torch.randn(parameter.shape, generator=generator).to(parameter)
@@ -211,10 +217,10 @@ def disturb(model: nn.Module) -> nn.Module:
 def check_agreement(
     name: str, ours: nn.Module, theirs: nn.Module, *, implementation: str, clips: Tensor
 ) -> float:
-    """Two programs are compared only if they compute the same thing; their relative difference.
+    """Check that two implementations compute the same; returns their relative difference.
 
-    Losses may differ by 1e-5 of their size, logits by 1e-4 of the largest. On the CPU, whatever the
-    device that is measured: a GPU rounds to TF32, in each program where it happens to.
+    Losses may differ by 1e-5 of their size, logits by 1e-4 of the largest. Checked on the CPU,
+    whatever device is measured: a GPU may round to TF32 in one of them only.
 
     Raises:
         UserError: if the difference is larger.
@@ -233,7 +239,7 @@ def check_agreement(
 
 
 def is_autoencoder(model: nn.Module) -> bool:
-    """Whether the model draws masks and returns its own loss."""
+    """Whether the model draws masks and returns a loss."""
     return hasattr(model, "mask_ratio")
 
 
@@ -256,8 +262,8 @@ def _forward_explicit(model: nn.Module, clips: Tensor) -> Tensor:
 
 
 FORWARD = {"fused": _forward_fused, "explicit": _forward_explicit}
-"""Two functions and not one with a flag: compiled code is kept by function, and what it was
-compiled for does not include the kind of attention."""
+"""Two functions instead of one with a flag: torch.compile keeps its code by function, and does not
+compile again for another kind of attention."""
 
 
 class Step:
@@ -274,25 +280,25 @@ class Step:
         self.labels = torch.arange(clips.shape[0], device=clips.device)
         self.optimizer = build_optimizer(model) if case.optimizer else None
         self.on_part: Callable[[str], None] = lambda part: None
-        """Told "start", the name of each part that ends where this class sees it, and "end"."""
+        """Called with "start", with the name of each part that ends in this class, and "end"."""
         if case.compiled:
             self._compile()
 
     def __call__(self) -> None:
-        """Launch it; on a GPU, without waiting."""
+        """Run it; on a GPU, without waiting for the result."""
         if self.case.mode == "train":
             self.train()
         else:
             self.evaluate()
 
     def evaluate(self) -> None:
-        """A forward pass of evaluation."""
+        """A forward pass in evaluation mode."""
         self.model.eval()
         with torch.inference_mode(), self._precision():
             self.forward(self.model, self.clips)
 
     def train(self) -> None:
-        """Forward, loss, backward, and the optimizer's step where asked for."""
+        """Forward, loss, backward and, if the case has an optimizer, its step."""
         self.model.train()
         self.model.zero_grad(set_to_none=True)
         self.on_part("start")
@@ -310,13 +316,13 @@ class Step:
     def _labels(self, logits: Tensor) -> Tensor:
         return self.labels % logits.shape[1]
 
-    def _precision(self) -> contextlib.AbstractContextManager:
+    def _precision(self) -> contextlib.AbstractContextManager[object]:
         if not self.autocast:
             return contextlib.nullcontext()
         return torch.autocast(self.clips.device.type, dtype=self.dtype)
 
     def _compile(self) -> None:
-        # beyond the limit, torch would go on uncompiled and say nothing
+        # beyond this limit, torch would run uncompiled without a warning
         torch._dynamo.config.recompile_limit = 1000
         torch._dynamo.config.accumulated_recompile_limit = 1000
         mode = self.case.compiled
@@ -331,7 +337,7 @@ class Step:
 
 
 def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
-    """AdamW as pretraining has it, in one fused kernel."""
+    """AdamW with the settings of pretraining, fused."""
     groups = optim.parameter_groups(model, weight_decay=0.05)
     optimizer = optim.build_optimizer(groups, method="adamw", betas=(0.9, 0.95), fused=True)
     optim.set_lr(optimizer, LEARNING_RATE)
@@ -339,7 +345,7 @@ def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
 
 
 def torch_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The torch dtype of "bf16" or "bf16-pure"."""
+    """The torch dtype of a name such as "bf16" or "bf16-pure"."""
     return choose_dtype(name.removesuffix(PURE), device)[0]
 
 
@@ -347,15 +353,16 @@ def torch_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def multiply_adds(case: Case) -> float:
-    """Multiply-adds (1e9) of one call on one clip, attention and backward pass included.
+    """Multiply-adds of one call on one clip, in 1e9, with attention and backward pass.
 
-    Counted without computing, on the meta device, where the model allows; else by one real call.
+    Counted on the meta device, without computing, where the model allows it; otherwise in one real
+    call.
     """
     single = replace(case, batch=1, optimizer=False, attention="explicit", compiled="")
     try:
         with torch.device("meta"):
             return _count(single, build(single), torch.device("meta"))
-    except (RuntimeError, NotImplementedError):  # it looks at values, which meta tensors lack
+    except (RuntimeError, NotImplementedError):  # it reads values, which meta tensors do not have
         return _count(single, build(single), torch.device("cpu"))
 
 
@@ -368,7 +375,7 @@ def parameter_count(case: Case) -> int:
 def _count(case: Case, model: nn.Module, device: torch.device) -> float:
     clips = torch.zeros(1, 3, *model_input_size(case, model), device=device)
     step = Step(replace(case, dtype="fp32"), model, clips)
-    # fused attention has no counter on every device; as plain products it is counted
+    # the counter knows plain products on every device, fused attention only on some
     counters = {torch.ops.aten.convolution_backward: _convolution_backward_flops}
     with FlopCounterMode(display=False, custom_mapping=counters) as counter:
         if case.mode == "train":
@@ -382,13 +389,13 @@ def _count(case: Case, model: nn.Module, device: torch.device) -> float:
 def _convolution_backward_flops(
     grad_shape: Sequence[int], x_shape: Sequence[int], w_shape: Sequence[int], *args: Any, **_: Any
 ) -> int:
-    """As many as forward for each gradient wanted; torch's own counter forgets the groups."""
+    """As many as forward for each gradient; torch's own counter ignores the groups."""
     output_mask = args[-1]
     return 2 * math.prod(grad_shape) * math.prod(w_shape[1:]) * sum(output_mask[:2])
 
 
 def model_input_size(case: Case, model: nn.Module) -> tuple[int, ...]:
-    """Pixels along each dimension; libraries' models do not say, ours of the name does."""
+    """The input size of a case; that of another library's model is ours of the same name."""
     if case.input_size is not None:
         return tuple(case.input_size)
     if case.implementation == OURS:
@@ -397,15 +404,16 @@ def model_input_size(case: Case, model: nn.Module) -> tuple[int, ...]:
         return tuple(build_model(case.name).input_size)
 
 
-# ---- contenders ---------------------------------------------------------------------------------
+# ---- candidates ---------------------------------------------------------------------------------
 
 
-class Workbench:
-    """Builds cases on one device; modules and inputs are shared by the cases that can.
+class CaseBuilder:
+    """Builds cases on one device; cases share modules and inputs where they can.
 
     Args:
-        device: where everything is.
-        parts: given a `Step`, what measures its parts; None: nothing does.
+        device: of modules and inputs.
+        parts: from a `Step` to a function that returns the seconds of its parts, if it can be
+            divided; None: parts are not measured.
     """
 
     def __init__(
@@ -419,7 +427,7 @@ class Workbench:
         self._clips: dict[tuple, Tensor] = {}
         self._gmacs: dict[Case, float] = {}
 
-    def contender(self, case: Case) -> Contender:
+    def candidate(self, case: Case) -> Candidate:
         """A case, ready to be timed.
 
         Raises:
@@ -431,18 +439,18 @@ class Workbench:
             clips = clips.to(torch_dtype(case.dtype, self.device))
         step = Step(case, model, clips)
         facts = {**case.facts(), "library": library_of(model)}
-        contender = Contender(
+        candidate = Candidate(
             facts,
             run=_first_call_may_fail(step, facts),
             samples=case.batch,
             gmacs=self.gmacs(case) * case.batch,
         )
         if self.parts is not None and not case.compiled:
-            contender.parts = self.parts(step)
-        return contender
+            candidate.parts = self.parts(step)
+        return candidate
 
     def module(self, case: Case) -> nn.Module:
-        """The case's model; a counterpart has the weights of ours, and agreement was checked."""
+        """The model of a case; another library's has our weights and was checked to agree."""
         key = case.weights_key
         if key not in self._modules:
             self._modules[key] = self._new_module(case)
@@ -459,12 +467,15 @@ class Workbench:
         return self._clips[key]
 
     def forget_clips(self, case: Case) -> None:
-        """Give back the input of a case that was only tried."""
+        """Free the input of a case that was only tried."""
         self._clips.pop((case.batch, model_input_size(case, self.module(case))), None)
 
     def gmacs(self, case: Case) -> float:
-        """Multiply-adds of one clip. A counterpart's are those of ours: work beyond them, such as
-        a stem over deleted pixels, is no merit."""
+        """Multiply-adds of one clip, in 1e9.
+
+        Those of our model for other libraries' models too: work beyond them, such as a stem over
+        deleted pixels, must not count as throughput.
+        """
         key = Case(case.name, mode=case.mode, **case.overrides())
         if key not in self._gmacs:
             self._gmacs[key] = multiply_adds(key)
@@ -475,28 +486,28 @@ class Workbench:
             whole = self.module(replace(case, dtype="fp32"))
             return copy.deepcopy(whole).to(torch_dtype(case.dtype, self.device))
         if case.implementation == OURS:
-            return with_noise(case).to(self.device)
+            return build_with_noise(case).to(self.device)
         own = replace(case, implementation=OURS, decode_ratio=None)
-        # on a GPU the same once more: everything random about it is drawn on the CPU
-        ours = self.module(own) if self.device.type == "cpu" else with_noise(own)
+        # the check runs on the CPU: on a GPU ours is built again for it, with the same weights
+        ours = self.module(own) if self.device.type == "cpu" else build_with_noise(own)
         model = build(case)
-        give_weights(ours, model, case.implementation)
+        copy_weights(ours, model, case.implementation)
         clips = torch.randn(1, 3, *model_input_size(own, ours))
         check_agreement(case.name, ours, model, implementation=case.implementation, clips=clips)
         return model.to(self.device)
 
 
 def _first_call_may_fail(step: Step, facts: dict[str, Any]) -> Callable[[], None]:
-    """A setting that a library or the compiler cannot do is a remark in the table, not the end.
+    """Make the step's first error a note in the table, for other libraries and compiled code.
 
-    Our own code in eager mode is not excused. What compiling met is noted in `facts`.
+    Errors of our own code in eager mode are raised. The number of graph breaks is added to `facts`.
     """
-    excused = bool(step.case.compiled) or facts["library"] != OURS
+    may_fail = bool(step.case.compiled) or facts["library"] != OURS
     done = False
 
     def first_call() -> None:
         nonlocal done
-        if done or not excused:
+        if done or not may_fail:
             return step()
         breaks = torch._dynamo.utils.counters["graph_break"] if step.case.compiled else {}
         before = sum(breaks.values())
@@ -505,7 +516,7 @@ def _first_call_may_fail(step: Step, facts: dict[str, Any]) -> Callable[[], None
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise GaveUp(_first_line(error)) from error
+            raise CannotMeasure(_first_line(error)) from error
         done = True
         if step.case.compiled:
             facts["graph_breaks"] = sum(breaks.values()) - before

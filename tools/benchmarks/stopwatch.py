@@ -1,4 +1,4 @@
-"""Where the time of one call goes, by stage, on the clock and on the processor."""
+"""The time of a call by stage: wall time and CPU time."""
 
 from __future__ import annotations
 
@@ -9,24 +9,23 @@ from contextlib import contextmanager
 
 
 class Stopwatch:
-    """Adds up seconds by stage. Stages may lie inside each other: an inner one's are not counted to
-    the outer.
+    """Adds up seconds by stage. Stages may be nested: an inner one is not counted to the outer.
 
-        with watch("crop"):
-            with watch("decode"):
-                ...
+    with watch("crop"):
+        with watch("decode"):
+            ...
     """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        """Stage -> seconds on the clock since `reset`."""
+        """Stage -> wall seconds since `reset`."""
         self.cpu_seconds: dict[str, float] = defaultdict(float)
-        """Stage -> seconds of this process's threads together."""
+        """Stage -> CPU seconds of all threads of this process."""
         self._stages: list[str] = []
         self._mark = (0.0, 0.0)
 
     def reset(self) -> None:
-        """Begin anew."""
+        """Set all stages to zero."""
         self.seconds.clear()
         self.cpu_seconds.clear()
 

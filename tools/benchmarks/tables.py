@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: a table on the terminal, one for the docs, JSON."""
+"""The output of a benchmark: a table on the terminal, one for the docs, JSON."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Column:
 
 
 def spread(row: Row) -> str | None:
-    """ "120-135": the quickest and the slowest measurement in milliseconds, as the median reads."""
+    """ "120-135": the fastest and the slowest measurement in milliseconds, or why there is none."""
     if "ms_min" not in row:
         return row.get("failed")
     digits = 0 if row["ms_min"] >= 100 else 1 if row["ms_min"] >= 10 else 2
@@ -54,23 +54,28 @@ def mebibytes(key: str) -> Callable[[Row], str | None]:
     return lambda row: f"{row[key] / 2**20:,.0f}" if row.get(key) is not None else None
 
 
+def of_table(table: str, key: str) -> Callable[[Row], Any]:
+    """The value of a key in the rows of one table; None for the rows of others."""
+    return lambda row: row.get(key) if row["table"] == table else None
+
+
 TIMES = (
     Column("median ms", "ms", ".1f"),
     Column("min-max", spread),
 )
-"""The columns of every measurement."""
+"""The columns of every timed row."""
 
 
 def cells_of(rows: Sequence[Row], columns: Sequence[Column]) -> list[list[str]]:
-    """Titles and rows as text, without the columns and rows that have nothing in them."""
+    """Titles and rows as text, without empty columns and rows."""
     lines = [[column.text(row) for column in columns] for row in rows]
-    lines = [line for line in lines if any(line)]  # of another table
+    lines = [line for line in lines if any(line)]  # else a row of another table
     used = [i for i in range(len(columns)) if any(line[i] for line in lines)]
     return [[columns[i].title for i in used], *([line[i] for i in used] for line in lines)]
 
 
 def print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
-    """A plain table on standard output."""
+    """Print a plain table."""
     cells = cells_of(rows, columns)
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     for line in cells:
@@ -78,7 +83,7 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column]) -> None:
 
 
 def markdown_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """The same table in Markdown."""
+    """The table in Markdown."""
     cells = cells_of(rows, columns)
     lines = [f"| {' | '.join(line)} |" for line in cells]
     return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]]) + "\n"
@@ -103,12 +108,12 @@ class Report:
         with Report(args, facts=machine_facts(device), columns=COLUMNS) as report:
             report.rows += ...
 
-    An interrupt or an error half-way therefore loses nothing that was measured.
+    So an interrupt or an error loses nothing that was measured.
 
     Args:
         args: of the command line, with `json` and `markdown`.
         facts: the conditions, see `machine.machine_facts`.
-        columns: of the printed table; JSON has every key of every row.
+        columns: of the printed table; JSON gets every key of every row.
         more: columns of further tables of the same rows, where one would be too wide.
     """
 
@@ -123,9 +128,9 @@ class Report:
         self.args, self.facts, self.tables = args, facts, (columns, *more)
         self.rows: list[Row] = []
         self.notes: list[str] = []
-        """Sentences under the table."""
+        """Sentences printed under the table."""
         self.record: dict[str, Any] = {}
-        """More for JSON, beside the rows."""
+        """Further entries for JSON, beside the rows."""
 
     def __enter__(self) -> Report:
         return self
@@ -138,7 +143,7 @@ class Report:
     ) -> None:
         if not self.rows:
             return
-        unfinished = None if error is None else str(error) or kind.__name__
+        unfinished = None if error is None else str(error) or type(error).__name__
         if unfinished is not None:
             self.notes.append(f"unfinished ({unfinished}): this is what was measured so far")
         print(facts_line(self.facts))
@@ -170,7 +175,7 @@ class Report:
 
 
 def without_outputs(words: Sequence[str]) -> list[str]:
-    """A command line without where its results went: the reader's folders are others."""
+    """A command line without the options that name output files."""
     kept: list[str] = []
     skip = False
     for word in words:
@@ -188,7 +193,7 @@ def _write_text(path: str, text: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON has no form for."""
+    """Convert values that JSON does not know; for `json.dumps(default=...)`."""
     if isinstance(value, (torch.dtype, torch.device, Path)):
         return str(value)
     if isinstance(value, (set, frozenset)):

@@ -1,8 +1,8 @@
 """Files to measure with: generated clips of realistic size, or those of a folder.
 
-The pictures are the camera-motion set's (`data/synthetic.py`): textures, moving shapes, changing
-light and the noise of a sensor, so that they compress and decode as filmed ones do. Half of a clip
-is rendered and then runs backwards; larger pictures are tiled from mirrored copies.
+The pictures are those of the camera-motion set (`data/synthetic/camera_motion.py`): textures,
+moving shapes, changing light and sensor noise, so that they compress and decode like filmed ones.
+Half of a clip is rendered and then played backwards; larger pictures are tiled with mirror images.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from hiera_video.video.find import find_videos
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 
 SECONDS, FPS = 10, 30
-"""Of a clip; Kinetics has the same."""
+"""Of a clip, as in Kinetics."""
 
 CRF = 23
 """x264's own default quality."""
@@ -58,14 +58,14 @@ ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "vp9": ("libvpx-vp9", {"crf": "35", "b": "0", "deadline": "realtime", "cpu-used": "8"}),
     "av1": ("libsvtav1", {"crf": "40", "preset": "12"}),
 }
-"""Codec -> encoder of FFmpeg and its options; key frames where the encoder wants them."""
+"""Codec -> encoder of FFmpeg and its options; key frames are placed by the encoder."""
 
 
 @contextmanager
 def benchmark_videos(folder: str | None, recipes: Sequence[Recipe]) -> Iterator[list[str]]:
-    """The videos below `folder`, or else those of the recipes, gone when the block ends.
+    """The videos below `folder`, or generated ones, which are deleted when the block ends.
 
-    Raises UserError: the folder holds none; RunFailed: one cannot be made.
+    Raises UserError where the folder has no videos, RunFailed where one cannot be generated.
     """
     if folder is not None:
         yield find_videos([folder])
@@ -75,14 +75,14 @@ def benchmark_videos(folder: str | None, recipes: Sequence[Recipe]) -> Iterator[
 
 
 def make_videos(folder: str, recipes: Sequence[Recipe]) -> list[str]:
-    """Write a file for each recipe; their paths, in that order."""
+    """Generate a file for each recipe; returns their paths in the same order."""
     jobs = [(folder, recipe) for recipe in recipes]
     workers = min(usable_cores(), len(jobs))
     with GuardedPool(write, workers=workers, time_limit=600, memory_limit=8 << 30) as pool:
         for done, (job, outcome) in enumerate(pool.map(jobs), 1):
             progress(f"making videos to measure with: {done}/{len(jobs)}")
             if isinstance(outcome, WorkerFailure):
-                raise RunFailed(f"{job[1].file_name} could not be made: {outcome.reason}")
+                raise RunFailed(f"cannot make {job[1].file_name}: {outcome.reason}")
     progress("")
     return [str(Path(folder) / recipe.file_name) for recipe in recipes]
 
@@ -113,14 +113,14 @@ def _rendered(seed: int, frames: int) -> Tensor:
 
 
 def pictures(recipe: Recipe) -> Tensor:
-    """uint8 [T, 3, S, S], forwards and backwards again."""
+    """Render a clip, uint8 [T, 3, S, S], played forwards and then backwards."""
     count = max(1, round(recipe.seconds * FPS))
     half = _rendered(recipe.seed, (count + 1) // 2)[: (count + 1) // 2]
     return torch.cat([half, half.flip(0)])[:count]
 
 
 def tiled(frame: Tensor, height: int, width: int) -> Tensor:
-    """[3, S, S] -> [3, height, width]: cut out of the middle, or filled up with mirror images."""
+    """[3, S, S] -> [3, height, width]: cropped to the middle, or tiled with mirror images."""
     for dim, size in ((1, height), (2, width)):
         side = frame.shape[dim]
         if size <= side:

@@ -5,12 +5,12 @@ Each is the library's own network, built by the library's own code, behind one a
 [B, num_classes] out, in training and in evaluation alike. State dicts keep the keys that the
 library publishes its weights under.
 
-Nothing heavy is imported until a model is built: a library that is not installed costs nothing and
-is answered by a sentence that names it.
+No library is imported until a model of it is built; where it is not installed, building raises a
+UserError that names it.
 """
 
 from __future__ import annotations
 
 from hiera_video.models.baselines import pytorchvideo, torchvision_mvit, videomae
 
-del pytorchvideo, torchvision_mvit, videomae  # imported for what they register
+del pytorchvideo, torchvision_mvit, videomae  # imported for the models that they register

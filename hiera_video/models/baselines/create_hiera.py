@@ -5,8 +5,8 @@
     model = create_hiera(model_depth=24, model_num_class=400, head_activation=None)
     scores = model(clips)                                     # [B, 3, 16, 224, 224] -> [B, 400]
 
-It takes the place of `pytorchvideo.models.create_resnet` and its kin in code written for those: the
-arguments have their names, `head` is any builder with the arguments of PyTorchVideo's
+It can replace `pytorchvideo.models.create_resnet` and the like in code written for them: the
+arguments have the same names, `head` is any builder with the arguments of PyTorchVideo's
 `create_vit_basic_head`, and with `head=None` the result ends in feature maps [B, C, T, H, W], which
 its convolutional and detection heads take. The blocks are Hiera's own, so the published weights
 load: `load_weights(model, resolve("hiera_base_16x224.mae_k400_ft_k400")[0])`.
@@ -18,7 +18,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +39,7 @@ from hiera_video.models.layers import GELU, LAYER_NORM_EPS, Block, BlockConfig, 
 from hiera_video.models.tokens import TokenLayout
 from hiera_video.models.weights.key_names import HIERA_KEYS, KeyNames
 
-Net = pytorchvideo_module("pytorchvideo.models.net").Net
+Net: Any = pytorchvideo_module("pytorchvideo.models.net").Net
 
 MODEL_STAGE_DEPTH = {
     12: (1, 2, 7, 2),
@@ -106,7 +108,7 @@ class HieraStem(nn.Module):
 
 
 class HieraSequence(nn.Module):
-    """Tokens [B, U, n, C] -> a sequence [B, N, C], which a head pools."""
+    """Tokens [B, U, n, C] -> the sequence [B, N, C] that a head pools."""
 
     def forward(self, tokens: Tensor) -> Tensor:
         """[B, U, n, C] -> [B, N, C]."""
@@ -126,7 +128,7 @@ class HieraMaps(nn.Module):
 
 
 class HieraHead(nn.Module):
-    """Mean over the tokens, LayerNorm, dropout, one linear layer, and an activation if wanted."""
+    """Mean over the tokens, LayerNorm, dropout, one linear layer, and optionally an activation."""
 
     def __init__(
         self,
@@ -144,11 +146,11 @@ class HieraHead(nn.Module):
 
     def forward(self, sequence: Tensor) -> Tensor:
         """[B, N, C] -> [B, out_features]."""
-        scores = self.proj(self.dropout(self.norm(sequence.mean(dim=1))))
+        scores: Tensor = self.proj(self.dropout(self.norm(sequence.mean(dim=1))))
         return scores if self.activation is None else self.activation(scores)
 
     def reset_parameters(self) -> None:
-        """Hiera's start: small, so that training begins from near-equal scores."""
+        """Initialise small, as Hiera does, so that training starts from near-equal scores."""
         init_layer(self.norm, bias=0.02)
         init_layer(self.proj, bias=0.02)
         with torch.no_grad():
@@ -159,7 +161,7 @@ class HieraHead(nn.Module):
 class HieraNet(Net):
     """PyTorchVideo's `Net` of Hiera's blocks: stem, stages, sequence (or maps), head.
 
-    It reads Hiera's published files; its own state dict has the names of its blocks
+    It loads Hiera's published files; its own state dict has the names of its blocks
     ("blocks.1.0.norm1.weight" is the first block of the first stage).
     """
 
@@ -176,8 +178,10 @@ class HieraNet(Net):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Hiera's published initialisation in the place of the one that `Net` gives ResNets; a head
-        that is not Hiera's keeps the latter."""
+        """Initialise as published for Hiera, but for a head that is not Hiera's.
+
+        PyTorchVideo's `Net` has initialised everything as for a ResNet before.
+        """
         for block in self.blocks[:HEAD]:
             block.apply(partial(init_layer, bias=0.02))
         for name in sorted(self.no_weight_decay()):
@@ -185,7 +189,7 @@ class HieraNet(Net):
         self.reset_head()
 
     def reset_head(self) -> None:
-        """A fresh head, where it is Hiera's."""
+        """Initialise the head, where it is Hiera's."""
         if isinstance(self.blocks[-1], HieraHead):
             self.blocks[-1].reset_parameters()
 
@@ -194,7 +198,7 @@ class HieraNet(Net):
         return {name for name, _ in self.named_parameters() if name.startswith("blocks.0.pos_")}
 
     def read_published_keys(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """A state dict of `hiera_*` (or of a net like this) -> with the names of this net."""
+        """A state dict of `hiera_*`, or of a net like this -> the same with keys of this net."""
         if "blocks.0.patch_embed.proj.weight" in state:
             return dict(state)
         stages = [len(stage) for stage in self.blocks[1:SEQUENCE]]
@@ -207,7 +211,7 @@ SEQUENCE, HEAD = 5, 6
 
 
 def _place(key: str, places: Sequence[tuple[int, int]]) -> str:
-    """Hiera's name of a tensor -> that of a `HieraNet`; what it has no place for stays as it is."""
+    """Hiera's key of a tensor -> its key in a `HieraNet`; unknown keys stay as they are."""
     block = re.match(r"blocks\.(\d+)\.(.+)", key)
     if block and int(block[1]) < len(places):
         stage, i = places[int(block[1])]
@@ -219,43 +223,51 @@ def _place(key: str, places: Sequence[tuple[int, int]]) -> str:
     return re.sub(r"^head\.projection\.", f"blocks.{HEAD}.proj.", key)
 
 
+@dataclass(frozen=True)
+class StageSpec:
+    """The sizes of one stage of Hiera."""
+
+    depth: int
+    """Number of blocks."""
+    dim_in: int
+    dim_out: int
+    """Width after the first block, which widens from `dim_in`."""
+    num_heads: int
+    """Of every block."""
+    pool_factor: int = 1
+    """Tokens of a unit that the first block pools into one: 4, or 1 for none."""
+    local: bool = False
+    """Whether attention stays inside mask units."""
+    first_local: bool | None = None
+    """The same for the first block, which in Hiera attends like the stage before; None: `local`."""
+
+
 def create_hiera_stage(
+    spec: StageSpec,
     *,
-    depth: int,
-    dim_in: int,
-    dim_out: int,
-    num_heads: int,
-    pool_factor: int = 1,
-    local: bool = False,
-    first_local: bool | None = None,
     mlp_ratio: float = 4.0,
     droppath_rates: Sequence[float] = (),
     activation: Callable[[], nn.Module] = GELU,
 ) -> nn.Sequential:
-    """A stage of Hiera: transformer blocks on unit-major tokens [B, U, n, C].
+    """Build a stage of Hiera: transformer blocks on unit-major tokens [B, U, n, C].
 
     Args:
-        depth: number of blocks.
-        dim_in, dim_out: width before and after; the first block widens.
-        num_heads: of every block.
-        pool_factor: tokens of a unit that the first block pools into one: 4, or 1 for none.
-        local: attention stays inside mask units.
-        first_local: the same of the first block, which in Hiera still attends as the stage before
-            it; None: as the others.
+        spec: its sizes.
         mlp_ratio: width of the MLP's hidden layer over that of the block.
         droppath_rates: stochastic depth, one per block; empty for none.
         activation: builds the non-linearity of the MLPs.
     """
     blocks = []
-    for i in range(depth):
+    for i in range(spec.depth):
+        first = i == 0
         config = BlockConfig(
-            dim_in if i == 0 else dim_out,
-            dim_out,
-            num_heads,
+            spec.dim_in if first else spec.dim_out,
+            spec.dim_out,
+            spec.num_heads,
             mlp_ratio=mlp_ratio,
             drop_path=droppath_rates[i] if droppath_rates else 0.0,
-            q_pool=pool_factor if i == 0 else 1,
-            local=local if i or first_local is None else first_local,
+            q_pool=spec.pool_factor if first else 1,
+            local=spec.first_local if first and spec.first_local is not None else spec.local,
         )
         block = Block(config)
         block.mlp.act = activation()
@@ -271,7 +283,7 @@ def create_hiera_head(
     dropout_rate: float = 0.0,
     activation: Callable[..., nn.Module] | None = None,
 ) -> HieraHead:
-    """Hiera's head: mean over the tokens [B, N, C], LayerNorm, dropout, projection, activation.
+    """Build Hiera's head: mean over tokens [B, N, C], LayerNorm, dropout, projection, activation.
 
     The arguments are those of PyTorchVideo's `create_vit_basic_head`; `activation` builds a layer
     (`nn.Softmax` is given dim=1), None leaves logits. Raises UserError for a pooling other than
@@ -325,7 +337,7 @@ def create_hiera(
         stem_dim_out: width of the first stage, doubled at each of the others: 96 for T, S and B,
             112 B+, 144 L, 256 H.
         stem_conv_kernel_size, stem_conv_stride: (time, height, width); of images, the last two.
-        stage_depths: blocks of each of the four stages, in the place of `model_depth`.
+        stage_depths: blocks of each of the four stages, instead of `model_depth`.
         num_heads: of the first stage, doubled at each of the others: 1 for T, S and B, 2 B+ and L,
             4 H.
         mlp_ratio: width of the MLPs' hidden layers over that of the block.
@@ -342,60 +354,69 @@ def create_hiera(
     Raises:
         UserError: a depth that is not in the table, sizes that do not divide.
     """
-    depths = tuple(stage_depths) if stage_depths else _stage_depths(model_depth)
+    depths = _stage_depths(model_depth, stage_depths, mask_unit_attn)
+    layout = _layout(spatial_size, temporal_size, stride=stem_conv_stride, stages=len(depths))
+    stem = HieraStem(
+        layout,
+        in_channels=input_channels,
+        out_channels=stem_dim_out,
+        conv_kernel_size=tuple(stem_conv_kernel_size)[-layout.dims :],
+        conv_stride=tuple(stem_conv_stride)[-layout.dims :],
+    )
+    specs = _stage_specs(depths, stem_dim_out, num_heads, layout.pool_factor, mask_unit_attn)
+    rates = torch.linspace(0, droppath_rate_block, sum(depths), device="cpu").split(depths)
+    stages = [
+        create_hiera_stage(
+            spec, mlp_ratio=mlp_ratio, droppath_rates=rate.tolist(), activation=activation
+        )
+        for spec, rate in zip(specs, rates, strict=True)
+    ]
+    end: list[nn.Module] = [HieraMaps(layout, pools=len(depths) - 1)]
+    if head is not None:
+        sizes = {"in_features": specs[-1].dim_out, "out_features": model_num_class}
+        options = {"dropout_rate": dropout_rate, "activation": head_activation}
+        end = [HieraSequence(), head(**sizes, seq_pool_type="mean", **options)]
+    return HieraNet([stem, *stages, *end], input_size=_input_size(spatial_size, temporal_size))
+
+
+def _stage_depths(
+    model_depth: int, stage_depths: Sequence[int] | None, mask_unit_attn: Sequence[bool]
+) -> tuple[int, ...]:
+    """Blocks of each stage; UserError where they are not those of a Hiera."""
+    if not stage_depths and model_depth not in MODEL_STAGE_DEPTH:
+        known = ", ".join(map(str, MODEL_STAGE_DEPTH))
+        raise UserError(f"model_depth={model_depth!r} must be one of {known}, or give stage_depths")
+    depths = tuple(stage_depths) if stage_depths else MODEL_STAGE_DEPTH[model_depth]
     check_stages(depths, q_pool=len(depths) - 1, mask_unit_attn=mask_unit_attn)
     if len(depths) != SEQUENCE - 1:
         raise UserError(f"stage_depths={depths} must be four numbers, one per stage of Hiera")
-    layout = _layout(spatial_size, temporal_size, stride=stem_conv_stride, stages=len(depths))
-    blocks: list[nn.Module] = [
-        HieraStem(
-            layout,
-            in_channels=input_channels,
-            out_channels=stem_dim_out,
-            conv_kernel_size=tuple(stem_conv_kernel_size)[-layout.dims :],
-            conv_stride=tuple(stem_conv_stride)[-layout.dims :],
+    return depths
+
+
+def _stage_specs(
+    depths: Sequence[int],
+    dim: int,
+    num_heads: int,
+    pool_factor: int,
+    mask_unit_attn: Sequence[bool],
+) -> list[StageSpec]:
+    """Sizes of the stages: each doubles width and heads of the one before, all but the first pool.
+
+    Args:
+        dim, num_heads: of the first stage.
+    """
+    return [
+        StageSpec(
+            depth=depth,
+            dim_in=dim * 2 ** max(stage - 1, 0),
+            dim_out=dim * 2**stage,
+            num_heads=num_heads * 2**stage,
+            pool_factor=pool_factor if stage else 1,
+            local=mask_unit_attn[stage],
+            first_local=mask_unit_attn[max(stage - 1, 0)],
         )
+        for stage, depth in enumerate(depths)
     ]
-    rates = iter(torch.linspace(0, droppath_rate_block, sum(depths), device="cpu").tolist())
-    dim = stem_dim_out
-    for stage, depth in enumerate(depths):
-        dim_out = stem_dim_out * 2**stage
-        blocks.append(
-            create_hiera_stage(
-                depth=depth,
-                dim_in=dim,
-                dim_out=dim_out,
-                num_heads=num_heads * 2**stage,
-                pool_factor=layout.pool_factor if stage else 1,
-                local=mask_unit_attn[stage],
-                first_local=mask_unit_attn[max(stage - 1, 0)],
-                mlp_ratio=mlp_ratio,
-                droppath_rates=[next(rates) for _ in range(depth)],
-                activation=activation,
-            )
-        )
-        dim = dim_out
-    if head is None:
-        blocks.append(HieraMaps(layout, pools=len(depths) - 1))
-    else:
-        blocks += [
-            HieraSequence(),
-            head(
-                in_features=dim,
-                out_features=model_num_class,
-                seq_pool_type="mean",
-                dropout_rate=dropout_rate,
-                activation=head_activation,
-            ),
-        ]
-    return HieraNet(blocks, input_size=_input_size(spatial_size, temporal_size))
-
-
-def _stage_depths(model_depth: int) -> tuple[int, ...]:
-    if model_depth not in MODEL_STAGE_DEPTH:
-        known = ", ".join(map(str, MODEL_STAGE_DEPTH))
-        raise UserError(f"model_depth={model_depth!r} must be one of {known}, or give stage_depths")
-    return MODEL_STAGE_DEPTH[model_depth]
 
 
 def _input_size(spatial_size: int | Sequence[int], temporal_size: int) -> tuple[int, ...]:
@@ -407,7 +428,7 @@ def _input_size(spatial_size: int | Sequence[int], temporal_size: int) -> tuple[
 def _layout(
     spatial_size: int | Sequence[int], temporal_size: int, *, stride: Sequence[int], stages: int
 ) -> TokenLayout:
-    """Units of 32x32 pixels, two frames deep, of a clip or, for one frame, of an image."""
+    """The token layout of a clip or, for one frame, of an image: units of 2 x 32 x 32 pixels."""
     size = _input_size(spatial_size, temporal_size)
     return TokenLayout(
         input_size=size,

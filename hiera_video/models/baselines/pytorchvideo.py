@@ -1,9 +1,9 @@
 """PyTorchVideo's hub models: ResNets in space and time, SlowFast, X3D and MViTv1.
 
 The names, depths and kernels are those of `pytorchvideo.models.hub` (0.1.5), so that the published
-files fit; networks come from its builders. What its hub leaves to the user stands here: two
-pathways are cut out of one clip, other numbers of frames and other crops change the pooling of the
-head, and the softmax that two of its heads end in is left to whoever reads the scores.
+files fit; networks come from its builders. What its hub leaves to the user is done here: one clip
+is split into two pathways, the pooling of the head follows the number of frames and the crop, and
+the softmax at the end of two of its heads is left out, as models here return logits.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ SPATIAL_STRIDE = 32
 class ScorePooled(Baseline):
     """A convolutional network whose published head averages *probabilities* over places.
 
-    At the crop it is built for the head sees one place, and the logits are the linear layer's. A
-    larger crop has several: the library takes a softmax at each and averages. The logarithm of that
-    average is returned, whose softmax it is.
+    At the crop it is built for, the head sees one place, and the logits are the linear layer's. A
+    larger crop has several: the library takes a softmax at each and averages. Returned is the
+    logarithm of that average, since its softmax is the average.
     """
 
     def logits(self, clips: Tensor) -> Tensor:
+        """See `Baseline`."""
         places = self.network(clips).flatten(2)  # (B, K, places)
         if places.shape[2] == 1:
             return places.squeeze(2)
@@ -54,20 +55,24 @@ class TwoPathways(Baseline):
         kwargs: see `Baseline`.
     """
 
+    picked: Tensor
+
     def __init__(self, network: nn.Module, *, alpha: int, **kwargs: Any) -> None:
         super().__init__(network, **kwargs)
         picked = slow_frames(self.input_size[0], alpha)
         self.register_buffer("picked", picked, persistent=False)
 
     def logits(self, clips: Tensor) -> Tensor:
-        return self.network([clips.index_select(2, self.picked), clips])
+        """See `Baseline`."""
+        out: Tensor = self.network([clips.index_select(2, self.picked), clips])
+        return out
 
 
 def slow_frames(frames: int, alpha: int) -> Tensor:
-    """Which of `frames` frames the slow pathway sees, int64 [frames / alpha].
+    """Indices of the frames that the slow pathway sees, int64 [frames / alpha].
 
-    They are spread from the first to the last (`linspace`, rounded down), as SlowFast and
-    PyTorchVideo's tutorials pick them: 0 4 8 13 17 22 26 31 of 32.
+    They are spread from the first to the last (`linspace`, rounded down), as in SlowFast and in
+    PyTorchVideo's tutorials: 0 4 8 13 17 22 26 31 of 32.
     """
     return torch.linspace(0, frames - 1, frames // alpha).long()
 
@@ -77,16 +82,16 @@ def slow_frames(frames: int, alpha: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Convolutional:
-    """What tells one convolutional hub model from another."""
+    """The settings of one convolutional model of the hub."""
 
     builder: str
-    """PyTorchVideo's, "module.function"."""
+    """PyTorchVideo's function, "module.function"."""
     input_size: tuple[int, int, int]
     """(T, H, W) it was trained with."""
     head: str
     """Name of the last linear layer."""
     arguments: Mapping[str, Any] = field(default_factory=dict)
-    """What the hub gives the builder, apart from sizes."""
+    """Arguments that the hub passes to the builder, apart from sizes."""
     temporal_stride: int = 1
     """Frames of the input for one step of the last feature map."""
 
@@ -189,9 +194,13 @@ def build_convolutional(
     head_dropout: float | None,
     library: Mapping[str, Any],
 ) -> Baseline:
-    """The network of a name of `CONVOLUTIONAL`; its head pools what `input_size` leaves to pool."""
+    """Build a model of `CONVOLUTIONAL`; the pooling of its head follows `input_size`.
+
+    Raises:
+        UserError: `input_size` does not fit the model.
+    """
     variant = CONVOLUTIONAL[name]
-    arguments = {**variant.arguments, "model_num_class": num_classes, **library}
+    arguments: dict[str, Any] = {**variant.arguments, "model_num_class": num_classes, **library}
     if head_dropout is not None:
         arguments["dropout_rate"] = head_dropout
     alpha = arguments.get("slowfast_fusion_conv_stride", (4, 1, 1))[0]
@@ -210,7 +219,7 @@ def build_convolutional(
         arguments["head_pool_kernel_sizes"] = ((time // alpha, *space), (time, *space))
     else:
         arguments["head_pool_kernel_size"] = (time, *space)
-    contract = {"head": variant.head, "input_size": size, "any_crop": True}
+    contract: dict[str, Any] = {"head": variant.head, "input_size": size, "any_crop": True}
     if is_slowfast:
         return TwoPathways(_builder(variant.builder)(**arguments), alpha=alpha, **contract)
     if is_x3d or "r2plus1d" in variant.builder:  # whose published heads end in a softmax
@@ -222,10 +231,14 @@ def build_convolutional(
 
 
 def _plain_numbers(network: nn.Module) -> None:
-    """X3D's builder leaves numpy's numbers in its pooling, which torch.compile has no use for."""
+    """Turn the numpy numbers that X3D's builder puts into its pooling into Python's.
+
+    torch.compile cannot work with them.
+    """
     for module in network.modules():
-        if isinstance(module, nn.AvgPool3d):
-            module.kernel_size = tuple(int(n) for n in module.kernel_size)
+        if isinstance(module, nn.AvgPool3d) and not isinstance(module.kernel_size, int):
+            time, rows, columns = map(int, module.kernel_size)
+            module.kernel_size = (time, rows, columns)
 
 
 def register_convolutional(name: str) -> None:
@@ -264,22 +277,21 @@ MVIT_BASE: dict[str, Any] = {
 
 
 def build_mvit(
-    name: str,
-    *,
-    num_classes: int,
-    input_size: Sequence[int],
-    head_dropout: float | None,
-    drop_path_rate: float,
-    act_checkpoint: bool,
-    library: Mapping[str, Any],
+    name: str, arguments: Mapping[str, Any], *, input_size: Sequence[int], act_checkpoint: bool
 ) -> LayeredBaseline:
-    """MViTv1 with positions for exactly `input_size`."""
+    """Build MViTv1 with position embeddings for exactly `input_size`.
+
+    Args:
+        name: for messages.
+        arguments: of PyTorchVideo's builder, besides `MVIT_BASE` and the sizes.
+        input_size: (T, H, W).
+        act_checkpoint: recompute each block in the backward pass.
+
+    Raises:
+        UserError: `input_size` does not fit the model.
+    """
     size = check_video_size(name, input_size, frames=2, side=SPATIAL_STRIDE)
-    arguments = {**MVIT_BASE, "head_num_classes": num_classes, **library}
-    arguments |= {"spatial_size": size[1:], "temporal_size": size[0]}
-    arguments["droppath_rate_block"] = drop_path_rate
-    if head_dropout is not None:
-        arguments["head_dropout_rate"] = head_dropout
+    arguments = {**MVIT_BASE, **arguments, "spatial_size": size[1:], "temporal_size": size[0]}
     builder = _builder("vision_transformers.create_multiscale_vision_transformers")
     return LayeredBaseline(
         on_default_device(functools.partial(builder, **arguments)),
@@ -305,24 +317,25 @@ def register_mvit(name: str, frames: int) -> None:
         act_checkpoint: bool = False,
         library: Mapping[str, Any] = MappingProxyType({}),
     ) -> LayeredBaseline:
-        return build_mvit(
-            name,
-            num_classes=num_classes,
-            input_size=input_size,
-            head_dropout=head_dropout,
-            drop_path_rate=drop_path_rate,
-            act_checkpoint=act_checkpoint,
-            library=library,
-        )
+        arguments = {
+            "head_num_classes": num_classes,
+            **library,
+            "droppath_rate_block": drop_path_rate,
+        }
+        if head_dropout is not None:
+            arguments["head_dropout_rate"] = head_dropout
+        return build_mvit(name, arguments, input_size=input_size, act_checkpoint=act_checkpoint)
 
     build.__doc__ = f"PyTorchVideo's MViTv1-B for clips of {frames} frames, 224x224."
     MODEL_REGISTRY.register(name=name)(build)
 
 
 def _builder(name: str) -> Callable[..., nn.Module]:
-    """A builder of `pytorchvideo.models`, by "module.function"."""
+    """A function of `pytorchvideo.models`, named "module.function"."""
     module, _, function = name.partition(".")
-    return getattr(pytorchvideo_module(f"pytorchvideo.models.{module}"), function)
+    builder: Callable[..., nn.Module]
+    builder = getattr(pytorchvideo_module(f"pytorchvideo.models.{module}"), function)
+    return builder
 
 
 for _name in CONVOLUTIONAL:

@@ -1,7 +1,7 @@
 """torchvision's MViT: `torchvision_mvit_v1_b` and `torchvision_mvit_v2_s`.
 
-The same two networks are here as PyTorchVideo's `mvit_base_16x4` and as this package's own
-`mvitv2_small_16x224`; torchvision's are the reference that the latter is held against.
+The same two networks are registered as PyTorchVideo's `mvit_base_16x4` and as this package's own
+`mvitv2_small_16x224`; tests compare the latter with torchvision's.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ def build(
     drop_path_rate: float,
     act_checkpoint: bool,
 ) -> LayeredBaseline:
-    """torchvision's `name`, "mvit_v1_b" or "mvit_v2_s", in the one size that it offers.
+    """Build torchvision's "mvit_v1_b" or "mvit_v2_s", in the one size that it offers.
 
     Raises:
-        UserError: another size; torchvision is missing or does not fit torch.
+        UserError: another size; torchvision is not installed or does not fit torch.
     """
     size = check_video_size(f"torchvision_{name}", input_size)
     if size != INPUT_SIZE:
@@ -63,8 +63,8 @@ def build(
     )
 
 
-def register(name: str, says: str) -> None:
-    """Register torchvision's `name` as "torchvision_{name}"."""
+def register(name: str, title: str) -> None:
+    """Register torchvision's `name` as "torchvision_{name}"; `title` is for its docstring."""
 
     def builder(
         num_classes: int = 400,
@@ -83,7 +83,7 @@ def register(name: str, says: str) -> None:
             act_checkpoint=act_checkpoint,
         )
 
-    builder.__doc__ = f"torchvision's {says} for clips of 16 frames, 224x224."
+    builder.__doc__ = f"torchvision's {title} for clips of 16 frames, 224x224."
     MODEL_REGISTRY.register(name=f"torchvision_{name}")(builder)
 
 

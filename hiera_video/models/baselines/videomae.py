@@ -1,12 +1,12 @@
-"""VideoMAE as Hugging Face's transformers has it: classifiers, and the autoencoder they come from.
+"""VideoMAE of Hugging Face's transformers: classifiers, and the autoencoder they are tuned from.
 
 transformers is optional (`pip install hiera_video[videomae]`): the names are always listed, and
-building one without the library is a sentence that says what to install.
+building one without the library raises a UserError that says what to install.
 
 Its clips are [B, T, 3, H, W], normalised with ImageNet's statistics. A token is a cube of 2 frames
 and 16x16 pixels. Masking is by *tubes*: one mask for all times. So a mask unit here is a tube, one
 place of the 14x14 grid through the whole clip, 196 in all, and `keep` [B, 196] (True = visible)
-stands for a mask of 1568 tokens.
+gives a mask of 1568 tokens.
 
 Shapes: B batch, T frames, U tubes (mask units), k of them kept, K classes.
 """
@@ -28,7 +28,7 @@ from hiera_video.models.baselines.adapter import (
     LayeredBaseline,
     check_video_size,
     recompute,
-    speak_library_keys,
+    use_library_keys,
 )
 from hiera_video.models.inputs import check_clips
 from hiera_video.models.mae import TARGET_EPS, MAEOutput
@@ -84,10 +84,10 @@ KEY_NAMES = KeyNames(
 
 
 def read_published_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict as published -> with today's keys.
+    """A state dict as published -> the same with the keys of today's transformers.
 
-    The files on the hub are of a time when the two biases of an attention stood beside its linear
-    layers: `attention.q_bias` is `attention.query.bias` today, and `v_bias` `value.bias`.
+    The files on the hub are older than a renaming in the library: `attention.q_bias` is
+    `attention.query.bias` today, and `attention.v_bias` is `attention.value.bias`.
     """
     today = {"q_bias": "query.bias", "v_bias": "value.bias"}
     return {
@@ -101,6 +101,7 @@ class VideoMAEClassifier(LayeredBaseline):
     """VideoMAE's ViT: mean over tokens, LayerNorm, one linear layer.
 
     Args:
+        network: transformers' `VideoMAEForVideoClassification`.
         head_dropout: dropout before the linear layer, which the library does not have.
         kwargs: see `LayeredBaseline`.
     """
@@ -114,27 +115,31 @@ class VideoMAEClassifier(LayeredBaseline):
     read_published_keys = staticmethod(read_published_keys)
 
     def logits(self, clips: Tensor) -> Tensor:
-        return self.network(clips.transpose(1, 2)).logits
+        """See `Baseline`."""
+        out: Tensor = self.network(clips.transpose(1, 2)).logits
+        return out
 
 
 def _drop_input(rate: float, layer: nn.Module, features: tuple[Tensor]) -> Tensor:
-    """Dropout before a layer, as a hook of it."""
+    """Forward pre-hook: dropout on the input of a layer."""
     return F.dropout(features[0], rate, layer.training)
 
 
 class VideoMAEPretraining(nn.Module):
-    """VideoMAE's autoencoder under this package's contract: keep masks in, a loss out.
+    """VideoMAE's autoencoder as an autoencoder of this package: keep masks in, a loss out.
 
     Args:
         network: transformers' `VideoMAEForPreTraining`.
         input_size: (T, H, W).
-        mask_ratio: share of the tubes deleted when nobody gives a mask. Published: 0.9, which is
-            176 of 196 and leaves 20 (the deleted ones are rounded down, not the kept ones).
+        mask_ratio: share of the tubes that are deleted where no mask is given. Published: 0.9,
+            which is 176 of 196 and leaves 20 (the number deleted is rounded down).
         act_checkpoint: recompute each block in the backward pass.
     """
 
     key_names = KEY_NAMES
     read_published_keys = staticmethod(read_published_keys)
+    network: Any
+    """Of a class that is imported when it is built, so its attributes have no types here."""
 
     def __init__(
         self,
@@ -148,22 +153,22 @@ class VideoMAEPretraining(nn.Module):
         self.network = network
         self.input_size = tuple(input_size)
         self.grid = (input_size[0] // TUBELET, input_size[1] // PATCH, input_size[2] // PATCH)
-        tubes_kept(self.num_mask_units, mask_ratio)  # refuses a ratio out of range
+        tubes_kept(self.num_mask_units, mask_ratio)  # raises for a ratio out of range
         self.mask_ratio = mask_ratio
-        speak_library_keys(self)
+        use_library_keys(self)
         if act_checkpoint:
-            recompute(network.videomae.encoder.layer)
-            recompute(network.decoder.decoder_layers)
+            recompute(self.network.videomae.encoder.layer)
+            recompute(self.network.decoder.decoder_layers)
 
     @property
     def num_mask_units(self) -> int:
-        """U, the tubes of a clip: 196 for 224x224."""
+        """U, the number of tubes of a clip: 196 for 224x224."""
         return self.grid[1] * self.grid[2]
 
     def random_keep(
         self, batch: int, mask_ratio: float | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """A random keep mask bool [B, U]; the model's own ratio unless one is given."""
+        """Draw a keep mask, bool [B, U]; `mask_ratio` None: the model's own."""
         units = self.num_mask_units
         count = tubes_kept(units, self.mask_ratio if mask_ratio is None else mask_ratio)
         ours = self.network.encoder_to_decoder.weight.device
@@ -173,7 +178,7 @@ class VideoMAEPretraining(nn.Module):
         return keep.scatter_(1, order[:, :count], True).to(ours)
 
     def no_weight_decay(self) -> set[str]:
-        """No names: positions are fixed sines, and the mask token decays as the rest."""
+        """The empty set: positions are fixed sines, and the mask token has weight decay."""
         return set()
 
     def forward(self, clips: Tensor, keep: Tensor | None = None) -> MAEOutput:
@@ -204,10 +209,10 @@ class VideoMAEPretraining(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, clips: Tensor, pred: Tensor, keep: Tensor) -> Tensor:
-        """Pixels for pictures: what was visible as it was, the deleted cubes as predicted.
+        """Put the predicted cubes into the clip: pixels to look at.
 
-        Mean and deviation of each cube and channel are taken from the original, so this shows
-        structure, not brightness learnt.
+        Mean and deviation of each cube and channel are taken from the original, so the result
+        shows predicted structure, not predicted brightness.
 
         Args:
             clips: normalised pixels [B, 3, T, H, W].
@@ -236,7 +241,7 @@ class VideoMAEPretraining(nn.Module):
 
 
 def tubes_kept(num_units: int, mask_ratio: float) -> int:
-    """Tubes that stay visible: U - int(U * ratio), at least one (published: 20 of 196 at 0.9).
+    """Number of tubes that stay visible: U - int(U * ratio), at least 1 (20 of 196 at 0.9).
 
     Raises:
         UserError: if `mask_ratio` is outside [0, 1).
@@ -250,7 +255,10 @@ def tubes_kept(num_units: int, mask_ratio: float) -> int:
 
 
 def transformers_class(name: str) -> Any:
-    """A class of transformers' VideoMAE; UserError where the library is not installed."""
+    """A class of transformers' VideoMAE.
+
+    Raises UserError where the library is not installed.
+    """
     if importlib.util.find_spec("transformers") is None:
         raise UserError(
             "VideoMAE needs Hugging Face's transformers, which is not installed; install it with: "
@@ -263,7 +271,12 @@ def transformers_class(name: str) -> Any:
 def configuration(
     size: str, input_size: Sequence[int], *, library: dict[str, Any], **settings: Any
 ) -> Any:
-    """transformers' configuration of a size of `SIZES`, for clips of `input_size`."""
+    """Build a `VideoMAEConfig` for a size of `SIZES` and clips of `input_size`.
+
+    Args:
+        library: arguments of `VideoMAEConfig` from the user, which override all others.
+        settings: further arguments of `VideoMAEConfig`.
+    """
     frames, height, width = input_size
     return transformers_class("VideoMAEConfig")(
         **{

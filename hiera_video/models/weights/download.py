@@ -253,7 +253,15 @@ def _opener() -> urllib.request.OpenerDirector:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follow redirects, but never from https down to http."""
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str):
+    def redirect_request(
+        self,
+        req: urllib.request.Request,
+        fp: IO[bytes],
+        code: int,
+        msg: str,
+        headers: http.client.HTTPMessage,
+        newurl: str,
+    ) -> urllib.request.Request | None:
         if req.type == "https" and not newurl.lower().startswith("https://"):
             raise _Refused(f"the server redirects from https to {newurl}, which is not safe")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
@@ -295,7 +303,7 @@ def _before_deadline(work: Callable[[], Any], seconds: float) -> Any:
 @contextmanager
 def _progress(url: str, size: int | None) -> Iterator[Callable[[int], Any]]:
     """A bar on a terminal, one line elsewhere; yields the function that is told of new bytes."""
-    from tqdm import tqdm  # needed for downloads alone
+    from tqdm import tqdm  # type: ignore[import-untyped]  # has no types; needed here alone
 
     name = cached_path(url).name
     if not sys.stderr.isatty():

@@ -1,188 +1,197 @@
-"""Weights for models: found by name, file or address, and fitted to the model or refused.
-
-    model = build_model("hiera_base_16x224", pretrained="mae_k400_ft_k400", num_classes=12)
-
-or, a step at a time,
-
-    checkpoint, published = resolve("hiera_base_16x224.mae_k400_ft_k400")
-    report = load_weights(model, checkpoint)
+"""Loading weights into a model: every check comes before the first copy.
 
 Loading is strict: whatever is missing, left over or of another shape is an error that lists it, and
 the model is then exactly as it was. What is fitted on purpose is said in the report's notes:
 
 * other classes: rows of the head are placed by the names of their classes, new ones are randomly
-  initialised; without names, another number of classes replaces the head;
-* an autoencoder's file for a classifier: the encoder is taken out of it;
-* another clip length or frame size: position embeddings are resized (`pos_embed`);
-* an image model's file for a video model: the patch kernel is spread over time.
-
-The table of public checkpoints is in `published`, the fetching in `download`, the reading of files
-in `weights_file`, the fitting in `loading` and `pos_embed`; their public names are gathered here.
+  initialised; without names, another number of classes replaces the head (`head`);
+* an autoencoder's file for a classifier: the encoder is taken out of it (`fit`);
+* another clip length or frame size: position embeddings are resized (`positions`);
+* an image model's file for a video model: the patch kernel is repeated over time (`inflate`).
 """
 
 from __future__ import annotations
 
-import difflib
 import os
-import re
-from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from hiera_video.classes import ClassMatch
 from hiera_video.errors import WeightsError, first_few
-from hiera_video.labels import load_labels
-from hiera_video.models.weights.download import cache_folder, cached_path, fetch
-from hiera_video.models.weights.file import (
-    FILE_ENDINGS,
-    Checkpoint,
-    load_untrusted,
-    read_checkpoint,
-    save_published,
-)
-from hiera_video.models.weights.loading import LoadReport, load_weights, say
-from hiera_video.models.weights.mvit_keys import published_model
-from hiera_video.models.weights.published import (
-    PUBLISHED,
-    PublishedWeights,
-    by_file_name,
-    names_for,
-)
-
-__all__ = [
-    "PUBLISHED",
-    "Checkpoint",
-    "LoadReport",
-    "PublishedWeights",
-    "WeightsError",
-    "bundled",
-    "cache_folder",
-    "cached_path",
-    "fetch",
-    "load_pretrained",
-    "load_untrusted",
-    "load_weights",
-    "names_for",
-    "read_checkpoint",
-    "resolve",
-    "save_published",
-]
-
-# ---- finding ------------------------------------------------------------------------------------
+from hiera_video.models.weights.file import Checkpoint
+from hiera_video.models.weights.fit import Fit, fit_task, shape_text
+from hiera_video.models.weights.head import fit_head
+from hiera_video.models.weights.inflate import inflate as inflate_to_video
+from hiera_video.models.weights.positions import fit_positions
+from hiera_video.models.weights.published import PUBLISHED, PublishedWeights, names_for
+from hiera_video.models.weights.resolve import resolve
 
 
-def resolve(
-    weights: str | os.PathLike, model_name: str | None = None
-) -> tuple[Checkpoint, PublishedWeights | None]:
-    """Read the weights that a user named, fetching them if they must be.
+@dataclass
+class LoadReport:
+    """What was loaded from a checkpoint and what was not; `print(report)` gives a few lines."""
 
-    Args:
-        weights: a name of the table ("mae_k400_ft_k400" with `model_name`, or
-            "hiera_base_16x224.mae_k400_ft_k400" by itself), the name of a model that comes with
-            the package ("camera_motion"), a local file, or an http(s) address.
-        model_name: registered name of the model they are for, if known.
+    source: str
+    """Name of the published weights, or the file."""
+    loaded: list[str]
+    """Keys of the model that got their values from the checkpoint."""
+    missing: list[str] = field(default_factory=list)
+    """Keys of the model that keep the values it was built with."""
+    unexpected: list[str] = field(default_factory=list)
+    """Keys of the checkpoint that were not used."""
+    reshaped: list[str] = field(default_factory=list)
+    """"key: shape there, shape here" of what was skipped for its shape (strict=False only)."""
+    resized: list[str] = field(default_factory=list)
+    """Position embeddings that were resized or converted."""
+    notes: list[str] = field(default_factory=list)
+    """One sentence for each thing that was done to fit the checkpoint to the model."""
+    classes: ClassMatch | None = None
+    """Which row of the checkpoint's head each class has, where both sides have names; a class
+    without one has a new row."""
 
-    Returns:
-        The checkpoint, with the names of its outputs where they are known or likely
-        (`classes_guessed`), and its row of the table if it is a public one. A file that carries no
-        facts of its own but is called like a public one (hiera_base_16x224.pth), and has its number
-        of classes, counts as that. One with the sizes of a published MViTv2, in SlowFast's,
-        torchvision's or timm's names, is taken for that model where none is named.
-
-    Raises:
-        WeightsError: no such name, file or address, with near names; or it cannot be fetched, or
-            read.
-    """
-    text = os.fspath(weights)
-    if text in (packaged := bundled()):
-        checkpoint = read_checkpoint(packaged[text])
-        checkpoint.name = f"bundled {text}"
-        return checkpoint, None
-    row = _table_row(text, model_name)
-    if row is not None:
-        checkpoint = _read_fetched(row.url)
-    elif re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", text):
-        checkpoint = _read_fetched(text)
-    else:
-        path = os.path.expanduser(text)
-        if not os.path.exists(path):
-            raise WeightsError(_no_such_weights(text, model_name))
-        checkpoint = read_checkpoint(path)
-    if row is None and checkpoint.model_name is None:
-        row = _public_by_name(text.replace("\\", "/").rsplit("/", 1)[-1], checkpoint, model_name)
-    if row is not None:
-        checkpoint.published, checkpoint.head = row, row.head
-        checkpoint.model_name, checkpoint.spec = row.model, row.spec
-    else:
-        if checkpoint.model_name is None and model_name is None:
-            checkpoint.model_name = published_model(checkpoint.state_dict)
-        checkpoint.head = _head_of(checkpoint, checkpoint.model_name or model_name)
-    _name_outputs(checkpoint, checkpoint.model_name or model_name)
-    return checkpoint, row
-
-
-BUNDLED = Path(__file__).resolve().parents[2] / "bundled"
-
-
-def bundled() -> dict[str, Path]:
-    """The checkpoints that come with the package, by name."""
-    return {path.stem: path for path in sorted(BUNDLED.glob("*.pyth"))}
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.missing)
+        lines = [f"loaded {len(self.loaded)} of {total} tensors from {self.source}", *self.notes]
+        return "\n  ".join(lines)
 
 
 def load_pretrained(
     model: nn.Module,
     model_name: str,
-    pretrained: bool | str | os.PathLike,
+    pretrained: Literal[True] | str | os.PathLike,
     *,
     num_classes: int | None = None,
     classes: Sequence[str] | None = None,
-    strict: bool = True,
-    into_autoencoder: bool = False,
-    inflate: bool = True,
 ) -> LoadReport:
-    """Find weights and load them into `model`, saying on stderr what was done to fit them.
+    """Find weights and load them into `model`; notes on what was fitted are printed on stderr.
 
     Args:
         model: the model as built; changed only if all goes well.
         model_name: its registered name, for names of the table.
         pretrained: True for the table's default for this model, or what `resolve` takes.
-        num_classes: the number of classes that was asked for. None: nobody asked, and a file whose
-            head has another number than the model is an error rather than a lost head.
+        num_classes: the number of classes that the caller asked for. None: it was not given, and a
+            file whose head has another number than the model is an error rather than a lost head.
         classes: names of the model's outputs, in their order (see `load_weights`).
-        strict, into_autoencoder, inflate: see `load_weights`.
 
     Raises:
         WeightsError: as `resolve` and `load_weights`.
     """
-    if pretrained is True:
-        names = names_for(model_name)
-        if not names:
-            raise WeightsError(
-                f"no public weights exist for {model_name}; they do for "
-                f"{', '.join(sorted({owner for owner, _ in PUBLISHED}))}. "
-                "Name a file or an address instead, or one of those as model.weights"
-            )
-        pretrained = names[0]
-    checkpoint, _ = resolve(pretrained, model_name)
-    _check_head(model, checkpoint, asked_for=num_classes)
-    report = load_weights(
-        model,
-        checkpoint,
-        strict=strict,
-        into_autoencoder=into_autoencoder,
-        inflate=inflate,
-        classes=classes,
-    )
+    weights = _default_weights(model_name) if pretrained is True else pretrained
+    checkpoint, _ = resolve(weights, model_name)
+    if num_classes is None:
+        _check_number_of_classes(model, checkpoint)
+    report = load_weights(model, checkpoint, classes=classes)
     if num_classes is not None and classes is None:
         report.notes += _kept_head(model, checkpoint)
     for note in report.notes:
-        say(f"{checkpoint.label}: {note}")
+        _log(f"{checkpoint.label}: {note}")
     return report
 
 
+def load_weights(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    strict: bool = True,
+    into_autoencoder: bool = False,
+    inflate: bool = True,
+    classes: Sequence[str] | None = None,
+) -> LoadReport:
+    """Copy a checkpoint into a model, fitting head, dimensions and positions where they differ.
+
+    Everything is checked before the first value is copied: after an error the model is as it was.
+    The licence of public weights is printed on stderr.
+
+    Args:
+        model: a classifier or an autoencoder, on any device but meta.
+        checkpoint: what `read_checkpoint` or `resolve` returned.
+        strict: True: a key that is missing, left over or of another shape is an error. False: it
+            is skipped and reported.
+        into_autoencoder: allow a classifier's weights in an autoencoder, whose decoder then starts
+            from scratch.
+        inflate: allow an image model's weights in a video model.
+        classes: names of the model's outputs, in their order: the rows of the head are placed by
+            name, and a class that the checkpoint does not know gets a new row. Empty: the outputs
+            have no names. None: the outputs are those of the checkpoint, in its order.
+
+    Returns:
+        What was loaded, what was not, and a note on every adaptation.
+
+    Raises:
+        WeightsError: the checkpoint does not fit; it lists the keys and shapes that do not.
+    """
+    model = _unwrapped(model)
+    fit = Fit(model, checkpoint)
+    fit_task(fit, allowed=into_autoencoder)
+    inflate_to_video(fit, allowed=inflate)
+    fit_positions(fit)
+    new_rows = fit_head(fit, classes)
+    report = _compare(fit, strict=strict)
+    values = {key: fit.value(key) for key in report.loaded}
+    _note_values(fit, values)
+    _copy(model, values, new_rows=new_rows, head=fit.names.head)
+    if checkpoint.published is not None:
+        _log_licence(checkpoint.published)
+    return report
+
+
+def _copy(
+    model: nn.Module, values: dict[str, Tensor], *, new_rows: Sequence[int], head: Sequence[str]
+) -> None:
+    """Copy checked values into the model; rows of new classes get fresh values of the model's."""
+    reset_head: Callable[[], None] | None = getattr(model, "reset_head", None)
+    if new_rows and reset_head is not None:
+        reset_head()
+    own = model.state_dict()
+    for key in head:
+        if new_rows and key in values:
+            values[key][new_rows] = own[key][new_rows].to(values[key])
+    # with the model's own values for the rest the set is complete, so that PyTorch checks it too
+    model.load_state_dict({**own, **values}, strict=True)
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile wrappers."""
+    while True:
+        compiled = getattr(model, "_orig_mod", None)
+        if isinstance(compiled, nn.Module):
+            model = compiled
+        elif isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
+            model = model.module
+        else:
+            return model
+
+
+def _default_weights(model_name: str) -> str:
+    """The table's default weights for a model; WeightsError where it has none."""
+    names = names_for(model_name)
+    if not names:
+        raise WeightsError(
+            f"no public weights exist for {model_name}; they do for "
+            f"{', '.join(sorted({owner for owner, _ in PUBLISHED}))}. "
+            "Name a file or an address instead, or one of those as model.weights"
+        )
+    return names[0]
+
+
+def _check_number_of_classes(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Refuse to drop a trained head because the number of classes was not given."""
+    usual, stored = getattr(model, "num_classes", None), checkpoint.num_classes
+    if usual and stored and usual != stored:
+        raise WeightsError(
+            f"{checkpoint.label} has {stored} classes and the model was built with its usual "
+            f"{usual}; say num_classes={stored} to use the head in the file, or "
+            f"num_classes={usual} for a new one"
+        )
+
+
 def _kept_head(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
-    """What is said of a head that is kept because it has as many outputs as were asked for."""
+    """The note on a head that is kept because it has as many outputs as were asked for."""
     names = checkpoint.classes
     if not names or checkpoint.classes_guessed or len(names) != getattr(model, "num_classes", None):
         return []
@@ -192,91 +201,87 @@ def _kept_head(model: nn.Module, checkpoint: Checkpoint) -> list[str]:
     ]
 
 
-def _read_fetched(url: str) -> Checkpoint:
-    """Fetch and read; where what lies in the cache proves unreadable, say how to be rid of it."""
-    path = fetch(url)
-    try:
-        return read_checkpoint(path)
-    except WeightsError as error:
-        raise WeightsError(f"{error}\n  fetched from {url}; delete it to fetch it again") from None
+def _compare(fit: Fit, *, strict: bool) -> LoadReport:
+    """Compare what is left of the checkpoint with the model.
+
+    Raises WeightsError on any difference if `strict`, and where no tensor matches.
+    """
+    unexpected = sorted(set(fit.tensors) - set(fit.model_state))
+    missing = sorted(set(fit.model_state) - set(fit.tensors) - fit.initial)
+    shared = [key for key in fit.model_state if key in fit.tensors]
+    other = [key for key in shared if fit.tensors[key].shape != fit.model_state[key].shape]
+    shapes = {k: (shape_text(fit.tensors[k]), shape_text(fit.model_state[k])) for k in other}
+    reshaped = [f"{key}: {there} there, {here} here" for key, (there, here) in shapes.items()]
+    loaded = [key for key in shared if key not in set(other)]
+    described = [
+        _listed("missing from the checkpoint", missing),
+        _listed("not in the model", unexpected),
+        _listed("of another shape", reshaped),
+    ]
+    differences = "\n".join(part for part in described if part)
+    if not loaded:
+        raise fit.error(f"no tensor matches{_whose(fit)}\n{differences}")
+    if differences and strict:
+        raise fit.error(
+            f"{len(loaded)} of {len(fit.model_state)} tensors match{_whose(fit)}\n{differences}"
+        )
+    if differences:
+        fit.notes.append(f"loaded without strictness; skipped:\n{differences}")
+    return LoadReport(
+        source=fit.checkpoint.label,
+        loaded=loaded,
+        missing=sorted({*missing, *fit.initial, *other}),
+        unexpected=sorted({*unexpected, *fit.left_out}),
+        reshaped=reshaped,
+        resized=fit.resized,
+        notes=fit.notes,
+        classes=fit.classes,
+    )
 
 
-def _table_row(text: str, model_name: str | None) -> PublishedWeights | None:
-    """The row that "weights" (of `model_name`) or "model.weights" names; None if neither."""
-    if (model_name, text) in PUBLISHED:
-        return PUBLISHED[model_name, text]
-    owner, _, name = text.rpartition(".")
-    return PUBLISHED.get((owner, name))
+def _note_values(fit: Fit, values: dict[str, Tensor]) -> None:
+    """Add notes on values that were stored in another number format, and on NaN and infinity."""
+    stored = {
+        str(fit.tensors[key].dtype).removeprefix("torch.")
+        for key, value in values.items()
+        if fit.tensors[key].dtype != value.dtype
+    }
+    if stored:
+        fit.notes.append(f"stored as {', '.join(sorted(stored))}, converted to the model's type")
+    broken = [key for key, value in values.items() if not torch.isfinite(value).all()]
+    if broken:
+        fit.notes.append("NaN or infinite values (did training diverge?) in " + first_few(broken))
 
 
-def _public_by_name(
-    file_name: str, checkpoint: Checkpoint, model_name: str | None
-) -> PublishedWeights | None:
-    """The row of a file called like a public one, if it could be that one."""
-    row = by_file_name(file_name, model_name)
-    if row is None or row.num_classes != replace(checkpoint, head=row.head).num_classes:
-        return None
-    return row if checkpoint.is_autoencoder == (row.num_classes is None) else None
+def _whose(fit: Fit) -> str:
+    """ " (the checkpoint is of NAME)", where that is known."""
+    name = fit.checkpoint.model_name
+    return f" (the checkpoint is of {name})" if name else ""
 
 
-def _head_of(checkpoint: Checkpoint, model_name: str | None) -> str:
-    """The key of a checkpoint's classifier, as the public weights of the same model call theirs."""
-    heads = [row.head for (owner, _), row in PUBLISHED.items() if owner == model_name]
-    return next((head for head in heads if head in checkpoint.state_dict), checkpoint.head)
+def _listed(title: str, entries: list[str], count: int = 10) -> str:
+    """A count, a title and the first entries, one a line; empty for none."""
+    if not entries:
+        return ""
+    more = [f"... and {len(entries) - count} more"] if len(entries) > count else []
+    return "\n    ".join([f"  {len(entries)} {title}:", *entries[:count], *more])
 
 
-def _name_outputs(checkpoint: Checkpoint, model_name: str | None) -> None:
-    """Add the class names of public weights. WeightsError where names and outputs do not agree."""
-    outputs, row = checkpoint.num_classes, checkpoint.published
-    if checkpoint.classes:
-        if outputs is not None and outputs != len(checkpoint.classes):
-            raise WeightsError(
-                f"{checkpoint.label} has {len(checkpoint.classes)} class names for {outputs} "
-                "outputs: it was changed by hand, or its writer made a mistake"
-            )
-        return
-    listed = row.classes if row is not None else _usual_classes(model_name, outputs)
-    if listed is not None and outputs is not None:
-        names = load_labels(listed)
-        if len(names) == outputs:
-            checkpoint.classes = names
-            checkpoint.classes_guessed = "" if row is not None else listed
+def _log(line: str) -> None:
+    """One line on stderr, from the first process of a distributed run alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr)
 
 
-def _usual_classes(model_name: str | None, outputs: int | None) -> str | None:
-    """The list of class names that a model is published with, if it has as many."""
-    rows = [row for (owner, _), row in PUBLISHED.items() if owner == model_name and row.classes]
-    return next((row.classes for row in rows if row.num_classes == outputs), None)
+_licences_logged: set[str] = set()
 
 
-def _no_such_weights(text: str, model_name: str | None) -> str:
-    """What came, what is near, and what is allowed."""
-    ways = "a local file, an https:// address, or a published name"
-    if packaged := bundled():
-        ways += f", or {', '.join(packaged)}, which is part of this package"
-    if "/" in text or "\\" in text or Path(text).suffix in FILE_ENDINGS:
-        return f"no such weights file: {text}; --weights takes {ways} (hiera_base_16x224.mae_k400)"
-    own = names_for(model_name) if model_name else []
-    owners = [owner for owner, name in PUBLISHED if name == text]
-    if owners:
-        hint = f"it needs its model's name before it, such as {owners[0]}.{text}."
-        if model_name:
-            owner = difflib.get_close_matches(model_name, owners, n=1, cutoff=0.0)[0]
-            hint = f"it is published for other models: did you mean {owner}.{text}?"
-    else:
-        full = [str(row) for row in PUBLISHED.values()]
-        near = difflib.get_close_matches(text, [*own, *full, *packaged], n=3, cutoff=0.5)
-        hint = f"did you mean {' or '.join(near)}?" if near else "no published name is near it."
-    listed = f"; {model_name} has {', '.join(own)}" if own else ""
-    return f"unknown weights {text!r}: {hint} Allowed are {ways}{listed}"
-
-
-def _check_head(model: nn.Module, checkpoint: Checkpoint, *, asked_for: int | None) -> None:
-    """Refuse to lose a trained head by accident."""
-    here, there = getattr(model, "num_classes", None), checkpoint.num_classes
-    if asked_for is None and here and there and here != there:
-        raise WeightsError(
-            f"{checkpoint.label} has {there} classes and the model was built with its usual {here};"
-            f" say num_classes={there} to use the head in the file, or num_classes={here} for a "
-            "new one"
+def _log_licence(row: PublishedWeights) -> None:
+    """The licence of public weights on stderr, once per process."""
+    if str(row) not in _licences_logged:
+        _licences_logged.add(str(row))
+        restriction = " (not for commercial use)" if "NC" in row.licence else ""
+        _log(
+            f"{row}: these weights are licensed {row.licence}{restriction}; "
+            f"trained on {row.trained_on}"
         )

@@ -66,22 +66,28 @@ class PublishedWeights:
 
 
 def _family(sizes: dict[str, float], video: bool) -> list[PublishedWeights]:
-    """Three rows a size: the classifier, its encoder before fine-tuning, the whole autoencoder."""
+    """Three rows per size: the classifier, its encoder before fine-tuning, the whole autoencoder.
+
+    Args:
+        sizes: size -> published top-1 of its classifier, in percent.
+        video: the models for Kinetics-400 clips; otherwise those for ImageNet-1K images.
+    """
     suffix, data = ("16x224", "k400") if video else ("224", "in1k")
     full_name = "Kinetics-400" if video else "ImageNet-1K"
     spec = VIDEO_CLIPS if video else IMAGE_CLIPS
     rows = []
     for size, top1 in sizes.items():
         model = f"hiera_{size}_{suffix}"
-        pretraining = {
-            "name": f"mae_{data}",
-            "url": f"{_HOST}mae_{model}.pth",
-            "trained_on": f"{full_name}, masked autoencoding",
-            "classes": None,
-            "num_classes": None,
-            "spec": spec,
-            "top1": None,
-        }
+        encoder = PublishedWeights(
+            model=model,
+            name=f"mae_{data}",
+            url=f"{_HOST}mae_{model}.pth",
+            trained_on=f"{full_name}, masked autoencoding",
+            classes=None,
+            num_classes=None,
+            spec=spec,
+            top1=None,
+        )
         rows += [
             PublishedWeights(
                 model=model,
@@ -94,10 +100,8 @@ def _family(sizes: dict[str, float], video: bool) -> list[PublishedWeights]:
                 top1=top1,
                 views=(5, 3) if video else None,
             ),
-            PublishedWeights(model=model, **pretraining),
-            PublishedWeights(
-                model=f"mae_{model}", **pretraining, note=DECODER_HEADS if video else ""
-            ),
+            encoder,
+            replace(encoder, model=f"mae_{model}", note=DECODER_HEADS if video else ""),
         ]
     return rows
 
@@ -114,15 +118,13 @@ _ZOO = "https://dl.fbaipublicfiles.com/pytorchvideo/model_zoo/kinetics/"
 def _pytorchvideo(
     model: str,
     file: str,
+    spec: ClipSpec,
     *,
-    clip: tuple[int, int],
-    crop: int,
     top1: float,
     head: str,
     views: tuple[int, int] = (10, 3),
 ) -> PublishedWeights:
-    """One file of PyTorchVideo's model zoo; `clip` is frames x stride."""
-    frames, rate = clip
+    """One file of PyTorchVideo's model zoo."""
     return PublishedWeights(
         model=model,
         name="k400",
@@ -130,7 +132,7 @@ def _pytorchvideo(
         trained_on="Kinetics-400",
         classes="kinetics400",
         num_classes=400,
-        spec=ClipSpec(num_frames=frames, sampling_rate=rate, crop_size=crop),
+        spec=spec,
         top1=top1,
         views=views,
         licence=_APACHE,
@@ -138,51 +140,44 @@ def _pytorchvideo(
     )
 
 
+def _clips(frames: int, rate: int, crop: int) -> ClipSpec:
+    """Clips of `frames` frames, every `rate`-th, cropped to `crop` pixels a side."""
+    return ClipSpec(num_frames=frames, sampling_rate=rate, crop_size=crop)
+
+
 _STAGE_5, _STAGE_6, _VIT = "blocks.5.proj", "blocks.6.proj", "head.proj"
 PYTORCHVIDEO = [
+    _pytorchvideo("slow_r50", "SLOW_8x8_R50.pyth", _clips(8, 8, 256), top1=74.58, head=_STAGE_5),
+    _pytorchvideo("c2d_r50", "C2D_8x8_R50.pyth", _clips(8, 8, 256), top1=71.46, head=_STAGE_6),
+    _pytorchvideo("i3d_r50", "I3D_8x8_R50.pyth", _clips(8, 8, 256), top1=73.27, head=_STAGE_6),
+    _pytorchvideo("csn_r101", "CSN_32x2_R101.pyth", _clips(32, 2, 256), top1=77.0, head=_STAGE_5),
     _pytorchvideo(
-        "slow_r50", "SLOW_8x8_R50.pyth", clip=(8, 8), crop=256, top1=74.58, head=_STAGE_5
-    ),
-    _pytorchvideo("c2d_r50", "C2D_8x8_R50.pyth", clip=(8, 8), crop=256, top1=71.46, head=_STAGE_6),
-    _pytorchvideo("i3d_r50", "I3D_8x8_R50.pyth", clip=(8, 8), crop=256, top1=73.27, head=_STAGE_6),
-    _pytorchvideo(
-        "csn_r101", "CSN_32x2_R101.pyth", clip=(32, 2), crop=256, top1=77.0, head=_STAGE_5
-    ),
-    _pytorchvideo(
-        "r2plus1d_r50", "R2PLUS1D_16x4_R50.pyth", clip=(16, 4), crop=256, top1=76.01, head=_STAGE_5
+        "r2plus1d_r50", "R2PLUS1D_16x4_R50.pyth", _clips(16, 4, 256), top1=76.01, head=_STAGE_5
     ),
     _pytorchvideo(
-        "slowfast_r50", "SLOWFAST_8x8_R50.pyth", clip=(32, 2), crop=256, top1=76.94, head=_STAGE_6
+        "slowfast_r50", "SLOWFAST_8x8_R50.pyth", _clips(32, 2, 256), top1=76.94, head=_STAGE_6
     ),
     _pytorchvideo(
-        "slowfast_r101", "SLOWFAST_8x8_R101.pyth", clip=(32, 2), crop=256, top1=77.9, head=_STAGE_6
+        "slowfast_r101", "SLOWFAST_8x8_R101.pyth", _clips(32, 2, 256), top1=77.9, head=_STAGE_6
     ),
     _pytorchvideo(
         "slowfast_16x8_r101_50_50",
         "SLOWFAST_16x8_R101_50_50.pyth",
-        clip=(64, 2),
-        crop=256,
+        _clips(64, 2, 256),
         top1=78.7,
         head=_STAGE_6,
     ),
-    _pytorchvideo("x3d_xs", "X3D_XS.pyth", clip=(4, 12), crop=182, top1=69.12, head=_STAGE_5),
-    _pytorchvideo("x3d_s", "X3D_S.pyth", clip=(13, 6), crop=182, top1=73.33, head=_STAGE_5),
-    _pytorchvideo("x3d_m", "X3D_M.pyth", clip=(16, 5), crop=256, top1=75.94, head=_STAGE_5),
-    _pytorchvideo("x3d_l", "X3D_L.pyth", clip=(16, 5), crop=356, top1=77.44, head=_STAGE_5),
+    _pytorchvideo("x3d_xs", "X3D_XS.pyth", _clips(4, 12, 182), top1=69.12, head=_STAGE_5),
+    _pytorchvideo("x3d_s", "X3D_S.pyth", _clips(13, 6, 182), top1=73.33, head=_STAGE_5),
+    _pytorchvideo("x3d_m", "X3D_M.pyth", _clips(16, 5, 256), top1=75.94, head=_STAGE_5),
+    _pytorchvideo("x3d_l", "X3D_L.pyth", _clips(16, 5, 356), top1=77.44, head=_STAGE_5),
     _pytorchvideo(
-        "mvit_base_16x4",
-        "MVIT_B_16x4.pyth",
-        clip=(16, 4),
-        crop=224,
-        top1=78.9,
-        head=_VIT,
-        views=(5, 1),
+        "mvit_base_16x4", "MVIT_B_16x4.pyth", _clips(16, 4, 224), top1=78.9, head=_VIT, views=(5, 1)
     ),
     _pytorchvideo(
         "mvit_base_32x3",
         "MVIT_B_32x3_f294077834.pyth",
-        clip=(32, 3),
-        crop=224,
+        _clips(32, 3, 224),
         top1=80.3,
         head=_VIT,
         views=(5, 1),
@@ -295,7 +290,6 @@ _VIDEOMAE_CLIPS = replace(VIDEO_CLIPS, mean=IMAGE_CLIPS.mean, std=IMAGE_CLIPS.st
 def _videomae(size: str, top1: float, *, autoencoder: bool) -> list[PublishedWeights]:
     """The classifier and, where it is published, the autoencoder that it started from."""
     model, trained_on = f"videomae_{size}_16x224", "Kinetics-400, masked autoencoding"
-    shared = {"spec": _VIDEOMAE_CLIPS, "head": "classifier.weight"}
     tuned = f"videomae-{size}-finetuned-kinetics"
     rows = [
         PublishedWeights(
@@ -306,9 +300,10 @@ def _videomae(size: str, top1: float, *, autoencoder: bool) -> list[PublishedWei
             trained_on=f"{trained_on}, then fine-tuned on Kinetics-400",
             classes="kinetics400",
             num_classes=400,
+            spec=_VIDEOMAE_CLIPS,
             top1=top1,
             views=(5, 3),
-            **shared,
+            head="classifier.weight",
         )
     ]
     if autoencoder:
@@ -321,8 +316,9 @@ def _videomae(size: str, top1: float, *, autoencoder: bool) -> list[PublishedWei
                 trained_on=trained_on,
                 classes=None,
                 num_classes=None,
+                spec=_VIDEOMAE_CLIPS,
                 top1=None,
-                **shared,
+                head="classifier.weight",
             )
             for owner in (model, f"mae_{model}")
         ]

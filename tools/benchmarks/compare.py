@@ -1,6 +1,6 @@
-"""Cases against each other: batches chosen, turns taken, memory taken, rows made of it.
+"""Comparing cases: choose batches, time in turns, measure memory, make rows.
 
-What `model`, `ladder` and `pretrain` share.
+Shared by `model`, `ladder` and `pretrain`.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 
 from benchmarks import machine, measure, memory, steps, tables
 from benchmarks.machine import PURE
-from benchmarks.measure import Contender, GaveUp
+from benchmarks.measure import Candidate, CannotMeasure
 from benchmarks.memory import Memory
-from benchmarks.steps import Case, Workbench
+from benchmarks.steps import Case, CaseBuilder
 from benchmarks.tables import Column
 from hiera_video.errors import UserError
 
@@ -29,7 +29,7 @@ MOST_CLIPS = 4096
 """The largest batch that a sweep tries."""
 
 SHARE_OF_MEMORY = 0.8
-"""Of what a CPU has left, that a sweep may fill: there, running out ends the process."""
+"""Share of a CPU's free memory that a sweep may fill: running out would end the process."""
 
 COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
@@ -39,7 +39,7 @@ COUNTS = (
     Column("of peak", tables.percent("of_peak")),
     Column("floor ms", "floor_ms", ".1f"),
 )
-"""Work done, how fast, as a share of the matrix product's rate, and how fast that rate would be."""
+"""Multiply-adds of a call, their rate, that rate over the peak, and the time at the peak."""
 
 MEMORY = Column("peak MiB", tables.mebibytes("peak_memory"))
 
@@ -50,11 +50,11 @@ MEMORY = Column("peak MiB", tables.mebibytes("peak_memory"))
 def add_arguments(
     parser: argparse.ArgumentParser, *, attention: Sequence[str], modes: Sequence[str] | None
 ) -> None:
-    """Options of every subcommand that calls models.
+    """Add the options of every subcommand that runs models.
 
     Args:
-        attention: what is measured when nobody says.
-        modes: the same for forward and training step; None: there is no choice.
+        attention: default of --attention.
+        modes: default of --modes; None: the option is left out.
     """
     if modes is not None:
         parser.add_argument(
@@ -103,7 +103,7 @@ def add_arguments(
         nargs="+",
         type=machine.positive,
         metavar="N",
-        help="(frames) height width, in the place of the models' own",
+        help="(frames) height width, instead of the models' own",
     )
     parser.add_argument(
         "--no-memory",
@@ -116,11 +116,11 @@ def add_arguments(
 
 
 def add_name_arguments(parser: argparse.ArgumentParser, *, usual: str, others: str) -> None:
-    """Options for which models are measured.
+    """Add the options for which models are measured.
 
     Args:
-        usual: the model when nobody names one.
-        others: help on the models beside it.
+        usual: default of --names.
+        others: for the help of --others.
     """
     parser.add_argument("--names", nargs="+", default=[usual], metavar="NAME")
     parser.add_argument("--others", nargs="*", metavar="NAME", help=f"registered {others}")
@@ -150,16 +150,16 @@ def settings(
 ) -> list[dict[str, object]]:
     """Fields of `Case` for every combination asked for, eager before compiled.
 
-    "best" is still the batch's where that is to be found out.
+    The batch is still "best" where it is chosen later.
     """
     compiled = ("", args.compile) if args.compile else ("",)
-    found = []
+    combinations: list[dict[str, object]] = []
     for mode, dtype in itertools.product(modes, dtypes):
         if mode == "train" and dtype.endswith(PURE):
             print(f"{dtype}: left out in training, where weights stay in float32")
             continue
         for attention, compiling, batch in itertools.product(args.attention, compiled, args.batch):
-            found.append(
+            combinations.append(
                 {
                     "mode": mode,
                     "dtype": dtype,
@@ -169,126 +169,134 @@ def settings(
                     "optimizer": args.optimizer and mode == "train",
                 }
             )
-    return found
+    return combinations
 
 
-# ---- the race -----------------------------------------------------------------------------------
+# ---- the comparison -----------------------------------------------------------------------------
 
 
-class Race:
-    """The cases of one comparison; what was measured is in `contenders` at any time.
+class Comparison:
+    """The cases of one comparison; `candidates` always holds what was measured so far.
 
     Args:
-        bench: builds them.
+        builder: builds the cases.
         args: the options of `add_arguments`.
-        peak: looks at the machine in every round, so that it meets the same conditions.
+        peak: updated after every round, so that it is taken under the same conditions.
     """
 
-    def __init__(self, bench: Workbench, args: argparse.Namespace, peak: measure.Peak) -> None:
-        self.bench, self.args, self.device, self.peak = bench, args, bench.device, peak
-        self.contenders: list[Contender] = []
+    def __init__(self, builder: CaseBuilder, args: argparse.Namespace, peak: measure.Peak) -> None:
+        self.builder, self.args, self.device, self.peak = builder, args, builder.device, peak
+        self.candidates: list[Candidate] = []
         self.case_of: dict[int, Case] = {}
         self._best: dict[Case, int] = {}
 
     def run(self, cases: Sequence[Case]) -> None:
-        """Choose batches, build, take turns, measure memory."""
+        """Choose batches, build, time in turns, measure memory."""
         for case in cases:
-            self._enter(case)
+            self._add(case)
         measure.interleave(
-            self.contenders,
+            self.candidates,
             repeats=self.args.repeats,
             device=self.device,
-            after_round=lambda: self.peak.look(times=1),
+            after_round=lambda: self.peak.update(times=1),
         )
-        for contender in self.contenders:
-            if contender.facts.get("compiled") and contender.seconds:
-                contender.facts["compile_s"] = contender.first_seconds - contender.median
+        for candidate in self.candidates:
+            if candidate.facts.get("compiled") and candidate.first_seconds and candidate.seconds:
+                candidate.facts["compile_s"] = candidate.first_seconds - candidate.median
         if self.args.memory:
-            for contender in self.contenders:
-                self._add_memory(contender)
+            for candidate in self.candidates:
+                self._add_memory(candidate)
 
     def rows(self) -> list[tables.Row]:
-        """Rows of what was measured."""
+        """One row for each candidate that was measured or failed."""
         return [
             measure.row_of(c, peak=self.peak[c.facts["dtype"]])
-            for c in measure.measured(self.contenders)
+            for c in measure.measured(self.candidates)
         ]
 
-    def find(self, like: Contender, **facts: object) -> Contender | None:
-        """The contender with these facts that is otherwise like another; None: there is none.
+    def find(self, like: Candidate, **facts: object) -> Candidate | None:
+        """The candidate with these facts and otherwise the setting of `like`; None: there is none.
 
-        Batches need not agree where each has its best.
+        Batches may differ where each candidate has its best.
         """
         wanted = {key: like.facts.get(key) for key in ("mode", "dtype", "attention", "optimizer")}
         if BEST not in self.args.batch:
             wanted["batch"] = like.facts.get("batch")
         wanted |= facts
-        for contender in self.contenders:
-            if all(contender.facts.get(key) == value for key, value in wanted.items()):
-                return contender
+        for candidate in self.candidates:
+            if all(candidate.facts.get(key) == value for key, value in wanted.items()):
+                return candidate
         return None
 
-    def _enter(self, case: Case) -> None:
+    def _add(self, case: Case) -> None:
+        """Build a case and add it to the candidates."""
         measure.progress(f"building {case.name}, {case.implementation}")
-        trail = None
+        tried = None
         if case.batch == BEST:
-            case, trail = self._with_best_batch(case)
-        contender = self.bench.contender(case)
-        if trail:
-            contender.facts["sweep"] = trail
-        self.case_of[id(contender)] = case
-        self.contenders.append(contender)
+            case, tried = self._with_best_batch(case)
+        candidate = self.builder.candidate(case)
+        if tried:
+            candidate.facts["sweep"] = tried
+        self.case_of[id(candidate)] = case
+        self.candidates.append(candidate)
 
     # ---- batches --------------------------------------------------------------------------------
 
     def _with_best_batch(self, case: Case) -> tuple[Case, list[dict[str, float]] | None]:
-        """The case at its best batch, and what was tried; a compiled one takes the eager one's."""
+        """The case at its best batch, and the rates of all batches tried now.
+
+        A compiled case uses the best batch of the eager one.
+        """
         eager = replace(case, compiled="")
-        trail = None
+        tried = None
         if eager not in self._best:
-            trail = self._sweep(eager)
-            best = max(trail, key=lambda tried: tried["samples_per_s"]) if trail else {"batch": 1}
+            tried = self._sweep(eager)
+            best = max(tried, key=lambda rate: rate["samples_per_s"]) if tried else {"batch": 1}
             self._best[eager] = int(best["batch"])
-        return replace(case, batch=self._best[eager]), trail
+        return replace(case, batch=self._best[eager]), tried
 
     def _sweep(self, case: Case) -> list[dict[str, float]]:
-        """Clips per second at 1, 2, 4, ... until they stop growing or memory ends."""
+        """Clips per second at batch 1, 2, 4, ... until they stop growing or memory is full."""
         fits = self._fits(case)
-        trail: list[dict[str, float]] = []
+        tried: list[dict[str, float]] = []
         best, since = 0.0, 0
         batch = 1
         while batch <= MOST_CLIPS and since < 2 and fits(batch):
             rate = self._rate(replace(case, batch=batch))
             if rate is None:
                 break
-            trail.append({"batch": batch, "samples_per_s": rate})
+            tried.append({"batch": batch, "samples_per_s": rate})
             since = 0 if rate > best * GAIN else since + 1
             best = max(best, rate)
             batch *= 2
-        return trail
+        return tried
 
     def _rate(self, case: Case) -> float | None:
-        """Clips per second of one batch, from three measurements; None: it does not fit."""
+        """Clips per second at one batch, from three measurements; None: it does not fit."""
         measure.progress(f"batch {case.batch} of {case.name}, {case.implementation}")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         try:
-            contender = self.bench.contender(case)
-        except torch.OutOfMemoryError:  # already of the input
+            candidate = self.builder.candidate(case)
+        except torch.OutOfMemoryError:  # the input alone is too large
             return None
-        measure.interleave([contender], repeats=3, device=self.device)
-        self.bench.forget_clips(case)
-        if contender.failed or not contender.seconds:
+        measure.interleave([candidate], repeats=3, device=self.device)
+        self.builder.forget_clips(case)
+        if candidate.failed or not candidate.seconds:
             return None
-        return case.batch / contender.median
+        return case.batch / candidate.median
 
     def _fits(self, case: Case) -> Callable[[int], bool]:
-        """Whether a batch can be tried at all: a GPU says so itself, a CPU is asked beforehand."""
+        """A function that says whether a batch can be tried.
+
+        On a GPU always: it reports that it is out of memory. On a CPU the process would be ended,
+        so the memory of a batch is estimated from that of one clip.
+        """
         if self.device.type == "cuda":
             return lambda batch: True
         try:
             one = memory.cpu_memory(replace(case, batch=1), imports=self.args.imports)
-        except GaveUp:
+        except CannotMeasure:
             one = None
         if one is None:
             return lambda batch: batch == 1
@@ -296,22 +304,23 @@ class Race:
 
     # ---- memory ---------------------------------------------------------------------------------
 
-    def _add_memory(self, contender: Contender) -> None:
-        case = self.case_of[id(contender)]
+    def _add_memory(self, candidate: Candidate) -> None:
+        """Measure the peak memory of a candidate and add it to the facts."""
+        case = self.case_of[id(candidate)]
         try:
-            found = self._memory(contender, case)
-        except GaveUp as reason:
-            contender.facts["memory_failed"] = str(reason)
+            used = self._memory(candidate, case)
+        except CannotMeasure as reason:
+            candidate.facts["memory_failed"] = str(reason)
             return
-        if found is not None:
-            contender.facts |= {"peak_memory": found.peak, "memory_before": found.before}
+        if used is not None:
+            candidate.facts |= {"peak_memory": used.peak, "memory_before": used.before}
 
-    def _memory(self, contender: Contender, case: Case) -> Memory | None:
-        if contender.failed:
+    def _memory(self, candidate: Candidate, case: Case) -> Memory | None:
+        if candidate.failed:
             return None
         if self.device.type == "cuda":
-            module = self.bench.module(case)
-            return memory.gpu_memory(contender, module, self.device, optimizer=case.optimizer)
+            module = self.builder.module(case)
+            return memory.gpu_memory(candidate, module, self.device, optimizer=case.optimizer)
         if case.compiled:
-            return None  # the compiler's own memory would be most of it
+            return None  # most of it would be the compiler's own memory
         return memory.cpu_memory(case, imports=self.args.imports)
