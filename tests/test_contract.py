@@ -10,6 +10,7 @@ import sys
 
 import pytest
 import torch
+from conftest import REPOSITORY
 from tiny_runs import CLASSES, config, losses, run, write_videos
 
 from hiera_video import Predictor, build_model, list_models
@@ -136,6 +137,16 @@ def test_isinstance_works_on_every_protocol():
                      MaskableModel, AnyCropModel, NamedKeysModel, TranslatedKeysModel):  # fmt: skip
         assert not isinstance(torch.nn.Linear(1, 1), protocol)
         assert protocol.__module__ == contract.__name__
+
+
+@pytest.mark.parametrize("file", ["hiera", "mae", "layers", "tokens", "pos_embed", "inputs"])
+def test_hiera_is_readable_without_the_ladder(file):
+    """The ladder builds on Hiera; Hiera's own files do not even name it."""
+    source = (REPOSITORY / "hiera_video" / "models" / f"{file}.py").read_text().lower()
+    for word in ("import hiera_video.models.ladder", "models.ladder", "ablation", "cls_token"):
+        assert word not in source
+    for room in ("ladder", "baselines", "weights"):
+        assert f"from hiera_video.models.{room}" not in source
 
 
 # ---- a model from outside -----------------------------------------------------------------------

@@ -75,8 +75,8 @@ class StageWidths:
 class HieraEncoder(nn.Module):
     """Stem, positions and blocks: everything before the final norm and the head.
 
-    A variant of Hiera overrides the methods that build or use a part: `layout_class`,
-    `add_positions`, `make_blocks`, `stage_map`, `init_module` (`models/ladder` does).
+    A variant of Hiera is a subclass that replaces parts: `layout_class` (order of tokens),
+    `make_positions` and `add_positions`, `make_blocks`, `init_module`, `is_position`, `stage_map`.
 
     Args:
         input_size: pixels along each dimension: (H, W) of an image, (T, H, W) of a clip. T must
@@ -104,7 +104,7 @@ class HieraEncoder(nn.Module):
     """
 
     layout_class: type[TokenLayout] = TokenLayout
-    """The order of tokens."""
+    """Class of `layout`, which defines the order of tokens."""
     embedding_names: tuple[str, ...] = ("patch_embed.", "pos_embed")
     """How the names of the parameters before the first block begin."""
 
@@ -159,7 +159,7 @@ class HieraEncoder(nn.Module):
             padding=patch_padding,
             contrast=contrast_stem,
         )
-        self._add_position_parameters(embed_dim)
+        self.make_positions(embed_dim)
         widths = StageWidths(embed_dim, num_heads, dim_mul=dim_mul, head_mul=head_mul)
         plan = self._plan_blocks(widths, mlp_ratio=mlp_ratio, drop_path_rate=drop_path_rate)
         blocks = self.make_blocks(plan)
@@ -174,8 +174,8 @@ class HieraEncoder(nn.Module):
     ) -> list[BlockConfig]:
         """Return the settings of all blocks, in order.
 
-        The first block of stages 2 to 4 doubles the width, pools the queries, and still attends as
-        the stage before it does.
+        The first block of stages 2 to 4 doubles the width and pools the queries; its attention is
+        still of the kind of the stage before.
         """
         rates = torch.linspace(0, drop_path_rate, sum(self.stages), device="cpu").tolist()
         dim, heads = widths.embed_dim, widths.num_heads
@@ -202,7 +202,8 @@ class HieraEncoder(nn.Module):
         """Build the blocks from their settings."""
         return [Block(config) for config in plan]
 
-    def _add_position_parameters(self, channels: int) -> None:
+    def make_positions(self, channels: int) -> None:
+        """Add the parameters of the positions; UserError for settings that exclude each other."""
         grid, dims = self.layout.grid, self.layout.dims
         if self.sep_pos_embed and dims != 3:
             raise UserError(f"sep_pos_embed=True needs a (T, H, W) input, not {self.input_size}")

@@ -79,14 +79,14 @@ class TokenLayout:
         self.dims = dims
         self.num_pools = num_pools
         self.q_stride = tuple(q_stride)
-        self.unit = self._unit(input_size, patch_stride, mask_unit_size)
+        self.unit = self.unit_size(input_size, patch_stride, mask_unit_size)
         self.grid = tuple(i // p for i, p in zip(input_size, patch_stride, strict=True))
         self.unit_grid = tuple(g // m for g, m in zip(self.grid, self.unit, strict=True))
         self.num_units = math.prod(self.unit_grid)
         self.tokens_per_unit = math.prod(self.unit)
         self.pool_factor = math.prod(self.q_stride)
 
-    def _unit(
+    def unit_size(
         self, input_size: Sequence[int], patch_stride: Sequence[int], mask_unit_size: Sequence[int]
     ) -> tuple[int, ...]:
         """Return the tokens of a unit along each dimension; UserError if sizes do not divide."""

@@ -22,9 +22,10 @@ class RasterLayout(TokenLayout):
 class GridLayout(RasterLayout):
     """The whole grid as the only unit, in raster order; `mask_unit_size` has no effect."""
 
-    def _unit(
+    def unit_size(
         self, input_size: Sequence[int], patch_stride: Sequence[int], mask_unit_size: Sequence[int]
     ) -> tuple[int, ...]:
+        """Return the sides of the grid; UserError if the patches do not tile the input."""
         check_multiples(input_size, patch_stride, of="one patch")
         return tuple(i // p for i, p in zip(input_size, patch_stride, strict=True))
 

@@ -78,11 +78,12 @@ class LadderEncoder(HieraEncoder):
         local = config.local and self.ablation.unit_attn
         return dataclasses.replace(config, dim=dim, local=local)
 
-    def _add_position_parameters(self, channels: int) -> None:
+    def make_positions(self, channels: int) -> None:
+        """Add the parameters of absolute positions and of a class token, if the step has them."""
         if self.ablation.cls_token:
             self.cls_token = positions_parameter(1, 1, channels)
         if self.ablation.positions == "absolute":
-            super()._add_position_parameters(channels)
+            super().make_positions(channels)
         elif self.abs_win:
             raise UserError("abs_win=True needs absolute positions; this model's are relative")
 

@@ -64,12 +64,3 @@ def relative_bias(
     bias = functools.reduce(torch.add, parts)
     bias = bias.flatten(2 + len(tables)).flatten(2, -2)
     return F.pad(bias, (1, 0, 1, 0)) if cls else bias
-
-
-def resize_table(table: Tensor, length: int) -> Tensor:
-    """Resize a table [L, d] -> [length, d], linearly, in float32, as MViTv2 does."""
-    if table.shape[0] == length:
-        return table
-    line = table.float().t().unsqueeze(0)
-    line = F.interpolate(line, size=length, mode="linear", align_corners=False)
-    return line[0].t().to(table.dtype).contiguous()
