@@ -1,7 +1,7 @@
 """The ladder again, slowly and apart from the package: one clip, units as a list, windows unfolded.
 
-Nothing here is shared with `hiera_video` but the parameters of the model that it is compared with:
-no token order, no fused attention, no pooling kernels of PyTorch.
+Nothing here is shared with `hiera_video` but the parameters and the config of the model that it is
+compared with: no token order, no fused attention, no pooling kernels of PyTorch.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import math
 import torch
 import torch.nn.functional as F
 
+from hiera_video.models.ladder.ablation import AblationConfig
+
 
 def logits(model, clip, keep=None):
     """Logits of one clip [C_in, *size]; `keep` bool [U] in raster order of the units."""
     units = stages(model, clip, keep)[-1]
     tokens = torch.cat([unit.flatten(0, -2) for unit in units])
-    if model.rung.final == "mean_norm":
+    if getattr(model, "ablation", AblationConfig()).final == "mean_norm":
         pooled = norm(tokens.mean(0), model.norm)
     else:
         pooled = norm(tokens, model.norm).mean(0)
@@ -26,8 +28,8 @@ def logits(model, clip, keep=None):
 
 def stages(model, clip, keep=None):
     """For each stage, its tokens as a list of raster units [*unit, C], kept units alone."""
-    rung = model.rung
-    size = model.layout.grid if rung.tokens == "grid" else model.layout.unit
+    ablation = getattr(model, "ablation", AblationConfig())  # none: Hiera
+    size = model.layout.grid if ablation.tokens == "grid" else model.layout.unit
     if keep is not None:
         clip = clip * keep_pixels(model, keep, clip)
     patches = model.patch_embed
@@ -35,7 +37,7 @@ def stages(model, clip, keep=None):
     x = convolve(
         clip[None], patches.proj.weight, patches.proj.bias, patches.stride, patches.padding
     )[0].movedim(0, -1)
-    if rung.positions == "absolute":
+    if ablation.positions == "absolute":
         x = x + raster_positions(model, x.shape)
     units = cut(x, size)
     if keep is not None:
@@ -45,21 +47,23 @@ def stages(model, clip, keep=None):
         for i in range(depth):
             first = i == 0 and stage > 0
             stride = model.layout.q_stride if first and stage <= model.q_pool else (1,) * len(size)
-            local = rung.unit_attn and (stage - first) < 2  # the paper's (yes, yes, no, no), lagged
-            units = block(model.blocks[number], units, rung, stride, stage, local)
+            local = (
+                ablation.unit_attn and (stage - first) < 2
+            )  # the paper's (yes, yes, no, no), lagged
+            units = block(model.blocks[number], units, ablation, stride, stage, local)
             number += 1
         outputs.append(units)
     return outputs
 
 
-def block(module, units, rung, q_stride, stage, local):
+def block(module, units, ablation, q_stride, stage, local):
     normed = [norm(x, module.norm1) for x in units]
-    mixed = attention(module.attn, normed, rung, q_stride, stage, local)
-    if module.proj is not None and rung.expand == "attn":
+    mixed = attention(module.attn, normed, ablation, q_stride, stage, local)
+    if module.proj is not None and ablation.expand == "attn":
         units = [linear(x, module.proj) for x in normed]
     if math.prod(q_stride) > 1:
-        kernel = tuple(s + (s > 1) for s in q_stride) if rung.pool_kernel else q_stride
-        units = [maximum(x, kernel, q_stride, rung) for x in units]
+        kernel = tuple(s + (s > 1) for s in q_stride) if ablation.pool_kernel else q_stride
+        units = [maximum(x, kernel, q_stride, ablation) for x in units]
     units = [x + y for x, y in zip(units, mixed, strict=True)]
     result = []
     for x in units:
@@ -71,10 +75,10 @@ def block(module, units, rung, q_stride, stage, local):
     return result
 
 
-def attention(module, units, rung, q_stride, stage, local):
+def attention(module, units, ablation, q_stride, stage, local):
     heads = module.heads
     space = [s > 1 for s in ((1, 2, 2) if len(q_stride) == 3 else (2, 2))]
-    step = rung.kv_stride[stage] if rung.kv_stride else 1
+    step = ablation.kv_stride[stage] if ablation.kv_stride else 1
     kv_stride = tuple(step if s else 1 for s in space)
     queries, keys, values = [], [], []
     for x in units:
@@ -83,15 +87,15 @@ def attention(module, units, rung, q_stride, stage, local):
         for i, (name, stride, found) in enumerate(
             (("q", q_stride, queries), ("k", kv_stride, keys), ("v", kv_stride, values))
         ):
-            found.append(pooled(module, name, qkv[..., i, :, :], stride, rung))
+            found.append(pooled(module, name, qkv[..., i, :, :], stride, ablation))
     if local:
-        mixed = [attend(module, rung, *one) for one in zip(queries, keys, values, strict=True)]
+        mixed = [attend(module, ablation, *one) for one in zip(queries, keys, values, strict=True)]
     else:
         flat = [torch.cat([t.flatten(0, -3) for t in ts]) for ts in (queries, keys, values)]
-        if rung.positions == "relative":
-            mixed = [attend(module, rung, queries[0], keys[0], values[0])]
+        if ablation.positions == "relative":
+            mixed = [attend(module, ablation, queries[0], keys[0], values[0])]
         else:
-            together = attend(module, rung, *flat)
+            together = attend(module, ablation, *flat)
             counts = [q[..., 0, 0].numel() for q in queries]
             mixed = [
                 part.reshape(q.shape)
@@ -100,14 +104,14 @@ def attention(module, units, rung, q_stride, stage, local):
     return [linear(x.flatten(-2), module.proj) for x in mixed]
 
 
-def attend(module, rung, q, k, v):
+def attend(module, ablation, q, k, v):
     """[*queries, h, d] and [*keys, h, d] -> [*queries, h, d]."""
     scores = torch.einsum("qhd,khd->hqk", q.flatten(0, -3), k.flatten(0, -3))
     scores = scores / math.sqrt(q.shape[-1])
-    if rung.positions == "relative":
+    if ablation.positions == "relative":
         scores = scores + distances(module, q, k)
     mixed = torch.einsum("hqk,khd->qhd", scores.softmax(-1), v.flatten(0, -3)).reshape(q.shape)
-    return mixed + q if rung.q_residual else mixed
+    return mixed + q if ablation.q_residual else mixed
 
 
 def distances(module, q, k):
@@ -132,17 +136,17 @@ def distances(module, q, k):
     return bias
 
 
-def pooled(module, name, t, stride, rung):
+def pooled(module, name, t, stride, ablation):
     """Q, K or V of one unit, [*unit, h, d]."""
-    if math.prod(stride) == 1 and not rung.pool_stride1:
+    if math.prod(stride) == 1 and not ablation.pool_stride1:
         return t
-    if rung.pool_kernel is None:
+    if ablation.pool_kernel is None:
         kernel = stride
     else:
-        time = (rung.pool_kernel_t,) if len(stride) == 3 else ()
-        kernel = (*time, rung.pool_kernel, rung.pool_kernel)
-    if rung.pool_op == "max":
-        return maximum(t, kernel, stride, rung)
+        time = (ablation.pool_kernel_t,) if len(stride) == 3 else ()
+        kernel = (*time, ablation.pool_kernel, ablation.pool_kernel)
+    if ablation.pool_op == "max":
+        return maximum(t, kernel, stride, ablation)
     windows = unfolded(t, kernel, stride, fill=0.0)  # [*unit', h, d, *kernel]
     filters = getattr(module, f"pool_{name}").weight[:, 0]
     assert filters.shape[1:] == kernel
@@ -150,9 +154,9 @@ def pooled(module, name, t, stride, rung):
     return norm((windows * filters).sum(axes), getattr(module, f"norm_{name}"))
 
 
-def maximum(t, kernel, stride, rung):
-    zero = rung.tokens == "units" and rung.pool_pad == "zero"
-    fill = 0.0 if zero or rung.pool_kernel is None else -math.inf
+def maximum(t, kernel, stride, ablation):
+    zero = ablation.tokens == "units" and ablation.pool_pad == "zero"
+    fill = 0.0 if zero or ablation.pool_kernel is None else -math.inf
     return unfolded(t, kernel, stride, fill=fill).amax(tuple(range(-len(kernel), 0)))
 
 

@@ -487,7 +487,9 @@ def test_ladder_has_all_rungs_and_a_picture(tiny, tmp_path, capsys):
 
 def test_the_papers_steps_are_its_table():
     image = ladder.Rows("large", "image").names()
-    steps_ = [ladder.paper_ratios("image", rung, image)["paper_step"] for rung in ladder.RUNGS]
+    steps_ = [
+        ladder.paper_ratios("image", rung, image)["paper_step"] for rung in ladder.LADDER_STEPS
+    ]
     expected = [1.152, 0.394, 3.095, 1.196, 1.012, 1.420]
     assert steps_[0] is None
     assert steps_[1:] == pytest.approx(expected, abs=0.001)

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from hiera_video import build_model, list_models, load_config
 from hiera_video.errors import UserError
 from hiera_video.models import Hiera
-from hiera_video.models.ladder.ablation import RUNGS
+from hiera_video.models.ladder.ablation import LADDER, AblationConfig
 from hiera_video.models.layers import Block, MaskUnitAttention
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "ladder"
@@ -62,22 +62,22 @@ COUNTS = {
     "mvitv2_large_16x224": (217_578_064, 376.82),
 }
 # with a class token, which the ladder leaves out; the strides of the released large model
-WITH_CLS = {"rung": {"cls_token": True, "final": "cls"}}
-STRIDES_8421 = {"rung": {"kv_stride": (8, 4, 2, 1)}}
+WITH_CLS = {"ablation": {"cls_token": True, "final": "cls"}}
+STRIDES_8421 = {"ablation": {"kv_stride": (8, 4, 2, 1)}}
 VARIANTS = [
     ("ladder_r0_small_16x224", WITH_CLS, 34_543_120, 104.49),
     ("ladder_r0_base_16x224", WITH_CLS, 51_198_640, 148.36),
     ("ladder_r0_large_16x224", WITH_CLS, 213_224_512, 501.70),
     (
         "ladder_r0_large_16x224",
-        {"rung": {**WITH_CLS["rung"], **STRIDES_8421["rung"]}},
+        {"ablation": {**WITH_CLS["ablation"], **STRIDES_8421["ablation"]}},
         213_220_480,
         361.21,
     ),
     ("ladder_r0_large_16x224", STRIDES_8421, 213_220_336, 360.87),
     ("ladder_r1_large_16x224", STRIDES_8421, 213_392_272, 359.67),
     ("ladder_r2b_large_16x224", STRIDES_8421, 213_091_600, 357.55),
-    ("mvitv2_large_16x224", {"rung": {"kv_stride": (4, 2, 1, 1)}}, 217_582_096, 517.31),
+    ("mvitv2_large_16x224", {"ablation": {"kv_stride": (4, 2, 1, 1)}}, 217_582_096, 517.31),
 ]
 # multiply-adds of sparse encoders with the last Q pool off, at the paper's mask ratios (G)
 ENCODERS = {
@@ -130,9 +130,9 @@ def parameters_of(model):
 # ---- names and counts ---------------------------------------------------------------------------
 
 
-def test_every_rung_is_registered_in_every_size():
-    rungs = ("r0", "r1", "r2b", "r2c", "r3", "r4", "r5")
-    names = {f"ladder_{r}_{size}_{kind}" for r in rungs for size in SIZES for kind in KINDS}
+def test_every_step_is_registered_in_every_size():
+    steps = ("r0", "r1", "r2b", "r2c", "r3", "r4", "r5")
+    names = {f"ladder_{r}_{size}_{kind}" for r in steps for size in SIZES for kind in KINDS}
     assert set(list_models("ladder_*")) == names
     maskable = {f"mae_{name}" for name in names if "_r0_" not in name}
     assert set(list_models("mae_ladder_*")) == maskable
@@ -156,20 +156,20 @@ def test_multiply_adds(name):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", slow_but(SIZES, {"small"}))
 def test_pooling_by_maxima_has_no_parameters(size, kind):
-    """From r2b on all rungs have Hiera's keys."""
+    """From r2b on all steps have Hiera's keys."""
     expected = {key: t.shape for key, t in on_meta(f"hiera_{size}_{kind}").state_dict().items()}
-    for rung in ("r2b", "r2c", "r3", "r4"):
-        model = on_meta(f"ladder_{rung}_{size}_{kind}")
+    for step in ("r2b", "r2c", "r3", "r4"):
+        model = on_meta(f"ladder_{step}_{size}_{kind}")
         assert {key: t.shape for key, t in model.state_dict().items()} == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("size", SIZES)
-def test_rungs_between_convolutions_and_units_cost_the_same_multiply_adds(size, kind):
+def test_steps_between_convolutions_and_units_cost_the_same_multiply_adds(size, kind):
     counts = set()
-    for rung in ("r2b", "r2c", "r3", "r4"):
-        model = on_meta(f"ladder_{rung}_{size}_{kind}")
+    for step in ("r2b", "r2c", "r3", "r4"):
+        model = on_meta(f"ladder_{step}_{size}_{kind}")
         counts.add(gmacs(model, torch.empty(1, 3, *model.input_size, device="meta")))
     assert counts.pop() == pytest.approx(COUNTS[f"ladder_r2b_{size}_{kind}"][1], abs=0.0051)
     assert not counts
@@ -177,7 +177,7 @@ def test_rungs_between_convolutions_and_units_cost_the_same_multiply_adds(size, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "changes", "parameters", "expected"), VARIANTS)
-def test_counts_of_the_forms_between_the_rungs_and_the_released_models(
+def test_counts_of_the_forms_between_the_steps_and_the_released_models(
     name, changes, parameters, expected
 ):
     model = on_meta(name, **changes)
@@ -197,17 +197,17 @@ def test_multiply_adds_of_sparse_encoders(name):
     assert stem + gmacs(model.forward_stages, tokens) == pytest.approx(ENCODERS[name], abs=0.0051)
 
 
-def test_what_each_rung_gives_up_adds_up_by_hand():
+def test_what_each_step_gives_up_adds_up_by_hand():
     """Large, head dimension 72; tables of 111 | 55, 5x 55 | 55, 35x 27 | 27, 3x 13 distances."""
-    r0, r1, r2b = (COUNTS[f"ladder_{rung}_large_224"][0] for rung in ("r0", "r1", "r2b"))
+    r0, r1, r2b = (COUNTS[f"ladder_{step}_large_224"][0] for step in ("r0", "r1", "r2b"))
     tables = 72 * 2 * (2 * 111 + 6 * 55 + 55 + 35 * 27 + 27 + 3 * 13)
     assert r1 - r0 == 3136 * 144 - tables == 218_592
     assert r1 - r2b == 48 * 3 * 72 * (9 + 2) == 114_048
-    r1, r2b = (COUNTS[f"ladder_{rung}_large_16x224"][0] for rung in ("r1", "r2b"))
+    r1, r2b = (COUNTS[f"ladder_{step}_large_16x224"][0] for step in ("r1", "r2b"))
     assert r1 - r2b == 48 * 3 * 72 * (27 + 2) == 300_672
 
 
-# ---- the last rung is Hiera ---------------------------------------------------------------------
+# ---- the last step is Hiera ---------------------------------------------------------------------
 
 
 class OperatorCount(TorchDispatchMode):
@@ -230,7 +230,7 @@ def operators_of(module, x):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_last_rung_builds_what_hiera_builds(kind):
+def test_the_last_step_builds_what_hiera_builds(kind):
     hiera, last = small(f"hiera_small_{kind}"), small(f"ladder_r5_small_{kind}")
     assert type(last) is type(hiera) is Hiera
     assert str(last) == str(hiera)
@@ -256,7 +256,7 @@ def test_a_block_of_hiera_computes_nothing_that_it_need_not(name):
             x = block(x)
 
 
-def test_each_rung_computes_what_the_paper_takes_away_on_the_next():
+def test_each_step_computes_what_the_paper_takes_away_on_the_next():
     """Operators of a middle block of stage 2, where K and V are pooled and Q is not."""
     plain = {"layer_norm": 2, "linear": 4, "scaled_dot_product_attention": 1, "add": 2, "gelu": 1}
     expected = {
@@ -279,11 +279,11 @@ def test_each_rung_computes_what_the_paper_takes_away_on_the_next():
 # ---- the contract of every model ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rung", RUNGS)
+@pytest.mark.parametrize("step", LADDER)
 @pytest.mark.parametrize("kind", KINDS)
-def test_forward_and_backward_reach_every_parameter(rung, kind):
+def test_forward_and_backward_reach_every_parameter(step, kind):
     model = small(
-        f"ladder_{rung}_small_{kind}", num_classes=5, drop_path_rate=0.1, act_checkpoint=True
+        f"ladder_{step}_small_{kind}", num_classes=5, drop_path_rate=0.1, act_checkpoint=True
     )
     logits = model.train()(clips_for(model))
     assert logits.shape == (2, 5)
@@ -311,7 +311,7 @@ def test_published_models_train(name):
 
 def test_every_parameter_is_initialised_as_published():
     """Poison the parameters, initialise, and find the forgotten layer."""
-    model = small("ladder_r0_small_16x224", rung={"cls_token": True, "final": "cls"})
+    model = small("ladder_r0_small_16x224", ablation={"cls_token": True, "final": "cls"})
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(float("nan"))
@@ -327,9 +327,9 @@ def test_every_parameter_is_initialised_as_published():
     assert model.cls_token.std().item() == pytest.approx(0.02, rel=0.5)
 
 
-def test_arguments_of_a_rung_are_named_where_one_is_wrong():
+def test_arguments_of_a_step_are_named_where_one_is_wrong():
     for name in ("ladder_r3_small_224", "mae_ladder_r3_small_224", "mvitv2_small_224"):
-        with pytest.raises(UserError, match=r"it takes .*drop_path_rate.*mask_unit_size.*rung"):
+        with pytest.raises(UserError, match=r"it takes ablation, .*drop_path_rate.*mask_unit_size"):
             build_model(name, drop_path=0.1)
 
 
@@ -351,12 +351,12 @@ def test_mvit_takes_grids_that_do_not_halve(size):
 # ---- pretraining --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rung", [name for name in RUNGS if name != "r0"])
+@pytest.mark.parametrize("step", [name for name in LADDER if name != "r0"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_autoencoder_learns_on_every_rung_that_takes_masks(rung, kind):
+def test_an_autoencoder_learns_on_every_step_that_takes_masks(step, kind):
     torch.manual_seed(0)
-    model = small(f"mae_ladder_{rung}_small_{kind}", **DECODER, mask_ratio=0.5).train()
-    assert model.encoder.rung == RUNGS[rung]
+    model = small(f"mae_ladder_{step}_small_{kind}", **DECODER, mask_ratio=0.5).train()
+    assert getattr(model.encoder, "ablation", AblationConfig()) == LADDER[step]
     assert len(model.multi_scale_fusion_heads) == 2
     clips = clips_for(model)
     keep = model.random_keep(2, generator=torch.Generator().manual_seed(0))
@@ -377,8 +377,8 @@ def test_fused_features_are_those_of_the_unrolled_order():
     """Fusion sees units as pictures; in r3 and its twin with raster units they are the same."""
     names = ("mae_ladder_r3_small_16x224",) * 2
     unrolled, raster = (
-        redraw(small(name, **DECODER, rung=rung)).eval()
-        for name, rung in zip(names, ({}, {"tokens": "units"}), strict=True)
+        redraw(small(name, **DECODER, ablation=ablation)).eval()
+        for name, ablation in zip(names, ({}, {"tokens": "units"}), strict=True)
     )
     clips = clips_for(unrolled)
     keep = unrolled.random_keep(2, 0.5, torch.Generator().manual_seed(0))
@@ -391,11 +391,11 @@ def test_fused_features_are_those_of_the_unrolled_order():
 # ---- recipes ------------------------------------------------------------------------------------
 
 
-def test_recipes_differ_in_the_rung_alone():
-    recipes = {rung: load_config(CONFIGS / f"{rung}_small.yaml") for rung in RUNGS}
-    for rung, cfg in recipes.items():
-        assert cfg.model.model_name == f"ladder_{rung}_small_16x224"
-        assert cfg.output_dir == f"runs/ladder/{rung}_small"
+def test_recipes_differ_in_the_step_alone():
+    recipes = {step: load_config(CONFIGS / f"{step}_small.yaml") for step in LADDER}
+    for step, cfg in recipes.items():
+        assert cfg.model.model_name == f"ladder_{step}_small_16x224"
+        assert cfg.output_dir == f"runs/ladder/{step}_small"
         model = dataclasses.replace(cfg.model, model_name="")
         plain = dataclasses.replace(cfg, model=model, output_dir="")
         first = dataclasses.replace(recipes["r0"], model=model, output_dir="")
@@ -406,12 +406,14 @@ def test_recipes_differ_in_the_rung_alone():
     assert pretraining.model_arguments()["mask_ratio"] == 0.9
 
 
-def test_a_choice_of_a_rung_is_a_setting():
-    words = ["MODEL.KWARGS.rung", "{pool_pad: -inf, kv_stride: [8, 4, 2, 1]}"]
+def test_a_choice_of_a_step_is_a_setting():
+    words = ["MODEL.KWARGS.ablation", "{pool_pad: -inf, kv_stride: [8, 4, 2, 1]}"]
     cfg = load_config(CONFIGS / "r2b_small.yaml", words)
     with torch.device("meta"):
         model = build_model(cfg.model.model_name, **cfg.model_arguments())
-    assert model.rung == dataclasses.replace(RUNGS["r2b"], pool_pad="-inf", kv_stride=(8, 4, 2, 1))
+    assert model.ablation == dataclasses.replace(
+        LADDER["r2b"], pool_pad="-inf", kv_stride=(8, 4, 2, 1)
+    )
 
 
 @pytest.mark.slow

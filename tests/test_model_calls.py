@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from fvcore.nn import FlopCountAnalysis
 from onnx.reference import ReferenceEvaluator
 from randomness import redraw, relative_error
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -52,17 +53,67 @@ def test_every_argument_may_come_by_position(name):
     """The classic ONNX exporter fills in all arguments of `forward` by their place."""
     model, clips = made(name)
     model.eval()
-    takes_masks = "_r0_" not in name
-    encoder = getattr(model, "encoder", model)
-    keep, kept = None, None
-    if takes_masks:
-        keep = encoder.random_keep(2, 0.5, torch.Generator().manual_seed(1))
-        kept = int(keep[0].sum())
+    keep, kept = arguments_of_a_call(name, model)
     with torch.no_grad():
         by_place, by_name = model(clips, keep, kept), model(clips, keep=keep)
     if name in AUTOENCODERS:
         by_place, by_name = by_place.pred, by_name.pred
     assert torch.equal(by_place, by_name)
+
+
+def arguments_of_a_call(name, model):
+    """Mask and number of kept units for two clips; None for a model without mask units."""
+    if "_r0_" in name:
+        return None, None
+    encoder = getattr(model, "encoder", model)
+    keep = encoder.random_keep(2, 0.5, torch.Generator().manual_seed(1))
+    return keep, int(keep[0].sum())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_profiler_gives_the_arguments_by_position(name):
+    """fvcore traces the model with a tuple of inputs and counts what the trace computes."""
+    model, clips = made(name)
+    keep, kept = arguments_of_a_call(name, model.eval())
+    inputs = (clips,) if keep is None else (clips, keep)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the number of kept units becomes a constant
+        counter = FlopCountAnalysis(model, inputs).unsupported_ops_warnings(False)
+        masked = counter.uncalled_modules_warnings(False).total()
+    assert masked > 0
+    with torch.profiler.profile() as profile, torch.no_grad():
+        model(clips, keep, kept)
+    assert any("linear" in event.key for event in profile.key_averages())
+
+
+@pytest.mark.parametrize(
+    "name", ["hiera_tiny_16x224", "mae_hiera_tiny_16x224", "ladder_r1_small_16x224"]
+)
+def test_an_exported_program_takes_the_arguments_by_position(name):
+    model, clips = made(name)
+    keep, kept = arguments_of_a_call(name, model.eval())
+    program = torch.export.export(model, (clips, keep, kept))
+    with torch.no_grad():
+        exported, expected = program.module()(clips, keep, kept), model(clips, keep, kept)
+    if name in AUTOENCODERS:
+        exported, expected = exported.pred, expected.pred
+    assert relative_error(exported, expected) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["baseline", "create_hiera", "videomae"])
+def test_other_models_are_traced_and_called_by_position(kind):
+    model = KINDS[kind]().eval()
+    clips = torch.randn(2, 3, 4, 64, 64, generator=torch.Generator().manual_seed(5))
+    if kind == "videomae":
+        keep = model.random_keep(2, 0.5, torch.Generator().manual_seed(1))
+        with torch.no_grad():
+            assert torch.equal(model(clips, keep).pred, model(clips, keep=keep).pred)
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(model, clips, check_trace=False)
+    with torch.no_grad():
+        assert relative_error(traced(clips), model(clips)) < 1e-5
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)

@@ -149,7 +149,7 @@ def test_blocks_with_absolute_positions_equal_pytorchvideo():
     }
     model = build_model(
         "ladder_r0_small_16x224",
-        rung=choices,
+        ablation=choices,
         embed_dim=16,
         num_heads=2,
         head_mul=1,

@@ -1,4 +1,4 @@
-"""Stage 2: clips -> logits or losses. Every model is built by its registered name."""
+"""Models: clips -> logits or losses. Every model is built by its registered name."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from hiera_video.errors import UserError, first_few
 from hiera_video.labels import load_labels
 from hiera_video.models import baselines, hiera, mae
 from hiera_video.models.hiera import Hiera, HieraEncoder
-from hiera_video.models.ladder import mvit
-from hiera_video.models.ladder import registered as ladder
-from hiera_video.models.ladder.ablation import RUNGS, Rung
+from hiera_video.models.ladder import mvit, steps
+from hiera_video.models.ladder.ablation import LADDER, AblationConfig
 from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
 
 __all__ = [
-    "RUNGS",
+    "LADDER",
+    "AblationConfig",
     "Hiera",
     "HieraEncoder",
     "MAEOutput",
     "MaskedAutoencoder",
-    "Rung",
     "build_model",
     "list_models",
 ]
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """Registered model names that match a shell pattern, e.g. `list_models("mae_hiera*")`."""
+    """List the registered model names that match a shell pattern, e.g. "mae_hiera*"."""
     return MODEL_REGISTRY.names(pattern)
 
 
@@ -44,23 +43,24 @@ def build_model(
     classes: Sequence[str] | str | None = None,
     **overrides: Any,
 ) -> nn.Module:
-    """Build a registered model; with `pretrained`, load its weights too.
+    """Build a registered model and, with `pretrained`, load weights into it.
 
     Args:
         name: a registered name, see `list_models`.
-        pretrained: None or False for fresh weights (nothing is downloaded); True for the
+        pretrained: None or False for initial weights (nothing is downloaded); True for the
             published weights of this name; or the name of published weights
             ("mae_k400_ft_k400"), a checkpoint file or a URL.
         num_classes: outputs of a classifier; None for the model's own (400 for Kinetics).
-        classes: names of the outputs, in their order, or the name of a public list ("kinetics400").
-            Outputs that `pretrained` knows by name keep its trained rows; others start afresh.
+        classes: names of the outputs, in order, or the name of a public list ("kinetics400").
+            A class that `pretrained` knows by name keeps its trained row of the head; the rows of
+            other classes are initialised.
         overrides: arguments of the model, e.g. `input_size=(8, 224, 224)`, `drop_path_rate=0.1`,
             `decoder_num_heads=8`.
 
     Raises:
-        UserError: unknown name or argument (near ones are suggested), sizes that do not divide,
-            `classes` that are not distinct or not `num_classes`.
-        WeightsError: weights that cannot be downloaded or do not fit.
+        UserError: the name or an argument is unknown (similar ones are suggested), sizes do not
+            divide, or `classes` are not distinct or not `num_classes` many.
+        WeightsError: the weights cannot be downloaded or do not fit.
     """
     builder = MODEL_REGISTRY.get(name)
     if classes is not None:
@@ -84,15 +84,15 @@ def build_model(
 
 
 def _class_names(classes: Sequence[str] | str, num_classes: int | None) -> list[str]:
-    """The names that `build_model` was given; UserError where they cannot be those of a head."""
+    """Return the names of the outputs; UserError if they are not distinct or not `num_classes`."""
     names = load_labels(classes) if isinstance(classes, str) else [str(name) for name in classes]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if not names or twice:
         what = f"more than once: {first_few(twice)}" if twice else "it is empty"
-        raise UserError(f"classes must be names that differ, one for each output; {what}")
+        raise UserError(f"classes must be distinct names, one for each output; {what}")
     if num_classes is not None and num_classes != len(names):
         raise UserError(f"num_classes={num_classes} and {len(names)} names in classes; give one")
     return names
 
 
-del baselines, hiera, ladder, mae, mvit  # imported for what they register
+del baselines, hiera, mae, mvit, steps  # imported for the models that they register

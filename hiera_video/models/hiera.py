@@ -11,7 +11,8 @@ Published names, arguments and state-dict keys; sizes from the paper's Table 2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -22,16 +23,13 @@ from torch.utils.checkpoint import checkpoint
 
 from hiera_video.errors import UserError
 from hiera_video.models.inputs import check_clips
-from hiera_video.models.ladder.ablation import Rung, as_rung
-from hiera_video.models.ladder.pooling import WindowConv, block_for
-from hiera_video.models.layers import LAYER_NORM_EPS, Head, PatchEmbed
+from hiera_video.models.layers import LAYER_NORM_EPS, Block, BlockConfig, Head, PatchEmbed
 from hiera_video.models.tokens import (
     TokenLayout,
     count_kept,
     keep_from_noise,
     unit_ids,
 )
-from hiera_video.models.weights.mvit_keys import to_published
 from hiera_video.registry import MODEL_REGISTRY
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -53,18 +51,32 @@ VIDEO: dict[str, Any] = {
     "patch_padding": (1, 3, 3),
     "sep_pos_embed": True,
 }
-"""What makes the image model a video model: 3-D patches (cubes) and separable positions."""
+"""What differs between the image model and the video model: 3-D patches, separable positions."""
 
 INIT_STD = 0.02
-"""Of weights and positions. Published as a normal truncated at +-2, which is 100 deviations away:
-the plain normal is the same distribution and several times faster to draw."""
+"""Standard deviation of initial weights and positions. The published code truncates the normal
+distribution at +-2, which is 100 deviations away: the plain normal is the same distribution and
+several times faster to draw."""
 
 ABS_WIN_GRID = 7
 """Side of the global part of absolute-window positions (SAM 2 uses 7 for T, S, L; 14 for B+)."""
 
 
+@dataclass(frozen=True)
+class StageWidths:
+    """Width and heads of the first stage, and their growth at each stage after it."""
+
+    embed_dim: int
+    num_heads: int
+    dim_mul: float
+    head_mul: float
+
+
 class HieraEncoder(nn.Module):
-    """Stem, positions and blocks: everything up to, not including, the final norm and the head.
+    """Stem, positions and blocks: everything before the final norm and the head.
+
+    A variant of Hiera is a subclass that replaces parts: `layout_class` (order of tokens),
+    `make_positions` and `add_positions`, `make_blocks`, `init_module`, `is_position`, `stage_map`.
 
     Args:
         input_size: pixels along each dimension: (H, W) of an image, (T, H, W) of a clip. T must
@@ -72,8 +84,8 @@ class HieraEncoder(nn.Module):
         in_chans: input channels.
         embed_dim, num_heads: width and heads of the first stage; both grow by `dim_mul` and
             `head_mul` at each stage.
-        stages: blocks of each stage.
-        q_pool: how many of the stage changes pool; 3 to classify, 2 to pretrain.
+        stages: number of blocks of each stage.
+        q_pool: how many of the stage changes pool: 3 in classifiers, 2 in pretraining.
         q_stride: pooling stride along each dimension.
         mask_unit_size: tokens of a mask unit along each dimension.
         mask_unit_attn: for each stage, whether attention stays inside mask units.
@@ -83,17 +95,23 @@ class HieraEncoder(nn.Module):
         abs_win: positions as a window part, tiled, plus a global part, resized: the form that
             carries to other sizes (arXiv 2311.05613). Not the published parametrisation.
         act_checkpoint: recompute the blocks' activations in the backward pass to save memory.
-        contrast_stem: a stem whose filters have zero mean, always, and start at six times the
+        contrast_stem: a stem whose filters always have zero mean and start at six times the
             published size: it sees contrast, not brightness. For small models trained from scratch:
-            where the published stem stays at chance on the camera-motion set, this one learns it.
-        rung: what the model still has of MViTv2, as a `Rung` or a mapping of its fields; nothing
-            unless said otherwise. See `rungs.py`.
+            on the camera-motion set the published stem stays at chance and this one learns.
 
     Raises:
-        UserError: if sizes do not divide or the tuples' lengths do not fit; it says what does.
+        UserError: sizes do not divide or tuples differ in length; the message says what is allowed.
     """
 
-    read_published_keys = staticmethod(to_published)
+    layout_class: type[TokenLayout] = TokenLayout
+    """Class of `layout`, which defines the order of tokens."""
+    embedding_names: tuple[str, ...] = ("patch_embed.", "pos_embed")
+    """How the names of the parameters before the first block begin."""
+
+    pos_embed: nn.Parameter
+    pos_embed_spatial: nn.Parameter
+    pos_embed_temporal: nn.Parameter
+    pos_embed_window: nn.Parameter
 
     def __init__(
         self,
@@ -117,21 +135,19 @@ class HieraEncoder(nn.Module):
         abs_win: bool = False,
         act_checkpoint: bool = False,
         contrast_stem: bool = False,
-        rung: Rung | Mapping[str, Any] = Rung(),  # noqa: B008 (frozen)
     ) -> None:
         super().__init__()
         check_stages(stages, q_pool=q_pool, mask_unit_attn=mask_unit_attn)
-        self.rung = rung = as_rung(rung)
-        self.layout = TokenLayout(
+        self.layout = self.layout_class(
             input_size=input_size,
             patch_stride=patch_stride,
             mask_unit_size=mask_unit_size,
             q_stride=q_stride,
             num_pools=len(stages) - 1,
-            order=rung.tokens,
         )
         self.input_size = tuple(input_size)
         self.stages, self.q_pool = tuple(stages), q_pool
+        self.mask_unit_attn = tuple(mask_unit_attn)
         self.sep_pos_embed, self.abs_win = sep_pos_embed, abs_win
         self.act_checkpoint, self.contrast_stem = act_checkpoint, contrast_stem
 
@@ -143,64 +159,76 @@ class HieraEncoder(nn.Module):
             padding=patch_padding,
             contrast=contrast_stem,
         )
-        self._add_positions(embed_dim)
-        self._add_blocks(
-            (embed_dim, num_heads),
-            growth=(dim_mul, head_mul),
-            mlp_ratio=mlp_ratio,
-            drop_path_rate=drop_path_rate,
-            # without mask units to attend in, all attention is global
-            local=[rung.unit_attn and inside for inside in mask_unit_attn],
-        )
+        self.make_positions(embed_dim)
+        widths = StageWidths(embed_dim, num_heads, dim_mul=dim_mul, head_mul=head_mul)
+        plan = self._plan_blocks(widths, mlp_ratio=mlp_ratio, drop_path_rate=drop_path_rate)
+        blocks = self.make_blocks(plan)
+        self.blocks = nn.ModuleList(blocks)
+        self.stage_ends = [sum(self.stages[: i + 1]) - 1 for i in range(len(self.stages))]
+        self.stage_dims = [blocks[end].dim_out for end in self.stage_ends]
 
-    def _add_blocks(
-        self,
-        first: tuple[int, int],
-        *,
-        growth: tuple[float, float],
-        mlp_ratio: float,
-        drop_path_rate: float,
-        local: Sequence[bool],
-    ) -> None:
-        """All blocks, from width and heads of the `first` stage and their `growth` per stage."""
-        (dim, heads), (dim_mul, head_mul) = first, growth
-        kv_stride = kv_strides(self.rung, len(self.stages))
-        drop_path = torch.linspace(0, drop_path_rate, sum(self.stages), device="cpu").tolist()
-        self.blocks = nn.ModuleList()
-        self.stage_dims: list[int] = []
+    # ---- building -----------------------------------------------------------------------
+
+    def _plan_blocks(
+        self, widths: StageWidths, *, mlp_ratio: float, drop_path_rate: float
+    ) -> list[BlockConfig]:
+        """Return the settings of all blocks, in order.
+
+        The first block of stages 2 to 4 doubles the width and pools the queries; its attention is
+        still of the kind of the stage before.
+        """
+        rates = torch.linspace(0, drop_path_rate, sum(self.stages), device="cpu").tolist()
+        dim, heads = widths.embed_dim, widths.num_heads
+        plan: list[BlockConfig] = []
         for stage, depth in enumerate(self.stages):
             for i in range(depth):
                 enters = i == 0 and stage > 0
-                pools_queries = enters and stage <= self.q_pool
-                heads = int(heads * head_mul) if enters else heads
-                dims = self._widths(dim, stage, i, dim_mul)
-                block = block_for(
-                    self.rung,
-                    self.layout,
-                    dims,
+                dim_out = int(dim * widths.dim_mul) if enters else dim
+                heads = int(heads * widths.head_mul) if enters else heads
+                config = BlockConfig(
+                    dim,
+                    dim_out,
                     heads,
-                    pools_before=self.stage_pools(stage) - pools_queries,
-                    pools_queries=pools_queries,
-                    kv_stride=kv_stride[stage],
-                    # the first block of a stage still attends as the stage before it
-                    local=local[stage - 1 if enters else stage],
+                    q_pool=self.layout.pool_factor if enters and stage <= self.q_pool else 1,
+                    local=self.mask_unit_attn[stage - 1 if enters else stage],
                     mlp_ratio=mlp_ratio,
-                    drop_path=drop_path[len(self.blocks)],
+                    drop_path=rates[len(plan)],
                 )
-                self.blocks.append(block)
-                dim = dims[-1]
-            self.stage_dims.append(dim)
-        self.stage_ends = [sum(self.stages[: i + 1]) - 1 for i in range(len(self.stages))]
+                plan.append(config)
+                dim = dim_out
+        return plan
 
-    def _widths(self, dim: int, stage: int, i: int, dim_mul: float) -> tuple[int, int, int]:
-        """Channels of block `i` of a stage: coming in, after its attention, after its MLP."""
-        if self.rung.expand == "attn":
-            wider = int(dim * dim_mul) if i == 0 and stage > 0 else dim
-            return dim, wider, wider
-        last = i == self.stages[stage] - 1 and stage < len(self.stages) - 1
-        return dim, dim, int(dim * dim_mul) if last else dim
+    def make_blocks(self, plan: Sequence[BlockConfig]) -> list[Block]:
+        """Build the blocks from their settings."""
+        return [Block(config) for config in plan]
 
-    # ---- facts --------------------------------------------------------------------------
+    def make_positions(self, channels: int) -> None:
+        """Add the parameters of the positions; UserError for settings that exclude each other."""
+        grid, dims = self.layout.grid, self.layout.dims
+        if self.sep_pos_embed and dims != 3:
+            raise UserError(f"sep_pos_embed=True needs a (T, H, W) input, not {self.input_size}")
+        if self.abs_win and dims != 2 and not self.sep_pos_embed:
+            raise UserError("abs_win=True needs an image model or a video model with sep_pos_embed")
+        plane = grid[1:] if self.sep_pos_embed else grid
+        tokens = torch.Size(plane).numel()
+        name = "pos_embed_spatial" if self.sep_pos_embed else "pos_embed"
+        if self.abs_win:
+            # one side for all input sizes, so that weights carry over: `_plane` resizes the table
+            side = (ABS_WIN_GRID, ABS_WIN_GRID)
+            self.register_parameter(name, positions_parameter(1, channels, *side))
+            window = self.layout.unit[-2:]
+            self.pos_embed_window = positions_parameter(1, channels, *window)
+        else:
+            self.register_parameter(name, positions_parameter(1, tokens, channels))
+        if self.sep_pos_embed:
+            self.pos_embed_temporal = positions_parameter(1, grid[0], channels)
+
+    # ---- sizes and names of parameters --------------------------------------------------
+
+    @property
+    def clip_shape(self) -> tuple[int, ...]:
+        """Shape of one input, (C_in, *input_size)."""
+        return (self.patch_embed.proj.in_channels, *self.input_size)
 
     @property
     def num_mask_units(self) -> int:
@@ -213,19 +241,28 @@ class HieraEncoder(nn.Module):
         return len(self.blocks) + 1
 
     def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer decay: stem, positions 0; block i: i + 1; rest last."""
-        if name.startswith(("patch_embed.", *POSITIONS)):
+        """Depth of a parameter for layer decay: stem and positions 0, block i: i + 1, rest last."""
+        if name.startswith(self.embedding_names):
             return 0
         if name.startswith("blocks."):
             return int(name.split(".")[1]) + 1
         return self.num_layers
 
+    def is_position(self, name: str) -> bool:
+        """Whether a parameter is a position embedding."""
+        return name.startswith("pos_embed")
+
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone: positions, class token."""
-        return {name for name, _ in self.named_parameters() if is_position(name)}
+        """Names of the parameters that must not be decayed: position embeddings."""
+        return {name for name, _ in self.named_parameters() if self.is_position(name)}
+
+    @staticmethod
+    def init_module(module: nn.Module, *, bias: float) -> None:
+        """Initialise one module, not its children, as `init_layer`."""
+        init_layer(module, bias=bias)
 
     def stage_pools(self, stage: int) -> int:
-        """How many poolings lie before the end of `stage` (0-based)."""
+        """Number of poolings before the end of `stage` (0-based)."""
         return min(stage, self.q_pool)
 
     # ---- forward ------------------------------------------------------------------------
@@ -234,29 +271,29 @@ class HieraEncoder(nn.Module):
         """Pixels [B, C_in, *input_size] -> first-stage tokens [B, k, n, C] of the kept units.
 
         Raises:
-            UserError: if the model cannot take `clips` (`inputs.check_clips`), or `keep` is no
-                usable mask, or one is given to a model without mask units.
+            UserError: the model cannot take `clips` (`inputs.check_clips`), or `keep` is not a
+                usable mask (`tokens.count_kept`).
         """
-        self._check_clips(clips)
+        check_clips(clips, self.clip_shape, weight=self.patch_embed.proj.weight)
         if keep is None:
-            tokens = self.patch_embed(clips, self.layout)
-            if self.rung.positions == "absolute":
-                tokens = tokens + self.positions()
-            return self._with_cls(tokens) if self.rung.cls_token else tokens
-        self._check_maskable()
+            return self.add_positions(self.patch_embed(clips, self.layout))
         batch, units = clips.shape[0], self.num_mask_units
         kept = count_kept(keep, batch=batch, num_units=units, known=kept)
         return self.embed_units(clips, keep, unit_ids(keep, kept))
 
     def embed_units(self, clips: Tensor, keep: Tensor, ids: Tensor) -> Tensor:
-        """`embed` for a mask known to be good, with the flat positions `ids` of its kept units."""
+        """`embed` for a mask that was checked, with the flat positions `ids` of its kept units."""
         tokens = self.patch_embed.visible(clips, self.layout, keep, ids)
         positions = self.positions()[0].index_select(0, ids % self.num_mask_units)
         return tokens + positions.view_as(tokens)
 
+    def add_positions(self, tokens: Tensor) -> Tensor:
+        """Add the positions to the tokens of all units, [B, U, n, C]."""
+        return tokens + self.positions()
+
     def forward_stages(self, tokens: Tensor) -> list[Tensor]:
         """First-stage tokens [B, k, n, C] -> tokens at the end of every stage, unit-major."""
-        outputs = []
+        outputs: list[Tensor] = []
         for i, block in enumerate(self.blocks):
             if self.act_checkpoint and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, use_reentrant=False)
@@ -273,7 +310,7 @@ class HieraEncoder(nn.Module):
         return self.forward_stages(self.embed(clips, keep, kept=kept))[-1]
 
     def stage_features(self, clips: Tensor, keep: Tensor | None = None) -> list[Tensor]:
-        """Feature maps of every stage in raster order.
+        """Return the feature maps of every stage in raster order.
 
         Args:
             clips: pixels [B, C_in, *input_size].
@@ -281,21 +318,23 @@ class HieraEncoder(nn.Module):
 
         Returns:
             One tensor per stage: [B, *grid, C] (time, rows, columns) without a mask; with one,
-            [B, k, *unit, C]: the kept units, each in raster order. A class token is left out.
+            [B, k, *unit, C]: the kept units, each in raster order.
         """
-        outputs = [self.without_cls(x) for x in self.forward_stages(self.embed(clips, keep))]
-        arrange = self.layout.to_raster if keep is None else self.layout.to_unit_raster
-        return [arrange(x, self.stage_pools(stage)) for stage, x in enumerate(outputs)]
+        stages = self.forward_stages(self.embed(clips, keep))
+        return [self.stage_map(x, i, dense=keep is None) for i, x in enumerate(stages)]
+
+    def stage_map(self, tokens: Tensor, stage: int, *, dense: bool) -> Tensor:
+        """Tokens at the end of `stage` -> [B, *grid, C] of all units, else [B, k, *unit, C]."""
+        arrange = self.layout.to_raster if dense else self.layout.to_unit_raster
+        return arrange(tokens, self.stage_pools(stage))
 
     def random_keep(
         self, batch: int, mask_ratio: float, generator: torch.Generator | None = None
     ) -> Tensor:
-        """A random keep mask bool [B, U] that deletes about `mask_ratio` of the units.
+        """Draw a keep mask bool [B, U], True = visible, that deletes `mask_ratio` of the units.
 
-        Raises:
-            UserError: for a ratio out of range, or a model without mask units.
+        Raises UserError for a ratio outside [0, 1).
         """
-        self._check_maskable()
         device = self.patch_embed.proj.weight.device if generator is None else generator.device
         noise = torch.rand(batch, self.num_mask_units, device=device, generator=generator)
         return keep_from_noise(noise, mask_ratio).to(self.patch_embed.proj.weight.device)
@@ -303,7 +342,7 @@ class HieraEncoder(nn.Module):
     # ---- positions ----------------------------------------------------------------------
 
     def positions(self) -> Tensor:
-        """The learned positions in unit-major order, [1, U, n, C]."""
+        """Return the learned positions in unit-major order, [1, U, n, C]."""
         grid = self.layout.grid
         channels = self.patch_embed.proj.out_channels
         if self.sep_pos_embed:
@@ -314,7 +353,7 @@ class HieraEncoder(nn.Module):
         return self.layout.to_units(raster)
 
     def _plane(self, embed: Tensor, grid: Sequence[int]) -> Tensor:
-        """One table of positions, [1, N, C]: as stored, or window part + resized global part."""
+        """Return a table as [1, N, C]: as it is stored, or window part plus resized global part."""
         if not self.abs_win:
             return embed
         whole = F.interpolate(embed, size=tuple(grid), mode="bicubic", align_corners=False)
@@ -322,57 +361,12 @@ class HieraEncoder(nn.Module):
         repeats = [g // w for g, w in zip(grid, window.shape[2:], strict=True)]
         return (whole + window.tile(1, 1, *repeats)).flatten(2).transpose(1, 2)
 
-    def _add_positions(self, channels: int) -> None:
-        grid, dims = self.layout.grid, self.layout.dims
-        if self.rung.cls_token:
-            self.cls_token = positions_parameter(1, 1, channels)
-        if self.rung.positions == "relative":
-            if self.abs_win:
-                raise UserError("abs_win=True needs absolute positions; this rung's are relative")
-            return
-        if self.sep_pos_embed and dims != 3:
-            raise UserError(f"sep_pos_embed=True needs a (T, H, W) input, not {self.input_size}")
-        if self.abs_win and dims != 2 and not self.sep_pos_embed:
-            raise UserError("abs_win=True needs an image model or a video model with sep_pos_embed")
-        plane = grid[1:] if self.sep_pos_embed else grid
-        tokens = torch.Size(plane).numel()
-        name = "pos_embed_spatial" if self.sep_pos_embed else "pos_embed"
-        if self.abs_win:
-            # the same side for every input, so that weights carry over: `_plane` resizes it
-            side = (ABS_WIN_GRID, ABS_WIN_GRID)
-            self.register_parameter(name, positions_parameter(1, channels, *side))
-            window = self.layout.unit[-2:]
-            self.pos_embed_window = positions_parameter(1, channels, *window)
-        else:
-            self.register_parameter(name, positions_parameter(1, tokens, channels))
-        if self.sep_pos_embed:
-            self.pos_embed_temporal = positions_parameter(1, grid[0], channels)
-
-    def _with_cls(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, 1, n, C] with the class token before them."""
-        return torch.cat((self.cls_token.expand(tokens.shape[0], 1, 1, -1), tokens), dim=2)
-
-    def without_cls(self, tokens: Tensor) -> Tensor:
-        """Tokens [B, U, n, C] without the class token before them, if there is one."""
-        return tokens[:, :, 1:] if self.rung.cls_token else tokens
-
-    def _check_maskable(self) -> None:
-        if self.rung.tokens == "grid":
-            raise UserError(
-                "this model has no mask units to delete: its pools overlap on the whole grid "
-                "(MViTv2). From ladder_r1 on, models take masks"
-            )
-
-    def _check_clips(self, clips: Tensor) -> None:
-        proj = self.patch_embed.proj
-        check_clips(clips, (proj.in_channels, *self.input_size), weight=proj.weight)
-
 
 class Hiera(HieraEncoder):
-    """Hiera with its classifier: mean over tokens, LayerNorm, dropout, one linear layer.
+    """Hiera as a classifier: mean over tokens, LayerNorm, dropout, one linear layer.
 
     Args:
-        num_classes: outputs; 0 for the normed mean feature [B, C] in the place of logits.
+        num_classes: outputs; 0 returns the normed mean feature [B, C] instead of logits.
         head_dropout: dropout before the linear layer.
         head_init_scale: factor on the linear layer's initial weight and bias.
         kwargs: see `HieraEncoder`.
@@ -396,17 +390,17 @@ class Hiera(HieraEncoder):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """The published initialisation of classifiers: normal 0.02, linear and norm biases 0.02."""
-        self.apply(partial(init_layer, bias=0.02))
+        """Initialise as published: weights normal 0.02, biases of linear layers and norms 0.02."""
+        self.apply(partial(self.init_module, bias=0.02))
         for name, parameter in self.named_parameters():
-            if is_position(name):
+            if self.is_position(name):
                 nn.init.normal_(parameter, std=INIT_STD)
         if self.contrast_stem:
             init_contrast(self.patch_embed.proj.weight)
         self.reset_head()
 
     def reset_head(self) -> None:
-        """A fresh head, scaled down so that training starts from near-equal scores."""
+        """Initialise the head, scaled down so that training starts from near-equal scores."""
         if isinstance(self.head, Head):
             init_layer(self.head.projection, bias=0.02)
             with torch.no_grad():
@@ -415,23 +409,19 @@ class Hiera(HieraEncoder):
 
     def forward_head(self, tokens: Tensor) -> Tensor:
         """Last-stage tokens [B, k, n, C] -> logits [B, num_classes]."""
-        if self.rung.final == "cls":
-            return self.head(self.norm(tokens[:, 0, 0]))
-        tokens = self.without_cls(tokens)
-        if self.rung.final == "norm_mean":
-            return self.head(self.norm(tokens).mean(dim=(1, 2)))
-        return self.head(self.norm(tokens.mean(dim=(1, 2))))
+        logits: Tensor = self.head(self.norm(tokens.mean(dim=(1, 2))))
+        return logits
 
     def forward(self, clips: Tensor, keep: Tensor | None = None, kept: int | None = None) -> Tensor:
-        """Classify clips. Arguments may come by position: exporters fill in all of them.
+        """Classify clips. All arguments may be given by position, as exporters do.
 
         Args:
             clips: normalised pixels [B, C_in, *input_size].
             keep: bool [B, U], True = visible; None for all. The same number per clip.
-            kept: that number, where it is known, see `tokens.count_kept`.
+            kept: that number, if it is known (see `tokens.count_kept`).
 
         Returns:
-            Logits [B, num_classes], in training and in evaluation alike.
+            Logits [B, num_classes], in training and in evaluation.
 
         Raises:
             UserError: as `embed`.
@@ -439,35 +429,14 @@ class Hiera(HieraEncoder):
         return self.forward_head(self.forward_features(clips, keep, kept=kept))
 
 
-POSITIONS = ("pos_embed", "cls_token")
-"""How the names of what joins the tokens before the first block begin."""
-
-
-def is_position(name: str) -> bool:
-    """Whether a parameter is a position embedding, absolute or relative, or the class token."""
-    return name.startswith(POSITIONS) or ".rel_pos_" in name
-
-
-def kv_strides(rung: Rung, num_stages: int) -> Sequence[int]:
-    """Stride of keys and values in each stage.
-
-    Raises:
-        UserError: if the rung names another number of them.
-    """
-    strides = rung.kv_stride or (1,) * num_stages
-    if len(strides) != num_stages:
-        raise UserError(f"rung: kv_stride={strides} must have one stride per stage, {num_stages}")
-    return strides
-
-
 def positions_parameter(*shape: int) -> nn.Parameter:
-    """Positions before initialisation."""
+    """Return a parameter of zeros, to be initialised."""
     return nn.Parameter(torch.zeros(*shape))
 
 
 def init_layer(module: nn.Module, *, bias: float) -> None:
-    """Normal 0.02 for weights, `bias` for the biases of linear layers and norms."""
-    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, WindowConv)):
+    """Initialise weights by a normal 0.02, biases of linear layers and norms by `bias`."""
+    if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         nn.init.normal_(module.weight, std=INIT_STD)
     if isinstance(module, (nn.Linear, nn.LayerNorm)) and module.bias is not None:
         nn.init.constant_(module.bias, bias)
@@ -477,12 +446,12 @@ def init_layer(module: nn.Module, *, bias: float) -> None:
 
 @torch.no_grad()
 def init_contrast(weight: Tensor) -> None:
-    """Filters [C, C_in, *kernel] of a contrast stem, which takes their means out as it runs."""
+    """Initialise the filters [C, C_in, *kernel] of a contrast stem."""
     nn.init.normal_(weight, std=6 * INIT_STD)
 
 
 def check_stages(stages: Sequence[int], *, q_pool: int, mask_unit_attn: Sequence[bool]) -> None:
-    """Refuse stage settings that do not fit each other, naming both."""
+    """Raise UserError for stage settings that do not fit each other, naming both."""
     if not stages or any(not isinstance(s, int) or s < 1 for s in stages):
         raise UserError(f"stages={tuple(stages)!r} must be one positive block count per stage")
     if len(mask_unit_attn) != len(stages):

@@ -1,4 +1,4 @@
-"""What every model says of an input that it cannot take, before PyTorch says it from far inside."""
+"""The check of a model's input: clear messages, before PyTorch fails in some inner layer."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from hiera_video.errors import UserError
 
 
 def check_clips(clips: Any, shape: tuple[int, ...], *, weight: Tensor, or_more: int = 0) -> None:
-    """Raise UserError unless a model can take `clips`: kind, number format, device and shape.
+    """Raise UserError unless a model can take `clips`: type, dtype, device and shape.
 
     Args:
-        clips: what the caller gave.
-        shape: one clip as the model takes it, (C, T, H, W) or (C, H, W).
-        weight: a parameter of the stem, whose number format and device the clips must have.
-        or_more: the last so many sizes of `shape` are the least that is allowed.
+        clips: the caller's input.
+        shape: shape of one clip, (C, T, H, W) or (C, H, W).
+        weight: a parameter of the stem, whose dtype and device the clips must have.
+        or_more: the last `or_more` sizes of `shape` are minima: larger ones are allowed.
     """
     if not isinstance(clips, Tensor):
         raise UserError(f"clips is a {type(clips).__name__}; a model takes a torch.Tensor")
-    if not _same_shape(tuple(clips.shape[1:]), shape, or_more):
-        least = len(shape) - or_more
-        sizes = [f"{size} or more" if i >= least else str(size) for i, size in enumerate(shape)]
+    if not _fits(tuple(clips.shape[1:]), shape, or_more):
+        exact = len(shape) - or_more
+        sizes = [f"{size} or more" if i >= exact else str(size) for i, size in enumerate(shape)]
         raise UserError(
             f"input of shape {tuple(clips.shape)}; this model takes [B, {', '.join(sizes)}] "
             "(build it with input_size= for another size)"
@@ -47,15 +47,16 @@ def check_clips(clips: Any, shape: tuple[int, ...], *, weight: Tensor, or_more: 
         )
 
 
-def _same_shape(came: tuple[int, ...], wanted: tuple[int, ...], or_more: int) -> bool:
-    if len(came) != len(wanted):
+def _fits(shape: tuple[int, ...], wanted: tuple[int, ...], or_more: int) -> bool:
+    """Whether a shape is the wanted one, or larger in its last `or_more` sizes."""
+    if len(shape) != len(wanted):
         return False
-    least = len(wanted) - or_more
-    if came[:least] != wanted[:least]:
+    exact = len(wanted) - or_more
+    if shape[:exact] != wanted[:exact]:
         return False
-    return all(size >= least for size, least in zip(came[least:], wanted[least:], strict=True))
+    return all(size >= least for size, least in zip(shape[exact:], wanted[exact:], strict=True))
 
 
 def _converted_by_autocast(clips: Tensor) -> bool:
-    """Autocast converts every float format but float64."""
+    """Whether autocast is on and converts the clips: every float dtype but float64."""
     return clips.dtype != torch.float64 and torch.is_autocast_enabled(clips.device.type)

@@ -1,4 +1,4 @@
-"""The parts of Hiera: patch embedding, position embedding, attention, block, head.
+"""The parts of Hiera: patch embedding, attention, transformer block, head.
 
 Shapes: B batch, U units (k of them where some are deleted), n tokens in a unit, C channels,
 h heads, d channels of a head. Tokens are unit-major [B, U, n, C]; see `tokens.py`.
@@ -6,7 +6,9 @@ h heads, d channels of a head. Tokens are unit-major [B, U, n, C]; see `tokens.p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,17 +18,22 @@ from torch import Tensor, nn
 
 from hiera_video.models.tokens import TokenLayout, max_pool
 
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+CONVOLUTIONS: Mapping[int, Callable[..., Convolution]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+"""Convolution layers by the number of dimensions."""
 LAYER_NORM_EPS = 1e-6
 
-_CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+_CONVOLVE: Mapping[int, Callable[..., Tensor]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
-def convolve(pixels: Tensor, filters: Tensor, bias: Tensor | None = None, **geometry) -> Tensor:
-    """The convolution that fits the filters [C_out, C_in / groups, *kernel], on a contiguous input.
+def convolve(
+    pixels: Tensor, filters: Tensor, bias: Tensor | None = None, **geometry: Any
+) -> Tensor:
+    """Convolve in as many dimensions as the filters [C_out, C_in / groups, *kernel] have.
 
-    On a view, PyTorch's CPU kernels can return a wrong weight gradient without a word: seen in
-    bfloat16 on a processor with AVX512-BF16, for queries cut out of a joint projection.
+    The input is made contiguous. On a view, PyTorch's CPU kernels can return a wrong weight
+    gradient without an error: seen in bfloat16 on a processor with AVX512-BF16, for queries cut out
+    of a joint projection.
     """
     return _CONVOLVE[filters.ndim - 2](pixels.contiguous(), filters, bias, **geometry)
 
@@ -34,12 +41,16 @@ def convolve(pixels: Tensor, filters: Tensor, bias: Tensor | None = None, **geom
 class PatchEmbed(nn.Module):
     """Overlapping patch (cube) embedding by one strided convolution, in 1, 2 or 3 dimensions.
 
-    Dense, it convolves the whole input. With deleted units it convolves each visible unit with
-    a halo of pixels around it, deleted pixels set to zero: the same result as zeroing the input
-    and convolving all of it (paper, section 3.2), at the cost of the visible units alone.
+    Without a mask it convolves the whole input. With deleted units it convolves each visible unit
+    with a halo of pixels around it, deleted pixels set to zero: the same result as zeroing the
+    input and convolving all of it (paper, section 3.2), at the cost of the visible units alone.
 
-    `contrast` takes the mean over its window out of every filter, for each input channel: the stem
-    is blind to brightness and colour as such, and no training can teach it to look at them.
+    Args:
+        in_chans, embed_dim: channels of the input and of the tokens.
+        kernel, stride, padding: of the convolution, one number for each dimension.
+        contrast: subtract from every filter its mean over the window, for each input channel. The
+            stem then sees differences between pixels only, never brightness or colour as such,
+            whatever is learned.
     """
 
     def __init__(
@@ -64,7 +75,7 @@ class PatchEmbed(nn.Module):
         return layout.to_units(self._convolve(clips, self.padding).movedim(1, -1))
 
     def visible(self, clips: Tensor, layout: TokenLayout, keep: Tensor, ids: Tensor) -> Tensor:
-        """Tokens of the kept units alone, [B, k, n, C]; deleted pixels have no influence."""
+        """Clips -> tokens of the kept units, [B, k, n, C]; deleted pixels have no influence."""
         windows = self._windows(clips * pixel_mask(keep, layout, clips), layout, ids)
         x = self._convolve(windows, padding=0)
         x = x.movedim(1, -1).unflatten(0, (clips.shape[0], -1))  # [B, k, *unit, C]
@@ -77,7 +88,7 @@ class PatchEmbed(nn.Module):
         return convolve(pixels, filters, self.proj.bias, stride=self.stride, padding=padding)
 
     def _windows(self, clips: Tensor, layout: TokenLayout, ids: Tensor) -> Tensor:
-        """Pixels that the tokens of each kept unit read: [B * k, C_in, *window]."""
+        """Return the pixels that the tokens of each kept unit read: [B * k, C_in, *window]."""
         # the convolution's own padding, then one window per unit with the overlap on both sides
         x = F.pad(clips, [p for pad in reversed(self.padding) for p in (pad, pad)])
         for d in range(layout.dims):
@@ -85,7 +96,8 @@ class PatchEmbed(nn.Module):
             x = x.unfold(2 + d, step - self.stride[d] + self.kernel[d], step)
         grid = range(2, 2 + layout.dims)
         x = x.permute(0, *grid, 1, *range(2 + layout.dims, 2 + 2 * layout.dims))
-        return x[(ids // layout.num_units, *unravel(ids % layout.num_units, layout.unit_grid))]
+        index = (ids // layout.num_units, *unravel(ids % layout.num_units, layout.unit_grid))
+        return x[index]
 
 
 def unravel(flat: Tensor, shape: Sequence[int]) -> tuple[Tensor, ...]:
@@ -133,50 +145,66 @@ class MaskUnitAttention(nn.Module):
 
 
 class GELU(nn.Module):
-    """The exact (erf) GELU; where no gradient is recorded, in place of its input.
+    """The exact (erf) GELU. Without gradients it overwrites its input.
 
-    The hidden layer is the largest tensor of a block. Written into fresh memory, it costs 4 % of a
-    wide block on a CPU and up to 18 % of a narrow one, most of it for the operating system's pages.
-    A trace records the same graph with and without gradients: torch.jit.trace compares the two.
+    The hidden layer is the largest tensor of a block. Writing the result to new memory costs 4 % of
+    a wide block on a CPU and up to 18 % of a narrow one, mostly because the operating system has to
+    provide the pages. Under torch.jit.trace it is never in place: the trace with gradients and the
+    one without must be the same graph.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., C] -> [..., C]."""
-        if torch.is_grad_enabled() or torch.jit.is_tracing():
+        # torch.jit does not list is_tracing in its __all__
+        if torch.is_grad_enabled() or torch.jit.is_tracing():  # type: ignore[attr-defined]
             return F.gelu(x)
-        return torch.ops.aten.gelu_(x)
+        overwritten: Tensor = torch.ops.aten.gelu_(x)
+        return overwritten
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """Settings of one transformer block."""
+
+    dim: int
+    """Channels of the input."""
+    dim_out: int
+    """Channels of the output."""
+    heads: int
+    q_pool: int = 1
+    """Tokens of a unit that are pooled into one; 1 for none."""
+    local: bool = False
+    """Whether attention stays inside mask units."""
+    mlp_ratio: float = 4.0
+    """Width of the MLP's hidden layer over `dim_out`."""
+    drop_path: float = 0.0
+    """Probability of skipping a residual branch in training."""
 
 
 class Block(nn.Module):
-    """Transformer block; the first of a stage also widens and pools (paper, section 3).
+    """Transformer block; the first one of a stage also widens and pools (paper, section 3).
 
     The skip path of such a block projects and pools the *normed* input, as the published
-    weights expect. `attn` and `shortcut_pool` take the places of Hiera's own attention and skip
-    pool, for the rungs of the ladder (`pooling.py`).
+    weights expect.
+
+    Args:
+        config: sizes of the block.
+        attn: used instead of `MaskUnitAttention`, [B, U, n, dim] -> [B, U, n / q_pool, dim_out].
     """
 
-    def __init__(
-        self,
-        dim: int,
-        dim_out: int,
-        heads: int,
-        *,
-        mlp_ratio: float = 4.0,
-        drop_path: float = 0.0,
-        q_pool: int = 1,
-        local: bool = False,
-        attn: nn.Module | None = None,
-        shortcut_pool: nn.Module | None = None,
-    ) -> None:
+    def __init__(self, config: BlockConfig, attn: nn.Module | None = None) -> None:
         super().__init__()
-        self.q_pool, self.shortcut_pool = q_pool, shortcut_pool
+        dim, dim_out = config.dim, config.dim_out
+        self.q_pool, self.dim_out = config.q_pool, dim_out
         self.norm1 = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
         if attn is None:
-            attn = MaskUnitAttention(dim, dim_out, heads, q_pool=q_pool, local=local)
+            attn = MaskUnitAttention(
+                dim, dim_out, config.heads, q_pool=config.q_pool, local=config.local
+            )
         self.attn = attn
         self.norm2 = nn.LayerNorm(dim_out, eps=LAYER_NORM_EPS)
-        self.mlp = Mlp(dim_out, int(dim_out * mlp_ratio), act_layer=GELU)
-        self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
+        self.mlp = Mlp(dim_out, int(dim_out * config.mlp_ratio), act_layer=GELU)
+        self.drop_path = DropPath(config.drop_path) if config.drop_path > 0 else nn.Identity()
         self.proj = nn.Linear(dim, dim_out) if dim != dim_out else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -189,13 +217,11 @@ class Block(nn.Module):
 
     def pool_shortcut(self, x: Tensor) -> Tensor:
         """[B, U, n, C] -> [B, U, n / q_pool, C]."""
-        if self.shortcut_pool is not None:
-            return self.shortcut_pool(x)
         return max_pool(x, self.q_pool) if self.q_pool > 1 else x
 
 
 class Head(nn.Module):
-    """Dropout and one linear layer; always logits (softmax belongs to whoever reads scores)."""
+    """Dropout and one linear layer. Returns logits, in training and in evaluation."""
 
     def __init__(self, dim: int, num_classes: int, dropout: float = 0.0) -> None:
         super().__init__()
@@ -204,4 +230,5 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C] -> logits [B, num_classes]."""
-        return self.projection(self.dropout(x))
+        logits: Tensor = self.projection(self.dropout(x))
+        return logits

@@ -1,12 +1,12 @@
 """Masked autoencoder: Hiera pretrained by deleting mask units and predicting their pixels.
 
-The encoder sees the kept units only (a tenth of a clip). The outputs of its stages are fused at
-the final resolution, a small transformer over all units, with a learned token in the place of
-each deleted one, predicts the pixels that were deleted, and the loss is taken there alone
-(paper, section 3.1 and Table 11).
+The encoder sees only the kept units (a tenth of a clip). The outputs of its stages are fused at
+the final resolution. A small transformer over all units, with a learned token in place of each
+deleted one, predicts the pixels that were deleted, and the loss is computed on those alone (paper,
+section 3.1 and Table 11).
 
-Tokens stay unit-major in the decoder too: its attention is global, so their order is free as
-long as the positions follow it.
+Tokens stay unit-major in the decoder too: its attention is global, so their order does not matter
+as long as the positions have the same order.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from hiera_video.models.hiera import (
     init_contrast,
     init_layer,
 )
-from hiera_video.models.layers import CONVOLUTIONS, LAYER_NORM_EPS, Block
+from hiera_video.models.inputs import check_clips
+from hiera_video.models.layers import CONVOLUTIONS, LAYER_NORM_EPS, Block, BlockConfig
 from hiera_video.models.tokens import (
     count_kept,
     num_kept,
@@ -40,21 +41,22 @@ from hiera_video.models.tokens import (
 from hiera_video.registry import MODEL_REGISTRY
 
 TARGET_EPS = 1e-6
+"""Added to the variance of a token's pixels where they are normalised."""
 
 
 class MAEOutput(NamedTuple):
-    """What an autoencoder returns."""
+    """Output of a masked autoencoder."""
 
     loss: Tensor
     """Mean squared error on normalised pixels of the deleted tokens; a float32 scalar."""
     pred: Tensor
-    """Predicted pixels [B, D, n, P] of the decoded units, in raster order, tokens of each in raster
-    order, P values of one token (see `MaskedAutoencoder.targets`). D is U - k, every deleted unit,
-    unless `decode_ratio` says fewer."""
+    """Predicted pixels [B, D, n, P] of the decoded units: units in raster order, tokens of a unit
+    in raster order, P values of one token (see `MaskedAutoencoder.pixel_tokens`). D is U - k, all
+    deleted units, or fewer with `decode_ratio` below 1."""
     keep: Tensor
     """The mask used, bool [B, U], True = visible."""
     decoded: Tensor | None = None
-    """Which units `pred` and the loss are of, bool [B, U]; None: every deleted one."""
+    """The units that `pred` and the loss cover, bool [B, U]; None: all deleted units."""
 
 
 class MaskedAutoencoder(nn.Module):
@@ -66,18 +68,19 @@ class MaskedAutoencoder(nn.Module):
         decoder_num_heads: its heads. The published code builds 16 for every model; the paper's
             video recipe says 8 (Table 11). Weights fit both.
         mask_ratio: share of the units deleted when `forward` draws the mask.
-        decode_ratio: share of the deleted units that a training step decodes and takes its loss on,
-            drawn anew each time. Below 1 goes beyond the paper: the decoder, more than half of a
-            step, costs less, and sees fewer mask tokens. In evaluation all are decoded.
-        kwargs: of the encoder, see `HieraEncoder`.
+        decode_ratio: share of the deleted units that a training step decodes and computes its loss
+            on, drawn anew in each step. Values below 1 are not in the paper: the decoder, more than
+            half of a step, costs less and sees fewer mask tokens. In evaluation all are decoded.
+        kwargs: arguments of the encoder, see `HieraEncoder`.
 
-    The state dict speaks the published flat keys (`blocks.0...`, not `encoder.blocks.0...`).
+    The state dict has the published flat keys (`blocks.0...`, not `encoder.blocks.0...`).
 
     Raises:
-        UserError: for settings that do not fit each other.
+        UserError: settings do not fit each other.
     """
 
-    kwargs_of = HieraEncoder
+    kwargs_of: type[HieraEncoder] = HieraEncoder
+    """Class of the encoder, which takes the `kwargs`."""
 
     def __init__(
         self,
@@ -95,51 +98,55 @@ class MaskedAutoencoder(nn.Module):
                 f"decoder_embed_dim={decoder_embed_dim} must be a multiple of "
                 f"decoder_num_heads={decoder_num_heads}"
             )
-        self.encoder = HieraEncoder(*args, **{"q_pool": 2, **kwargs})
-        self.encoder._check_maskable()
-        layout = self.encoder.layout
-        num_kept(layout.num_units, mask_ratio)  # refuses a ratio out of range
         if not 0.0 < decode_ratio <= 1.0:
             raise UserError(f"decode_ratio={decode_ratio!r} must be above 0 and at most 1 (all)")
-        self.mask_ratio, self.decode_ratio = mask_ratio, decode_ratio
-        pools = self.encoder.q_pool
+        self.encoder = self.kwargs_of(*args, **{"q_pool": 2, **kwargs})
+        layout, pools = self.encoder.layout, self.encoder.q_pool
+        num_kept(layout.num_units, mask_ratio)  # raises for a ratio out of range
         if layout.dims == 3 and layout.q_stride[0] != 1:
             raise UserError(f"a video autoencoder cannot pool time: q_stride={layout.q_stride}")
+        self.mask_ratio, self.decode_ratio = mask_ratio, decode_ratio
         self.final_unit = layout.unit_shape(pools)
-        patch = self.encoder.patch_embed.stride
-        self.pred_stride = patch[-1] * layout.q_stride[-1] ** pools
-        in_chans = self.encoder.patch_embed.proj.in_channels
-        dim = self.encoder.stage_dims[-1]
+        self.pred_stride = self.encoder.patch_embed.stride[-1] * layout.q_stride[-1] ** pools
 
-        self.multi_scale_fusion_heads = nn.ModuleList()
-        for stage in range(pools):
-            kernel = tuple(
-                a // b for a, b in zip(layout.unit_shape(stage), self.final_unit, strict=True)
-            )
-            convolution = CONVOLUTIONS[layout.dims]
-            self.multi_scale_fusion_heads.append(
-                convolution(self.encoder.stage_dims[stage], dim, kernel_size=kernel, stride=kernel)
-            )
-        self.encoder_norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
-
-        tokens = math.prod(layout.grid_shape(pools))
-        self.decoder_embed = nn.Linear(dim, decoder_embed_dim)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_embed_dim))
-        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, tokens, decoder_embed_dim))
-        mlp_ratio = kwargs.get("mlp_ratio", 4.0)
-        self.decoder_blocks = nn.ModuleList(
-            Block(decoder_embed_dim, decoder_embed_dim, decoder_num_heads, mlp_ratio=mlp_ratio)
-            for _ in range(decoder_depth)
+        self._add_fusion()
+        block = BlockConfig(
+            decoder_embed_dim,
+            decoder_embed_dim,
+            decoder_num_heads,
+            mlp_ratio=kwargs.get("mlp_ratio", 4.0),
         )
-        self.decoder_norm = nn.LayerNorm(decoder_embed_dim, eps=LAYER_NORM_EPS)
-        pixels = self.pred_stride ** min(2, layout.dims) * in_chans
-        self.decoder_pred = nn.Linear(decoder_embed_dim, pixels)
-
+        self._add_decoder(block, depth=decoder_depth)
         self.register_state_dict_post_hook(_drop_encoder_prefix)
         self.register_load_state_dict_pre_hook(_add_encoder_prefix)
         self.reset_parameters()
 
-    # ---- facts --------------------------------------------------------------------------
+    def _add_fusion(self) -> None:
+        """Add the convolutions that bring the stages before the last pool to the final size."""
+        layout, dims = self.encoder.layout, self.encoder.stage_dims
+        self.multi_scale_fusion_heads = nn.ModuleList()
+        for stage in range(self.encoder.q_pool):
+            unit = layout.unit_shape(stage)
+            kernel = tuple(a // b for a, b in zip(unit, self.final_unit, strict=True))
+            convolution = CONVOLUTIONS[layout.dims]
+            self.multi_scale_fusion_heads.append(
+                convolution(dims[stage], dims[-1], kernel_size=kernel, stride=kernel)
+            )
+        self.encoder_norm = nn.LayerNorm(dims[-1], eps=LAYER_NORM_EPS)
+
+    def _add_decoder(self, block: BlockConfig, *, depth: int) -> None:
+        """Add the decoder: `depth` blocks with an embedding before and a projection after them."""
+        layout, width = self.encoder.layout, block.dim
+        tokens = math.prod(layout.grid_shape(self.encoder.q_pool))
+        self.decoder_embed = nn.Linear(self.encoder.stage_dims[-1], width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.decoder_pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
+        self.decoder_blocks = nn.ModuleList(Block(block) for _ in range(depth))
+        self.decoder_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
+        in_chans = self.encoder.patch_embed.proj.in_channels
+        self.decoder_pred = nn.Linear(width, self.pred_stride ** min(2, layout.dims) * in_chans)
+
+    # ---- sizes and names of parameters --------------------------------------------------
 
     @property
     def input_size(self) -> tuple[int, ...]:
@@ -157,29 +164,29 @@ class MaskedAutoencoder(nn.Module):
         return self.encoder.num_layers
 
     def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer decay: the encoder's, the decoder counts as last."""
+        """Depth of a parameter for layer decay: as in the encoder; the decoder counts as last."""
         if name.startswith("encoder."):
             return self.encoder.layer_id(name.removeprefix("encoder."))
         return self.num_layers
 
     def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that weight decay must leave alone: the encoder's positions."""
+        """Names of the parameters that must not be decayed: the encoder's positions."""
         return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
     def random_keep(
         self, batch: int, mask_ratio: float | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
-        """A random keep mask bool [B, U]; the model's own ratio unless one is given."""
+        """Draw a keep mask bool [B, U], True = visible; `mask_ratio` None is the model's own."""
         ratio = self.mask_ratio if mask_ratio is None else mask_ratio
         return self.encoder.random_keep(batch, ratio, generator)
 
     def reset_parameters(self) -> None:
-        """The published initialisation of autoencoders: Xavier-uniform weights, zero biases.
+        """Initialise as published: Xavier-uniform weights, zero biases.
 
         With a contrast stem the encoder starts as that of a classifier instead, and the first
-        prediction is next to zero, the mean pixel. Otherwise a short pretraining spends itself on
-        drowning what the stem sees, which at first only disturbs the prediction, and the
-        classifier that starts from it stays at chance for hundreds of steps.
+        prediction is close to zero, the mean pixel. Otherwise a short pretraining learns to ignore
+        the stem, whose output at first only disturbs the prediction, and the classifier that starts
+        from it stays at chance for hundreds of steps.
         """
         for module in self.modules():
             if isinstance(module, nn.LayerNorm):
@@ -188,10 +195,10 @@ class MaskedAutoencoder(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         with torch.no_grad():
-            # the stem as if it were linear, on its flattened kernel
+            # the stem is initialised as a linear layer, on its flattened kernel
             nn.init.xavier_uniform_(self.encoder.patch_embed.proj.weight.flatten(1))
         if self.encoder.contrast_stem:
-            self.encoder.apply(partial(init_layer, bias=0.0))
+            self.encoder.apply(partial(self.encoder.init_module, bias=0.0))
             init_contrast(self.encoder.patch_embed.proj.weight)
             with torch.no_grad():
                 self.decoder_pred.weight.mul_(0.01)
@@ -206,17 +213,19 @@ class MaskedAutoencoder(nn.Module):
     ) -> MAEOutput:
         """Delete units, encode the rest, predict the deleted pixels.
 
+        All arguments may be given by position.
+
         Args:
             clips: normalised pixels [B, C_in, *input_size].
             keep: bool [B, U], True = visible, the same number per clip; None draws one at
                 `mask_ratio` from the default generator.
-            kept: how many units `keep` leaves of each clip, where that is known, see
-                `tokens.count_kept`.
+            kept: number of units that `keep` leaves in each clip, if it is known (see
+                `tokens.count_kept`).
 
         Raises:
-            UserError: if the model cannot take `clips`, or `keep` is no usable mask.
+            UserError: the model cannot take `clips`, or `keep` is not a usable mask.
         """
-        self.encoder._check_clips(clips)
+        check_clips(clips, self.encoder.clip_shape, weight=self.encoder.patch_embed.proj.weight)
         batch, units = clips.shape[0], self.num_mask_units
         if keep is None:
             keep = self.random_keep(batch)
@@ -233,9 +242,10 @@ class MaskedAutoencoder(nn.Module):
         return MAEOutput(self.loss(pred, self.targets(clips, wanted)), pred, keep, decoded)
 
     def choose_decoded(self, keep: Tensor, deleted: int) -> tuple[Tensor, int]:
-        """The units to decode, bool [B, U], and how many per clip: `decode_ratio` of the deleted.
+        """Return the units to decode, bool [B, U], and their number per clip.
 
-        Drawn from the default generator in training; in evaluation, all of them.
+        In training a share `decode_ratio` of the deleted ones, drawn from the default generator; in
+        evaluation all of them.
         """
         if not self.training or self.decode_ratio == 1.0:
             return ~keep, deleted
@@ -245,20 +255,21 @@ class MaskedAutoencoder(nn.Module):
         return torch.zeros_like(keep).scatter_(1, smallest, True), count
 
     def encode(self, clips: Tensor, keep: Tensor) -> Tensor:
-        """Fused, normed features of the kept units: [B, k, n, C], tokens raster in their unit."""
+        """Return fused, normed features of the kept units: [B, k, n, C], raster in each unit."""
         kept = count_kept(keep, batch=clips.shape[0], num_units=self.num_mask_units)
         return self.encode_units(clips, keep, unit_ids(keep, kept))
 
     def encode_units(self, clips: Tensor, keep: Tensor, visible: Tensor) -> Tensor:
-        """`encode` for a mask known to be good, with the flat positions of its kept units."""
+        """`encode` for a mask that was checked, with the flat positions of its kept units."""
         tokens = self.encoder.embed_units(clips, keep, visible)
         stages = self.encoder.forward_stages(tokens)
-        return self.encoder_norm(self.fuse(stages))
+        features: Tensor = self.encoder_norm(self.fuse(stages))
+        return features
 
     def fuse(self, stages: Sequence[Tensor]) -> Tensor:
-        """Stage outputs -> their sum at the final resolution, [B, k, n, C].
+        """Sum the outputs of the stages at the final resolution, [B, k, n, C].
 
-        With q_pool = 2, stages 1, 2 and 4: stage 3 has the resolution of stage 4.
+        With q_pool = 2 these are stages 1, 2 and 4: stage 3 has the resolution of stage 4.
         """
         layout, pools = self.encoder.layout, self.encoder.q_pool
         fused = layout.to_unit_raster(stages[-1], pools).flatten(2, -2)
@@ -274,7 +285,7 @@ class MaskedAutoencoder(nn.Module):
         """Kept features [B, k, n, C] -> predicted pixels of the wanted units [B, D, n, P].
 
         `visible` and `wanted` are flat positions of units, see `unit_ids`. Attention is global, so
-        the visible units simply come first and the wanted ones are the rest.
+        the visible units may come first and the wanted ones after them.
         """
         positions = self.decoder_positions()[0]  # (U, n, W)
         seen = self.decoder_embed(latent)
@@ -283,10 +294,11 @@ class MaskedAutoencoder(nn.Module):
         x = torch.cat([seen, masks.unflatten(0, (seen.shape[0], -1))], dim=1)
         for block in self.decoder_blocks:
             x = block(x)
-        return self.decoder_pred(self.decoder_norm(x[:, seen.shape[1] :]))
+        pred: Tensor = self.decoder_pred(self.decoder_norm(x[:, seen.shape[1] :]))
+        return pred
 
     def decoder_positions(self) -> Tensor:
-        """Decoder positions, stored in raster order, as [1, U, n, C]."""
+        """Return the decoder's positions, which are stored in raster order, as [1, U, n, C]."""
         layout = self.encoder.layout
         raster = self.decoder_pos_embed.unflatten(1, layout.grid_shape(self.encoder.q_pool))
         return raster_to_units(raster, layout.unit_grid).flatten(2, -2)
@@ -294,11 +306,11 @@ class MaskedAutoencoder(nn.Module):
     # ---- pixels -------------------------------------------------------------------------
 
     def pixel_tokens(self, clips: Tensor) -> Tensor:
-        """Pixels of every predicted token, [B, U, n, P], raster in units and in tokens.
+        """Return the pixels of every token, [B, U, n, P], raster in units and in tokens.
 
-        Of a video, the first frame of each temporal patch ("time-strided" target). The P values
-        are ordered (row, column, channel) for video and (channel, row, column) for images: the
-        released decoders were trained so.
+        For a video these are those of the first frame of each temporal patch ("time-strided"
+        target). The P values are ordered (row, column, channel) for video and (channel, row,
+        column) for images, as the released decoders were trained.
         """
         layout = self.encoder.layout
         side, dims = self.pred_stride, layout.dims
@@ -324,7 +336,7 @@ class MaskedAutoencoder(nn.Module):
         )
 
     def pixels_from_tokens(self, tokens: Tensor) -> Tensor:
-        """The inverse of `pixel_tokens`: [B, U, n, P] -> pixels [B, C_in, ...]."""
+        """Invert `pixel_tokens`: [B, U, n, P] -> pixels [B, C_in, ...]."""
         layout, side = self.encoder.layout, self.pred_stride
         patch = (1, side, side) if layout.dims == 3 else (side,) * layout.dims
         channels = self.encoder.patch_embed.proj.in_channels
@@ -341,10 +353,10 @@ class MaskedAutoencoder(nn.Module):
         return x.reshape(x.shape[0], channels, *(g * p for g, p in zip(grid, patch, strict=True)))
 
     def targets(self, clips: Tensor, wanted: Tensor) -> Tensor:
-        """Normalised pixels of the units at flat positions `wanted`: [B, D, n, P].
+        """Return the normalised pixels of the units at flat positions `wanted`: [B, D, n, P].
 
         Each token is normalised over its pixels and channels together, with the unbiased
-        variance, in float32 whatever the precision around it.
+        variance, always in float32.
         """
         pixels = pick_units(self.pixel_tokens(clips), wanted).float()
         return (pixels - pixels.mean(-1, keepdim=True)) / (
@@ -358,19 +370,19 @@ class MaskedAutoencoder(nn.Module):
 
     @torch.no_grad()
     def reconstruct(self, clips: Tensor, pred: Tensor, keep: Tensor) -> Tensor:
-        """Pixels for pictures: what was visible as it was, the deleted tokens as predicted.
+        """Return pixels to look at: the visible ones unchanged, the deleted ones as predicted.
 
-        Predictions are of normalised pixels; mean and variance of each token are taken from the
-        original, so this shows structure, not brightness learnt.
+        Predictions are normalised pixels. Mean and variance of each token are taken from the
+        original, so this shows predicted structure, not predicted brightness.
 
         Args:
             clips: normalised pixels [B, C_in, *input_size].
-            pred: [B, U - k, n, P] as `forward` returns it where every deleted unit is decoded.
+            pred: [B, U - k, n, P] as `forward` returns it if all deleted units are decoded.
             keep: bool [B, U].
 
         Returns:
             Pixels [B, C_in, T', H, W] with T' the predicted frames (every second one), or
-            [B, C_in, H, W] of images.
+            [B, C_in, H, W] for images.
         """
         original = self.pixel_tokens(clips).float()
         kept = count_kept(keep, batch=clips.shape[0], num_units=self.num_mask_units)
@@ -382,8 +394,10 @@ class MaskedAutoencoder(nn.Module):
         return self.pixels_from_tokens(flat.unflatten(0, original.shape[:2]))
 
 
-def _drop_encoder_prefix(module: nn.Module, state: dict, prefix: str, _metadata: Any) -> None:
-    """Speak the published keys: `encoder.blocks...` is saved as `blocks...`, in place, in order."""
+def _drop_encoder_prefix(
+    module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any
+) -> None:
+    """Save the published keys: `encoder.blocks...` becomes `blocks...`, in place, in order."""
     ours = f"{prefix}encoder."
     items = [
         (prefix + key.removeprefix(ours) if key.startswith(ours) else key, state[key])
@@ -393,8 +407,10 @@ def _drop_encoder_prefix(module: nn.Module, state: dict, prefix: str, _metadata:
     state.update(items)
 
 
-def _add_encoder_prefix(module: nn.Module, state: dict, prefix: str, *_unused: Any) -> None:
-    """Read the published keys: what is not the autoencoder's own belongs to the encoder."""
+def _add_encoder_prefix(
+    module: nn.Module, state: dict[str, Any], prefix: str, *_unused: Any
+) -> None:
+    """Load the published keys: keys that are not the autoencoder's own are the encoder's."""
     own = {name.split(".")[0] for name, _ in module.named_parameters()} - {"encoder"}
     for key in list(state):
         if not key.startswith(prefix):

@@ -3,8 +3,8 @@
 Learned embeddings are lists of tokens in raster order: [1, h*w, C] over space, [1, t, C] over time,
 [1, t*h*w, C] over both at once (the autoencoder's decoder). Space is resized by bicubic
 interpolation, time by linear interpolation, both with pixel centres at half integers (PyTorch's
-align_corners=False), in float32, without antialiasing: what SlowFast and SAM 2 do. An embedding
-that has the right size already is returned untouched, bit for bit. MViTv2's tables of relative
+align_corners=False), in float32, without antialiasing, as SlowFast and SAM 2 do. An embedding that
+has the right size already is returned unchanged, bit for bit. MViTv2's tables of relative
 positions, [distances, C] for each axis of each block, are resized by linear interpolation too.
 
 The absolute-window form (arXiv 2311.05613) writes the spatial embedding as a sum
@@ -12,8 +12,8 @@ The absolute-window form (arXiv 2311.05613) writes the spatial embedding as a su
     E[y, x] = bicubic(G)[y, x] + W[y mod 8, x mod 8]
 
 of a small global part G, the only one that is ever resized, and a window part W that repeats in
-every mask unit. Resizing a plain embedding pulls the pattern that training wrote into each unit out
-of step with the units; here it stays in step.
+every mask unit. When a plain embedding is resized, the pattern that training produced in each unit
+no longer coincides with the units; in this form it does.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Grid = Sequence[int]
 
 
 def resize_spatial(embed: Tensor, source: Grid, target: Grid) -> Tensor:
-    """[1, h*w, C] of the grid `source` = (h, w) -> [1, h'*w', C] of `target`, bicubic."""
+    """Resize [1, h*w, C] of the grid `source` = (h, w) to [1, h'*w', C] of `target`, bicubic."""
     if tuple(source) == tuple(target):
         return embed
     plane = embed.transpose(1, 2).unflatten(2, tuple(source))
@@ -37,7 +37,7 @@ def resize_spatial(embed: Tensor, source: Grid, target: Grid) -> Tensor:
 
 
 def resize_temporal(embed: Tensor, length: int) -> Tensor:
-    """[1, t, C] -> [1, length, C], linear."""
+    """Resize [1, t, C] to [1, length, C], linear."""
     if embed.shape[1] == length:
         return embed
     line = embed.float().transpose(1, 2)
@@ -46,7 +46,7 @@ def resize_temporal(embed: Tensor, length: int) -> Tensor:
 
 
 def resize_joint(embed: Tensor, source: Sequence[int], target: Sequence[int]) -> Tensor:
-    """[1, t*h*w, C] of `source` = (t, h, w) -> `target`: linear in time, then bicubic in space."""
+    """Resize [1, t*h*w, C] of `source` = (t, h, w): linear in time, then bicubic in space."""
     if tuple(source) == tuple(target):
         return embed
     (frames, *plane), (new_frames, *new_plane) = source, target
@@ -58,7 +58,7 @@ def resize_joint(embed: Tensor, source: Sequence[int], target: Sequence[int]) ->
 
 
 def resize_plane(plane: Tensor, size: Grid) -> Tensor:
-    """[1, C, h, w] -> [1, C, *size], bicubic."""
+    """Resize [1, C, h, w] to [1, C, *size], bicubic."""
     if tuple(plane.shape[2:]) == tuple(size):
         return plane
     resized = F.interpolate(plane.float(), size=tuple(size), mode="bicubic", align_corners=False)
@@ -66,7 +66,7 @@ def resize_plane(plane: Tensor, size: Grid) -> Tensor:
 
 
 def abs_win_embedding(window: Tensor, overall: Tensor, grid: Grid) -> Tensor:
-    """The plain embedding [1, h*w, C] that W [1, C, a, b] and G [1, C, g, f] stand for.
+    """Add W [1, C, a, b], tiled, and G [1, C, g, f], resized: the plain embedding [1, h*w, C].
 
     `grid` is (h, w), each side a multiple of the window's.
     """
@@ -80,7 +80,7 @@ def split_abs_win(
 ) -> tuple[Tensor, Tensor, float]:
     """Approximate a plain embedding by a window and a global part; no exact split exists.
 
-    W is the mean over all windows; G holds each window's mean of what W leaves over.
+    W is the mean over all windows; G has the mean of the remainder in each window.
 
     Args:
         embed: [1, h*w, C].
@@ -90,7 +90,7 @@ def split_abs_win(
 
     Returns:
         W [1, C, a, b], G [1, C, g, f], and the share of the embedding's variance over positions
-        that the two parts together do not give back (0: exact, 1: nothing kept).
+        that the two parts together do not explain (0: exact, 1: nothing kept).
     """
     (height, width), (a, b) = grid, window
     full = embed.float()

@@ -1,19 +1,19 @@
-"""The token layout: raster grids <-> mask units. This is where Hiera's one trick lives.
+"""The token layout: between raster grids and mask units. Hiera's speed rests on this order.
 
 Hiera groups tokens into *mask units*: squares of 8x8 tokens (32x32 pixels) of one time step.
-A unit is what pretraining deletes and what early attention is confined to. Everything in this
+Pretraining deletes whole units, and early attention stays inside a unit. Every model in this
 package keeps tokens *unit-major*, as a tensor of four axes
 
     [B, U, n, C]      batch, units, tokens inside a unit, channels
 
-so that each operation of the network is indexing or a plain view:
+so that each operation of the network is an index or a view:
 
 * deleting units      = picking entries of axis U;
 * attention in a unit = attention over n, with (B, U) folded into the batch;
 * global attention    = attention over (U, n) flattened;
 * max pooling 2x2     = a maximum over the leading 4 of n.
 
-The last one asks for a special order inside the unit. Write a token's row in its unit in binary,
+The last one needs a special order inside the unit. Write a token's row in its unit in binary,
 y = 4*y3 + 2*y2 + y1 (and x likewise). The order is
 
     index = ((y1, x1), (y2, x2), (y3, x3))      first pair slowest
@@ -26,12 +26,8 @@ next pool. For a 4x4 unit (rows 0-3, two pools) the raster positions in this ord
 
 and the maximum over the four groups pools {0,1,4,5}, {2,3,6,7}, {8,9,12,13}, {10,11,14,15}.
 
-The same holds for 1, 2 or 3 dimensions; a video unit is 1x8x8, so time is never pooled. A unit
-longer than all pools together keeps a rest (r) as the last axis of the order.
-
-The rungs below Hiera on the ladder (`rungs.py`) pool with windows that overlap, for which a unit
-must be a picture: their tokens are in raster order inside the unit ("units"), or there is but one
-unit, the whole grid ("grid").
+The same holds for 1, 2 or 3 dimensions; a video unit is 1x8x8, so time is never pooled. If a unit
+is longer than all pools together, the rest (r) is the last axis of the order.
 
 Hiera's released code stores the same inner order with the *unit* index fastest; the functions
 computed are the same (Hiera paper, section 3.1-3.2; ladder of orders in its appendix A).
@@ -51,7 +47,7 @@ from hiera_video.errors import UserError
 
 
 class TokenLayout:
-    """Sizes of units and grids, and the two directions between raster and unit-major order.
+    """Sizes of units and grids, and the conversions between raster and unit-major order.
 
     Args:
         input_size: pixels of the input along each of the D dimensions, e.g. (16, 224, 224).
@@ -59,11 +55,9 @@ class TokenLayout:
         mask_unit_size: tokens of a mask unit along each dimension, e.g. (1, 8, 8).
         q_stride: pooling stride between stages, e.g. (1, 2, 2).
         num_pools: how many poolings the order inside a unit provides for (stages - 1).
-        order: of the tokens in a unit, "unrolled" or raster ("units"); "grid": raster order and
-            the whole grid as the only unit, whatever `mask_unit_size`.
 
     Raises:
-        UserError: if the sizes do not divide; it names the sizes allowed.
+        UserError: the sizes do not divide; the message names the sizes that are allowed.
     """
 
     def __init__(
@@ -74,7 +68,6 @@ class TokenLayout:
         mask_unit_size: Sequence[int],
         q_stride: Sequence[int],
         num_pools: int,
-        order: str = "unrolled",
     ) -> None:
         dims = len(input_size)
         if not all(len(s) == dims for s in (patch_stride, mask_unit_size, q_stride)):
@@ -83,38 +76,33 @@ class TokenLayout:
                 f"{tuple(patch_stride)}, mask_unit_size={tuple(mask_unit_size)} and q_stride="
                 f"{tuple(q_stride)} must have as many"
             )
-        whole = order == "grid"
-        multiple = tuple(
-            p if whole else p * m for p, m in zip(patch_stride, mask_unit_size, strict=True)
-        )
-        if any(size < 1 or size % m for size, m in zip(input_size, multiple, strict=True)):
-            raise UserError(
-                f"input_size={tuple(input_size)} must be positive multiples of {multiple} "
-                f"({'one patch' if whole else 'one mask unit'}, in frames and pixels)"
-            )
-        if whole:
-            mask_unit_size = [i // p for i, p in zip(input_size, patch_stride, strict=True)]
-        pooled = tuple(s**num_pools for s in q_stride)
-        if not whole and any(m % p for m, p in zip(mask_unit_size, pooled, strict=True)):
-            raise UserError(
-                f"mask_unit_size={tuple(mask_unit_size)} must be multiples of {pooled}, "
-                f"what {num_pools} poolings by {tuple(q_stride)} consume"
-            )
-        self.dims, self.order = dims, order
+        self.dims = dims
         self.num_pools = num_pools
         self.q_stride = tuple(q_stride)
-        self.unit = tuple(mask_unit_size)
+        self.unit = self.unit_size(input_size, patch_stride, mask_unit_size)
         self.grid = tuple(i // p for i, p in zip(input_size, patch_stride, strict=True))
         self.unit_grid = tuple(g // m for g, m in zip(self.grid, self.unit, strict=True))
-        self.rest = tuple(m // p for m, p in zip(self.unit, pooled, strict=True))
         self.num_units = math.prod(self.unit_grid)
         self.tokens_per_unit = math.prod(self.unit)
         self.pool_factor = math.prod(self.q_stride)
 
+    def unit_size(
+        self, input_size: Sequence[int], patch_stride: Sequence[int], mask_unit_size: Sequence[int]
+    ) -> tuple[int, ...]:
+        """Return the tokens of a unit along each dimension; UserError if sizes do not divide."""
+        multiple = tuple(p * m for p, m in zip(patch_stride, mask_unit_size, strict=True))
+        check_multiples(input_size, multiple, of="one mask unit")
+        pooled = tuple(s**self.num_pools for s in self.q_stride)
+        if any(m % p for m, p in zip(mask_unit_size, pooled, strict=True)):
+            raise UserError(
+                f"mask_unit_size={tuple(mask_unit_size)} must be multiples of {pooled}, for "
+                f"{self.num_pools} poolings by {self.q_stride}"
+            )
+        return tuple(mask_unit_size)
+
     def unit_shape(self, pools: int) -> tuple[int, ...]:
         """Tokens of a unit along each dimension after `pools` poolings."""
-        # rounded up: pools that overlap keep the last row of an odd grid
-        return tuple(-(-m // s**pools) for m, s in zip(self.unit, self.q_stride, strict=True))
+        return tuple(m // s**pools for m, s in zip(self.unit, self.q_stride, strict=True))
 
     def grid_shape(self, pools: int) -> tuple[int, ...]:
         """Tokens of the whole input along each dimension after `pools` poolings."""
@@ -124,7 +112,7 @@ class TokenLayout:
     def to_units(self, raster: Tensor) -> Tensor:
         """Raster tokens [B, *grid, C] -> unit-major [B, U, n, C]; one copy."""
         batch, channels = raster.shape[0], raster.shape[-1]
-        blocks = self._blocks(pools=0)
+        blocks = self.axes(pools=0)
         width = len(blocks) + 1  # axes that one dimension is split into: unit, then coarse to fine
         split = [
             size
@@ -142,7 +130,7 @@ class TokenLayout:
     def to_unit_raster(self, tokens: Tensor, pools: int) -> Tensor:
         """[B, k, n, C] after `pools` poolings -> [B, k, *unit, C], raster inside each unit."""
         batch, units, _, channels = tokens.shape
-        blocks = self._blocks(pools)
+        blocks = self.axes(pools)
         x = tokens.reshape(batch, units, *(size for block in blocks for size in block), channels)
         coarse_to_fine = range(len(blocks) - 1, -1, -1)
         inner = [2 + b * self.dims + d for d in range(self.dims) for b in coarse_to_fine]
@@ -152,7 +140,7 @@ class TokenLayout:
     def from_unit_raster(self, x: Tensor) -> Tensor:
         """The inverse of `to_unit_raster` before any pooling: [B, k, *unit, C] -> [B, k, n, C]."""
         batch, units, channels = x.shape[0], x.shape[1], x.shape[-1]
-        blocks = self._blocks(pools=0)
+        blocks = self.axes(pools=0)
         split = [block[d] for d in range(self.dims) for block in reversed(blocks)]
         x = x.reshape(batch, units, *split, channels)
         last = len(blocks) - 1
@@ -167,14 +155,21 @@ class TokenLayout:
         x = self.to_unit_raster(tokens, pools)
         return units_to_raster(x, self.unit_grid)
 
-    def _blocks(self, pools: int) -> list[tuple[int, ...]]:
-        """Sizes of the axes that n is made of, slowest first.
+    def axes(self, pools: int) -> list[tuple[int, ...]]:
+        """Return the sizes of the axes that n consists of, slowest first.
 
-        Raster: the unit. Unrolled: one for each pool still to come, and the rest.
+        One for each pooling that is still to come, then the rest.
         """
-        if self.order != "unrolled":
-            return [self.unit_shape(pools)]
-        return [self.q_stride] * (self.num_pools - pools) + [self.rest]
+        return [self.q_stride] * (self.num_pools - pools) + [self.unit_shape(self.num_pools)]
+
+
+def check_multiples(input_size: Sequence[int], multiple: Sequence[int], *, of: str) -> None:
+    """Raise UserError unless all sides are positive multiples; `of` says in words of what."""
+    if any(size < 1 or size % m for size, m in zip(input_size, multiple, strict=True)):
+        raise UserError(
+            f"input_size={tuple(input_size)} must be positive multiples of {tuple(multiple)} "
+            f"({of}, in frames and pixels)"
+        )
 
 
 def units_to_raster(x: Tensor, unit_grid: Sequence[int]) -> Tensor:
@@ -202,7 +197,7 @@ def max_pool(tokens: Tensor, factor: int) -> Tensor:
 
 
 def num_kept(num_units: int, mask_ratio: float) -> int:
-    """Units that stay visible: int(U * (1 - ratio)), at least one (paper: 39 of 392 at 0.9).
+    """Number of units that stay visible: int(U * (1 - ratio)), at least one (39 of 392 at 0.9).
 
     Raises:
         UserError: if `mask_ratio` is outside [0, 1).
@@ -223,24 +218,24 @@ def keep_from_noise(noise: Tensor, mask_ratio: float) -> Tensor:
 def unit_ids(chosen: Tensor, count: int) -> Tensor:
     """Positions of the `count` True entries of each row of `chosen` [B, U], in the flat (B, U).
 
-    The shape of the result, [B * count], does not depend on the mask's values: nothing waits for
-    the device, and compiled code needs no break.
+    The shape of the result, [B * count], does not depend on the values of the mask: nothing waits
+    for the device, and torch.compile needs no graph break.
     """
-    # a stable sort of "not chosen" brings the chosen units to the front in their own order
+    # a stable sort of "not chosen" brings the chosen units to the front and keeps their order
     front = (~chosen).to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
     rows = torch.arange(chosen.shape[0], device=chosen.device).unsqueeze(1) * chosen.shape[1]
     return (front + rows).flatten()
 
 
 def count_kept(keep: Tensor, *, batch: int, num_units: int, known: int | None = None) -> int:
-    """Units kept per clip, after checking that `keep` is a usable mask.
+    """Return the number of units kept per clip, after checking that `keep` is a usable mask.
 
-    Counting waits for the device, and compiled code for one mask is not for another. `known`, by
-    whoever drew the mask, spares both: the device itself then stops with a RuntimeError, a moment
-    later, where a clip keeps another number.
+    Counting waits for the device, and torch.compile recompiles when the number changes. A caller
+    that drew the mask gives the number as `known` and avoids both; then the device checks it and
+    raises a RuntimeError a little later if a clip keeps another number.
 
     Raises:
-        UserError: if `keep` is not bool [B, U] or keeps nothing or unequal numbers per clip.
+        UserError: `keep` is not bool [B, U], keeps nothing, or keeps unequal numbers per clip.
     """
     if keep.dtype != torch.bool or tuple(keep.shape) != (batch, num_units):
         raise UserError(

@@ -23,7 +23,7 @@ from benchmarks.tables import Column, Row
 from hiera_video.registry import MODEL_REGISTRY
 
 LABELS = {"r0": "R0", "r1": "R1", "r2b": "R2b", "r2c": "R2c", "r3": "R3", "r4": "R4", "r5": "R5"}
-RUNGS = tuple(LABELS)
+LADDER_STEPS = tuple(LABELS)
 SUFFIX = {"image": "224", "video": "16x224"}
 RELEASED = "released"
 PICTURES = Path("runs/benchmark")
@@ -89,7 +89,7 @@ class Rows:
         Raises:
             UserError: a rung is not registered.
         """
-        found = {rung: f"ladder_{rung}_{self.size}_{SUFFIX[self.kind]}" for rung in RUNGS}
+        found = {rung: f"ladder_{rung}_{self.size}_{SUFFIX[self.kind]}" for rung in LADDER_STEPS}
         for name in found.values():
             MODEL_REGISTRY.get(name)
         released = f"mvitv2_{self.size}_16x224"
@@ -103,7 +103,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--size", choices=("small", "base", "large"), default="small")
     parser.add_argument("--input", choices=tuple(SUFFIX), default="video")
     parser.add_argument(
-        "--rungs", nargs="+", choices=RUNGS, default=list(RUNGS), help="some of them only"
+        "--rungs",
+        nargs="+",
+        choices=LADDER_STEPS,
+        default=list(LADDER_STEPS),
+        help="some of them only",
     )
     parser.add_argument(
         "--png",
@@ -197,7 +201,7 @@ def ratios(
 
 def rung_before(rung: str, names: dict[str, str]) -> str | None:
     """The rung that a step is measured against; None for the first."""
-    climbed = [r for r in RUNGS if r in names]
+    climbed = [r for r in LADDER_STEPS if r in names]
     if rung not in climbed or rung == climbed[0]:
         return None
     return climbed[climbed.index(rung) - 1]

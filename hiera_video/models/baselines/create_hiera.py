@@ -35,7 +35,7 @@ from hiera_video.models.hiera import (
     positions_parameter,
 )
 from hiera_video.models.inputs import check_clips
-from hiera_video.models.layers import GELU, LAYER_NORM_EPS, Block, PatchEmbed
+from hiera_video.models.layers import GELU, LAYER_NORM_EPS, Block, BlockConfig, PatchEmbed
 from hiera_video.models.tokens import TokenLayout
 from hiera_video.models.weights.key_names import HIERA_KEYS, KeyNames
 
@@ -260,7 +260,7 @@ def create_hiera_stage(
     blocks = []
     for i in range(spec.depth):
         first = i == 0
-        block = Block(
+        config = BlockConfig(
             spec.dim_in if first else spec.dim_out,
             spec.dim_out,
             spec.num_heads,
@@ -269,6 +269,7 @@ def create_hiera_stage(
             q_pool=spec.pool_factor if first else 1,
             local=spec.first_local if first and spec.first_local is not None else spec.local,
         )
+        block = Block(config)
         block.mlp.act = activation()
         blocks.append(block)
     return nn.Sequential(*blocks)

@@ -1,23 +1,24 @@
-"""Pooling of queries, keys and values, and the attention around it: what Hiera leaves out.
+"""Attention with pooled queries, keys and values, and its blocks: what Hiera leaves out.
 
 A pool takes tokens [B, U, n, h, d] to [B, U, n', h, d] (h heads, d channels of a head) and comes in
 three forms:
 
-* `WindowConv`, `WindowMax`: every unit is cut out and becomes a small picture, padded at its
-  borders, so that no value crosses from one unit to another ("separate and pad", paper section
-  3.2). With the whole grid as the only unit they are MViTv2's pools.
+* `WindowConv`, `WindowMax`: every unit becomes a small image of its own, padded at its borders, so
+  that no value crosses from one unit to another ("separate and pad", paper section 3.2). With the
+  whole grid as the only unit they are MViTv2's pools.
 * `LeadingMax`: kernel = stride in unrolled order, where the tokens to merge are a leading axis.
 
-The copies around the first two are what those rungs cost; they are kept as they are in MViTv2:
-channels first, heads folded into the batch.
+The first two copy their input, and that is the cost of the steps that use them; the copies are
+those of MViTv2: channels first, heads folded into the batch.
 
 Shapes: B batch, U units, n tokens in a unit, C channels, h heads, d channels of a head.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -25,22 +26,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError
-from hiera_video.models.ladder.ablation import Rung
+from hiera_video.models.ladder.ablation import AblationConfig
 from hiera_video.models.ladder.relative_positions import (
     AXES,
     distance_index,
     relative_bias,
     table_length,
 )
-from hiera_video.models.layers import LAYER_NORM_EPS, Block, convolve
+from hiera_video.models.layers import LAYER_NORM_EPS, Block, BlockConfig, convolve
 from hiera_video.models.tokens import TokenLayout
 
-MAX_POOL = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}
+MAX_POOL: Mapping[int, Callable[..., Tensor]] = {
+    1: F.max_pool1d,
+    2: F.max_pool2d,
+    3: F.max_pool3d,
+}
 
 
 @dataclass(frozen=True)
 class Window:
-    """One kind of pooling window on units (or on the grid) of one size."""
+    """A pooling window on units (or on the grid) of one size."""
 
     unit: tuple[int, ...]
     """Tokens of a unit along each dimension, before pooling."""
@@ -57,9 +62,9 @@ class Window:
         )
 
     def as_pictures(self) -> tuple[int, Window]:
-        """Steps in time that a pool works on one by one, and its window on each.
+        """Return how many steps in time are pooled one by one, and the window on each.
 
-        A window in space alone needs no 3-D pool, which is much slower than one on pictures.
+        A window in space alone needs no 3-D pool, which is much slower than a 2-D one.
         """
         if len(self.unit) < 3 or (self.kernel[0], self.stride[0]) != (1, 1):
             return 1, self
@@ -81,7 +86,7 @@ class WindowMax(nn.Module):
         x, window = to_pictures(t, self.steps, self.window.unit), self.window
         pool, padding = MAX_POOL[len(window.unit)], window.padding
         if self.zero_pad:
-            x, padding = F.pad(x, self.zeros), 0
+            x, padding = F.pad(x, self.zeros), (0,) * len(padding)
         x = pool(x, window.kernel, stride=window.stride, padding=padding)
         return from_pictures(x, self.steps, like=t)
 
@@ -136,39 +141,43 @@ def from_pictures(x: Tensor, steps: int, *, like: Tensor) -> Tensor:
 
 
 class PoolingAttention(nn.Module):
-    """Multi-head attention with pooled Q, K and V, as far as its pools are there.
+    """Multi-head attention with pooled Q, K and V.
 
     Parameters have MViTv2's published names: `pool_q.weight`, `norm_q.weight`, `rel_pos_h`.
 
     Args:
-        dim, dim_out, heads: width before and after, and heads.
-        pools: of Q, K and V; None where there is nothing to pool.
-        norm: whether a LayerNorm over a head's channels follows each pool.
+        config: width before and after, heads, and whether attention stays inside units.
+        pools: pools of Q, K and V; None for one that is not pooled.
+        norm: whether a LayerNorm over the channels of a head follows each pool.
         residual: add the pooled queries to the result.
-        local: attend inside each unit instead of over all units.
         cls: the first token is a class token: not pooled, no residual, no position.
-        grids: tokens of queries and of keys along each dimension where relative positions are
-            wanted.
+        grids: tokens of queries and of keys along each dimension, for relative positions; None
+            for attention without them.
     """
+
+    pool_q: nn.Module | None
+    pool_k: nn.Module | None
+    pool_v: nn.Module | None
+    norm_q: nn.Module | None
+    norm_k: nn.Module | None
+    norm_v: nn.Module | None
 
     def __init__(
         self,
-        dim: int,
-        dim_out: int,
-        heads: int,
+        config: BlockConfig,
         *,
         pools: Sequence[nn.Module | None],
         norm: bool,
         residual: bool,
-        local: bool = False,
         cls: bool = False,
         grids: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
-        self.heads, self.residual, self.local, self.cls = heads, residual, local, cls
-        self.qkv = nn.Linear(dim, 3 * dim_out)
-        self.proj = nn.Linear(dim_out, dim_out)
-        channels = dim_out // heads
+        self.heads, self.local = config.heads, config.local
+        self.residual, self.cls = residual, cls
+        self.qkv = nn.Linear(config.dim, 3 * config.dim_out)
+        self.proj = nn.Linear(config.dim_out, config.dim_out)
+        channels = config.dim_out // config.heads
         for name, pool in zip("qkv", pools, strict=True):
             normed = norm and pool is not None
             setattr(self, f"pool_{name}", pool)
@@ -198,15 +207,18 @@ class PoolingAttention(nn.Module):
         x = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q))
         if self.residual:
             x = x + self._without_cls(q)
-        return self.proj(x.transpose(1, 2).reshape(batch, units, -1, x.shape[1] * x.shape[3]))
+        mixed = x.transpose(1, 2).reshape(batch, units, -1, x.shape[1] * x.shape[3])
+        out: Tensor = self.proj(mixed)
+        return out
 
     def _pooled(self, t: Tensor, pool: nn.Module | None, norm: nn.Module | None) -> Tensor:
-        """[B, U, n, h, d] -> [B, U, n', h, d]; a class token skips the pool but not the norm."""
+        """[B, U, n, h, d] -> [B, U, n', h, d]. A class token is not pooled, but it is normed."""
         if pool is not None:
             t = torch.cat((t[:, :, :1], pool(t[:, :, 1:])), dim=2) if self.cls else pool(t)
         return t if norm is None else norm(t)
 
     def _bias(self, q: Tensor) -> Tensor | None:
+        """Return what relative positions add to the scores, [B', h, Nq, Nk]; None without them."""
         if not self.axes:
             return None
         tables = [getattr(self, f"rel_pos_{axis}") for axis in self.axes]
@@ -214,12 +226,12 @@ class PoolingAttention(nn.Module):
         return relative_bias(q, tables, indices, cls=self.cls)
 
     def _without_cls(self, q: Tensor) -> Tensor:
-        """Queries [B', h, N, d], the class token's zero: it has no residual."""
+        """Return the queries [B', h, N, d] with zeros for a class token, which has no residual."""
         return F.pad(q[:, :, 1:], (0, 0, 1, 0)) if self.cls else q
 
 
 class ShortcutPool(nn.Module):
-    """A window's max pool on the skip path, [B, U, n, C]; a class token passes it by."""
+    """Max pool on the skip path, [B, U, n, C]; a class token is not pooled."""
 
     def __init__(self, pool: nn.Module, *, cls: bool) -> None:
         super().__init__()
@@ -228,155 +240,183 @@ class ShortcutPool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, U, n, C] -> [B, U, n', C]."""
         if not self.cls:
-            return self.pool(x.unsqueeze(3)).squeeze(3)
-        return torch.cat((x[:, :, :1], self.pool(x[:, :, 1:].unsqueeze(3)).squeeze(3)), dim=2)
+            return self._pooled(x)
+        return torch.cat((x[:, :, :1], self._pooled(x[:, :, 1:])), dim=2)
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        one_head: Tensor = self.pool(x.unsqueeze(3))
+        return one_head.squeeze(3)
 
 
-class MlpExpandBlock(Block):
-    """A block whose MLP widens, C -> C_out, where its attention does not (MViTv2-L).
+class PoolingBlock(Block):
+    """A block whose attention or skip path pools in another way than Hiera's.
 
-    The skip path around the MLP projects the normed tokens, as that around attention does in a
+    Args:
+        config: sizes of the block.
+        attn: its attention; None for Hiera's.
+        shortcut_pool: pool of the skip path; None for Hiera's.
+    """
+
+    def __init__(
+        self, config: BlockConfig, attn: nn.Module | None, shortcut_pool: nn.Module | None
+    ) -> None:
+        super().__init__(config, attn)
+        self.shortcut_pool = shortcut_pool
+
+    def pool_shortcut(self, x: Tensor) -> Tensor:
+        """[B, U, n, C] -> [B, U, n', C]."""
+        if self.shortcut_pool is None:
+            return super().pool_shortcut(x)
+        pooled: Tensor = self.shortcut_pool(x)
+        return pooled
+
+
+class MlpExpandBlock(PoolingBlock):
+    """A block whose MLP widens, `config.dim` -> `dim_out`, where its attention does not (MViTv2-L).
+
+    The skip path around the MLP projects the normed tokens, as the one around attention does in a
     block whose attention widens.
     """
 
-    def __init__(self, dim: int, dim_out: int, heads: int, *, mlp_ratio: float, **kwargs) -> None:
-        super().__init__(dim, dim, heads, mlp_ratio=mlp_ratio, **kwargs)
+    def __init__(
+        self,
+        config: BlockConfig,
+        attn: nn.Module | None,
+        shortcut_pool: nn.Module | None,
+        *,
+        dim_out: int,
+    ) -> None:
+        super().__init__(config, attn, shortcut_pool)
+        self.dim_out = dim_out
         self.mlp.fc2 = nn.Linear(self.mlp.fc1.out_features, dim_out)
-        self.proj = nn.Linear(dim, dim_out)
+        self.proj: nn.Linear = nn.Linear(config.dim, dim_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, U, n, C] -> [B, U, n', C_out]."""
         normed = self.norm1(x)
         x = self.pool_shortcut(x) + self.drop_path(self.attn(normed))
         normed = self.norm2(x)
-        return self.proj(normed) + self.drop_path(self.mlp(normed))
+        out: Tensor = self.proj(normed) + self.drop_path(self.mlp(normed))
+        return out
 
 
-# ---- from choices to modules ----------------------------------------------------------------
+# ---- from an ablation config to modules ----------------------------------------------------------
 
 
-def block_for(
-    rung: Rung,
-    layout: TokenLayout,
-    dims: tuple[int, int, int],
-    heads: int,
-    *,
-    pools_before: int,
-    pools_queries: bool,
-    kv_stride: int,
-    local: bool,
-    mlp_ratio: float,
-    drop_path: float,
-) -> Block:
-    """The block of a rung at one place of the network.
+@dataclass(frozen=True)
+class BlockPlace:
+    """Where in the network a block is, and what its pools work on."""
+
+    layout: TokenLayout
+    pools_before: int
+    """Query poolings before the block."""
+    kv_stride: int
+    """Stride of its keys and values in space."""
+    dim_out: int
+    """Channels after its MLP; `BlockConfig.dim_out` is after its attention."""
+
+
+def make_block(ablation: AblationConfig, config: BlockConfig, place: BlockPlace) -> Block:
+    """Build a block of a step of the ladder.
 
     Args:
-        rung, layout: of the encoder.
-        dims: channels before the block, after its attention and after its MLP.
-        heads: of its attention.
-        pools_before: query poolings before this block.
-        pools_queries: whether it is one that pools its queries.
-        kv_stride: stride of its keys and values in space.
-        local: whether its attention stays inside units.
-        mlp_ratio, drop_path: see `Block`.
+        ablation: the step.
+        config: what Hiera would build there.
+        place: where it is.
 
     Raises:
-        UserError: where a stride does not fit the unit.
+        UserError: a stride does not fit the unit.
     """
-    dim, dim_attn, dim_out = dims
-    places = _Places(rung, layout, pools_before, dim_attn // heads)
+    layout, unrolled = place.layout, ablation.tokens == "unrolled"
+    maker = PoolMaker(ablation, place, channels=config.dim_out // config.heads)
+    pools_queries = config.q_pool > 1
     q_stride = layout.q_stride if pools_queries else (1,) * layout.dims
-    pools = [places.pool(q_stride), *(places.pool(places.in_space(kv_stride)) for _ in range(2))]
-    unrolled = rung.tokens == "unrolled"
+    kv_stride = maker.in_space(place.kv_stride)
+    pools = [maker.pool(q_stride), maker.pool(kv_stride), maker.pool(kv_stride)]
     attn = None
     # what Hiera's own attention can do is left to it
-    if rung.q_residual or not unrolled or any(pools[1:]):
+    if ablation.q_residual or not unrolled or any(pools[1:]):
+        relative = ablation.positions == "relative"
         attn = PoolingAttention(
-            dim,
-            dim_attn,
-            heads,
+            config,
             pools=pools,
-            norm=rung.pool_op == "conv",
-            residual=rung.q_residual,
-            local=local,
-            cls=rung.cls_token,
-            grids=places.grids(q_stride, kv_stride) if rung.positions == "relative" else None,
+            norm=ablation.pool_op == "conv",
+            residual=ablation.q_residual,
+            cls=ablation.cls_token,
+            grids=maker.grids(q_stride, kv_stride) if relative else None,
         )
-    arguments = {
-        "mlp_ratio": mlp_ratio,
-        "drop_path": drop_path,
-        "q_pool": layout.pool_factor if pools_queries and unrolled else 1,
-        "local": local,
-        "attn": attn,
-        "shortcut_pool": places.shortcut(q_stride) if pools_queries and not unrolled else None,
-    }
-    if dim_out != dim_attn:
-        return MlpExpandBlock(dim, dim_out, heads, **arguments)
-    return Block(dim, dim_attn, heads, **arguments)
+    shortcut_pool = maker.shortcut(q_stride) if pools_queries and not unrolled else None
+    if not unrolled:
+        config = dataclasses.replace(config, q_pool=1)
+    if place.dim_out != config.dim_out:
+        return MlpExpandBlock(config, attn, shortcut_pool, dim_out=place.dim_out)
+    return PoolingBlock(config, attn, shortcut_pool)
 
 
-class _Places:
-    """What pools of a rung look like on units after so many poolings."""
+class PoolMaker:
+    """Builds the pools of one block, whose heads have `channels` channels."""
 
-    def __init__(self, rung: Rung, layout: TokenLayout, pools: int, channels: int) -> None:
-        self.rung, self.layout, self.pools, self.channels = rung, layout, pools, channels
-        self.unit = layout.unit_shape(pools)
+    def __init__(self, ablation: AblationConfig, place: BlockPlace, *, channels: int) -> None:
+        self.ablation, self.place, self.channels = ablation, place, channels
+        self.unit = place.layout.unit_shape(place.pools_before)
 
     def in_space(self, stride: int) -> tuple[int, ...]:
-        """A stride along the dimensions that queries are pooled along: not along time."""
-        return tuple(stride if s > 1 else 1 for s in self.layout.q_stride)
+        """Return a stride along the dimensions that queries are pooled along: not along time."""
+        return tuple(stride if s > 1 else 1 for s in self.place.layout.q_stride)
 
     def pool(self, stride: Sequence[int]) -> nn.Module | None:
-        """The pool of this stride, None where there is none."""
-        rung = self.rung
-        if math.prod(stride) == 1 and not rung.pool_stride1:
+        """Build the pool of Q, K or V with this stride; None if there is none."""
+        ablation = self.ablation
+        if math.prod(stride) == 1 and not ablation.pool_stride1:
             return None
-        if rung.tokens == "unrolled":
+        if ablation.tokens == "unrolled":
             return LeadingMax(self._leading(stride))
         window = self.window(stride)
-        if rung.pool_op == "conv":
+        if ablation.pool_op == "conv":
             return WindowConv(self.channels, window)
         return WindowMax(window, zero_pad=self._zero_pad)
 
     def shortcut(self, stride: Sequence[int]) -> ShortcutPool:
-        """The skip path's max pool; its kernel does not reach along what it does not stride."""
-        kernel = tuple(s + 1 if s > 1 and self.rung.pool_kernel is not None else s for s in stride)
+        """Build the max pool of the skip path; its kernel is 1 in dimensions of stride 1."""
+        overlapping = self.ablation.pool_kernel is not None
+        kernel = tuple(s + 1 if s > 1 and overlapping else s for s in stride)
         window = self._fitted(kernel, stride)
-        return ShortcutPool(WindowMax(window, zero_pad=self._zero_pad), cls=self.rung.cls_token)
+        return ShortcutPool(WindowMax(window, zero_pad=self._zero_pad), cls=self.ablation.cls_token)
 
     def window(self, stride: Sequence[int]) -> Window:
-        """The window of Q, K and V pools of a stride."""
-        side = self.rung.pool_kernel
+        """Return the window of Q, K and V pools with this stride."""
+        side = self.ablation.pool_kernel
         if side is None:
             return self._fitted(tuple(stride), stride)
-        time = (self.rung.pool_kernel_t,) if len(stride) == 3 else ()
+        time = (self.ablation.pool_kernel_t,) if len(stride) == 3 else ()
         return self._fitted((*time, *[side] * (len(stride) - len(time))), stride)
 
     def grids(
-        self, q_stride: Sequence[int], kv_stride: int
+        self, q_stride: Sequence[int], kv_stride: Sequence[int]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Tokens of queries and of keys along each dimension."""
-        return self.window(q_stride).pooled, self.window(self.in_space(kv_stride)).pooled
+        """Return the tokens of queries and of keys along each dimension."""
+        return self.window(q_stride).pooled, self.window(kv_stride).pooled
 
     @property
     def _zero_pad(self) -> bool:
-        return self.rung.tokens == "units" and self.rung.pool_pad == "zero"
+        return self.ablation.tokens == "units" and self.ablation.pool_pad == "zero"
 
     def _fitted(self, kernel: tuple[int, ...], stride: Sequence[int]) -> Window:
-        overlapping = self.rung.pool_kernel is not None
+        overlapping = self.ablation.pool_kernel is not None
         if not overlapping and any(u % s for u, s in zip(self.unit, stride, strict=True)):
             raise self._misfit(stride)
         padding = tuple(k // 2 if overlapping else 0 for k in kernel)
         return Window(self.unit, kernel, tuple(stride), padding)
 
     def _leading(self, stride: Sequence[int]) -> int:
-        """Length of the leading axis of n that a stride merges."""
-        for levels in range(1, self.layout.num_pools - self.pools + 1):
-            if tuple(stride) == tuple(s**levels for s in self.layout.q_stride):
+        """Return the length of the leading axis of n that a stride merges."""
+        layout = self.place.layout
+        for levels in range(1, layout.num_pools - self.place.pools_before + 1):
+            if tuple(stride) == tuple(s**levels for s in layout.q_stride):
                 return math.prod(stride)
         raise self._misfit(stride)
 
     def _misfit(self, stride: Sequence[int]) -> UserError:
         return UserError(
-            f"rung: a pool of stride {tuple(stride)} does not tile units of {self.unit} tokens"
+            f"ablation: a pool of stride {tuple(stride)} does not tile units of {self.unit} tokens"
         )

@@ -1,4 +1,4 @@
-"""Decomposed relative positions (MViTv2, arXiv 2112.01526): what the first rung adds to its scores.
+"""Decomposed relative positions (MViTv2, arXiv 2112.01526), added to the attention scores.
 
 Each axis has a table of one vector per distance between a query and a key. A score gets the dot
 product of its query with the vectors of its distances along time, rows and columns:
@@ -13,6 +13,7 @@ Shapes: B batch, h heads, d channels of a head, Nq queries, Nk keys.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -26,12 +27,12 @@ _LETTERS = "xyz"
 
 
 def table_length(queries: int, keys: int) -> int:
-    """Distances there are between `queries` and `keys` positions along one axis."""
+    """Return the number of distances between `queries` and `keys` positions along one axis."""
     return 2 * max(queries, keys) - 1
 
 
 def distance_index(queries: int, keys: int) -> Tensor:
-    """Row of an axis' table for each pair of positions: int64 [queries, keys]."""
+    """Return the row of an axis' table for each pair of positions: int64 [queries, keys]."""
     per_query, per_key = max(keys / queries, 1.0), max(queries / keys, 1.0)
     at_query = torch.arange(queries)[:, None] * per_query
     at_key = torch.arange(keys)[None, :] * per_key
@@ -41,7 +42,7 @@ def distance_index(queries: int, keys: int) -> Tensor:
 def relative_bias(
     queries: Tensor, tables: Sequence[Tensor], indices: Sequence[Tensor], *, cls: bool
 ) -> Tensor:
-    """What relative positions add to the scores of unscaled queries.
+    """Return what relative positions add to the attention scores, from unscaled queries.
 
     Args:
         queries: [B, h, Nq, d], in raster order; a class token before them if `cls`.
@@ -55,20 +56,11 @@ def relative_bias(
     q = queries[:, :, 1:] if cls else queries
     q = q.unflatten(2, [index.shape[0] for index in indices])
     axes = _LETTERS[: len(tables)]
-    bias = None
+    parts = []
     for i, (table, index) in enumerate(zip(tables, indices, strict=True)):
         part = torch.einsum(f"bh{axes}c,{axes[i]}kc->bh{axes}k", q, table[index])
         # (B, h, *queries, *keys), of length 1 along the other axes' keys
-        part = part.unflatten(-1, [-1 if j == i else 1 for j in range(len(tables))])
-        bias = part if bias is None else bias + part
+        parts.append(part.unflatten(-1, [-1 if j == i else 1 for j in range(len(tables))]))
+    bias = functools.reduce(torch.add, parts)
     bias = bias.flatten(2 + len(tables)).flatten(2, -2)
     return F.pad(bias, (1, 0, 1, 0)) if cls else bias
-
-
-def resize_table(table: Tensor, length: int) -> Tensor:
-    """[L, d] -> [length, d], linear, in float32, as MViTv2 resizes it."""
-    if table.shape[0] == length:
-        return table
-    line = table.float().t().unsqueeze(0)
-    line = F.interpolate(line, size=length, mode="linear", align_corners=False)
-    return line[0].t().to(table.dtype).contiguous()

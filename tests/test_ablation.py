@@ -1,6 +1,6 @@
-"""The ladder's rungs: against a second, slow implementation, against their neighbours, and masks.
+"""The steps of the ladder: against a slow implementation, against their neighbours, with masks.
 
-No public code has the rungs between MViTv2 and Hiera; `naive_ladder.py` is the oracle.
+No public code has the steps between MViTv2 and Hiera; `naive_ladder.py` is the oracle.
 """
 
 import dataclasses
@@ -13,18 +13,19 @@ from randomness import redraw, relative_error
 
 from hiera_video import build_model
 from hiera_video.errors import UserError
-from hiera_video.models import Hiera
-from hiera_video.models.ladder.ablation import RUNGS, Rung, as_rung
+from hiera_video.models.ladder.ablation import LADDER, AblationConfig, as_ablation
+from hiera_video.models.ladder.layouts import LAYOUTS
+from hiera_video.models.ladder.models import LadderClassifier
 
 SMALL = {"embed_dim": 16, "num_heads": 2, "stages": (1, 2, 1, 1), "num_classes": 5}
 IMAGE = {**SMALL, "input_size": (64, 96)}
 VIDEO = {**SMALL, "input_size": (4, 32, 64)}
-MASKABLE = [name for name in RUNGS if name != "r0"]
+MASKABLE = [name for name in LADDER if name != "r0"]
 KINDS = ("224", "16x224")
 
 
 def model_of(name, kind="16x224", **overrides):
-    """A rung at a size that a test can afford, its parameters at random."""
+    """A step at a size that a test can afford, its parameters at random."""
     sizes = VIDEO if kind == "16x224" else IMAGE
     model = build_model(f"ladder_{name}_small_{kind}", **{**sizes, **overrides})
     return redraw(model).eval()
@@ -49,8 +50,8 @@ def same_function(one, other, tolerance=1e-6):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", RUNGS)
-def test_every_rung_equals_the_slow_implementation(name, kind):
+@pytest.mark.parametrize("name", LADDER)
+def test_every_step_equals_the_slow_implementation(name, kind):
     model = model_of(name, kind)
     clip = clips_for(model, batch=1)
     with torch.inference_mode():
@@ -60,7 +61,7 @@ def test_every_rung_equals_the_slow_implementation(name, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", MASKABLE)
-def test_every_rung_equals_the_slow_implementation_under_a_mask(name, kind):
+def test_every_step_equals_the_slow_implementation_under_a_mask(name, kind):
     model = model_of(name, kind)
     clip = clips_for(model, batch=1)
     keep = model.random_keep(1, 0.5, torch.Generator().manual_seed(5))
@@ -83,7 +84,7 @@ OPTIONS = {
     ("name", "options"), [(name, each) for name, several in OPTIONS.items() for each in several]
 )
 def test_every_option_equals_the_slow_implementation_and_changes_something(name, options):
-    model = model_of(name, rung=options)
+    model = model_of(name, ablation=options)
     clip = clips_for(model, batch=1)
     with torch.inference_mode():
         expected = naive_ladder.logits(model, clip[0])
@@ -100,20 +101,20 @@ def test_every_option_equals_the_slow_implementation_and_changes_something(name,
 def test_unrolled_units_and_grid_are_one_function_where_kernel_is_stride(kind):
     unrolled = model_of("r3", kind)
     for tokens in ("units", "grid"):
-        assert same_function(unrolled, model_of("r3", kind, rung={"tokens": tokens}))
+        assert same_function(unrolled, model_of("r3", kind, ablation={"tokens": tokens}))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_r1_with_one_unit_is_mvit_without_relative_positions(kind):
-    grid = model_of("r0", kind, rung={"positions": "absolute", "final": "mean_norm"})
-    whole = model_of("r1", kind, rung={"pool_pad": "-inf"}, mask_unit_size=grid.layout.grid)
+    grid = model_of("r0", kind, ablation={"positions": "absolute", "final": "mean_norm"})
+    whole = model_of("r1", kind, ablation={"pool_pad": "-inf"}, mask_unit_size=grid.layout.grid)
     assert grid.layout.num_units == whole.layout.num_units == 1
     assert same_function(grid, whole)
 
 
 def test_r0_with_empty_tables_is_mvit_without_relative_positions():
     relative = model_of("r0")
-    absolute = model_of("r0", rung={"positions": "absolute"})
+    absolute = model_of("r0", ablation={"positions": "absolute"})
     state = {k: v for k, v in relative.state_dict().items() if "rel_pos" not in k}
     zeros = {k: torch.zeros_like(v) for k, v in absolute.state_dict().items() if "pos_embed" in k}
     absolute.load_state_dict({**state, **zeros}, strict=True)
@@ -129,7 +130,7 @@ def test_r0_with_empty_tables_is_mvit_without_relative_positions():
 
 def test_separate_and_pad_is_another_function_than_the_whole_grid():
     units = model_of("r1")
-    assert not same_function(units, model_of("r1", rung={"tokens": "grid"}), tolerance=1e-2)
+    assert not same_function(units, model_of("r1", ablation={"tokens": "grid"}), tolerance=1e-2)
 
 
 def test_in_units_the_outer_temporal_taps_see_padding_alone():
@@ -152,7 +153,7 @@ def test_zero_padding_makes_max_pools_cut_off_negative_values():
     """The paper's remark on row b; a unit one step long is padded in time everywhere."""
     seen = {}
     for pad in ("zero", "-inf"):
-        model = model_of("r2b", rung={"pool_pad": pad})
+        model = model_of("r2b", ablation={"pool_pad": pad})
         pool = model.blocks[0].attn.pool_q
         t = torch.randn(2, 3, 64, 2, 8, generator=torch.Generator().manual_seed(0))
         seen[pad] = pool(t)
@@ -163,7 +164,7 @@ def test_zero_padding_makes_max_pools_cut_off_negative_values():
 
 
 def test_a_class_token_is_neither_pooled_nor_positioned_nor_added():
-    model = model_of("r0", rung={"cls_token": True, "final": "cls"})
+    model = model_of("r0", ablation={"cls_token": True, "final": "cls"})
     clips = clips_for(model)
     tokens = model.embed(clips)
     assert tokens.shape[2] == 1 + math.prod(model.layout.grid)
@@ -183,7 +184,7 @@ def test_a_class_token_is_neither_pooled_nor_positioned_nor_added():
 def test_orders_of_tokens_are_undone_exactly(order, kind):
     name = {"unrolled": "r3", "units": "r1", "grid": "r0"}[order]
     layout = model_of(name, kind).layout
-    assert layout.order == order
+    assert type(layout) is LAYOUTS[order]
     raster = torch.randn(2, *layout.grid, 3)
     units = layout.to_units(raster)
     assert units.shape == (2, layout.num_units, layout.tokens_per_unit, 3)
@@ -196,7 +197,7 @@ def test_orders_of_tokens_are_undone_exactly(order, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["r0", "r1", "r2c", "r4"])
-def test_rungs_compile_without_a_break(name):
+def test_steps_compile_without_a_break(name):
     model = model_of(name)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     clips = clips_for(model)
@@ -241,7 +242,7 @@ def test_mvit_takes_no_mask_and_says_who_does():
     for ask in (
         lambda: model(clips_for(model), keep),
         lambda: model.random_keep(2, 0.5),
-        lambda: build_model("mae_ladder_r1_small_16x224", rung=RUNGS["r0"]),
+        lambda: build_model("mae_ladder_r1_small_16x224", ablation=LADDER["r0"]),
     ):
         with pytest.raises(UserError, match=r"no mask units.*ladder_r1"):
             ask()
@@ -251,7 +252,7 @@ def test_mvit_takes_no_mask_and_says_who_does():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", RUNGS)
+@pytest.mark.parametrize("name", LADDER)
 def test_stage_features_are_the_slow_implementations_in_raster_order(name, kind):
     model = model_of(name, kind)
     clip = clips_for(model, batch=1)
@@ -290,18 +291,18 @@ def test_stage_features_are_the_slow_implementations_in_raster_order(name, kind)
 )
 def test_impossible_choices_are_refused(choices, complaint):
     with pytest.raises(UserError, match=complaint):
-        Hiera(**IMAGE, rung=choices)
+        LadderClassifier(**IMAGE, ablation=choices)
 
 
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ({"rung": {"kv_stride": (4, 2)}}, "one stride per stage, 4"),
-        ({"rung": {"kv_stride": (3, 1, 1, 1)}}, r"stride \(1, 3, 3\) does not tile units"),
-        ({"rung": {"kv_stride": (4, 2, 1, 4)}}, "does not tile"),
-        ({"rung": {"kv_stride": (1, 1, 1, 4), "tokens": "units"}}, "does not tile"),
-        ({"rung": 3}, "must be a Rung or a mapping"),
-        ({"pool_pad": "zero"}, "pool_pad.*it takes .*rung"),
+        ({"ablation": {"kv_stride": (4, 2)}}, "one stride per stage, 4"),
+        ({"ablation": {"kv_stride": (3, 1, 1, 1)}}, r"stride \(1, 3, 3\) does not tile units"),
+        ({"ablation": {"kv_stride": (4, 2, 1, 4)}}, "does not tile"),
+        ({"ablation": {"kv_stride": (1, 1, 1, 4), "tokens": "units"}}, "does not tile"),
+        ({"ablation": 3}, "must be an AblationConfig or a mapping"),
+        ({"pool_pad": "zero"}, "pool_pad.*it takes .*ablation"),
     ],
 )
 def test_choices_that_do_not_fit_the_model_are_refused(arguments, complaint):
@@ -314,15 +315,28 @@ def test_relative_positions_exclude_absolute_windows():
         build_model("ladder_r0_small_16x224", **VIDEO, abs_win=True)
 
 
-def test_a_rung_may_be_said_as_a_config_says_it():
-    by_mapping = as_rung({"kv_stride": [8, 4, 2, 1]}, base=RUNGS["r1"])
-    assert by_mapping == dataclasses.replace(RUNGS["r1"], kv_stride=(8, 4, 2, 1))
-    assert as_rung(None) == as_rung({}) == Rung() == RUNGS["r5"]
-    assert as_rung(RUNGS["r2b"], base=RUNGS["r1"]) == RUNGS["r2b"]
+def test_choices_may_be_a_mapping_as_in_a_config():
+    by_mapping = as_ablation({"kv_stride": [8, 4, 2, 1]}, base=LADDER["r1"])
+    assert by_mapping == dataclasses.replace(LADDER["r1"], kv_stride=(8, 4, 2, 1))
+    assert as_ablation(None) == as_ablation({}) == AblationConfig() == LADDER["r5"]
+    assert as_ablation(LADDER["r2b"], base=LADDER["r1"]) == LADDER["r2b"]
+
+
+def test_the_argument_keeps_its_earlier_name():
+    """Configs and checkpoints of earlier versions say `rung`."""
+    for name in ("ladder_r2b_small_16x224", "mvitv2_small_16x224"):
+        now, before = (
+            build_model(name, **VIDEO, **{argument: {"kv_stride": [2, 2, 1, 1]}})
+            for argument in ("ablation", "rung")
+        )
+        assert now.ablation == before.ablation
+        assert now.ablation.kv_stride == (2, 2, 1, 1)
+    with pytest.raises(UserError, match="same argument"):
+        build_model("ladder_r2b_small_224", ablation={}, rung={})
 
 
 def test_the_presets_are_those_of_the_specification():
-    usual = dataclasses.asdict(Rung())
+    usual = dataclasses.asdict(AblationConfig())
     pooling = {"kv_stride": (4, 2, 1, 1), "unit_attn": False}
     residual = {**pooling, "q_residual": True}
     windows = {**residual, "tokens": "units", "pool_kernel": 3}
@@ -342,7 +356,7 @@ def test_the_presets_are_those_of_the_specification():
         "r4": pooling,
         "r5": {},
     }
-    assert list(RUNGS) == list(expected)
-    for name, rung in RUNGS.items():
-        chosen = {k: v for k, v in dataclasses.asdict(rung).items() if v != usual[k]}
+    assert list(LADDER) == list(expected)
+    for name, step in LADDER.items():
+        chosen = {k: v for k, v in dataclasses.asdict(step).items() if v != usual[k]}
         assert chosen == expected[name], name
