@@ -33,7 +33,8 @@ ALLOWED = {
     "data": (*FOUNDATION, "video", "data"),
     "models": (*FOUNDATION, "models"),
     "scoring": FOUNDATION,
-    "predict": (*FOUNDATION, "video", "data", "models", "scoring"),
+    "classifier": (*FOUNDATION, "data", "models", "scoring"),
+    "predict": (*FOUNDATION, "video", "data", "models", "scoring", "classifier"),
     "engine": (*FOUNDATION, "config", "video", "data", "models", "scoring", "engine"),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "doctor": (*FOUNDATION, "video", "models"),
@@ -170,8 +171,8 @@ WRITERS = {
 """Calls that make a file, by their last name; besides `open`, `replace` and `save`."""
 
 OTHER_WRITERS = {
-    ("hiera_video/engine/report.py", "open"): "logs grow line by line",
-    ("hiera_video/engine/preflight.py", "write_bytes"): "a probe, deleted at once",
+    ("hiera_video/engine/run_logger.py", "open"): "logs grow line by line",
+    ("hiera_video/engine/run_folder.py", "write_bytes"): "a probe, deleted at once",
     ("hiera_video/engine/dry_run.py", "write_text"): "into a temporary folder",
     ("tools/benchmarks/data.py", "write_text"): "into a temporary folder",
     ("tools/benchmarks/predict.py", "write_text"): "into a temporary folder",
