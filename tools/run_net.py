@@ -49,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if cfg.task == "pretrain" and not cfg.train.enable and args.dry_run is None:
         raise UserError("nothing to do: TASK pretrain has no labels to test; set TRAIN.ENABLE True")
 
-    return run(cfg, dry_run=args.dry_run)
+    return run(cfg, dry_steps=args.dry_run)
 
 
-def run(cfg: Config, *, dry_run: int | None = None) -> int:
+def run(cfg: Config, *, dry_steps: int | None = None) -> int:
     """Train, then test, as far as `cfg` asks for them; the exit code."""
     # torch takes seconds to import: late, so that --help and typing errors are quick
     import torch
@@ -63,8 +63,8 @@ def run(cfg: Config, *, dry_run: int | None = None) -> int:
         torch.set_num_threads(cfg.num_threads)
     world = distributed.init(cfg.device)
     try:
-        if dry_run is not None:
-            dry_run.run(cfg, world, steps=dry_run)
+        if dry_steps is not None:
+            dry_run.run(cfg, world, steps=dry_steps)
             return 0
         stop = train.Stop()
         code = train.train(cfg, world, stop) if cfg.train.enable else 0
