@@ -441,6 +441,18 @@ def test_calls_with_something_else_than_one_path_are_refused_in_words(predictor,
         predictor(clip, top_k=0)
 
 
+def test_a_classifier_is_all_that_its_checkpoint_knows(tmp_path):
+    path = write_checkpoint(tmp_path / "tiny.pyth")
+    lines = []
+    loaded = classifier.load_classifier(
+        path, None, None, spec=None, model_kwargs={}, warn=lines.append
+    )
+    assert (loaded.name, loaded.spec, loaded.classes) == (NAME, SPEC, CLASSES)
+    assert (loaded.multi_label, loaded.weights) == (False, str(path))
+    assert loaded.model(torch.zeros(1, 3, 4, 64, 64)).shape == (1, 5)
+    assert lines == []
+
+
 # ---- no weights named ----
 
 
