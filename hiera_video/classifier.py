@@ -1,7 +1,7 @@
-"""A classifier that is ready to label videos, from the names and files that a user gives.
+"""Load a classifier from the names and files that a user gives.
 
-What must go together is found here: the model, its weights, how its clips are sampled, and what
-its outputs are called. `predict.Predictor` runs it.
+A classifier is a model with its weights, the sampling of its clips and the names of its outputs.
+`predict.Predictor` runs it on videos.
 """
 
 from __future__ import annotations
@@ -105,6 +105,8 @@ def _model_and_weights(
         return None, model
     if model is None and _is_model(weights):
         return weights, None
+    if model is not None and not isinstance(model, str | os.PathLike):
+        raise UserError(f"model is a {type(model).__name__}; name a registered model")
     return None if model is None else os.fspath(model), weights
 
 
@@ -272,7 +274,7 @@ def _class_names(
         return known
     if outputs is None:
         raise UserError(f"{checkpoint.label} has no class names; give them with --labels FILE")
-    warn(f"warning: {checkpoint.label} has no class names; numbers stand for them (--labels FILE)")
+    warn(f"warning: {checkpoint.label} has no class names; numbers are used (--labels FILE)")
     return [f"class {index}" for index in range(outputs)]
 
 
@@ -286,7 +288,7 @@ def _renamed(
     """Rename outputs whose names the checkpoint knows: --labels may translate the names.
 
     It may not move them. If --labels has the same names in another order, each output keeps its
-    name. If only some names are at another place, what was meant is unclear, and a UserError.
+    name. If only some names are in another place, it is unclear what was meant: UserError.
     """
     file = os.fspath(labels)
     match = match_classes(known, names)

@@ -405,7 +405,7 @@ def _checked_views(views: Any) -> tuple[int, int]:
 def _check_path(path: Any) -> None:
     if not isinstance(path, str | os.PathLike):
         raise UserError(
-            f"a {type(path).__name__} is no path: give one video at a time, as a string or Path"
+            f"a {type(path).__name__} is not a path: give one video at a time, as a string or Path"
         )
 
 

@@ -409,6 +409,8 @@ def test_first_arguments_that_name_nothing_say_what_is_near(tmp_path):
         Predictor.load("ladder_r3_smal_16x224")
     with pytest.raises(UserError, match=r"weights is a Hiera; .*Predictor\(model, spec="):
         Predictor.load(tiny_model())
+    with pytest.raises(UserError, match="model is a Hiera; name a registered model"):
+        Predictor.load(tiny_model(), str(missing))
 
 
 @pytest.mark.parametrize(
@@ -435,7 +437,7 @@ def test_arguments_of_the_wrong_kind_are_refused_in_words(settings, says):
 
 def test_calls_with_something_else_than_one_path_are_refused_in_words(predictor, clip):
     for call in (predictor, lambda path: list(predictor.timeline(path, 1.0))):
-        with pytest.raises(UserError, match="a list is no path: give one video at a time"):
+        with pytest.raises(UserError, match="a list is not a path: give one video at a time"):
             call([clip, clip])
     with pytest.raises(UserError, match="top_k=0 must be at least 1"):
         predictor(clip, top_k=0)

@@ -1,8 +1,7 @@
-"""Checks before the first step: what can be known to be wrong then fails then.
+"""Checks before the first step, so that no run fails after ten epochs for a reason that was known.
 
-A run must not fail after ten epochs for a reason that was known at its start: the data and its
-labels, whether videos decode, the size of the clips, the settings of the run that it resumes. (The
-folder is `run_folder`'s, the disk `checkpoint.require_space`'s.)
+They cover the labels, whether videos decode, the size of the clips, and the settings of a run that
+is resumed. `run_folder` checks the folder, `checkpoint.require_space` the disk.
 """
 
 from __future__ import annotations
