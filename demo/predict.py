@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Label the videos that `argv` names; returns the exit code."""
+    """Label the videos that `argv` names; return the exit code."""
     args = _parser().parse_args(argv)
     if args.top_k < 1:
         raise UserError(f"--top-k {args.top_k}: at least 1")
@@ -48,8 +48,8 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--csv {args.csv} is named like a video; name a .csv file")
     cfg = _config(args)
     files = named_videos(args.paths)
-    # Videos are read in a process of their own, which no file can take this one down with. It
-    # starts first, and has imported its libraries by the time that the model is there.
+    # Videos are read in a child process, so that a file that crashes a decoder cannot end this one.
+    # It starts first: it imports its libraries while the model is loaded.
     with decoding_process() as process:
         return _label_files(files, args, cfg, process)
 
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
 def _label_files(
     files: Sequence[Named], args: argparse.Namespace, cfg: Config | None, process: GuardedPool
 ) -> int:
-    # Imported here: torch takes seconds that --help and a mistyped name need not wait for.
+    # Imported here: torch takes seconds to import, and --help and typing errors need not wait.
     from hiera_video.data.views import parse_views
     from hiera_video.predict import Predictor
     from hiera_video.video.sampling import check_window
@@ -66,7 +66,7 @@ def _label_files(
         check_window(args.timeline)
     views = _views(args, cfg, parse_views)
     with _outputs(args) as outputs:
-        # Whatever a library prints while loading must not end up in the JSON.
+        # What a library prints while the model is loaded must not end up in the JSON.
         with contextlib.redirect_stdout(sys.stderr):
             predictor = Predictor.load(**_choices(args, cfg), views=views, process=process)
         return _label_all(predictor, files, args, outputs)
@@ -116,18 +116,21 @@ def _config(args: argparse.Namespace) -> Config | None:
         return None
     cfg = config_from_args(args)
     if cfg.task == "pretrain":
-        raise UserError(f"{args.cfg} is for pretraining (TASK: pretrain), which gives no labels")
+        raise UserError(f"{args.cfg} is for pretraining (TASK: pretrain), which has no labels")
     return cfg
 
 
-def _views(args: argparse.Namespace, cfg: Config | None, parse: Any) -> tuple[int, int]:
+def _views(
+    args: argparse.Namespace, cfg: Config | None, parse: Callable[[str], tuple[int, int]]
+) -> tuple[int, int]:
+    """Return (temporal views, spatial crops)."""
     if args.views is not None:
         return parse(args.views)
     return (cfg.test.num_ensemble_views, cfg.test.num_spatial_crops) if cfg else (5, 3)
 
 
 def _choices(args: argparse.Namespace, cfg: Config | None) -> dict[str, Any]:
-    """Keyword arguments of `Predictor.load`, but for the views."""
+    """Return the keyword arguments of `Predictor.load`, without the views."""
     choices = {
         "model": args.model,
         "weights": args.weights,
@@ -150,7 +153,7 @@ def _choices(args: argparse.Namespace, cfg: Config | None) -> dict[str, Any]:
             "multi_label": cfg.data.multi_label or None,
         }
         choices = {**from_cfg, **{k: v for k, v in choices.items() if v is not None}}
-    # What nobody said is left to the checkpoint and to the defaults.
+    # Settings that are not given are left to the checkpoint and to the defaults.
     return {key: value for key, value in choices.items() if value is not None}
 
 
@@ -176,12 +179,12 @@ def _label_all(
             except KeyboardInterrupt:
                 prediction.error = "interrupted"
                 outputs.end(prediction)
-                progress.say(f"interrupted after {number} of {len(files)} files")
+                progress.write(f"interrupted after {number} of {len(files)} files")
                 return INTERRUPTED
             outputs.end(prediction)
             if prediction.error is not None:
                 failed += 1
-                progress.say(f"error: {_printable(file)}: {prediction.error}")
+                progress.write(f"error: {_printable(file)}: {prediction.error}")
     if failed and len(files) > 1:
         print(f"{failed} of {len(files)} files could not be labelled", file=sys.stderr)
     return FAILED if failed else DONE
@@ -192,11 +195,11 @@ def _label(
     prediction: Prediction,
     args: argparse.Namespace,
     outputs: _Outputs,
-    on_progress: Any,
+    on_progress: Callable[[float], None],
 ) -> None:
-    """Fill in `prediction`, window by window, so that an interruption leaves what was done."""
+    """Fill in `prediction`, window by window, so that an interruption keeps what is done."""
     file, top_k = prediction.file, args.top_k
-    # With a timeline, nearly all of the work is still to come after the labels of the whole.
+    # With a timeline, most of the work comes after the labels of the whole video.
     part = 1.0 if args.timeline is None else 0.1
     prediction.labels = predictor(
         file, top_k=top_k, on_progress=lambda share: on_progress(part * share)
@@ -220,17 +223,18 @@ def _label(
 
 
 class _Outputs:
-    """Where results go: the table or JSON on stdout, and a CSV file beside either."""
+    """Writes the results: a table or JSON on stdout, and a CSV file if one is named."""
 
     def __init__(self, *, as_json: bool) -> None:
         self.as_json = as_json
         self.add_row: Callable[[Sequence[Any]], None] | None = None
-        """Of the CSV file, if there is one."""
+        """Adds a row to the CSV file; None without one."""
         self.finished: list[Prediction] = []
         self.headed = ""
+        """The file whose name the table showed last."""
 
     def labels(self, prediction: Prediction) -> None:
-        """The labels of a whole video are known."""
+        """Write the labels of a whole video."""
         if not self.as_json:
             self._head(prediction)
             for rank, label in enumerate(prediction.labels, 1):
@@ -238,14 +242,14 @@ class _Outputs:
         self._rows(prediction, prediction.labels)
 
     def window(self, prediction: Prediction, window: Window) -> None:
-        """One more window of its timeline is known."""
+        """Write one more window of its timeline."""
         if not self.as_json:
             ranked = ", ".join(f"{_printable(x.label)} {x.score:.1%}" for x in window.labels)
             _write(f"  {_clock(window.start)} - {_clock(window.end)}  {ranked}")
         self._rows(prediction, window.labels, window.start, window.end)
 
     def end(self, prediction: Prediction) -> None:
-        """Nothing more will come for this file."""
+        """Finish a file, and write its error if it has one."""
         self.finished.append(prediction)
         if prediction.error is None:
             return
@@ -256,7 +260,7 @@ class _Outputs:
             self.add_row([path_cell(prediction.file), "", "", "", "", "", prediction.error])
 
     def close(self) -> None:
-        """Write what is written at the end."""
+        """Write the JSON, which comes at the end."""
         if self.as_json:
             text = [prediction.to_dict() for prediction in self.finished]
             print(json.dumps(text, indent=2, ensure_ascii=False))
@@ -268,7 +272,7 @@ class _Outputs:
         start: float | str = "",
         end: float | str = "",
     ) -> None:
-        """One row of the CSV file per label; times are empty for the labels of a whole video."""
+        """Add a row to the CSV file per label; times are empty for the labels of a whole video."""
         if self.add_row is not None:
             for rank, label in enumerate(labels, 1):
                 file = path_cell(prediction.file)
@@ -282,10 +286,10 @@ class _Outputs:
 
 @contextlib.contextmanager
 def _outputs(args: argparse.Namespace) -> Iterator[_Outputs]:
-    """Open the outputs before the work, so that a folder that does not exist costs no hour."""
+    """Open the outputs before the work, so that a missing folder is an error at once."""
     if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
-        # A label or a name the terminal cannot show is shown escaped; JSON is UTF-8 by definition,
-        # and escapes what is not as JSON does: "\udcff" is the byte ff in Python's file names.
+        # The terminal shows characters that it does not have escaped. JSON is UTF-8 by definition;
+        # the byte ff of a file name, which Python reads as "\udcff", is escaped as JSON escapes.
         encoding = "utf-8" if args.json else sys.stdout.encoding
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
     outputs = _Outputs(as_json=args.json)
@@ -297,7 +301,7 @@ def _outputs(args: argparse.Namespace) -> Iterator[_Outputs]:
             except BaseException as error:
                 if not outputs.finished:
                     raise
-                ended = error  # whatever ended the run, what is done is written
+                ended = error  # raised again once the finished files are written
     finally:
         if outputs.finished:
             outputs.close()
@@ -310,7 +314,7 @@ CSV_COLUMNS = ("file", "rank", "label", "score", "start", "end", "error")
 
 @contextlib.contextmanager
 def _csv_file(path: str | None) -> Iterator[Callable[[Sequence[Any]], None] | None]:
-    """Of --csv: the function that adds a row. The file appears whole, at the end."""
+    """Open the file of --csv; yield the function that adds a row. It appears at the end, whole."""
     if path is None:
         yield None
         return
@@ -323,7 +327,7 @@ def _csv_file(path: str | None) -> Iterator[Callable[[Sequence[Any]], None] | No
 
 
 class _Progress:
-    """A bar on stderr over all files, only where somebody watches it."""
+    """A progress bar over all files on stderr, if that is a terminal."""
 
     def __init__(self, num_files: int) -> None:
         from tqdm import tqdm
@@ -337,12 +341,13 @@ class _Progress:
             bar_format="{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]",
         )
 
-    def of(self, number: int, file: str) -> Any:
-        """The `on_progress` of the `number`-th file."""
+    def of(self, number: int, file: str) -> Callable[[float], None]:
+        """Return the `on_progress` of the `number`-th file."""
         self.bar.set_description_str(_printable(os.path.basename(file))[:40], refresh=False)
         return lambda share: self.bar.update(number + share - self.bar.n)
 
-    def say(self, line: str) -> None:
+    def write(self, line: str) -> None:
+        """Print a line on stderr, above the bar."""
         self.bar.write(line, file=sys.stderr)
 
     def __enter__(self) -> _Progress:
@@ -353,7 +358,7 @@ class _Progress:
 
 
 def _write(line: str) -> None:
-    """A line on stdout, without cutting through the progress bar."""
+    """Print a line on stdout, above the progress bar."""
     from tqdm import tqdm
 
     tqdm.write(line, file=sys.stdout)
@@ -371,7 +376,7 @@ def _clock(seconds: float) -> str:
 
 
 def _printable(text: str) -> str:
-    """`text` with control characters escaped: a file's name must not steer the terminal."""
+    """Escape control characters: a file's name must not control the terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 

@@ -1,12 +1,14 @@
-"""From the views of one video to one score per class: softmax per view, then the mean.
+"""Class scores of a video from its views: softmax per view, then the mean.
 
-The other half of what demo and test share (`data/views.py` is the first). Logits are never
-averaged: the published numbers average probabilities, and a single loud view would win otherwise.
+Labelling and testing share this and `data/views.py`, which reads the views. Logits are never
+averaged: the published numbers average probabilities, and one view with large logits would outvote
+the others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -24,82 +26,85 @@ DTYPES = {
 }
 
 
+@dataclass(frozen=True)
+class ScoreSettings:
+    """How clips become scores."""
+
+    batch_size: int
+    """Most clips per forward pass; any value gives the same scores."""
+    dtype: torch.dtype = torch.float32
+    """What the forward pass computes in (autocast); softmax and mean are float32 always."""
+    multi_label: bool = False
+    """Each class is a yes or no of its own: sigmoid in place of softmax."""
+
+
 def view_scores(
     model: nn.Module,
     clips: Tensor,
+    settings: ScoreSettings,
     *,
-    batch_size: int,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    multi_label: bool = False,
     on_views: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Scores of one video from all its views: float32 [num_classes], on the CPU.
+    """Score one video from all its views: float32 [num_classes], on the CPU.
 
-    `clip_scores` of the views, then their mean; the arguments are its own.
+    The mean of `clip_scores` over the views; the arguments are the same.
     """
-    return clip_scores(
-        model,
-        clips,
-        batch_size=batch_size,
-        device=device,
-        dtype=dtype,
-        multi_label=multi_label,
-        on_views=on_views,
-    ).mean(dim=0)
+    return clip_scores(model, clips, settings, device=device, on_views=on_views).mean(dim=0)
 
 
 @torch.inference_mode()
 def clip_scores(
     model: nn.Module,
     clips: Tensor,
+    settings: ScoreSettings,
     *,
-    batch_size: int,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    multi_label: bool = False,
     on_views: Callable[[int], None] | None = None,
     queued: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """Scores of clips, each for itself: float32 [V, num_classes], on the CPU.
+    """Score clips one by one: float32 [V, num_classes], on the CPU.
 
-    Clips of equal pixels (the crops of a square video, the views of a short one) go through the
+    Clips with equal pixels (the crops of a square video, the views of a short one) go through the
     model once.
 
     Args:
         model: in eval mode and on `device`; returns logits [B, num_classes].
-        clips: float32 [V, 3, T, H, W]. An image model (`model.input_size` of two numbers) is
-            given [V, 3, H, W]; its T must be 1.
-        batch_size: most clips per forward pass.
-        dtype: what the forward pass computes in (autocast); softmax and mean are float32 always.
-        multi_label: every class has its own yes or no: sigmoid in place of softmax.
-        on_views: called after each forward pass with the number of clips it took.
-        queued: called when all work is given to the device and before it is waited for.
+        clips: float32 [V, 3, T, H, W]. An image model (`model.input_size` of two numbers) gets
+            [V, 3, H, W]; T must then be 1.
+        settings: batch size, number format, softmax or sigmoid.
+        device: where the model is.
+        on_views: called after each forward pass with the number of clips that it scored.
+        queued: called once all forward passes are queued on the device, before the result is
+            copied to the CPU: the time to fetch the next batch.
+
+    Raises ValueError for a model in training mode.
     """
     if model.training:
         raise ValueError("scores need model.eval(): dropout would make them random")
     if takes_images(model):
         clips = clips.squeeze(2)
-    device = torch.device(device)
+    device, dtype = torch.device(device), settings.dtype
     distinct, row_of = distinct_clips(clips)
     rows = []
-    for chosen in distinct.split(batch_size):
+    for chosen in distinct.split(settings.batch_size):
         batch = clips if len(chosen) == len(clips) else clips[chosen.to(clips.device)]
         with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
             logits = model(batch.to(device, non_blocking=True))
         logits = logits.float()
-        rows.append(logits.sigmoid() if multi_label else logits.softmax(dim=-1))
+        rows.append(logits.sigmoid() if settings.multi_label else logits.softmax(dim=-1))
         if on_views is not None:
-            rows[-1] = rows[-1].cpu()  # done, not only queued
+            rows[-1] = rows[-1].cpu()  # waits, so that the clips are done and not only queued
             on_views(int(torch.isin(distinct[row_of], chosen).sum()))
     queued()
     return torch.cat(rows).cpu()[row_of]
 
 
 def distinct_clips(clips: Tensor) -> tuple[Tensor, Tensor]:
-    """Positions of the first of each set of equal clips, and for each clip its place in them.
+    """Find clips with equal pixels: int64 [D], the first clip of each set, and int64 [V], for each
+    clip its position among those.
 
-    Equal means every pixel: a sum over all of them finds the candidates cheaply.
+    Sums over all pixels find the candidates cheaply; candidates are then compared whole.
     """
     sums = clips.flatten(1).sum(dim=1).tolist()
     firsts: list[int] = []
@@ -118,12 +123,12 @@ def distinct_clips(clips: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def takes_images(model: nn.Module) -> bool:
-    """Whether the model takes single frames [B, 3, H, W] instead of clips [B, 3, T, H, W]."""
+    """Return whether the model takes frames [B, 3, H, W] and not clips [B, 3, T, H, W]."""
     return len(getattr(model, "input_size", (0, 0, 0))) == 2
 
 
 def require_fitting_clips(model: nn.Module, spec: ClipSpec) -> None:
-    """UserError where the model is built for clips of another size than the sampling makes."""
+    """Raise UserError where the model takes clips of another size than the sampling makes."""
     size = tuple(getattr(model, "input_size", ()))
     clip = (spec.num_frames, spec.crop_size, spec.crop_size)
     wanted = (1, *size) if takes_images(model) else size
@@ -139,7 +144,7 @@ def require_fitting_clips(model: nn.Module, spec: ClipSpec) -> None:
 
 
 def takes_any_crop(model: nn.Module) -> bool:
-    """Whether larger pictures than `input_size` are taken too, as convolutional networks do."""
+    """Return whether the model takes larger frames than `input_size`, as convolutional ones do."""
     return getattr(model, "any_crop", False)
 
 
@@ -148,7 +153,7 @@ def _by(size: Sequence[int]) -> str:
 
 
 def choose_device(name: str | torch.device) -> torch.device:
-    """The device of a name: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
+    """Return the device of a name: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
 
     Raises UserError for another name, or a GPU that is not there.
     """
@@ -163,19 +168,20 @@ def choose_device(name: str | torch.device) -> torch.device:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         reason = "no NVIDIA GPU is visible" if built else "this PyTorch is built without CUDA"
-        raise UserError(f"device {name!r} is not there: {reason}; use --device cpu, or auto")
+        raise UserError(f"device {name!r} is not available: {reason}; use --device cpu, or auto")
     if number and int(number) >= torch.cuda.device_count():
-        raise UserError(f"device {name!r} is not there: GPUs 0 to {torch.cuda.device_count() - 1}")
+        last = torch.cuda.device_count() - 1
+        raise UserError(f"device {name!r} is not available: GPUs 0 to {last}")
     return torch.device(name)
 
 
 def choose_dtype(name: str | torch.dtype, device: torch.device) -> tuple[torch.dtype, str | None]:
-    """What to compute in, and a warning where that will be slow.
+    """Return the number format of a name, and a warning where it will be slow on this CPU.
 
-    "auto" is float32 on a CPU; on a GPU bfloat16 where it has it, else float16.
-    Raises UserError for a format that is none of those of `DTYPES`.
+    "auto" is float32 on a CPU; on a GPU it is bfloat16 if the GPU has it, else float16.
+    Raises UserError for a format that is not in `DTYPES`.
     """
-    name = next((short for short, dtype in DTYPES.items() if dtype == name), name)
+    name = next((short for short, known in DTYPES.items() if known == name), name)
     if name == "auto":
         if device.type != "cuda":
             return torch.float32, None
@@ -190,7 +196,7 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> tuple[torch.d
 
 
 def native_on_cpu(dtype: torch.dtype) -> bool:
-    """Whether this CPU has instructions for a number format, or emulates it."""
+    """Return whether this CPU has instructions for a number format; if not, it is emulated."""
     probes = {
         torch.bfloat16: "_is_mkldnn_bf16_supported",
         torch.float16: "_is_mkldnn_fp16_supported",

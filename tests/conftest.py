@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from hiera_video.engine import report
+from hiera_video.engine import plots
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -36,5 +36,5 @@ def shared_data() -> Path:
 def no_curves():
     """For modules with many runs: drawing takes longer than a run does."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "draw_curves", lambda folder: None)
+        patch.setattr(plots, "draw_curves", lambda folder: None)
         yield

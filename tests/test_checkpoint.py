@@ -133,7 +133,7 @@ def test_latest_passes_over_what_it_cannot_read_and_says_so(tmp_path):
     checkpoint.save(state_of(2), new)
     os.truncate(new, new.stat().st_size // 2)
     said = []
-    path, state = checkpoint.latest(tmp_path, say=said.append)
+    path, state = checkpoint.latest(tmp_path, log=said.append)
     assert path == old
     assert state["step"] == 1
     assert len(said) == 1
@@ -145,7 +145,7 @@ def test_nothing_readable_is_an_error_and_nothing_at_all_is_none(tmp_path):
     assert checkpoint.latest(tmp_path) is None
     (tmp_path / checkpoint.file_name(1)).write_bytes(b"")
     with pytest.raises(UserError, match="none of the 1 checkpoints"):
-        checkpoint.latest(tmp_path, say=lambda text: None)
+        checkpoint.latest(tmp_path, log=lambda text: None)
 
 
 def test_files_of_others_are_refused_with_the_way_out(tmp_path):

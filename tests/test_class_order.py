@@ -23,7 +23,8 @@ from tiny_runs import (
 
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.relabel import fit_labels
-from hiera_video.engine import checkpoint, distributed, dry_run, evaluate, report, train
+from hiera_video.engine import checkpoint, distributed, dry_run, evaluate, train
+from hiera_video.engine.records import read_metrics
 from hiera_video.errors import DataError, UserError
 from hiera_video.labels import load_labels
 
@@ -98,7 +99,7 @@ def log_of(out):
 
 
 def validation_error(out):
-    return [r["top1_err"] for r in report.read_metrics(out) if r["_type"] == "val_epoch"][-1]
+    return [r["top1_err"] for r in read_metrics(out) if r["_type"] == "val_epoch"][-1]
 
 
 def head(state):

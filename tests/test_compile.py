@@ -6,7 +6,7 @@ from randomness import redraw
 from tiny_runs import PRETRAIN, config, losses, run, write_videos
 
 from hiera_video import build_model
-from hiera_video.engine import report
+from hiera_video.engine import plots
 from hiera_video.models.tokens import num_kept
 
 CLASSIFIER = {"drop_path_rate": 0.5, "head_dropout": 0.5, "num_classes": 5}
@@ -86,7 +86,7 @@ def test_a_mask_that_is_not_what_was_promised_is_refused(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["classify", "pretrain"])
 def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path, task, monkeypatch):
-    monkeypatch.setattr(report, "draw_curves", lambda folder: None)
+    monkeypatch.setattr(plots, "draw_curves", lambda folder: None)
     videos = write_videos(tmp_path / "videos")
     (videos / "train" / "fast" / "00.mp4").write_bytes(b"not a video")  # one step lacks a clip
     kind = PRETRAIN if task == "pretrain" else None

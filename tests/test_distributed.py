@@ -44,14 +44,14 @@ def test_alone_everything_is_quiet(monkeypatch):
     world = distributed.init("cpu")
     assert (world.rank, world.size, world.is_main) == (0, 1, True)
     assert world.all_reduce(torch.ones(2)).tolist() == [1, 1]
-    assert world.gather("a") == ["a"]
+    assert world.all_gather("a") == ["a"]
     assert world.broadcast(3) == 3
     assert world.run_on_main(lambda x: x + 1, 2) == 3
     model = torch.nn.Linear(1, 1)
     assert world.parallel(model) is model
     world.barrier()
-    world.meet("here", lambda: False)
-    world.tell_failure()
+    world.barrier_or_stop("here", lambda: False)
+    world.report_failure()
     assert [world.any_stopped(asked) for asked in (False, True)] == [False, True]
     world.close()
 
@@ -64,7 +64,7 @@ def test_three_processes_agree_and_leave_together(tmp_path):
         total = world.all_reduce(torch.tensor([1.0, world.rank])).tolist()
         told = world.broadcast({"rank": world.rank})
         main = world.run_on_main(lambda: world.rank * 10 + 5)
-        found = [world.size, total, world.gather(world.rank), told, main, world.is_main]
+        found = [world.size, total, world.all_gather(world.rank), told, main, world.is_main]
         def refuse():
             raise UserError("no such folder")
         try:
@@ -88,12 +88,12 @@ def test_what_one_process_says_the_others_look_up_without_waiting(tmp_path):
         """
         from hiera_video.errors import RunFailed
         found = [world.any_stopped(False)]
-        world.meet("all of us", lambda: False)
+        world.barrier_or_stop("all of us", lambda: False)
         if world.rank == 1:
-            world.tell_failure()  # and does not come
+            world.report_failure()  # and does not come
         else:
             try:
-                world.meet("not all of us", lambda: False)
+                world.barrier_or_stop("not all of us", lambda: False)
             except RunFailed as error:
                 found.append(str(error))
         world.barrier()
@@ -101,7 +101,7 @@ def test_what_one_process_says_the_others_look_up_without_waiting(tmp_path):
             found.append(world.any_stopped(True))
         world.barrier()
         if world.rank == 0:
-            world.meet("nor here", lambda: False)
+            world.barrier_or_stop("nor here", lambda: False)
             found.append(world.any_stopped(False))
         out(found)
         """,

@@ -16,6 +16,7 @@ from hiera_video.data.datasets import Failed, VideoDataset, build_loader
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.engine import checkpoint, distributed, evaluate, train
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.scoring import ScoreSettings
 from hiera_video.spreadsheet import original
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -61,13 +62,14 @@ class Pixel(nn.Module):
         return torch.stack([flat.mean(1), flat.std(1), flat[:, :999].mean(1)], dim=1)
 
 
-def scores_of(videos, *, batch_size, views=2, model=None, **kwargs):
+def scores_of(videos, *, batch_size, views=2, model=None, multi_label=False, **kwargs):
     manifest = read_manifest(videos, "val")
     dataset = VideoDataset(manifest, SPEC, num_views=views)
     loader = build_loader(dataset, batch_size=batch_size)
     model = model or Pixel()
     world = distributed.init("cpu")
-    return manifest, evaluate.score_videos(model, loader, world=world, batch_size=3, **kwargs)
+    settings = ScoreSettings(batch_size=3, multi_label=multi_label)
+    return manifest, evaluate.score_videos(model, loader, settings, world=world, **kwargs)
 
 
 def test_one_row_per_readable_video_whatever_the_batches(videos):
@@ -107,7 +109,7 @@ def test_shares_of_processes_are_put_together_and_never_twice():
     def part(ids, failed=()):
         ids = torch.tensor(ids, dtype=torch.int64)
         rows = ids[:, None] * torch.ones(1, 2) if len(ids) else None
-        return ids, rows, [Failed(i, f"{i}.mp4", "broken") for i in failed], False
+        return evaluate._Part(ids, rows, [Failed(i, f"{i}.mp4", "broken") for i in failed])
 
     merged = evaluate._merged([part([0, 2]), part([1], failed=[3]), part([])])
     assert merged.video_ids.tolist() == [0, 1, 2]
@@ -308,9 +310,9 @@ def test_a_test_has_a_precision_of_its_own(
 ):
     asked = []
 
-    def noted(*args, dtype, **kwargs):
-        asked.append(str(dtype).removeprefix("torch."))
-        return clip_scores(*args, dtype=dtype, **kwargs)
+    def noted(model, clips, settings, **kwargs):
+        asked.append(str(settings.dtype).removeprefix("torch."))
+        return clip_scores(model, clips, settings, **kwargs)
 
     clip_scores = evaluate.clip_scores
     monkeypatch.setattr(evaluate, "clip_scores", noted)
@@ -328,9 +330,9 @@ def test_validation_has_the_precision_of_the_training(videos, tmp_path, monkeypa
     asked = []
     clip_scores = evaluate.clip_scores
 
-    def noted(*args, dtype, **kwargs):
-        asked.append(dtype)
-        return clip_scores(*args, dtype=dtype, **kwargs)
+    def noted(model, clips, settings, **kwargs):
+        asked.append(settings.dtype)
+        return clip_scores(model, clips, settings, **kwargs)
 
     monkeypatch.setattr(evaluate, "clip_scores", noted)
     run(config(videos, tmp_path / "out", "SOLVER.MAX_STEPS", 1, "TRAIN.MIXED_PRECISION", "bf16",
@@ -382,12 +384,12 @@ def test_lines_said_before_the_log_is_there_are_in_it(videos, trained, tmp_path,
     assert lines[1].startswith("classify hiera_tiny_16x224")
     checkpoint.in_order(out / "checkpoints")[-1].write_bytes(b"PK damaged")
     run(cfg)
-    assert log_of(out).count("passing over a checkpoint") == 1
+    assert log_of(out).count("skipping a checkpoint") == 1
     checkpoint.in_order(out / "checkpoints")[-1].write_bytes(b"PK damaged")
     capsys.readouterr()
     assert test_run(cfg) == 0
-    assert log_of(out).count("passing over a checkpoint") == 2
-    assert capsys.readouterr().out.count("passing over a checkpoint") == 1
+    assert log_of(out).count("skipping a checkpoint") == 2
+    assert capsys.readouterr().out.count("skipping a checkpoint") == 1
 
 
 def test_a_checkpoint_of_several_labels_tested_with_one_is_said(videos, trained, tmp_path):

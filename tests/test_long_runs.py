@@ -15,7 +15,8 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import Failed, VideoDataset, build_loader
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.transforms.train import TrainTransform
-from hiera_video.engine import report, train
+from hiera_video.engine import train
+from hiera_video.engine.records import read_metrics
 from hiera_video.video.decode import DECODERS, available_decoders
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 
@@ -144,7 +145,7 @@ def train_on(folder: Path, out: Path) -> tuple[int, int, int]:
     """One epoch: (exit code, failed videos that it reports, those that there are)."""
     cfg = config(folder, out, "SOLVER.MAX_EPOCH", 1, "DATA_LOADER.NUM_WORKERS", 2)
     code = run(cfg)
-    (epoch,) = [r for r in report.read_metrics(out) if r["_type"] == "train_epoch"]
+    (epoch,) = [r for r in read_metrics(out) if r["_type"] == "train_epoch"]
     train_list, _ = train.read_lists(cfg)
     return code, epoch["failed"], expected_failures(train.training_set(cfg, train_list))
 

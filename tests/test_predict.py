@@ -13,7 +13,7 @@ from clips import picture, write_clip
 from conftest import REPOSITORY
 from PIL import Image
 
-from hiera_video import Predictor, build_model, predict
+from hiera_video import Predictor, build_model, classifier
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import VideoDataset, build_loader
 from hiera_video.data.manifests.layouts import read_manifest
@@ -25,7 +25,7 @@ from hiera_video.labels import load_labels
 from hiera_video.models.weights import resolve
 from hiera_video.models.weights.published import PUBLISHED
 from hiera_video.predict import Label, Prediction
-from hiera_video.scoring import view_scores
+from hiera_video.scoring import ScoreSettings, view_scores
 from hiera_video.video.decode import VideoReader, available_decoders
 from hiera_video.video.find import find_videos, named_videos
 
@@ -84,7 +84,7 @@ def warnings():
 
 def test_labels_are_the_scores_of_the_test(predictor, clip):
     clips = load_test_views(clip, SPEC, 2, 3)
-    scores = view_scores(tiny_model().eval(), clips, batch_size=6)
+    scores = view_scores(tiny_model().eval(), clips, ScoreSettings(6))
     prediction = predictor(clip, top_k=5)
     assert {x.label: x.score for x in prediction.labels} == pytest.approx(
         dict(zip(CLASSES, scores.tolist(), strict=True)), abs=1e-6
@@ -107,8 +107,8 @@ def test_the_engines_test_gives_every_video_the_predictors_scores(predictor, tmp
     scores = score_videos(
         predictor.model,
         build_loader(dataset, batch_size=2),
+        ScoreSettings(batch_size=5),
         world=distributed.World(device=torch.device("cpu")),
-        batch_size=5,
     )
     assert [os.path.basename(failed.path) for failed in scores.failed] == ["broken.mp4"]
     assert len(scores.video_ids) == 3
@@ -182,7 +182,7 @@ def test_a_folder_of_pictures_is_a_video(predictor, tmp_path):
     for i in range(12):
         Image.fromarray(picture(i, (96, 64))).save(tmp_path / f"frame_{i}.png")
     clips = load_test_views(tmp_path, SPEC, 2, 3)
-    scores = view_scores(tiny_model().eval(), clips, batch_size=6)
+    scores = view_scores(tiny_model().eval(), clips, ScoreSettings(6))
     assert predictor(tmp_path).labels[0].score == pytest.approx(scores.max().item(), abs=1e-6)
 
 
@@ -391,7 +391,7 @@ def test_the_name_of_a_model_stands_for_its_published_weights(monkeypatch):
         asked.append(url)
         raise WeightsError("no network")
 
-    monkeypatch.setattr(predict, "fetch", unreachable)
+    monkeypatch.setattr(classifier, "fetch", unreachable)
     for arguments in ({"model": NAME}, {"weights": NAME}):
         with pytest.raises(WeightsError, match="no network"):
             Predictor.load(**arguments)
@@ -405,10 +405,12 @@ def test_first_arguments_that_name_nothing_say_what_is_near(tmp_path):
     assert len(str(error.value)) < 400  # and not a list of all models
     with pytest.raises(WeightsError, match="did you mean camera_motion"):
         Predictor.load("camera_moton")
-    with pytest.raises(WeightsError, match=r"nearly this name: .*ladder_r3_small_16x224"):
+    with pytest.raises(WeightsError, match=r"similar names: .*ladder_r3_small_16x224"):
         Predictor.load("ladder_r3_smal_16x224")
     with pytest.raises(UserError, match=r"weights is a Hiera; .*Predictor\(model, spec="):
         Predictor.load(tiny_model())
+    with pytest.raises(UserError, match="model is a Hiera; name a registered model"):
+        Predictor.load(tiny_model(), str(missing))
 
 
 @pytest.mark.parametrize(
@@ -435,10 +437,22 @@ def test_arguments_of_the_wrong_kind_are_refused_in_words(settings, says):
 
 def test_calls_with_something_else_than_one_path_are_refused_in_words(predictor, clip):
     for call in (predictor, lambda path: list(predictor.timeline(path, 1.0))):
-        with pytest.raises(UserError, match="a list is no path: give one video at a time"):
+        with pytest.raises(UserError, match="a list is not a path: give one video at a time"):
             call([clip, clip])
     with pytest.raises(UserError, match="top_k=0 must be at least 1"):
         predictor(clip, top_k=0)
+
+
+def test_a_classifier_is_all_that_its_checkpoint_knows(tmp_path):
+    path = write_checkpoint(tmp_path / "tiny.pyth")
+    lines = []
+    loaded = classifier.load_classifier(
+        path, None, None, spec=None, model_kwargs={}, warn=lines.append
+    )
+    assert (loaded.name, loaded.spec, loaded.classes) == (NAME, SPEC, CLASSES)
+    assert (loaded.multi_label, loaded.weights) == (False, str(path))
+    assert loaded.model(torch.zeros(1, 3, 4, 64, 64)).shape == (1, 5)
+    assert lines == []
 
 
 # ---- no weights named ----
@@ -451,7 +465,7 @@ def offline(tmp_path, monkeypatch):
     def unreachable(url):
         raise WeightsError(f"cannot download {url}: no network")
 
-    monkeypatch.setattr(predict, "fetch", unreachable)
+    monkeypatch.setattr(classifier, "fetch", unreachable)
     monkeypatch.setattr(resolve, "BUNDLED", tmp_path / "bundled")
     (tmp_path / "bundled").mkdir()
     return tmp_path / "bundled"

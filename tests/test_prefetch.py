@@ -13,9 +13,10 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import Batch, VideoDataset, build_loader
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.transforms.train import TrainTransform
-from hiera_video.engine import distributed, evaluate, prefetch, report, train
+from hiera_video.engine import distributed, evaluate, plots, prefetch, train
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.errors import RunFailed
+from hiera_video.scoring import ScoreSettings
 
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, target_fps=10, crop_size=64)
 CPU = torch.device("cpu")
@@ -32,7 +33,7 @@ def videos(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def no_curves(monkeypatch):
     """Drawing takes longer than these runs."""
-    monkeypatch.setattr(report, "draw_curves", lambda folder: None)
+    monkeypatch.setattr(plots, "draw_curves", lambda folder: None)
 
 
 class Lane:
@@ -240,11 +241,11 @@ def test_scores_are_the_same_when_fed_ahead(videos, fed):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 64 * 64, 3))
     world = distributed.init("cpu")
-    ahead = evaluate.score_videos(model, loader, world=world, batch_size=2)
+    ahead = evaluate.score_videos(model, loader, ScoreSettings(2), world=world)
     assert [entry for entry in fed if entry == "work ends"] == ["work ends"] * 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "DevicePrefetcher", DevicePrefetcher)
-        plain = evaluate.score_videos(model, loader, world=world, batch_size=2)
+        plain = evaluate.score_videos(model, loader, ScoreSettings(2), world=world)
     assert torch.equal(ahead.rows, plain.rows)
 
 

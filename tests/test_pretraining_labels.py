@@ -7,7 +7,8 @@ from test_datasets import Deadly
 from tiny_runs import PRETRAIN, config, losses, run, write_videos
 
 from hiera_video.data.manifests.layouts import read_manifest
-from hiera_video.engine import distributed, dry_run, report, train
+from hiera_video.engine import distributed, dry_run, train
+from hiera_video.engine.run_logger import RunLogger
 from hiera_video.errors import DataError, UserError
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -119,12 +120,12 @@ def test_a_video_that_ends_its_decoder_is_no_end_of_the_run_for_a_picture(videos
     dataset = train.training_set(cfg, train_list)
     model, _ = train.build(cfg, num_classes=0)
     (tmp_path / "plain").mkdir()
-    with contextlib.closing(report.Report(tmp_path / "plain", quiet=True)) as voice:
-        train.draw_reconstruction(cfg, voice, model, dataset, 1)
+    with contextlib.closing(RunLogger(tmp_path / "plain", quiet=True)) as logger:
+        train.draw_reconstruction(cfg, logger, model, dataset, 1)
     dataset.reader = Deadly(dataset.reader, {0: "SIGSEGV", 2: "exits"})
     (tmp_path / "deadly").mkdir()
-    with contextlib.closing(report.Report(tmp_path / "deadly", quiet=True)) as voice:
-        train.draw_reconstruction(cfg, voice, model, dataset, 1)
+    with contextlib.closing(RunLogger(tmp_path / "deadly", quiet=True)) as logger:
+        train.draw_reconstruction(cfg, logger, model, dataset, 1)
     name = "pictures/reconstruction_0000001.png"
     plain, picture = ((tmp_path / n / name).read_bytes() for n in ("plain", "deadly"))
     assert len(picture) > 1000

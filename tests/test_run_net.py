@@ -23,7 +23,8 @@ from tiny_runs import (
 
 from hiera_video import cli
 from hiera_video.config import load_config
-from hiera_video.engine import preflight
+from hiera_video.engine import manifests, preflight
+from hiera_video.engine.schedule import build_schedule
 from hiera_video.errors import UserError
 
 
@@ -289,13 +290,13 @@ def test_the_schedule_of_a_run():
         None, ["SOLVER.BASE_LR", "8e-4", "SOLVER.LR_BATCH", "256", "SOLVER.MAX_EPOCH", "10",
                "SOLVER.WARMUP_EPOCHS", "2.5", "SOLVER.COSINE_END_LR", "1e-6"]
     ).solver  # fmt: skip
-    plan = preflight.schedule(
+    plan = build_schedule(
         solver, videos=1000, videos_per_step=64, clips_per_video=2, steps_per_epoch=15
     )
     assert (plan.total_steps, plan.epochs, plan.dropped, plan.clips_per_step) == (150, 10, 40, 128)
-    assert plan.warmup_steps == 37.5
-    assert plan.base_lr == pytest.approx(2e-4)
-    assert plan.end_lr == pytest.approx(2.5e-7)
+    assert plan.lr.warmup_steps == 37.5
+    assert plan.lr.base_lr == pytest.approx(2e-4)
+    assert plan.lr.end_lr == pytest.approx(2.5e-7)
     assert "128 clips a step" in str(plan)
     assert "40 left over" in str(plan)
 
@@ -315,7 +316,7 @@ def test_only_settings_that_matter_are_compared():
 def test_the_fingerprint_of_a_list_does_not_depend_on_where_it_lies(videos, tmp_path):
     moved = tmp_path / "moved"
     moved.symlink_to(videos)
-    read = preflight.read_manifest
-    here, there = preflight.fingerprint(read(videos)), preflight.fingerprint(read(moved))
+    read = manifests.read_manifest
+    here, there = manifests.fingerprint(read(videos)), manifests.fingerprint(read(moved))
     assert here == there
-    assert preflight.fingerprint(read(videos, "val")) != here
+    assert manifests.fingerprint(read(videos, "val")) != here

@@ -8,6 +8,7 @@ from hiera_video import scoring
 from hiera_video.errors import UserError
 from hiera_video.models import build_model
 from hiera_video.scoring import (
+    ScoreSettings,
     choose_device,
     choose_dtype,
     clip_scores,
@@ -54,7 +55,7 @@ def tiny_hiera(**overrides):
 def test_probabilities_are_averaged_not_logits():
     # One loud view for class 0, two quiet ones for class 1: logits averaged would say class 0.
     rows = [[20.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 3.0, 0.0]]
-    scores = view_scores(Logits().eval(), clips_with(rows), batch_size=2)
+    scores = view_scores(Logits().eval(), clips_with(rows), ScoreSettings(2))
     expected = torch.tensor(rows, dtype=torch.float64).softmax(-1).mean(0).float()
     torch.testing.assert_close(scores, expected)
     assert scores.argmax() == 1
@@ -65,7 +66,7 @@ def test_probabilities_are_averaged_not_logits():
 
 def test_multi_label_classes_are_scored_each_for_itself():
     scores = view_scores(
-        Logits().eval(), clips_with([[4.0, 4.0, -4.0]] * 2), batch_size=4, multi_label=True
+        Logits().eval(), clips_with([[4.0, 4.0, -4.0]] * 2), ScoreSettings(4, multi_label=True)
     )
     torch.testing.assert_close(scores, torch.tensor([4.0, 4.0, -4.0]).sigmoid())
 
@@ -76,7 +77,7 @@ def test_the_batch_size_bounds_the_views_of_a_forward_pass():
     view_scores(
         model,
         clips_with([[float(i), 0.0, 0.0] for i in range(5)]),
-        batch_size=2,
+        ScoreSettings(2),
         on_views=seen.append,
     )
     assert [shape[0] for shape in model.batches] == seen == [2, 2, 1]
@@ -87,7 +88,7 @@ def test_any_batch_size_gives_the_same_scores(batch_size):
     model = tiny_hiera()
     clips = torch.randn(6, 3, 4, 64, 64, generator=torch.Generator().manual_seed(1))
     expected = model(clips).softmax(-1).mean(0)
-    scores = view_scores(model, clips, batch_size=batch_size)
+    scores = view_scores(model, clips, ScoreSettings(batch_size))
     torch.testing.assert_close(scores, expected.detach(), atol=1e-6, rtol=1e-5)
 
 
@@ -99,13 +100,13 @@ def test_an_image_model_gets_frames():
     assert takes_images(model)
     assert not takes_images(tiny_hiera())
     frames = torch.randn(3, 3, 1, 64, 64)
-    scores = view_scores(model, frames, batch_size=2)
+    scores = view_scores(model, frames, ScoreSettings(2))
     torch.testing.assert_close(scores, model(frames[:, :, 0]).softmax(-1).mean(0).detach())
 
 
 def test_a_model_in_training_mode_is_refused():
     with pytest.raises(ValueError, match="eval"):
-        view_scores(Logits().train(), clips_with([[0.0] * 3]), batch_size=1)
+        view_scores(Logits().train(), clips_with([[0.0] * 3]), ScoreSettings(1))
 
 
 def test_low_precision_is_used_in_the_model_and_not_in_the_mean():
@@ -120,7 +121,8 @@ def test_low_precision_is_used_in_the_model_and_not_in_the_mean():
             return logits
 
     model = Dtype().eval()
-    scores = view_scores(model, torch.randn(4, 3, 2, 4, 4), batch_size=4, dtype=torch.bfloat16)
+    settings = ScoreSettings(4, dtype=torch.bfloat16)
+    scores = view_scores(model, torch.randn(4, 3, 2, 4, 4), settings)
     assert model.dtype == torch.bfloat16
     assert scores.dtype == torch.float32
     assert scores.sum() == pytest.approx(1, abs=1e-6)
@@ -187,13 +189,14 @@ def test_equal_clips_go_through_the_model_once():
     rows = [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [1.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 3.0]]
     clips = clips_with(rows)
     scores = clip_scores(
-        Counting().eval(), clips, batch_size=2, on_views=lambda n: progress.append(n)
+        Counting().eval(), clips, ScoreSettings(2), on_views=lambda n: progress.append(n)
     )
     assert seen == [2, 1]
     assert progress == [4, 1]
     assert torch.allclose(scores, torch.tensor(rows).softmax(-1))
     assert torch.allclose(
-        view_scores(Logits().eval(), clips, batch_size=5), torch.tensor(rows).softmax(-1).mean(0)
+        view_scores(Logits().eval(), clips, ScoreSettings(5)),
+        torch.tensor(rows).softmax(-1).mean(0),
     )
 
 

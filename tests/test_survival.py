@@ -17,7 +17,7 @@ import time
 import pytest
 import tiny_runs as tiny
 
-from hiera_video.engine import checkpoint, evaluate, report
+from hiera_video.engine import checkpoint, evaluate, plots
 from hiera_video.engine.distributed import init
 from hiera_video.engine.train import Stop
 
@@ -298,7 +298,7 @@ def test_a_folder_that_goes_away_ends_the_run(words, tmp_path):
 
 def test_a_clock_that_jumps_changes_nothing(videos, tmp_path, monkeypatch):
     """Neither the time of day nor the age of files decides what a run goes on from."""
-    monkeypatch.setattr(report, "draw_curves", lambda folder: None)
+    monkeypatch.setattr(plots, "draw_curves", lambda folder: None)
     kept = ("TRAIN.KEEP_CHECKPOINTS", 0, "TRAIN.EVAL_PERIOD", 0)
     whole, half, out = (tmp_path / name for name in ("whole", "half", "out"))
     tiny.run(tiny.config(videos, whole, *kept, "SOLVER.MAX_EPOCH", 4))

@@ -31,7 +31,8 @@ from tiny_runs import (
 
 from hiera_video import build_model
 from hiera_video.data.randomness import epoch_order
-from hiera_video.engine import checkpoint, distributed, evaluate, report, train
+from hiera_video.engine import checkpoint, distributed, evaluate, plots, train
+from hiera_video.engine.records import read_metrics
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.registry import MODEL_REGISTRY
 
@@ -46,7 +47,7 @@ def videos(tmp_path_factory):
 def no_curves(request, monkeypatch):
     """Drawing takes longer than these runs; one test looks at the picture."""
     if "leaves_its_folder" not in request.node.name:
-        monkeypatch.setattr(report, "draw_curves", lambda folder: None)
+        monkeypatch.setattr(plots, "draw_curves", lambda folder: None)
 
 
 # ---- a run leaves what it should ----------------------------------------------------------------
@@ -66,7 +67,7 @@ def test_a_run_leaves_its_folder(videos, tmp_path):
     assert state["spec"]["num_frames"] == 4
     assert state["model"]["kwargs"]["num_classes"] == 3
     assert (state["epoch"], state["step"]) == (2, 4)
-    kinds = [r["_type"] for r in report.read_metrics(out)]
+    kinds = [r["_type"] for r in read_metrics(out)]
     assert kinds == ["train_iter_", "train_iter_", "train_epoch", "val_epoch"] * 2
     log = (out / "stdout.log").read_text()
     assert log.count("json_stats: {") == 8
@@ -76,7 +77,7 @@ def test_a_run_leaves_its_folder(videos, tmp_path):
     before = {p: p.stat().st_mtime_ns for p in (out / "checkpoints").iterdir()}
     assert run(config(videos, out)) == 0
     assert {p: p.stat().st_mtime_ns for p in (out / "checkpoints").iterdir()} == before
-    assert [r["_type"] for r in report.read_metrics(out)] == kinds
+    assert [r["_type"] for r in read_metrics(out)] == kinds
 
 
 def test_the_checkpoint_alone_labels_a_video(videos, tmp_path):
@@ -97,7 +98,7 @@ def test_only_the_last_checkpoints_and_the_best_are_kept(videos, tmp_path):
     assert names == ["best.pyth", "checkpoint_epoch_00004.pyth"]
     best = checkpoint.best_record(out / "checkpoints")
     assert checkpoint.load(out / "checkpoints" / "best.pyth")["epoch"] == best["epoch"]
-    errors = [r["top1_err"] for r in report.read_metrics(out) if r["_type"] == "val_epoch"]
+    errors = [r["top1_err"] for r in read_metrics(out) if r["_type"] == "val_epoch"]
     assert best["value"] == pytest.approx(100 - min(errors))
     assert best["epoch"] == errors.index(min(errors)) + 1  # the first of equals
 
@@ -110,7 +111,7 @@ def test_periods_skip_epochs_but_never_the_last(videos, tmp_path, period):
             videos, out, "SOLVER.MAX_EPOCH", 3, f"TRAIN.{period}", 2, "TRAIN.KEEP_CHECKPOINTS", 0
         )
     )
-    validated = [r["step"] // 2 for r in report.read_metrics(out) if r["_type"] == "val_epoch"]
+    validated = [r["step"] // 2 for r in read_metrics(out) if r["_type"] == "val_epoch"]
     saved = [checkpoint.load(p)["epoch"] for p in checkpoint.in_order(out / "checkpoints")]
     if period == "EVAL_PERIOD":
         assert validated == [2, 3]
@@ -149,18 +150,18 @@ def test_a_stop_during_validation_validates_later(videos, tmp_path):
     out = tmp_path / "out"
     stop = train.Stop()
     with pytest.MonkeyPatch.context() as patch:
-        count = train.evaluate.Counter.count
+        update = evaluate.VideoProgress.update
         patch.setattr(
-            train.evaluate.Counter,
-            "count",
-            lambda *args: setattr(stop, "signal", signal.SIGTERM) or count(*args),
+            evaluate.VideoProgress,
+            "update",
+            lambda *args: setattr(stop, "signal", signal.SIGTERM) or update(*args),
         )
         assert train.train(config(videos, out), distributed.init("cpu"), stop) == 0
     assert stop.obeyed
     assert final(out)["step"] == 2
-    assert not [r for r in report.read_metrics(out) if r["_type"] == "val_epoch"]
+    assert not [r for r in read_metrics(out) if r["_type"] == "val_epoch"]
     assert run(config(videos, out)) == 0
-    steps = [r["step"] for r in report.read_metrics(out) if r["_type"] == "val_epoch"]
+    steps = [r["step"] for r in read_metrics(out) if r["_type"] == "val_epoch"]
     assert steps == [2, 4]
 
 
@@ -408,7 +409,7 @@ def test_thirty_two_clips_are_learnt_by_heart(tmp_path, precision):
         "TRAIN.MIXED_PRECISION", precision,
     )  # fmt: skip
     run(cfg)
-    epochs = [r for r in report.read_metrics(tmp_path / "out") if r["_type"] == "train_epoch"]
+    epochs = [r for r in read_metrics(tmp_path / "out") if r["_type"] == "train_epoch"]
     assert epochs[0]["loss"] > 1
     assert epochs[-1]["loss"] < 0.3
     assert [r["top1_err"] for r in epochs[-2:]] == [0, 0]
@@ -417,7 +418,7 @@ def test_thirty_two_clips_are_learnt_by_heart(tmp_path, precision):
 def test_pretraining_lowers_its_loss_and_draws(videos, tmp_path):
     out = tmp_path / "out"
     run(config(videos, out, "SOLVER.MAX_EPOCH", 6, "TRAIN.PICTURE_PERIOD", 3, task=PRETRAIN))
-    found = [r["loss"] for r in report.read_metrics(out) if r["_type"] == "train_epoch"]
+    found = [r["loss"] for r in read_metrics(out) if r["_type"] == "train_epoch"]
     assert found[-1] < found[0] - 0.02
     assert len(list((out / "pictures").glob("reconstruction_*.png"))) == 2
     assert "best.pyth" not in {p.name for p in (out / "checkpoints").iterdir()}
@@ -487,7 +488,7 @@ def test_the_golden_curve(task, tmp_path, repository, monkeypatch):
                  "TRAIN.EVAL_PERIOD", 0, *GOLDEN[task],
                  task=PRETRAIN if task == "pretrain" else None)  # fmt: skip
     assert run(cfg) == 0
-    for record in report.read_metrics(out):
+    for record in read_metrics(out):
         if record["_type"] == "train_iter_":
             found[f"loss {record['step']}"] = record["loss"]
             found[f"gradient {record['step']}"] = record["grad_norm"]
@@ -528,9 +529,7 @@ def test_two_processes_give_the_curve_of_one(videos, tmp_path, task):
     assert a.keys() == b.keys()
     assert max(abs(a[s] - b[s]) for s in a) < 1e-5
     if task == "classify":
-        val = [
-            [r for r in report.read_metrics(out) if r["_type"] == "val_epoch"] for out in (one, two)
-        ]
+        val = [[r for r in read_metrics(out) if r["_type"] == "val_epoch"] for out in (one, two)]
         assert val[0] == val[1]
         results = json.loads((two / "results.json").read_text())
         assert (results["n_videos"], results["n_failed"]) == (3, 0)
@@ -647,7 +646,7 @@ def test_balanced_class_weights_scale_the_loss(tmp_path, monkeypatch):
 def test_learning_rates_scale_with_the_batch(videos, tmp_path):
     out = tmp_path / "out"
     run(config(videos, out, "SOLVER.LR_BATCH", 8, "SOLVER.WARMUP_EPOCHS", 0, "SOLVER.MAX_STEPS", 1))
-    records = [r for r in report.read_metrics(out) if r["_type"] == "train_iter_"]
+    records = [r for r in read_metrics(out) if r["_type"] == "train_iter_"]
     assert records[0]["lr"] == pytest.approx(5e-3 * 4 / 8)
 
 
@@ -657,7 +656,7 @@ def test_three_videos_make_short_epochs_and_the_run_says_so(tmp_path, capsys):
     said = capsys.readouterr().out
     assert "note: only 3 videos: steps of 3 instead of 4 videos" in said
     assert "these are 3 in all (1 an epoch)" in said
-    lrs = [r["lr"] for r in report.read_metrics(out) if r["_type"] == "train_iter_"]
+    lrs = [r["lr"] for r in read_metrics(out) if r["_type"] == "train_iter_"]
     assert lrs[:2] == pytest.approx([2.5e-3, 5e-3], rel=1e-3)
 
 
@@ -753,7 +752,7 @@ def test_a_checkpoint_with_broken_numbers_is_passed_over(videos, tmp_path, capsy
     capsys.readouterr()
     assert run(config(videos, out)) == 0
     said = capsys.readouterr().out
-    assert f"passing over a checkpoint: {newest}: its numbers are not finite" in said
+    assert f"skipping a checkpoint: {newest}: its numbers are not finite" in said
     assert same(final(straight)["model_state"], final(out)["model_state"])
 
 
@@ -792,10 +791,10 @@ def test_unreadable_videos_are_counted_and_the_mean_is_over_the_others(tmp_path)
     out = tmp_path / "out"
     run(config(videos, out, "TRAIN.BATCH_SIZE", 5, "TRAIN.GRAD_ACCUM", 5, "SOLVER.MAX_EPOCH", 1,
                "MODEL.DROPOUT_RATE", 0))  # fmt: skip
-    record = next(r for r in report.read_metrics(out) if r["_type"] == "train_iter_")
+    record = next(r for r in read_metrics(out) if r["_type"] == "train_iter_")
     assert (record["clips"], record["failed"]) == (4, 1)
     assert record["loss"] == pytest.approx(1.0986, abs=1e-2)  # log 3, and not 4/5 of it
-    val = next(r for r in report.read_metrics(out) if r["_type"] == "val_epoch")
+    val = next(r for r in read_metrics(out) if r["_type"] == "val_epoch")
     assert (val["n_videos"], val["n_failed"]) == (4, 1)
     assert "1 videos could not be read" in (out / "stdout.log").read_text()
 
@@ -892,7 +891,7 @@ def test_a_process_without_a_readable_video_takes_part_and_leaves_no_trace(tmp_p
         patch.chdir(tmp_path)
         done = run_child("--cfg", empty(tmp_path), *words, processes=2)
     assert done.returncode == 0, done.stderr
-    (record,) = (r for r in report.read_metrics(out) if r["_type"] == "train_iter_")
+    (record,) = (r for r in read_metrics(out) if r["_type"] == "train_iter_")
     assert (record["clips"], record["failed"]) == (2, 2)
     assert record["grad_norm"] > 0
     state = final(out)["model_state"]
@@ -954,7 +953,7 @@ def test_the_memory_of_a_cpu_may_not_suffice_either(videos, tmp_path, monkeypatc
 
 def test_two_runs_do_not_share_a_folder(videos, tmp_path):
     cfg = config(videos, tmp_path / "out")
-    from hiera_video.engine.preflight import RunFolder
+    from hiera_video.engine.run_folder import RunFolder
 
     with (
         RunFolder(cfg.output_dir, distributed.init("cpu")),

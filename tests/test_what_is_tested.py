@@ -150,7 +150,7 @@ def test_a_checkpoint_tested_on_its_own_training_videos_is_told(trained, plain, 
             path.unlink()
     names, said = outcome_of(copy.parent, tmp_path / "out", best(trained))
     assert len(names) == 9
-    assert "this checkpoint was trained on these very videos" in said
+    assert "this checkpoint was trained on these same videos" in said
 
 
 def test_a_folder_that_holds_a_held_out_part_only_is_tested_whole(trained, tmp_path):
@@ -208,9 +208,9 @@ def test_one_class_is_nothing_to_learn(tmp_path):
     words = settings(videos, tmp_path / "out", *SHORT)
     done = run_child("--cfg", empty(tmp_path), *words, "--dry-run", 1)
     assert done.returncode == 2
-    assert "1 class (fast): nothing to tell apart" in done.stderr
+    assert "1 class (fast): a classifier needs two classes or more" in done.stderr
     assert "Traceback" not in done.stderr
-    with pytest.raises(UserError, match=r"1 class \(fast\): nothing to tell apart.*TASK pretrain"):
+    with pytest.raises(UserError, match=r"1 class \(fast\): a classifier needs.*TASK pretrain"):
         run(config(videos, tmp_path / "out", *SHORT))
     pretraining = config(videos, tmp_path / "pretrained", *SHORT, task=PRETRAIN)
     assert run(pretraining) == 0

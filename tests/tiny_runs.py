@@ -19,7 +19,8 @@ from clips import write_clip
 from conftest import REPOSITORY
 
 from hiera_video.config import load_config
-from hiera_video.engine import checkpoint, distributed, report, train
+from hiera_video.engine import checkpoint, distributed, train
+from hiera_video.engine.records import read_metrics
 
 CLASSES = ("fast", "slow", "still")
 FRAMES, SIDE = 8, 64
@@ -191,7 +192,7 @@ def final(out):
 
 def losses(out):
     """Step -> training loss, from the records."""
-    return {r["step"]: r["loss"] for r in report.read_metrics(out) if r["_type"] == "train_iter_"}
+    return {r["step"]: r["loss"] for r in read_metrics(out) if r["_type"] == "train_iter_"}
 
 
 def same(a, b):

@@ -44,7 +44,7 @@ from hiera_video.data.synthetic.camera_motion import LABELS
 from hiera_video.data.views import load_test_views
 from hiera_video.errors import UserError
 from hiera_video.predict import Predictor
-from hiera_video.scoring import clip_scores
+from hiera_video.scoring import ScoreSettings, clip_scores
 from hiera_video.video.decode import VideoReader
 
 FOOTAGE = Path(__file__).resolve().parents[2] / "shared" / "data" / "clips"
@@ -220,9 +220,8 @@ def examine(predictor: Predictor, name: str, clips: Sequence[Clip]) -> Result:
 
 def _answers(predictor: Predictor, clips: Tensor, what: str) -> np.ndarray:
     progress(what)
-    scores = clip_scores(
-        predictor.model, clips, batch_size=32, device=predictor.device, dtype=predictor.dtype
-    )
+    settings = ScoreSettings(batch_size=32, dtype=predictor.dtype)
+    scores = clip_scores(predictor.model, clips, settings, device=predictor.device)
     return np.array(predictor.classes)[scores.argmax(1).numpy()]
 
 

@@ -1,10 +1,10 @@
-"""Checkpoints: written whole or not at all, checked before they are trusted, the last few kept.
+"""Checkpoints: written atomically, verified before they are loaded, and the last few are kept.
 
-A checkpoint is one `torch.save` file, that is a zip archive whose directory stores every record's
-size and CRC-32; `fault` reads all of it back against them, so truncation and bit rot are found.
-It is written by `files.atomic_write`: whenever the machine stops, a file under its final name is
-complete. `model_state` is what was validated: the averaged weights (EMA) where a run keeps them,
-and then `raw_state` is what training goes on from.
+A checkpoint is a `torch.save` file: a zip archive that stores the size and CRC-32 of every record.
+`fault` reads the whole file and compares them, so truncated and damaged files are found. Files are
+written by `files.atomic_write`: whenever the machine stops, a file under its final name is
+complete. `model_state` holds the weights that were validated: the averaged ones (EMA) if the run
+keeps them. Training then resumes from `raw_state`.
 """
 
 from __future__ import annotations
@@ -28,23 +28,23 @@ _NAME = re.compile(r"checkpoint_epoch_(\d+)(?:_step_(\d+))?\.pyth")
 
 
 def file_name(epoch: int, step: int = 0) -> str:
-    """Name after `epoch` whole epochs and `step` optimizer steps of the next one."""
+    """Name the checkpoint after `epoch` whole epochs and `step` optimizer steps of the next."""
     return f"checkpoint_epoch_{epoch:05d}" + (f"_step_{step:07d}" if step else "") + ".pyth"
 
 
 def in_order(folder: Path) -> list[Path]:
-    """Checkpoints of a folder, oldest training first, whether they are readable or not."""
-    found = [(m, p) for p in Path(folder).glob("*.pyth") if (m := _NAME.fullmatch(p.name))]
-    return [path for *_, path in sorted((int(m[1]), int(m[2] or 0), p) for m, p in found)]
+    """List the checkpoints of a folder by training step, first to last, readable or not."""
+    named = [(m, p) for p in Path(folder).glob("*.pyth") if (m := _NAME.fullmatch(p.name))]
+    return [path for *_, path in sorted((int(m[1]), int(m[2] or 0), p) for m, p in named)]
 
 
 # ---- writing ------------------------------------------------------------------------------------
 
 
 def save(state: dict[str, Any], path: Path) -> int:
-    """Write `state` to `path` atomically and durably; the size in bytes.
+    """Write `state` to `path` atomically and durably; return the size in bytes.
 
-    Raises RunFailed where the disk refuses it; what was under `path` before is then still there.
+    Raises RunFailed where it cannot be written; an older file at `path` is then unchanged.
     """
     try:
         return _write(state, path)
@@ -68,16 +68,16 @@ def _what_is_left(folder: Path) -> str:
     kept = in_order(folder) if folder.is_dir() else []
     if not kept:
         return "No checkpoint was written before it"
-    return f"The last complete checkpoint is {kept[-1]}: the same command again goes on from it"
+    return f"The last complete checkpoint is {kept[-1]}: the same command resumes from it"
 
 
 # ---- the best one -------------------------------------------------------------------------------
 
 
 def keep_best(path: Path, record: dict[str, Any]) -> None:
-    """Make `path` the folder's best.pyth, `record` (metric, value, epoch) beside it as JSON.
+    """Make `path` the folder's best.pyth, with `record` (metric, value, epoch) beside it as JSON.
 
-    A second name for the same file where the file system has those, else a copy.
+    best.pyth is a hard link to `path` where the file system has them, else a copy.
     """
     best = path.parent / BEST
     try:
@@ -88,11 +88,13 @@ def keep_best(path: Path, record: dict[str, Any]) -> None:
 
 
 def best_record(folder: Path) -> dict[str, Any] | None:
-    """What `keep_best` last wrote, or None."""
+    """Read the record that `keep_best` last wrote; None where there is none."""
     try:
-        return json.loads((Path(folder) / BEST).with_suffix(".json").read_text(encoding="utf-8"))
+        text = (Path(folder) / BEST).with_suffix(".json").read_text(encoding="utf-8")
+        record: dict[str, Any] = json.loads(text)
     except (OSError, ValueError):
         return None
+    return record
 
 
 # ---- reading ------------------------------------------------------------------------------------
@@ -102,18 +104,18 @@ PARTS = (
     *("model", "model_state", "optimizer_state", "scaler_state", "cfg", "data"),
     *("step", "epoch_sums"),
 )
-"""What going on needs, besides the format."""
+"""What a run needs to resume, besides the format."""
 
 
 def fault(path: Path) -> str | None:
-    """Why a checkpoint file cannot be trusted, or None: reads all of it against its checksums."""
+    """Read a whole file against its checksums; return what is wrong with it, or None."""
     return archive_fault(path)
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A training checkpoint of ours, on the CPU, without executing anything stored in it.
+    """Load a training checkpoint of this package on the CPU, executing nothing stored in it.
 
-    Raises UserError where the file is missing, damaged, or not one that training can go on from.
+    Raises UserError where the file is missing or damaged, or a run cannot be resumed from it.
     """
     state = _read(path)
     missing = [name for name in PARTS if name not in state]
@@ -127,7 +129,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A file of this trainer: a checkpoint, or what `export` made of one."""
+    """Read a checkpoint of this trainer, or a file that `export` made of one."""
     reason = fault(path)
     if reason:
         raise UserError(f"cannot read checkpoint {path}: {reason}")
@@ -145,26 +147,27 @@ def _read(path: Path) -> dict[str, Any]:
 
 def latest(
     folder: Path,
-    say: Callable[[str], None] = print,
+    log: Callable[[str], None] = print,
     *,
-    content_fault: Callable[[dict], str | None] = lambda state: None,
-) -> tuple[Path, dict] | None:
-    """The newest checkpoint of `folder` that can be used, and its content; None for none at all.
+    content_fault: Callable[[dict[str, Any]], str | None] = lambda state: None,
+) -> tuple[Path, dict[str, Any]] | None:
+    """Find the newest checkpoint of `folder` that can be used; return its path and content.
 
-    Files that cannot be read, and those with a `content_fault`, are named through `say` and passed
-    over; UserError where none is left, for starting from scratch must be the user's choice.
+    None where the folder has no checkpoints. Checkpoints that cannot be read, or in which
+    `content_fault` finds something wrong, are skipped and reported through `log`. UserError where
+    all are skipped: starting from scratch must be the user's choice.
     """
     paths = in_order(folder)
     for path in reversed(paths):
         try:
             state = load(path)
         except UserError as error:
-            say(f"passing over a checkpoint: {error}")
+            log(f"skipping a checkpoint: {error}")
             continue
         reason = content_fault(state)
         if reason is None:
             return path, state
-        say(f"passing over a checkpoint: {path}: {reason}")
+        log(f"skipping a checkpoint: {path}: {reason}")
     if paths:
         raise UserError(
             f"none of the {len(paths)} checkpoints in {folder} can be used; "
@@ -177,22 +180,27 @@ def latest(
 
 
 def estimated_bytes(model: nn.Module, *, optimizer_states: int, ema: bool) -> int:
-    """Size of one checkpoint: the weights, the optimizer's states of those that train, the EMA."""
+    """Estimate the size of a checkpoint in bytes.
+
+    optimizer_states: tensors that the optimizer keeps per trainable weight. ema: averaged weights
+    are stored too.
+    """
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
     return weights + trained * optimizer_states + weights * ema
 
 
 def require_space(folder: Path, *, one: int, keep: int, checkpoints: int) -> None:
-    """UserError unless `keep` checkpoints of `one` bytes, the best and one in writing fit.
+    """Raise UserError unless the disk has room for the checkpoints of the run.
 
-    `checkpoints`: how many the whole run writes; counts for keep=0 and for short runs.
+    These are the `keep` newest, the best, and one that is being written, of `one` bytes each.
+    checkpoints: how many the whole run writes, which counts for keep=0 and for short runs.
     """
     files = min(keep or checkpoints, checkpoints) + 2
     present = [p for p in [*in_order(folder), Path(folder) / BEST] if p.is_file()]
-    there = sum({(s := p.stat()).st_ino: s.st_size for p in present}.values())  # best is a link
+    used = sum({(s := p.stat()).st_ino: s.st_size for p in present}.values())  # best is a link
     free = free_bytes(folder)
-    if one * files > free + there:
+    if one * files > free + used:
         raise UserError(
             f"{folder} has {free / 2**30:.2f} GiB free; this run keeps up to {files} checkpoints "
             f"of about {one / 2**30:.2f} GiB ({one * files / 2**30:.2f} GiB). Free some space, "
@@ -204,10 +212,10 @@ def require_space(folder: Path, *, one: int, keep: int, checkpoints: int) -> Non
 
 
 def export(source: Path, target: Path) -> int:
-    """Write the published layout: `model_state` under the published keys, with what is needed to
-    use it (model, classes, spec, settings) and nothing of the training.
+    """Write a checkpoint in the published layout; return the size in bytes.
 
-    Returns the size in bytes. UserError where `source` is no checkpoint of this trainer; RunFailed
+    It has `model_state` and what is needed to use it (model, classes, spec, settings), without the
+    state of the training. UserError where `source` is no checkpoint of this trainer; RunFailed
     where `target` cannot be written.
     """
     state = _read(source)

@@ -1,4 +1,4 @@
-"""One process or many under torchrun, behind the same handful of calls; quiet on one process."""
+"""The process group of a run: the few collectives it needs, which do nothing on one process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -16,57 +16,63 @@ from torch import Tensor, nn
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.scoring import choose_device
 
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
 T = TypeVar("T")
 BACKENDS = ("nccl", "gloo")
 _STOP, _FAILED = "stop", "failed"
-_LOOK_EVERY = 0.2
-"""Seconds between looks at the others."""
+_POLL_SECONDS = 0.2
+"""Seconds between looks into the store."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Where this process stands among its peers, and the device it computes on."""
+    """The process group: rank and world size of this process, and the device it computes on."""
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    """Number of processes, torch's world size."""
     local_rank: int = 0
-    store: Any = None
-    """A torch.distributed.Store that all processes share, for what one says and the others look up
-    when they can: unlike a collective, nobody waits. None on one process."""
+    """Rank among the processes of this machine."""
+    store: Store | None = None
+    """Key-value store that all processes share; None on one process. One process sets a key and the
+    others look it up when they can: unlike in a collective, nobody waits."""
 
     @property
     def is_main(self) -> bool:
-        """True in the one process that writes files and talks."""
+        """Whether this is rank 0, the only process that writes files and prints."""
         return self.rank == 0
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
-        """Add `tensor` up over all processes, in place."""
+        """Sum `tensor` over all processes, in place, and return it."""
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
 
-    def gather(self, thing: T) -> list[T]:
-        """Every process's `thing`, by rank, on every process."""
+    def all_gather(self, value: T) -> list[T]:
+        """Gather a picklable `value` from every process; a list by rank, on every process."""
         if self.size == 1:
-            return [thing]
-        things: list[Any] = [None] * self.size
-        dist.all_gather_object(things, thing)
-        return things
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
-    def broadcast(self, thing: T) -> T:
-        """The main process's `thing` on every process."""
+    def broadcast(self, value: T) -> T:
+        """Send the picklable `value` of rank 0 to every process, and return it there."""
         if self.size == 1:
-            return thing
-        box = [thing]
-        dist.broadcast_object_list(box, src=0, device=self._box_device())
-        return box[0]
+            return value
+        values = [value]
+        device = self.device if dist.get_backend() == "nccl" else None
+        dist.broadcast_object_list(values, src=0, device=device)
+        return values[0]
 
-    def run_on_main(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T | None:
-        """Run `function` on the main process while the others wait; its result on every process.
+    def run_on_main(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+        """Call `function` on rank 0 while the others wait; return its result on every process.
 
-        If it raises there, the others leave too instead of waiting for ever: silently, because
-        the main process says why (SystemExit with the exit code that message will carry).
+        If it raises, rank 0 raises the same, and the others raise SystemExit with the exit code
+        that the error leads to: they do not wait for ever, and only rank 0 prints the message.
         """
         if self.size == 1:
             return function(*args, **kwargs)
@@ -83,46 +89,48 @@ class World:
             raise error
         if code:
             raise SystemExit(code)
-        return result
+        return cast(T, result)
 
     def barrier(self) -> None:
-        """Wait until every process is here."""
+        """Wait until every process has called this."""
         if self.size > 1:
             dist.barrier()
 
-    def any_stopped(self, asked: bool) -> bool:
-        """Whether this process (`asked`) or any other was asked to stop.
+    def any_stopped(self, stop_requested: bool) -> bool:
+        """Return whether this process (`stop_requested`) or any other was asked to stop.
 
-        Once true it stays true. Processes may call it as often as each likes.
+        Once true it stays true. This is no collective: each process may call it as often as it
+        likes.
         """
-        if self.size == 1:
-            return asked
-        if asked:
+        if self.store is None:
+            return stop_requested
+        if stop_requested:
             self.store.set(_STOP, "1")
-        return asked or self.store.check([_STOP])
+        return stop_requested or self.store.check([_STOP])
 
-    def meet(self, place: str, asked: Callable[[], bool]) -> None:
-        """Wait until every process is at `place`, one process's wait being as long as it takes.
+    def barrier_or_stop(self, name: str, stop_requested: Callable[[], bool]) -> None:
+        """Wait until every process has come to the barrier `name`, however long that takes.
 
-        Returns early where any process is asked to stop (`asked` says whether this one is); then
-        the others come as soon as they notice. In a collective a process would hear no signal, and
-        after half an hour give up. RunFailed where another process has failed on its way here.
+        Returns early once any process is asked to stop (`stop_requested` tells whether this one
+        is); the others come as soon as they notice. A collective would react to no signal while it
+        waits, and would time out after half an hour. RunFailed where another process has failed
+        before the barrier.
         """
-        if self.size == 1:
+        if self.store is None:
             return
-        self.store.add(place, 1)
-        while self.store.add(place, 0) < self.size and not self.any_stopped(asked()):
+        self.store.add(name, 1)
+        while self.store.add(name, 0) < self.size and not self.any_stopped(stop_requested()):
             if self.store.check([_FAILED]):
                 raise RunFailed("another process of this run failed; its message says why")
-            time.sleep(_LOOK_EVERY)
+            time.sleep(_POLL_SECONDS)
 
-    def tell_failure(self) -> None:
-        """Let the processes that wait in `meet` know that this one will not come."""
-        if self.size > 1:
+    def report_failure(self) -> None:
+        """Tell the processes that wait in `barrier_or_stop` that this one will not come."""
+        if self.store is not None:
             self.store.set(_FAILED, "1")
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """The model whose backward averages gradients over the processes; itself on one."""
+        """Wrap the model in DistributedDataParallel; on one process, return it as it is."""
         if self.size == 1:
             return model
         ids = [self.device.index] if self.device.type == "cuda" else None
@@ -131,16 +139,16 @@ class World:
         )
 
     def close(self) -> None:
-        """Leave the group; a second call does nothing."""
+        """Destroy the process group; a second call does nothing."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
-    def _box_device(self) -> torch.device | None:
-        return self.device if dist.get_backend() == "nccl" else None
-
 
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
-    """The device behind `auto`, `cpu` or `cuda`, one GPU per local process; UserError if none."""
+    """Return the device that `auto`, `cpu` or `cuda` means, one GPU per local process.
+
+    Raises UserError where there is no such device.
+    """
     device = choose_device(wanted)
     if device.type != "cuda" or device.index is not None:
         return device
@@ -154,45 +162,62 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 30) -> World:
-    """Join the processes torchrun started (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_*), or stay alone.
+    """Join the process group that torchrun started, or return a World of one process.
 
-    backend: nccl (GPUs), gloo (CPUs; works on GPUs too) or auto. UserError for anything else, for
-    half-set variables, and for more local processes than GPUs. Several launches on one machine do
-    not collide: torchrun picks the port (--standalone), nothing is fixed here.
+    Reads RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*. Several launches on one machine do not collide:
+    torchrun picks the port (--standalone), and nothing is fixed here.
+
+    Args:
+        device: auto, cpu or cuda.
+        backend: nccl (GPUs), gloo (CPUs; works on GPUs too) or auto.
+        timeout_minutes: how long a collective waits.
+
+    Raises UserError: another device or backend, variables that are only partly set, more local
+    processes than GPUs.
     """
-    given = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
-    if not given["WORLD_SIZE"] or int(given["WORLD_SIZE"]) == 1:
+    size = int(os.environ.get("WORLD_SIZE") or 1)
+    if size == 1:
         return World(device=_use(pick_device(device)))
-    missing = [name for name, value in given.items() if value is None]
-    missing += [n for n in ("MASTER_ADDR", "MASTER_PORT") if n not in os.environ]
+    needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in needed if name not in os.environ]
     if missing:
         raise UserError(
-            f"WORLD_SIZE is {given['WORLD_SIZE']} but {', '.join(missing)} is not set; start "
+            f"WORLD_SIZE is {size} but {', '.join(missing)} is not set; start "
             "several processes with: torchrun --nproc-per-node N tools/run_net.py ..."
         )
-    rank, size, local_rank = (int(given[n]) for n in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    place = _use(pick_device(device, local_rank))
+    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+    own_device = _use(pick_device(device, local_rank))
     if backend == "auto":
-        backend = "nccl" if place.type == "cuda" else "gloo"
+        backend = "nccl" if own_device.type == "cuda" else "gloo"
     if backend not in BACKENDS:
         raise UserError(f"distributed backend {backend!r}: allowed are auto, {', '.join(BACKENDS)}")
-    if backend == "nccl" and place.type != "cuda":
+    if backend == "nccl" and own_device.type != "cuda":
         raise UserError("distributed backend 'nccl' needs CUDA devices; use gloo on the CPU")
+    # Imported here: builds of PyTorch without distributed have neither.
+    from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # torch has no __all__
+    from torch.distributed.rendezvous import rendezvous
+
     timeout = timedelta(minutes=timeout_minutes)
-    store, _, _ = next(dist.rendezvous("env://", timeout=timeout))
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
     dist.init_process_group(
         backend,
-        store=dist.PrefixStore("group", store),
+        store=PrefixStore("group", store),
         rank=rank,
         world_size=size,
         timeout=timeout,
     )
-    said = dist.PrefixStore("said", store)
-    return World(device=place, rank=rank, size=size, local_rank=local_rank, store=said)
+    return World(
+        device=own_device,
+        rank=rank,
+        size=size,
+        local_rank=local_rank,
+        store=PrefixStore("world", store),
+    )
 
 
 def _use(device: torch.device) -> torch.device:
+    """Make a GPU the current device of this process; return `device`."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
     return device

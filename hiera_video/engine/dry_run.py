@@ -18,9 +18,12 @@ from typing import Any
 
 import torch
 
-from hiera_video.engine import optim, preflight, report, tasks, train
+from hiera_video.engine import meters, optim, preflight, tasks, train
 from hiera_video.engine.distributed import World
+from hiera_video.engine.meters import StepTimer
 from hiera_video.engine.prefetch import DevicePrefetcher
+from hiera_video.engine.run_logger import RunLogger
+from hiera_video.engine.schedule import Schedule
 from hiera_video.scoring import native_on_cpu
 
 STAND_INS = 4
@@ -37,21 +40,21 @@ their number of classes: what a full schedule is worked out for where the data i
 def run(cfg: Any, world: World, *, steps: int) -> None:
     """Do `steps` steps and print peak memory, time per step, clips per second, and how long the
     whole schedule would take at that speed."""
-    voice = report.Report(None, quiet=not world.is_main)
+    logger = RunLogger(None, quiet=not world.is_main)
     with contextlib.ExitStack() as stack:
         generated = world.run_on_main(_is_missing, cfg)
         if generated:
             folder = stack.enter_context(_shared_folder(world))
             world.run_on_main(_generate, cfg, folder, steps)
             cfg = _on_generated(cfg, folder)
-            voice.say(f"dry run on generated clips: {generated}")
+            logger.info(f"dry run on generated clips: {generated}")
         whole = cfg.train.batch_size
         if world.device.type == "cpu":
             cfg, remarks = _in_small(cfg, world)
             for remark in remarks:
-                voice.say(remark)
+                logger.info(remark)
         part = cfg.train.batch_size / whole
-        _run(cfg, world, voice, steps=steps, generated=bool(generated), part=part)
+        _run(cfg, world, logger, steps=steps, generated=bool(generated), part=part)
 
 
 def _in_small(cfg: Any, world: World) -> tuple[Any, list[str]]:
@@ -77,7 +80,7 @@ def _in_small(cfg: Any, world: World) -> tuple[Any, list[str]]:
 def _run(
     cfg: Any,
     world: World,
-    voice: report.Report,
+    logger: RunLogger,
     *,
     steps: int,
     generated: bool,
@@ -97,9 +100,10 @@ def _run(
     if Path(cfg.train.checkpoint_file_path).expanduser().is_file():
         # generated clips have no classes that could be compared with those of the weights
         names = None if generated else train.class_names(cfg, manifest)
-        train.start_from_weights(cfg, world, model, voice.say, classes=names)
+        train.start_from_weights(cfg, world, model, logger.info, classes=names)
     elif cfg.train.checkpoint_file_path:
-        voice.say(f"starting weights {cfg.train.checkpoint_file_path}: not fetched, random instead")
+        name = cfg.train.checkpoint_file_path
+        logger.info(f"starting weights {name}: not fetched, random instead")
     optimizer = train.build_optimizer(cfg.solver, model, world.device)
     scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.train.mixed_precision == "fp16")
     ema = optim.Ema(model, cfg.train.ema_decay) if cfg.train.ema_decay else None
@@ -109,18 +113,18 @@ def _run(
     what, schedule, classes, *notes = train.introduction(
         cfg, world, model, plan, manifest.describe_classes(), [*notes, *loader.notes]
     )
-    voice.say(what)
-    voice.say(f"{plan.clips_per_step} clips a step" if generated else schedule)
+    logger.info(what)
+    logger.info(f"{plan.clips_per_step} clips a step" if generated else schedule)
     for line in notes if generated else [classes, *notes]:
-        voice.say(line)
+        logger.info(line)
 
     trained = [p for p in model.parameters() if p.requires_grad]
     train.set_mode(model, linear_probe=cfg.train.linear_probe)
-    batches, clock = DevicePrefetcher(loader, world.device, dataset.spec), report.Clock()
+    batches, clock = DevicePrefetcher(loader, world.device, dataset.spec), StepTimer()
     seconds: list[float] = []
     for step in range(steps):
         began = time.perf_counter()
-        optim.set_lr(optimizer, optim.lr_at(step, **plan.lr_settings()))
+        optim.set_lr(optimizer, optim.lr_at(step, plan.lr))
         totals = forward.backward(batches, step, scaler, clock)
         norm = train.update(
             optimizer, scaler, trained, world.all_reduce(totals), plan, cfg.solver.clip_grad_l2norm
@@ -130,20 +134,20 @@ def _run(
         loss = (totals[0] / totals[1].clamp(min=1)).item()  # waits for the device: the step is over
         clock.step_done(int(totals[1]))
         seconds.append(time.perf_counter() - began)
-        voice.say(
+        logger.info(
             f"step {step + 1}/{steps}: loss {loss:.4f}, grad norm {norm.item():.3g}, "
             f"{seconds[-1]:.2f} s"
         )
     for line in _findings(cfg, world, plan, seconds, clock, generated=generated, part=part):
-        voice.say(line)
+        logger.info(line)
 
 
 def _findings(
     cfg: Any,
     world: World,
-    plan: preflight.Schedule,
+    plan: Schedule,
     seconds: list[float],
-    clock: report.Clock,
+    clock: StepTimer,
     *,
     generated: bool,
     part: float,
@@ -152,10 +156,10 @@ def _findings(
     counted = seconds[1:] or seconds
     per_step = sum(counted) / len(counted) / part
     videos_per_step = round(plan.videos_per_step / part)
-    memory = max(world.gather(report.peak_memory(world.device)))
+    memory = max(world.all_gather(meters.peak_memory(world.device)))
     where = "GPU memory" if world.device.type == "cuda" else "memory of the process"
     lines = [
-        f"peak {where}: {report.gibibytes(memory)}iB",
+        f"peak {where}: {meters.format_gib(memory)}iB",
         f"time per step: {per_step:.3f} s ({clock.data_seconds / clock.seconds:.0%} waiting for "
         f"data), {'without the first' if len(seconds) > 1 else 'with the warm-up of the first'}",
         f"samples per second: {videos_per_step * plan.clips_per_video / per_step:.3g} clips, "
@@ -171,14 +175,15 @@ def _findings(
             whole_run = per_step * (100_000 / videos_per_step) * cfg.solver.max_epoch
             return [
                 *lines,
-                f"full schedule: {cfg.solver.max_epoch} epochs; {report.duration(whole_run)} "
-                "for every 100,000 training videos, validation not counted",
+                f"full schedule: {cfg.solver.max_epoch} epochs; "
+                f"{meters.format_duration(whole_run)} for every 100,000 training videos, "
+                "validation not counted",
             ]
     guess = " (as many as the public set has)" if generated and not cfg.solver.max_steps else ""
     return [
         *lines,
         f"full schedule: {total} steps over {videos} videos{guess} at this speed: "
-        f"{report.duration(per_step * total)}, validation not counted",
+        f"{meters.format_duration(per_step * total)}, validation not counted",
     ]
 
 

@@ -1,7 +1,7 @@
-"""Scores of a whole data set from one row of scores per video. Pure functions, percentages out.
+"""Metrics of a data set from one row of class scores per video: pure functions, in percent.
 
-Ties never help a model: among equal scores the class with the lower index is ranked first, so a
-model that answers the same for everything gets what it deserves, the same on every machine.
+Ties never help a model: among equal scores the class with the lower index is ranked first. A model
+that gives every class the same score gets the accuracy of class 0, the same on every machine.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from torch import Tensor
 
 
 def true_class_rank(scores: Tensor, labels: Tensor) -> Tensor:
-    """Rank of the true class in every row, 0 = first.
+    """Return the rank of the true class in every row, int64 [N]; 0 is the highest score.
 
-    scores: float [N, C]; labels: int64 [N]. Returns int64 [N].
+    scores: float [N, C]; labels: int64 [N].
     ValueError where a score is not finite: NaN compares as "not greater" and would count as right.
     """
     if not torch.isfinite(scores).all():
@@ -26,33 +26,39 @@ def true_class_rank(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
-    """Percentage of rows whose true class is among the `k` best; nan for no rows."""
+    """Return the percentage of rows whose true class is among the `k` best; nan for no rows.
+
+    scores: float [N, C]; labels: int64 [N].
+    """
     if len(labels) == 0:
         return float("nan")
     return 100.0 * (true_class_rank(scores, labels) < k).double().mean().item()
 
 
 def confusion_matrix(predicted: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Counts int64 [C, C]: rows are the true class, columns the predicted one."""
+    """Count int64 [C, C] videos: rows are the true class, columns the predicted one.
+
+    predicted, labels: int64 [N].
+    """
     flat = torch.bincount(labels * num_classes + predicted, minlength=num_classes**2)
     return flat.reshape(num_classes, num_classes)
 
 
 def per_class_accuracy(confusion: Tensor) -> Tensor:
-    """Recall of every class in percent, float64 [C]; nan for a class without a video."""
+    """Return the recall of every class in percent, float64 [C]; nan for a class without a video."""
     return 100.0 * confusion.diagonal().double() / confusion.sum(dim=1).double()
 
 
 def mean_class_accuracy(confusion: Tensor) -> float:
-    """Mean recall over the classes that occur, percent: every class weighs the same."""
+    """Return the mean recall, in percent, over the classes that have videos: all weigh the same."""
     return per_class_accuracy(confusion).nanmean().item()
 
 
 def average_precision(scores: Tensor, positives: Tensor) -> float:
-    """Area under the precision-recall steps of one class, in [0, 1]; nan without positives.
+    """Return the average precision of one class, in [0, 1]; nan without positives.
 
-    scores: float [N]; positives: bool [N]. Equal scores form one threshold, so their order in
-    the list does not matter (the definition scikit-learn uses).
+    scores: float [N]; positives: bool [N]. The area under the steps of the precision-recall curve,
+    as scikit-learn defines it: equal scores form one threshold, so their order does not matter.
     """
     total = int(positives.sum())
     if total == 0:
@@ -61,14 +67,14 @@ def average_precision(scores: Tensor, positives: Tensor) -> float:
     scores, hits = scores[order].double(), positives[order].double()
     last_of_ties = torch.ones(len(scores), dtype=torch.bool)
     last_of_ties[:-1] = scores[1:] != scores[:-1]
-    found = hits.cumsum(0)[last_of_ties]
-    seen = torch.arange(1, len(scores) + 1, dtype=torch.float64)[last_of_ties]
-    recall = torch.cat([torch.zeros(1, dtype=torch.float64), found / total])
-    return float(((recall[1:] - recall[:-1]) * (found / seen)).sum())
+    true_positives = hits.cumsum(0)[last_of_ties]
+    predicted = torch.arange(1, len(scores) + 1, dtype=torch.float64)[last_of_ties]
+    recall = torch.cat([torch.zeros(1, dtype=torch.float64), true_positives / total])
+    return float(((recall[1:] - recall[:-1]) * (true_positives / predicted)).sum())
 
 
 def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
-    """Mean of `average_precision` over the classes with a positive, percent.
+    """Return the mean of `average_precision`, in percent, over the classes with a positive.
 
     scores: float [N, C]; targets: [N, C], above 0.5 where the class applies.
     """
@@ -80,16 +86,16 @@ def mean_average_precision(scores: Tensor, targets: Tensor) -> float:
 
 
 def topk_correct(logits: Tensor, targets: Tensor, k: int) -> Tensor:
-    """How many rows are right among the `k` best while training; a 0-d tensor, no host sync.
+    """Count the rows whose target is among the `k` best; a 0-d tensor, without a host sync.
 
-    targets: int64 [N], or float [N, C] after mixup. Mixed rows count as right when either of
-    their two largest classes is found (SlowFast's reading of accuracy under mixup).
+    logits: float [N, C]; targets: int64 [N], or float [N, C] after mixup. As in SlowFast, a mixed
+    row counts as right when either of its two largest classes is among the `k` best.
     """
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices  # [N, k]
     if targets.ndim == 1:
         return (best == targets[:, None]).any(dim=1).sum()
-    value, wanted = targets.topk(min(2, targets.shape[1]), dim=1)
-    # label smoothing gives every class a share: a second class only counts where it was mixed in
+    share, mixed = targets.topk(min(2, targets.shape[1]), dim=1)
+    # Label smoothing gives every class a share: the second class counts only if it was mixed in.
     floor = targets.amin(dim=1, keepdim=True)
-    wanted = torch.where(value > floor, wanted, wanted[:, :1])
-    return (best[:, :, None] == wanted[:, None, :]).any(dim=2).any(dim=1).sum()
+    mixed = torch.where(share > floor, mixed, mixed[:, :1])
+    return (best[:, :, None] == mixed[:, None, :]).any(dim=2).any(dim=1).sum()

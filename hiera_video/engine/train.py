@@ -42,15 +42,22 @@ from hiera_video.engine import (
     checkpoint,
     evaluate,
     head_rows,
+    manifests,
     memory,
+    meters,
     optim,
     preflight,
-    report,
+    results,
     tasks,
 )
 from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
+from hiera_video.engine.meters import StepTimer
 from hiera_video.engine.prefetch import DevicePrefetcher
+from hiera_video.engine.records import drop_records_after, read_metrics
+from hiera_video.engine.run_folder import RunFolder
+from hiera_video.engine.run_logger import RunLogger
+from hiera_video.engine.schedule import Schedule, build_schedule
 from hiera_video.errors import RunFailed, UserError, WeightsError
 from hiera_video.models import build_model
 from hiera_video.models.weights.load import load_weights
@@ -68,15 +75,13 @@ def train(cfg: Any, world: World, stop: Stop) -> int:
     goes wrong later; the message says what is left on disk.
     """
     with (
-        preflight.RunFolder(cfg.output_dir, world) as folder,
-        report.Report(None, quiet=not world.is_main) as voice,
+        RunFolder(cfg.output_dir, world) as folder,
+        RunLogger(None, quiet=not world.is_main) as logger,
     ):
-        return _train(cfg, world, stop, folder, voice)
+        return _train(cfg, world, stop, folder, logger)
 
 
-def _train(
-    cfg: Any, world: World, stop: Stop, folder: preflight.RunFolder, voice: report.Report
-) -> int:
+def _train(cfg: Any, world: World, stop: Stop, folder: RunFolder, logger: RunLogger) -> int:
     # ---- data -----------------------------------------------------------------------------
     train_list, val_list = world.run_on_main(read_lists, cfg)
     if cfg.task == "classify":
@@ -89,7 +94,7 @@ def _train(
             preflight.require_readable, validation, what="validation", guarded=guarded
         )
     plan = plan_of(cfg, dataset, world)
-    data_id = preflight.fingerprint(train_list)
+    data_id = manifests.fingerprint(train_list)
     names = class_names(cfg, train_list)
 
     # ---- model and optimizer --------------------------------------------------------------
@@ -116,10 +121,10 @@ def _train(
     ema = None
     step, sums, afresh = 0, [0.0] * len(SUMS), []
     numbers = FiniteState(model, "a fresh model")
-    source, state = find_state(cfg, world, folder.checkpoints, voice.say, numbers)
+    source, state = find_state(cfg, world, folder.checkpoints, logger.info, numbers)
     last_good = source
     if state is None and cfg.train.checkpoint_file_path:
-        start_from_weights(cfg, world, model, voice.say, classes=names)
+        start_from_weights(cfg, world, model, logger.info, classes=names)
         numbers = FiniteState(model, cfg.train.checkpoint_file_path)
     if cfg.train.ema_decay:
         ema = optim.Ema(model, cfg.train.ema_decay)
@@ -139,7 +144,7 @@ def _train(
         preflight.require_same_model(source, state["model"], identity)
         preflight.require_steps_left(source, state["step"], plan)
         if note:
-            voice.say(note)
+            logger.info(note)
         if rows is not None:
             head_rows.place_weights(state, model, rows)
         model.load_state_dict(state.get("raw_state", state["model_state"]))
@@ -152,19 +157,19 @@ def _train(
     del state
 
     # ---- what the run says, and writes ----------------------------------------------------
-    world.run_on_main(report.forget_after, folder.path, step)
+    world.run_on_main(drop_records_after, folder.path, step)
     world.run_on_main(files.write_text, folder.path / "config.yaml", cfg.to_yaml())
     loader = training_loader(cfg, dataset, world, start=step, end=plan.total_steps)
     val_loader = validation_loader(cfg, validation, world) if validation is not None else None
     if world.is_main:
-        voice.open(folder.path, tensorboard=cfg.tensorboard.enable)
+        logger.open(folder.path, tensorboard=cfg.tensorboard.enable)
     notes = [*list_notes(train_list, val_list), *loader.notes, *plan.notes]
     for line in introduction(cfg, world, model, plan, train_list.describe_classes(), notes):
-        voice.say(line)
+        logger.info(line)
     if step:
-        voice.say(f"going on from {source}, after step {step} of {plan.total_steps}")
+        logger.info(f"going on from {source}, after step {step} of {plan.total_steps}")
     for note in afresh:
-        voice.say(f"note: {note}")
+        logger.info(f"note: {note}")
 
     def write() -> Path:
         """Write the state after `step` steps and delete what is too old; the path."""
@@ -209,7 +214,7 @@ def _train(
         path = save() if due or is_due(cfg.train.checkpoint_steps, step, last) else None
         if val_loader is not None and is_due(cfg.train.eval_period, epoch, last):
             judged = averaged(model, ema)
-            found = validate(cfg, world, judged, val_loader, stop, voice)
+            found = validate(cfg, world, judged, val_loader, stop, logger)
             if found is None:
                 return False
             # The best is in place before the record says that this epoch was validated: killed
@@ -220,16 +225,16 @@ def _train(
                 path = path or save()
                 best = {"metric": metric, "value": found[metric], "epoch": epoch}
                 world.run_on_main(checkpoint.keep_best, path, best)
-            say_validation(voice, found, best, step=step, epoch=epoch, epochs=plan.epochs)
+            say_validation(logger, found, best, step=step, epoch=epoch, epochs=plan.epochs)
         if cfg.task == "pretrain" and is_due(cfg.train.picture_period, epoch, last=False):
-            world.run_on_main(draw_reconstruction, cfg, voice, model, dataset, step)
-        voice.curves(last=last)
+            world.run_on_main(draw_reconstruction, cfg, logger, model, dataset, step)
+        logger.draw_curves(last=last)
         return True
 
     # ---- the loop -------------------------------------------------------------------------
     forward = Forward(cfg, world, model, dataset=dataset, plan=plan, num_classes=num_classes)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    clock = report.Clock()
+    clock = StepTimer()
     stopping = False
 
     with stop:
@@ -240,7 +245,7 @@ def _train(
             set_mode(model, linear_probe=cfg.train.linear_probe)
             clock.restart()
             while step < plan.total_steps and not stopping:
-                lr = optim.lr_at(step, **plan.lr_settings())
+                lr = optim.lr_at(step, plan.lr)
                 optim.set_lr(optimizer, lr)
                 totals = forward.backward(batches, step, scaler, clock)
                 vote = totals.new_full((1,), stop.requested)  # no copy, for which it would wait
@@ -267,10 +272,10 @@ def _train(
                 )
                 sums = [a + b for a, b in zip(sums, here, strict=True)]
                 clock.step_done(int(here[1]))
-                say_step(cfg, voice, clock, plan, here, step=step, lr=lr, norm=norm, world=world)
+                say_step(cfg, logger, clock, plan, here, step=step, lr=lr, norm=norm, world=world)
 
                 if step % plan.steps_per_epoch == 0 or step == plan.total_steps:
-                    say_epoch(cfg, voice, plan, sums, step=step, lr=lr)
+                    say_epoch(cfg, logger, plan, sums, step=step, lr=lr)
                     sums = [0.0] * len(SUMS)
                     stopping = not finish_epoch() or stopping
                     set_mode(model, linear_probe=cfg.train.linear_probe)
@@ -298,12 +303,12 @@ def _train(
                 raise
         if stopping:
             stop.obeyed = True
-            voice.say(
+            logger.info(
                 f"stopped by {stop.name} after step {step} of {plan.total_steps}, which is saved "
                 f"in {folder.checkpoints}. The same command goes on from there"
             )
             return stop.exit_code(saved=True)
-        voice.say(
+        logger.info(
             f"trained: step {step} of {plan.total_steps}; checkpoints in {folder.checkpoints}"
         )
     return 0
@@ -322,7 +327,7 @@ class Forward:
         model: nn.Module,
         *,
         dataset: VideoDataset,
-        plan: preflight.Schedule,
+        plan: Schedule,
         num_classes: int,
     ):
         self.seed, self.parts, self.world = cfg.rng_seed, cfg.train.grad_accum, world
@@ -346,7 +351,7 @@ class Forward:
         self.clips = plan.clips_per_step // (self.parts * world.size)
 
     def backward(
-        self, batches: DevicePrefetcher, step: int, scaler: Any, clock: report.Clock
+        self, batches: DevicePrefetcher, step: int, scaler: Any, clock: StepTimer
     ) -> Tensor:
         """Leave the gradients of step `step` in the parameters; the `SUMS` of this process,
         float64 on its device. All is queued and nothing waited for, on a GPU; and the batch that
@@ -425,7 +430,7 @@ def update(
     scaler: Any,
     trained: Sequence[nn.Parameter],
     totals: Tensor,
-    plan: preflight.Schedule,
+    plan: Schedule,
     max_norm: float | None,
 ) -> Tensor:
     """One optimizer step from the stored gradients; their norm before clipping, on the device.
@@ -547,24 +552,19 @@ def unused_folder(folder: Path) -> str:
 def read_lists(cfg: Any) -> tuple[Manifest, Manifest | None]:
     """The lists of training and validation videos; none of the latter when pretraining."""
     labelled = cfg.task == "classify"
-    shared = {
-        "dataset": cfg.train.dataset,
-        "seed": cfg.rng_seed,
-        "synthetic": cfg.synthetic,
-    }
-    train_list = preflight.read_split(
-        cfg.data,
-        split="train",
+    source = manifests.DataSource(cfg.data, cfg.train.dataset, cfg.rng_seed, cfg.synthetic)
+    train_list = manifests.read_split(
+        source,
+        "train",
         num_classes=cfg.model.num_classes if labelled else 0,
         need_labels=labelled,
         hold_out=True if labelled else None,
-        **shared,
     )
     if not labelled:
         return train_list, None
     names = class_names(cfg, train_list)
     num_classes = cfg.model.num_classes or train_list.num_classes
-    val_list = preflight.read_split(cfg.data, split="val", num_classes=num_classes, **shared)
+    val_list = manifests.read_split(source, "val", num_classes=num_classes)
     if names or val_list.classes:
         val_list = fit_labels(val_list, names=names, count=num_classes, owner="the training list")
     return train_list, val_list
@@ -640,10 +640,10 @@ def validation_loader(cfg: Any, dataset: VideoDataset, world: World) -> Loader:
     )
 
 
-def plan_of(cfg: Any, dataset: VideoDataset, world: World) -> preflight.Schedule:
+def plan_of(cfg: Any, dataset: VideoDataset, world: World) -> Schedule:
     """Steps, epochs and learning rates of the run; UserError where the batch does not divide."""
     loader = training_loader(cfg, dataset, world, start=0, end=None)
-    return preflight.schedule(
+    return build_schedule(
         cfg.solver,
         videos=len(dataset),
         videos_per_step=loader.batch_size,
@@ -687,14 +687,7 @@ def build_optimizer(solver: Any, model: nn.Module, device: torch.device) -> torc
     groups = optim.parameter_groups(
         model, weight_decay=solver.weight_decay, layer_decay=solver.layer_decay
     )
-    return optim.build_optimizer(
-        groups,
-        method=solver.optimizing_method,
-        betas=solver.betas,
-        momentum=solver.momentum,
-        nesterov=solver.nesterov,
-        fused=device.type == "cuda",
-    )
+    return optim.build_optimizer(groups, solver, fused=device.type == "cuda")
 
 
 def restore_optimizer(
@@ -708,7 +701,7 @@ def restore_optimizer(
     return notes
 
 
-def number_of_checkpoints(settings: Any, plan: preflight.Schedule) -> int:
+def number_of_checkpoints(settings: Any, plan: Schedule) -> int:
     """How many a whole run writes, about."""
     inside = plan.total_steps // settings.checkpoint_steps if settings.checkpoint_steps else 0
     return 1 + plan.epochs // settings.checkpoint_period + inside
@@ -825,9 +818,7 @@ def start_from_weights(
     say(str(load_weights(model, stored, classes=classes)))
 
 
-def validation_was_missed(
-    cfg: Any, world: World, folder: Path, plan: preflight.Schedule, step: int
-) -> bool:
+def validation_was_missed(cfg: Any, world: World, folder: Path, plan: Schedule, step: int) -> bool:
     """Whether the run stopped between the end of an epoch and the validation that was due."""
     at_end = step > 0 and (step % plan.steps_per_epoch == 0 or step == plan.total_steps)
     epoch = -(-step // plan.steps_per_epoch)
@@ -837,7 +828,7 @@ def validation_was_missed(
         return False
 
     def missing() -> bool:
-        done = [r["step"] for r in report.read_metrics(folder) if r["_type"] == "val_epoch"]
+        done = [r["step"] for r in read_metrics(folder) if r["_type"] == "val_epoch"]
         return step not in done
 
     return world.run_on_main(missing)
@@ -863,24 +854,22 @@ def averaged(model: nn.Module, ema: optim.Ema | None) -> nn.Module:
 
 
 def validate(
-    cfg: Any, world: World, model: nn.Module, loader: Loader, stop: Stop, voice: report.Report
+    cfg: Any, world: World, model: nn.Module, loader: Loader, stop: Stop, logger: RunLogger
 ) -> dict[str, float] | None:
     """One view per video, all videos; None if somebody asked to stop meanwhile."""
-    scores = evaluate.score_all(
-        cfg,
-        world,
+    scores = evaluate.score_videos(
         model,
         loader,
-        precision=cfg.train.mixed_precision,
-        stop=stop,
-        voice=voice,
-        what="val",
+        evaluate.score_settings(cfg, cfg.train.mixed_precision),
+        world=world,
+        stopped=lambda: stop.requested,
+        on_video=evaluate.VideoProgress(logger, loader, "val").update,
     )
-    return None if scores is None else evaluate.summary(scores, loader.dataset.manifest)
+    return None if scores is None else results.compute_metrics(scores, loader.dataset.manifest)
 
 
 def draw_reconstruction(
-    cfg: Any, voice: report.Report, model: nn.Module, dataset: VideoDataset, step: int
+    cfg: Any, logger: RunLogger, model: nn.Module, dataset: VideoDataset, step: int
 ) -> None:
     """A picture of two training videos: input, what the encoder saw, reconstruction.
 
@@ -890,7 +879,7 @@ def draw_reconstruction(
     guarded = cfg.data_loader.num_workers > 0
     videos = range(min(8, len(dataset)))
     with contextlib.closing(
-        preflight.reading(read_sample, dataset, videos, guarded=guarded)
+        preflight.map_videos(read_sample, dataset, videos, guarded=guarded)
     ) as read:
         for item in read:
             if isinstance(item, Clips):
@@ -906,7 +895,7 @@ def draw_reconstruction(
     keep = keep.to(clips.device)
     model.eval()
     picture = tasks.reconstruction(model, clips, keep, mean=cfg.data.mean, std=cfg.data.std)
-    voice.picture("reconstruction", picture, step)
+    logger.add_image("reconstruction", picture, step)
 
 
 # ---- what is said -------------------------------------------------------------------------------
@@ -924,7 +913,7 @@ def introduction(
     cfg: Any,
     world: World,
     model: nn.Module,
-    plan: preflight.Schedule,
+    plan: Schedule,
     classes: str,
     notes: Sequence[str],
 ) -> list[str]:
@@ -945,9 +934,9 @@ def introduction(
 
 def say_step(
     cfg: Any,
-    voice: report.Report,
-    clock: report.Clock,
-    plan: preflight.Schedule,
+    logger: RunLogger,
+    clock: StepTimer,
+    plan: Schedule,
     here: Sequence[float],
     *,
     step: int,
@@ -959,8 +948,8 @@ def say_step(
     loss_sum, clips, top1, top5, failed = here
     epoch, at = divmod(step - 1, plan.steps_per_epoch)
     loss = loss_sum / max(clips, 1)
-    peak = report.peak_memory(world.device)
-    left = report.duration(clock.seconds * (plan.total_steps - step))
+    peak = meters.peak_memory(world.device)
+    left = meters.format_duration(clock.seconds * (plan.total_steps - step))
     waiting = clock.data_seconds / max(clock.seconds, 1e-9)
     due = (
         step == 1
@@ -968,10 +957,10 @@ def say_step(
         or at + 1 == plan.steps_per_epoch
         or step == plan.total_steps
     )
-    voice.progress(
+    logger.progress(
         f"epoch {epoch + 1}/{plan.epochs}  step {at + 1}/{plan.steps_per_epoch}  loss {loss:.4f}  "
         f"lr {lr:.2e}  {clock.clips_per_second:.1f} clips/s  data {waiting:.0%}  "
-        f"mem {report.gibibytes(peak)}  eta {left}",
+        f"mem {meters.format_gib(peak)}  eta {left}",
         due=due,
     )
     if not due:
@@ -979,7 +968,7 @@ def say_step(
     errors = {}
     if cfg.task == "classify" and not cfg.data.multi_label:
         errors = {"top1_err": wrong(top1, clips), "top5_err": wrong(top5, clips)}
-    voice.stats(
+    logger.log_stats(
         "train_iter_",
         epoch=f"{epoch + 1}/{plan.epochs}",
         iter=f"{at + 1}/{plan.steps_per_epoch}",
@@ -994,18 +983,18 @@ def say_step(
         dt_net=clock.seconds - clock.data_seconds,
         clips_per_s=clock.clips_per_second,
         eta=left,
-        **{"gpu_mem" if world.device.type == "cuda" else "RAM": report.gibibytes(peak)},
+        **{"gpu_mem" if world.device.type == "cuda" else "RAM": meters.format_gib(peak)},
         **errors,
     )
-    voice.scalars(
+    logger.add_scalars(
         step, Train__loss=loss, Train__lr=lr, **{f"Train__{k}": v for k, v in errors.items()}
     )
 
 
 def say_epoch(
     cfg: Any,
-    voice: report.Report,
-    plan: preflight.Schedule,
+    logger: RunLogger,
+    plan: Schedule,
     sums: Sequence[float],
     *,
     step: int,
@@ -1017,7 +1006,7 @@ def say_epoch(
     values = {"loss": loss_sum / max(clips, 1)}
     if cfg.task == "classify" and not cfg.data.multi_label:
         values |= {"top1_err": wrong(top1, clips), "top5_err": wrong(top5, clips)}
-    voice.stats(
+    logger.log_stats(
         "train_epoch",
         epoch=f"{epoch}/{plan.epochs}",
         step=step,
@@ -1028,11 +1017,11 @@ def say_epoch(
     )
     text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
     bad = f"; {int(failed)} videos could not be read" if failed else ""
-    voice.say(f"epoch {epoch}/{plan.epochs}: {text} over {int(clips)} clips{bad}")
+    logger.info(f"epoch {epoch}/{plan.epochs}: {text} over {int(clips)} clips{bad}")
 
 
 def say_validation(
-    voice: report.Report,
+    logger: RunLogger,
     found: dict[str, float],
     best: dict[str, Any],
     *,
@@ -1045,14 +1034,14 @@ def say_validation(
     if "top1_acc" in found:
         errors["min_top1_err"] = 100 - best["value"]
     rest = {k: v for k, v in found.items() if not k.endswith("_acc")}
-    voice.stats("val_epoch", epoch=f"{epoch}/{epochs}", step=step, **errors, **rest)
-    voice.scalars(step, **{f"Val__{k}": v for k, v in {**errors, **rest}.items()})
+    logger.log_stats("val_epoch", epoch=f"{epoch}/{epochs}", step=step, **errors, **rest)
+    logger.add_scalars(step, **{f"Val__{k}": v for k, v in {**errors, **rest}.items()})
     shown = {"top1_acc": "top-1", "top5_acc": "top-5", "map": "mAP"}
     text = ", ".join(f"{word} {found[k]:.2f} %" for k, word in shown.items() if k in found)
     bad = f", {found['n_failed']} of {found['n_videos']} videos unreadable" * bool(
         found["n_failed"]
     )
-    voice.say(
+    logger.info(
         f"validation {epoch}/{epochs}: {text} on {found['n_videos'] - found['n_failed']} videos"
         f"{bad}; best {best['value']:.2f} % in epoch {best['epoch']}"
     )

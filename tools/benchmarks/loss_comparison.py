@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from benchmarks import machine, measure, tables
 from benchmarks.tables import Column
+from hiera_video.config import SolverConfig
 from hiera_video.data.synthetic import camera_motion as synthetic
 from hiera_video.engine import optim
 from hiera_video.models import build_model
@@ -109,15 +110,15 @@ def train_once(
     model = build_model(MODEL, decode_ratio=decode_ratio, **settings).to(device)
     before = held_out_loss(model, held_out)
     groups = optim.parameter_groups(model, weight_decay=0.05)
-    optimizer = optim.build_optimizer(groups, method="adamw", betas=(0.9, 0.95), fused=True)
+    optimizer = optim.build_optimizer(groups, SolverConfig(betas=(0.9, 0.95)), fused=True)
+    schedule = optim.LRSchedule(PEAK_LR, total_steps=steps, warmup_steps=steps / 10)
     generator = torch.Generator().manual_seed(seed)  # of batches and masks, not of what is decoded
     model.train()
     measure.wait_for(device)
     began = time.perf_counter()
     for step in range(steps):
         measure.progress(f"decoding {decode_ratio:g}, seed {seed}: step {step + 1}/{steps}")
-        rate = optim.lr_at(step, base_lr=PEAK_LR, total_steps=steps, warmup_steps=steps / 10)
-        optim.set_lr(optimizer, rate)
+        optim.set_lr(optimizer, optim.lr_at(step, schedule))
         chosen = torch.randint(len(training), (BATCH,), generator=generator).to(device)
         keep = model.random_keep(BATCH, generator=generator)
         optimizer.zero_grad(set_to_none=True)

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import PURE
 from benchmarks.measure import Candidate, CannotMeasure
+from hiera_video.config import SolverConfig
 from hiera_video.engine import optim
 from hiera_video.errors import UserError
 from hiera_video.models import build_model
@@ -339,7 +340,7 @@ class Step:
 def build_optimizer(model: nn.Module) -> torch.optim.Optimizer:
     """AdamW with the settings of pretraining, fused."""
     groups = optim.parameter_groups(model, weight_decay=0.05)
-    optimizer = optim.build_optimizer(groups, method="adamw", betas=(0.9, 0.95), fused=True)
+    optimizer = optim.build_optimizer(groups, SolverConfig(betas=(0.9, 0.95)), fused=True)
     optim.set_lr(optimizer, LEARNING_RATE)
     return optimizer
 

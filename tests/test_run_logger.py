@@ -9,7 +9,10 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from hiera_video.engine import report
+from hiera_video.engine import meters, plots
+from hiera_video.engine.meters import StepTimer
+from hiera_video.engine.records import drop_records_after, json_stats, read_metrics
+from hiera_video.engine.run_logger import RunLogger
 from hiera_video.errors import UserError
 
 
@@ -19,60 +22,60 @@ class Terminal(io.StringIO):
 
 
 def test_json_stats_is_slowfasts_line():
-    line = report.json_stats({"_type": "train_iter_", "lr": 1e-4, "epoch": "1/10", "iter": 3})
+    line = json_stats({"_type": "train_iter_", "lr": 1e-4, "epoch": "1/10", "iter": 3})
     assert line == 'json_stats: {"_type": "train_iter_", "epoch": "1/10", "iter": 3, "lr": 0.00010}'
 
 
 def test_numbers_that_json_cannot_say_stay_readable():
-    line = report.json_stats({"loss": math.nan, "top1_err": math.inf})
+    line = json_stats({"loss": math.nan, "top1_err": math.inf})
     assert json.loads(line.removeprefix("json_stats: ")) == {"loss": "nan", "top1_err": "inf"}
 
 
 def test_the_log_and_the_records(tmp_path):
     out = io.StringIO()
-    voice = report.Report(tmp_path, stream=out)
-    voice.say("hello")
-    voice.stats("train_iter_", step=1, loss=1 / 3)
-    voice.progress("never in a pipe")
-    voice.close()
+    logger = RunLogger(tmp_path, stream=out)
+    logger.info("hello")
+    logger.log_stats("train_iter_", step=1, loss=1 / 3)
+    logger.progress("never in a pipe")
+    logger.close()
     assert out.getvalue() == "hello\n"
     log = (tmp_path / "stdout.log").read_text().splitlines()
     assert log[0] == "hello"
     assert '"loss": 0.33333' in log[1]
-    assert report.read_metrics(tmp_path) == [{"_type": "train_iter_", "step": 1, "loss": 1 / 3}]
+    assert read_metrics(tmp_path) == [{"_type": "train_iter_", "step": 1, "loss": 1 / 3}]
 
 
 def test_lines_before_the_folder_are_written_once_it_is_there(tmp_path):
-    with report.Report(None, stream=io.StringIO()) as voice:
-        voice.say("early")
+    with RunLogger(None, stream=io.StringIO()) as logger:
+        logger.info("early")
         assert not (tmp_path / "stdout.log").exists()
-        voice.open(tmp_path)
-        voice.say("late")
+        logger.open(tmp_path)
+        logger.info("late")
     assert (tmp_path / "stdout.log").read_text() == "early\nlate\n"
 
 
 def test_a_terminal_gets_one_redrawn_line_that_never_wraps(monkeypatch):
     monkeypatch.setenv("COLUMNS", "20")
     out = Terminal()
-    voice = report.Report(None, stream=out)
-    voice.progress("x" * 100)
-    voice.progress("too soon to draw again")
-    voice.say("line")
+    logger = RunLogger(None, stream=out)
+    logger.progress("x" * 100)
+    logger.progress("too soon to draw again")
+    logger.info("line")
     assert out.getvalue() == "\r\x1b[K" + "x" * 19 + "\r\x1b[K" + "line\n"
 
 
 def test_a_resumed_run_forgets_what_it_will_do_again(tmp_path):
-    voice = report.Report(tmp_path, quiet=True)
+    logger = RunLogger(tmp_path, quiet=True)
     for step in range(1, 6):
-        voice.stats("train_iter_", step=step, loss=float(step))
-    voice.close()
+        logger.log_stats("train_iter_", step=step, loss=float(step))
+    logger.close()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"_type": "train_iter_", "st')  # killed in the middle of a line
-    report.forget_after(tmp_path, 3)
-    voice = report.Report(tmp_path, quiet=True)
-    voice.stats("train_iter_", step=4, loss=4.5)
-    voice.close()
-    assert [(r["step"], r["loss"]) for r in report.read_metrics(tmp_path)] == [
+    drop_records_after(tmp_path, 3)
+    logger = RunLogger(tmp_path, quiet=True)
+    logger.log_stats("train_iter_", step=4, loss=4.5)
+    logger.close()
+    assert [(r["step"], r["loss"]) for r in read_metrics(tmp_path)] == [
         (1, 1.0),
         (2, 2.0),
         (3, 3.0),
@@ -81,33 +84,33 @@ def test_a_resumed_run_forgets_what_it_will_do_again(tmp_path):
 
 
 def test_quiet_processes_write_nothing(tmp_path, capsys):
-    voice = report.Report(None, quiet=True)
-    voice.say("x")
-    voice.stats("train_iter_", step=1)
-    assert voice.picture("a", torch.zeros(3, 4, 4), 1) is None
-    voice.close()
+    logger = RunLogger(None, quiet=True)
+    logger.info("x")
+    logger.log_stats("train_iter_", step=1)
+    assert logger.add_image("a", torch.zeros(3, 4, 4), 1) is None
+    logger.close()
     assert capsys.readouterr().out == ""
 
 
 def test_pictures(tmp_path):
-    voice = report.Report(tmp_path, quiet=True)
-    assert report.draw_curves(tmp_path) is None
+    logger = RunLogger(tmp_path, quiet=True)
+    assert plots.draw_curves(tmp_path) is None
     for step in range(4):
-        voice.stats("train_iter_", step=step, loss=1.0 / (step + 1), lr=0.1)
-    voice.stats("train_iter_", step=4, loss=math.nan, lr=0.1)
-    voice.stats("val_epoch", step=4, top1_err=50.0, top5_err=20.0)
-    path = voice.picture("reconstruction", torch.rand(3, 8, 24), 12)
-    voice.close()
+        logger.log_stats("train_iter_", step=step, loss=1.0 / (step + 1), lr=0.1)
+    logger.log_stats("train_iter_", step=4, loss=math.nan, lr=0.1)
+    logger.log_stats("val_epoch", step=4, top1_err=50.0, top5_err=20.0)
+    path = logger.add_image("reconstruction", torch.rand(3, 8, 24), 12)
+    logger.close()
     assert path.name == "reconstruction_0000012.png"
-    report.draw_confusion(torch.tensor([[2, 0], [1, 0]]), ["a", "ünï"], tmp_path / "confusion.png")
-    for picture in (path, report.draw_curves(tmp_path), tmp_path / "confusion.png"):
+    plots.draw_confusion(torch.tensor([[2, 0], [1, 0]]), ["a", "ünï"], tmp_path / "confusion.png")
+    for picture in (path, plots.draw_curves(tmp_path), tmp_path / "confusion.png"):
         assert imread(picture).std() > 0.01, f"{picture.name} is blank"
 
 
 def test_tensorboard_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(UserError, match="pip install tensorboard"):
-        report.Report(tmp_path, quiet=True, tensorboard=True)
+        RunLogger(tmp_path, quiet=True, tensorboard=True)
 
 
 def test_tensorboard_gets_the_curves(tmp_path, monkeypatch):
@@ -126,23 +129,23 @@ def test_tensorboard_gets_the_curves(tmp_path, monkeypatch):
     module = type(sys)("torch.utils.tensorboard")
     module.SummaryWriter = Writer
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    voice = report.Report(tmp_path, quiet=True, tensorboard=True)
-    voice.scalars(3, Train__loss=0.5)
-    voice.close()
+    logger = RunLogger(tmp_path, quiet=True, tensorboard=True)
+    logger.add_scalars(3, Train__loss=0.5)
+    logger.close()
     assert calls == [str(tmp_path / "tensorboard"), ("Train/loss", 0.5, 3), "closed"]
 
 
 def test_durations():
-    assert report.duration(0.2) == "0:00:00"
-    assert report.duration(3723) == "1:02:03"
-    assert report.duration(3 * 86400 + 15000) == "3 days, 4:10:00"
-    assert report.duration(math.nan) == "unknown"
+    assert meters.format_duration(0.2) == "0:00:00"
+    assert meters.format_duration(3723) == "1:02:03"
+    assert meters.format_duration(3 * 86400 + 15000) == "3 days, 4:10:00"
+    assert meters.format_duration(math.nan) == "unknown"
 
 
 def test_the_clock_shares_out_time(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(report.time, "perf_counter", lambda: now[0])
-    clock = report.Clock()
+    monkeypatch.setattr(meters.time, "perf_counter", lambda: now[0])
+    clock = StepTimer()
     for wait, work in [(1.0, 3.0), (0.0, 4.0)]:
         with clock.waiting():
             now[0] += wait
