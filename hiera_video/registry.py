@@ -1,8 +1,8 @@
-"""Names for models and data sets: what a YAML file, a command line and `build_model` speak of.
+"""Names for models, data sets and objectives: those of YAML files, command lines, `build_model`.
 
 fvcore's `Registry`, strict on the way in (a name is taken once) and helpful on the way out (an
-unknown name is answered with its neighbours). Your own model or data set joins by importing a
-registry, decorating a builder and naming the module with `--import my_module`.
+unknown name is answered with its neighbours). Your own model, data set or objective joins by
+importing a registry, decorating a builder and naming the module with `--import my_module`.
 """
 
 from __future__ import annotations
@@ -80,6 +80,9 @@ MODEL_REGISTRY = Registry("model")
 
 DATASET_REGISTRY = Registry("data set")
 """What TRAIN.DATASET and TEST.DATASET name."""
+
+OBJECTIVE_REGISTRY = Registry("objective")
+"""What TASK names: classes without arguments that follow `hiera_video.engine.tasks.Objective`."""
 
 
 def arguments_of(builder: Callable) -> set[str]:

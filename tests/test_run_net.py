@@ -159,7 +159,7 @@ def test_missing_data_says_where_what_and_the_way_round(run_net, empty, tmp_path
 
 def in_process(tmp_path, *words):
     """The lists of a run, read as the first thing of a run; for errors of the data."""
-    from hiera_video.engine.train import read_lists
+    from hiera_video.engine.build import read_lists
 
     return read_lists(load_config(None, [str(w) for w in words]))
 

@@ -31,7 +31,9 @@ from tiny_runs import (
 
 from hiera_video import build_model
 from hiera_video.data.randomness import epoch_order
-from hiera_video.engine import checkpoint, distributed, evaluate, report, train
+from hiera_video.engine import build, checkpoint, distributed, evaluate, report, tasks, train
+from hiera_video.engine.signals import Stop
+from hiera_video.engine.step import Forward
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.registry import MODEL_REGISTRY
 
@@ -147,11 +149,11 @@ def test_a_stop_anywhere_goes_on_bit_for_bit(videos, tmp_path, task):
 
 def test_a_stop_during_validation_validates_later(videos, tmp_path):
     out = tmp_path / "out"
-    stop = train.Stop()
+    stop = Stop()
     with pytest.MonkeyPatch.context() as patch:
-        count = train.evaluate.Counter.count
+        count = evaluate.Counter.count
         patch.setattr(
-            train.evaluate.Counter,
+            evaluate.Counter,
             "count",
             lambda *args: setattr(stop, "signal", signal.SIGTERM) or count(*args),
         )
@@ -344,7 +346,7 @@ def test_clips_of_another_size_than_the_model_are_refused_before_the_first_step(
     assert run(config(videos, tmp_path / "b", *other, "SOLVER.MAX_STEPS", 1, task=PRETRAIN)) == 0
     run(config(videos, tmp_path / "c", "SOLVER.MAX_STEPS", 1))
     with pytest.raises(UserError, match=r"hiera_tiny_16x224, .* makes 4x96x96"):
-        evaluate.test(config(videos, tmp_path / "c", *other), distributed.init("cpu"), train.Stop())
+        evaluate.test(config(videos, tmp_path / "c", *other), distributed.init("cpu"), Stop())
 
 
 NO_ARGUMENTS = {"MODEL.KWARGS": "{}"}
@@ -468,10 +470,10 @@ def test_the_golden_curve(task, tmp_path, repository, monkeypatch):
     smallest change of a rule moves the curve by 1e-4 and more.
     """
     found = {}
-    build = train.build
+    training_model = build.training_model
 
     def redrawn(cfg, **kwargs):
-        model, identity = build(cfg, **kwargs)
+        model, identity = training_model(cfg, **kwargs)
         found["first weights"] = absolute_sum(model.state_dict())
         rng = np.random.default_rng(1)  # numpy's uniform numbers are exact everywhere
         with torch.no_grad():
@@ -481,7 +483,7 @@ def test_the_golden_curve(task, tmp_path, repository, monkeypatch):
                 parameter.copy_(torch.from_numpy(noise * 0.2 + 1 if one else noise * 0.15))
         return model, identity
 
-    monkeypatch.setattr(train, "build", redrawn)
+    monkeypatch.setattr(build, "training_model", redrawn)
     videos, out = write_exact_videos(tmp_path / "videos"), tmp_path / "out"
     cfg = config(videos, out, *NO_RESIZING, "SOLVER.MAX_EPOCH", 3, "SOLVER.WEIGHT_DECAY", 0.5,
                  "TRAIN.EVAL_PERIOD", 0, *GOLDEN[task],
@@ -560,10 +562,11 @@ def test_activation_checkpointing_and_workers_do_not_change_the_curve(videos, tm
 def test_mixed_precision_trains(videos, tmp_path, monkeypatch, precision):
     """The layers compute in the format that was asked for; weights and loss stay float32."""
     seen = {"layers": set(), "loss": set(), "gradients": set()}
-    build, classify, update = train.build, train.tasks.classify, train.update
+    training_model, update = build.training_model, train.update
+    classify = tasks.Classification.step
 
     def watched(cfg, **kwargs):
-        model, identity = build(cfg, **kwargs)
+        model, identity = training_model(cfg, **kwargs)
         for module in model.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Conv3d):
                 module.register_forward_hook(lambda m, i, o: seen["layers"].add(o.dtype))
@@ -578,13 +581,13 @@ def test_mixed_precision_trains(videos, tmp_path, monkeypatch, precision):
         seen["gradients"] |= {parameter.grad.dtype for parameter in trained}
         return update(optimizer, scaler, trained, *rest)
 
-    monkeypatch.setattr(train, "build", watched)
-    monkeypatch.setitem(train.tasks.TASKS, "classify", weighed)
+    monkeypatch.setattr(build, "training_model", watched)
+    monkeypatch.setattr(tasks.Classification, "step", weighed)
     monkeypatch.setattr(train, "update", updated)
     out = tmp_path / "out"
     run(config(videos, out, "SOLVER.MAX_STEPS", 2, "TRAIN.EVAL_PERIOD", 0, *quiet(),
                "TRAIN.MIXED_PRECISION", precision))  # fmt: skip
-    asked = train.tasks.PRECISION[precision]
+    asked = tasks.PRECISION[precision]
     assert seen == {"layers": {asked}, "loss": {torch.float32}, "gradients": {torch.float32}}
     state = final(out)
     assert {v.dtype for v in state["model_state"].values()} == {torch.float32}
@@ -624,16 +627,16 @@ def test_averaged_weights_are_what_is_validated_and_kept(videos, tmp_path):
 def test_balanced_class_weights_scale_the_loss(tmp_path, monkeypatch):
     """With scores that differ by class: equal losses would average to the same without weights."""
     videos = write_videos(tmp_path / "videos", train=4, val=3)  # 2 fast, 1 slow, 1 still
-    scores, build = torch.tensor([0.0, 1.0, 2.0]), train.build
+    scores, training_model = torch.tensor([0.0, 1.0, 2.0]), build.training_model
 
     def opinionated(cfg, **kwargs):
-        model, identity = build(cfg, **kwargs)
+        model, identity = training_model(cfg, **kwargs)
         with torch.no_grad():
             model.head.projection.weight.zero_()
             model.head.projection.bias.copy_(scores)
         return model, identity
 
-    monkeypatch.setattr(train, "build", opinionated)
+    monkeypatch.setattr(build, "training_model", opinionated)
     fast, slow, still = (-scores.log_softmax(0)).tolist()
     expected = {"none": (2 * fast + slow + still) / 4, "balanced": (fast + slow + still) / 3}
     for kind, loss in expected.items():
@@ -666,14 +669,14 @@ def test_three_videos_make_short_epochs_and_the_run_says_so(tmp_path, capsys):
 
 def poisoned_step(monkeypatch, number):
     """The loss of this step is not a number; the steps before it are as they are."""
-    classify, calls = train.tasks.classify, []
+    classify, calls = tasks.Classification.step, []
 
     def poisoned(*args, **kwargs):
         calls.append(1)
         result = classify(*args, **kwargs)
         return {**result, "loss": result["loss"] * (float("nan") if len(calls) == number else 1)}
 
-    monkeypatch.setitem(train.tasks.TASKS, "classify", poisoned)
+    monkeypatch.setattr(tasks.Classification, "step", poisoned)
 
 
 def assert_finite(out):
@@ -705,7 +708,7 @@ def test_the_way_on_after_a_loss_that_is_not_finite_can_be_typed(
     lrs = ("SOLVER.WARMUP_START_LR", 4e-3, "SOLVER.COSINE_END_LR", 2e-3)
     with monkeypatch.context() as patch:
         poisoned_step(patch, step)
-        with pytest.raises(RunFailed, match="same command would come to it again") as error:
+        with pytest.raises(RunFailed, match="same command would meet it again") as error:
             run(config(videos, out, *lrs))
     advice = shlex.split(str(error.value).splitlines()[-1])
     capsys.readouterr()
@@ -859,7 +862,7 @@ def test_a_step_without_a_readable_video_leaves_batch_statistics_alone(
     videos = write_videos(tmp_path / "videos", train=6, val=3)
     for name in ("fast/00", "fast/03"):
         (videos / "train" / f"{name}.mp4").write_bytes(b"")
-    backward, seen = train.Forward.backward, []
+    backward, seen = Forward.backward, []
 
     def watched(self, *rest):
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -869,7 +872,7 @@ def test_a_step_without_a_readable_video_leaves_batch_statistics_alone(
         assert all(module.training for module in self.model.modules())
         return totals
 
-    monkeypatch.setattr(train.Forward, "backward", watched)
+    monkeypatch.setattr(Forward, "backward", watched)
     # Videos in pairs; in one of the epochs the two broken ones are a pair.
     seed = next(s for s in range(99) if sorted(epoch_order(6, s, 0)[2:4].tolist()) == [0, 1])
     run(config(videos, tmp_path / "out", *PLAIN, "TRAIN.BATCH_SIZE", 2, "SOLVER.MAX_EPOCH", 1,
@@ -910,14 +913,14 @@ def test_nothing_readable_ends_the_run_before_it_begins(tmp_path):
 
 
 def test_when_the_data_gives_out_what_was_learnt_is_saved(videos, tmp_path, monkeypatch):
-    out, backward = tmp_path / "out", train.Forward.backward
+    out, backward = tmp_path / "out", Forward.backward
 
     def give_out(self, batches, step, *rest):
         if step == 3:
             raise RunFailed("the last 100 videos could not be read")
         return backward(self, batches, step, *rest)
 
-    monkeypatch.setattr(train.Forward, "backward", give_out)
+    monkeypatch.setattr(Forward, "backward", give_out)
     with pytest.raises(RunFailed, match=r"the last 100 videos.*saved .*step_0000001\.pyth"):
         run(config(videos, out))
     assert final(out)["step"] == 3
@@ -927,7 +930,7 @@ def test_too_little_memory_names_the_ways_out(videos, tmp_path, monkeypatch):
     def too_much(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")
 
-    monkeypatch.setitem(train.tasks.TASKS, "classify", too_much)
+    monkeypatch.setattr(tasks.Classification, "step", too_much)
     with pytest.raises(RunFailed, match=r"allocate 2.00 GiB, with 4 clips.*GRAD_ACCUM"):
         run(config(videos, tmp_path / "out"))
 
@@ -1032,7 +1035,7 @@ def test_signals_save_and_stop(videos, tmp_path, number, code):
 def test_a_scheduler_is_told_0_only_if_something_was_saved():
     codes = {}
     for number in (signal.SIGINT, signal.SIGTERM, None):
-        stop = train.Stop()
+        stop = Stop()
         stop.signal = number
         codes[number] = stop.exit_code(saved=True), stop.exit_code(saved=False)
     # None: another process was asked, and answers for it

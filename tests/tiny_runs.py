@@ -20,6 +20,8 @@ from conftest import REPOSITORY
 
 from hiera_video.config import load_config
 from hiera_video.engine import checkpoint, distributed, report, train
+from hiera_video.engine.signals import Stop
+from hiera_video.engine.step import Forward
 
 CLASSES = ("fast", "slow", "still")
 FRAMES, SIDE = 8, 64
@@ -125,12 +127,12 @@ def config(videos: Path, out: Path, *overrides: object, task: dict | None = None
 
 def run(cfg) -> int:
     """Train in this process; the exit code."""
-    return train.train(cfg, distributed.init("cpu"), train.Stop())
+    return train.train(cfg, distributed.init("cpu"), Stop())
 
 
 def interrupted(cfg, *, after: int) -> int:
     """Train in this process until a Ctrl-C in step `after` (from 1); the exit code."""
-    stop, backward = train.Stop(), train.Forward.backward
+    stop, backward = Stop(), Forward.backward
 
     def ask(self, batches, step, *rest):
         if step + 1 == after:
@@ -138,7 +140,7 @@ def interrupted(cfg, *, after: int) -> int:
         return backward(self, batches, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Forward, "backward", ask)
+        patch.setattr(Forward, "backward", ask)
         return train.train(cfg, distributed.init("cpu"), stop)
 
 

@@ -46,29 +46,35 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.dry_run is None and not (cfg.train.enable or cfg.test.enable):
         raise UserError("nothing to do: TRAIN.ENABLE and TEST.ENABLE are both False")
-    if cfg.task == "pretrain" and not cfg.train.enable and args.dry_run is None:
-        raise UserError("nothing to do: TASK pretrain has no labels to test; set TRAIN.ENABLE True")
-
-    return run(cfg, dry_run=args.dry_run)
+    return run(cfg, dry_steps=args.dry_run)
 
 
-def run(cfg: Config, *, dry_run: int | None = None) -> int:
-    """Train, then test, as far as `cfg` asks for them; the exit code."""
+def run(cfg: Config, *, dry_steps: int | None = None) -> int:
+    """Train, then test, as far as `cfg` asks for them; the exit code.
+
+    dry_steps: steps of a dry run instead; None for a real one.
+    """
     # torch takes seconds to import: late, so that --help and typing errors are quick
     import torch
 
-    from hiera_video.engine import distributed, dry_run, evaluate, train
+    from hiera_video.engine import distributed, dry_run, evaluate, tasks, train
+    from hiera_video.engine.signals import Stop
 
+    objective = tasks.get(cfg.task)
+    if dry_steps is None and not cfg.train.enable and not objective.validated:
+        raise UserError(
+            f"nothing to do: TASK {cfg.task} has no labels to test; set TRAIN.ENABLE True"
+        )
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
     world = distributed.init(cfg.device)
     try:
-        if dry_run is not None:
-            dry_run.run(cfg, world, steps=dry_run)
+        if dry_steps is not None:
+            dry_run.run(cfg, world, steps=dry_steps)
             return 0
-        stop = train.Stop()
+        stop = Stop()
         code = train.train(cfg, world, stop) if cfg.train.enable else 0
-        if not stop.obeyed and cfg.test.enable and cfg.task == "classify":
+        if not stop.obeyed and cfg.test.enable and objective.validated:
             code = evaluate.test(cfg, world, stop)
         return code
     finally:

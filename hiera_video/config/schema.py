@@ -439,8 +439,8 @@ class SyntheticConfig(Section):
 class Config(Section):
     """A whole run. Only `tools/`, `engine/train.py` and `engine/evaluate.py` see all of it."""
 
-    task: str = setting("classify", choices=("classify", "pretrain"))
-    """classify: labels. pretrain: masked autoencoding, no labels."""
+    task: str = setting("classify")
+    """classify: labels. pretrain: masked autoencoding, no labels. Or an objective of IMPORTS."""
     output_dir: str = setting("runs/default")
     """Where checkpoints, metrics and pictures go."""
     rng_seed: int = setting(1, at_least=0, at_most=2**63 - 1)
