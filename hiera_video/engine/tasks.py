@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast
+from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -59,6 +59,7 @@ class StepSettings:
         return torch.autocast(self.device.type, dtype=self.precision, enabled=enabled)
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What a run asks of its objective; TASK names it.
 
@@ -118,11 +119,19 @@ class Objective(Protocol):
 
 
 def get(name: str) -> Objective:
-    """Return the objective that TASK names; UnknownNameError with those there are."""
+    """Return the objective that TASK names.
+
+    Raises UnknownNameError with the registered names, UserError for a class that lacks a part.
+    """
     try:
-        objective: Objective = OBJECTIVE_REGISTRY.get(name)()
+        objective = OBJECTIVE_REGISTRY.get(name)()
     except UnknownNameError as error:
         raise UnknownNameError(f"TASK: {error}") from None
+    if not isinstance(objective, Objective):
+        raise UserError(
+            f"TASK: the objective {name!r} lacks a part of hiera_video.engine.tasks.Objective; "
+            "let its class inherit from that one"
+        )
     return objective
 
 
