@@ -1,5 +1,5 @@
 # make quickstart   install into .venv; train, test and label on an embedded set, no download
-# make test         the same environment, then lint and the tests
+# make test         the same environment, then lint, types and the tests
 # make test-oldest  the tests once more in .venv-oldest, with the oldest releases that are supported
 # make slow         the tests that take minutes each
 # make clean        remove the environment and caches; what runs wrote stays
@@ -38,7 +38,7 @@ quickstart: install
 # The second time with as little of the processor as the libraries can be told to use, and with
 # another number of threads: what depends on rounding must hold there too.
 test: install
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 	@echo; echo "what depends on rounding once more, as an older processor with two threads"
 	@older=$$($(BIN)/python tests/other_processor.py) && \
@@ -51,7 +51,7 @@ slow: install
 	@$(BIN)/python -m pytest -m slow
 
 clean:
-	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 install: $(INSTALLED)
 

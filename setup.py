@@ -50,6 +50,7 @@ setup(
             "pytest-xdist>=3.5",
             "hypothesis>=6.90",
             "ruff>=0.17.6",
+            "mypy>=2.4.1",
             "hiera-transformer==0.1.4",
             "timm>=1.0.22",
             "onnx>=1.19.1",

@@ -160,6 +160,109 @@ def test_parser_of_imports_sees_every_form(tmp_path):
     assert found == {"data", "models", "engine", "predict", "config", "scoring"}
 
 
+# ---- no circles ---------------------------------------------------------------------------------
+
+
+def module_of(path: Path) -> str:
+    """ "hiera_video.video.decode" for hiera_video/video/decode.py; a package for its __init__."""
+    pieces = [*path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(pieces[:-1] if pieces[-1] == "__init__" else pieces)
+
+
+def import_graph() -> dict[str, set[str]]:
+    """Module -> modules of this package that it imports: anywhere, for types only or by name."""
+    paths = {module_of(path): path for path in sources(PACKAGE)}
+    graph: dict[str, set[str]] = {}
+    for module, path in paths.items():
+        graph[module] = set()
+        for name, _ in imports(path):
+            # "from package import name": a module of that package, or what its __init__ holds
+            target = name if name in paths else name.rpartition(".")[0]
+            if target in paths and target != module:
+                graph[module].add(target)
+    # What the top offers is looked up when it is used: nobody imports it to get at a room.
+    graph["hiera_video"] = set()
+    return graph
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """One path round every circle that a walk of the graph meets."""
+    found, done = [], set()
+
+    def walk(module: str, path: list[str]) -> None:
+        if module in path:
+            found.append([*path[path.index(module) :], module])
+        elif module not in done:
+            for target in sorted(graph[module]):
+                walk(target, [*path, module])
+            done.add(module)
+
+    for module in sorted(graph):
+        walk(module, [])
+    return found
+
+
+def test_no_import_leads_back():
+    """For types only or in a function counts: what needs each other belongs together."""
+    assert not circles(import_graph())
+
+
+def test_the_finder_of_circles_finds_them():
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set()}
+    assert circles(graph) == [["a", "b", "c", "a"]]
+    graph["c"].remove("a")
+    assert not circles(graph)
+
+
+# ---- sizes --------------------------------------------------------------------------------------
+
+LINES_OF_A_FILE, LINES_OF_A_FUNCTION, PARAMETERS = 600, 80, 6
+
+MANY_PARAMETERS: dict[tuple[str, str], str] = {}
+"""(file, function) that may take more than PARAMETERS, and why."""
+
+
+def functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
+    yield from (n for n in ast.walk(tree) if isinstance(n, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+
+def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[ast.arg]:
+    """All but `self` and `cls`, *args and **kwargs."""
+    words = function.args
+    listed = [*words.posonlyargs, *words.args, *words.kwonlyargs]
+    return [word for word in listed if word.arg not in ("self", "cls")]
+
+
+def test_files_and_functions_stay_readable():
+    """Ruff holds complexity and statements; this holds length and the number of parameters."""
+    long, used = [], set()
+    for path in sources(PACKAGE):
+        name = path.relative_to(PACKAGE).as_posix()
+        lines = len(path.read_text(encoding="utf-8").splitlines())
+        if lines > LINES_OF_A_FILE:
+            long.append(f"{name}: {lines} lines")
+        for function in functions(parse(path)):
+            length = function.end_lineno - function.lineno + 1
+            if length > LINES_OF_A_FUNCTION:
+                long.append(f"{name}:{function.lineno} {function.name}: {length} lines")
+            count = len(parameters(function))
+            if count > PARAMETERS and (name, function.name) in MANY_PARAMETERS:
+                used.add((name, function.name))
+            elif count > PARAMETERS:
+                long.append(f"{name}:{function.lineno} {function.name}: {count} parameters")
+    assert not long, "cut it, or let it take a dataclass"
+    assert used == set(MANY_PARAMETERS), "entries that nothing needs any more"
+
+
+def test_a_config_is_typed_as_one():
+    """`cfg: Any` hides which settings are read, from people and from the type checker."""
+    for path in sources(PACKAGE):
+        for function in functions(parse(path)):
+            for word in parameters(function):
+                if word.arg == "cfg":
+                    assert ast.unparse(word.annotation) == "Config", f"{path}:{function.lineno}"
+
+
 # ---- one way to write a file --------------------------------------------------------------------
 
 WRITERS = {

@@ -118,3 +118,17 @@ def test_paths_named_exist(repository):
     text = (repository / "README.md").read_text(encoding="utf-8")
     for path in re.findall(r"`((?:hiera_video|tools|configs|demo|docs)/[\w./]*)`", text):
         assert (repository / path).exists(), path
+
+
+def test_every_room_is_in_the_picture(repository):
+    """The picture of the README is the tree as built: no room is missing, none is invented."""
+    text = (repository / "README.md").read_text(encoding="utf-8")
+    picture = text[text.index("## Where things are") :]
+    table = picture[: picture.index("Your own model")]
+    package = repository / "hiera_video"
+    rooms = {folder.name for folder in package.iterdir() if (folder / "__init__.py").is_file()}
+    named = set(re.findall(r"`hiera_video/(\w+)/`", table))
+    assert named == rooms - {"labels"}, "labels/ holds lists of names alone"
+    inner = set(re.findall(r"`(\w+)/`", table)) - {"tools", "demo", "configs"}
+    for name in inner:
+        assert list(package.glob(f"*/{name}/__init__.py")), name

@@ -174,7 +174,7 @@ DRAW = """
 import sys
 import numpy as np
 import torch
-from hiera_video.data import synthetic
+from hiera_video.data.synthetic import camera_motion as synthetic
 
 torch.set_num_threads(int(sys.argv[2]))
 clips = [

@@ -771,7 +771,7 @@ def _write_videos(folder, parameters, workers, progress) -> None:
     package_root = str(Path(__file__).resolve().parents[3])
     path = os.pathsep.join([package_root, *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    code = "from hiera_video.data import synthetic; synthetic._worker()"
+    code = "from hiera_video.data.synthetic import camera_motion; camera_motion._worker()"
     children = [
         subprocess.Popen(
             [sys.executable, "-c", code, str(folder), json.dumps(parameters), str(n), str(workers)],
