@@ -80,7 +80,7 @@ STILL = ("SOLVER.BASE_LR", 1e-9, "SOLVER.COSINE_END_LR", 0, "SOLVER.WARMUP_START
 
 
 def results_of(cfg):
-    """The results of a test."""
+    """Run a test and return its results."""
     assert evaluate.test(cfg, distributed.init("cpu"), Stop()) == 0
     return json.loads((config_folder(cfg) / "results.json").read_text())
 
@@ -110,7 +110,7 @@ def head(state):
 
 
 def test_a_run_that_learnt_its_classes(videos, trained, tmp_path):
-    """What the other tests stand on: in its own order the checkpoint is right."""
+    """The other tests rest on this: in its own order the checkpoint is right."""
     results = results_of(
         config(
             lists(tmp_path / "lists", videos, FIRST), tmp_path / "out",

@@ -70,7 +70,7 @@ def batch_of(number):
 
 
 def counted(count, calls, error=None):
-    """A loader of so many batches; then the error, where there is one."""
+    """A loader of `count` batches, then the error, if there is one."""
     for number in range(count):
         calls.append(("read", [number]))
         yield batch_of(number)
@@ -122,7 +122,7 @@ def test_the_next_batch_is_read_and_sent_while_this_one_is_worked_on():
 
 
 @pytest.mark.parametrize("fetches", [0, 1, 3])
-def test_however_often_it_is_told_to_fetch_every_batch_comes_once(fetches):
+def test_every_batch_comes_once_however_often_fetch_is_called(fetches):
     batches = DevicePrefetcher(counted(5, []), CPU, SPEC, stream=RecordingStream())
     found = []
     for batch in batches:
@@ -153,7 +153,7 @@ def test_a_failure_is_raised_where_its_batch_would_have_come(stream):
         next(batches)
 
 
-def test_an_interrupt_waits_for_nothing():
+def test_an_interrupt_is_raised_at_once():
     batches = DevicePrefetcher(
         counted(1, [], KeyboardInterrupt()), CPU, SPEC, stream=RecordingStream()
     )
@@ -218,7 +218,7 @@ def recorded(monkeypatch):
 
 
 @pytest.mark.parametrize("task", ["classify", "pretrain"])
-def test_a_run_prefetched_learns_the_same_and_goes_on_bit_for_bit(videos, tmp_path, task, request):
+def test_a_run_prefetched_learns_the_same_and_resumes_bit_for_bit(videos, tmp_path, task, request):
     extra = (*HEAVY, "TRAIN.GRAD_ACCUM", 2) if task == "classify" else ()
     kind = PRETRAIN if task == "pretrain" else None
     plain, ahead = tmp_path / "plain", tmp_path / "ahead"

@@ -1,4 +1,4 @@
-"""Labels play no part in pretraining: whatever they are, they forbid nothing."""
+"""Pretraining does not use labels: no label is refused."""
 
 import contextlib
 
@@ -114,7 +114,7 @@ def test_the_run_goes_on_whatever_its_classes_are_called(videos, tmp_path):
 # ---- pictures -----------------------------------------------------------------------------------
 
 
-def test_a_video_that_ends_its_decoder_is_no_end_of_the_run_for_a_picture(videos, tmp_path):
+def test_a_video_that_crashes_its_decoder_does_not_end_the_run_for_a_picture(videos, tmp_path):
     cfg = pretraining(videos, tmp_path / "out", "DATA_LOADER.NUM_WORKERS", 1)
     train_list, _ = build.read_lists(cfg)
     dataset = build.training_set(cfg, train_list)

@@ -270,8 +270,8 @@ AFRESH = "note: the optimizer's state starts afresh"
 def test_going_on_with_another_optimizer_and_other_groups(
     videos, tmp_path, capsys, before, after, said
 ):
-    """Moments follow their parameters by name; what the optimizer has none for starts afresh, and
-    the run says so. Then it trains on."""
+    """Moments follow their parameters by name; those that are missing start afresh, and the run
+    says so. Then it trains on."""
     few = ("SOLVER.WARMUP_EPOCHS", 0, "TRAIN.EVAL_PERIOD", 0)
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     run(config(videos, first, *few, "SOLVER.MAX_STEPS", 2, *before))
@@ -293,7 +293,7 @@ def test_going_on_with_another_optimizer_and_other_groups(
 
 
 def moments(state):
-    """Name of a parameter -> what the optimizer remembers of it."""
+    """Name of a parameter -> its moments."""
     groups = state["optimizer_state"]["param_groups"]
     names = [name for group in groups for name in group["param_names"]]
     return {names[number]: values for number, values in state["optimizer_state"]["state"].items()}
@@ -338,7 +338,7 @@ def test_a_checkpoint_beyond_the_end_of_the_run_is_refused(videos, tmp_path):
 
 
 def test_clips_of_another_size_than_the_model_are_refused_before_the_first_step(videos, tmp_path):
-    """By the model that was built, whatever its name is: the models have different rules."""
+    """The model that was built decides, whatever its name is."""
     other = ("DATA.TEST_CROP_SIZE", 96)
     with pytest.raises(UserError, match=r"validation and test.* 4x64x64 .*makes 4x96x96.*TEST_CR"):
         run(config(videos, tmp_path / "a", *other))
@@ -456,7 +456,7 @@ def write_exact_videos(folder):
 
 
 def absolute_sum(state):
-    """Of all weights of a model's state."""
+    """Sum of the absolute values of a model's weights."""
     return sum(value.double().abs().sum().item() for value in state.values())
 
 
@@ -512,7 +512,7 @@ def test_the_golden_curve(task, tmp_path, repository, monkeypatch):
 
 
 def quiet(*more):
-    """Nothing whose randomness belongs to a process: drop path, dropout."""
+    """Settings without drop path and dropout, which each process draws for itself."""
     return ("HIERA.DROPPATH_RATE", 0, "MODEL.DROPOUT_RATE", 0, *more)
 
 
@@ -664,11 +664,11 @@ def test_three_videos_make_short_epochs_and_the_run_says_so(tmp_path, capsys):
     assert lrs[:2] == pytest.approx([2.5e-3, 5e-3], rel=1e-3)
 
 
-# ---- bad luck -----------------------------------------------------------------------------------
+# ---- failures -----------------------------------------------------------------------------------
 
 
 def poisoned_step(monkeypatch, number):
-    """The loss of this step is not a number; the steps before it are as they are."""
+    """Make the loss of this step NaN; the steps before it are unchanged."""
     classify, calls = tasks.Classification.step, []
 
     def poisoned(*args, **kwargs):
@@ -680,7 +680,7 @@ def poisoned_step(monkeypatch, number):
 
 
 def assert_finite(out):
-    """Every checkpoint of a run holds numbers."""
+    """Assert that no checkpoint of a run holds a NaN or an infinity."""
     for path in checkpoint.in_order(out / "checkpoints"):
         state = checkpoint.load(path)
         for part in ("model_state", "raw_state"):
@@ -701,7 +701,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(videos, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", [1, 3], ids=["before a checkpoint", "after one"])
-def test_the_way_on_after_a_loss_that_is_not_finite_can_be_typed(
+def test_the_advice_after_a_loss_that_is_not_finite_can_be_typed(
     videos, tmp_path, monkeypatch, capsys, step
 ):
     out = tmp_path / "my run"
@@ -720,7 +720,7 @@ def test_the_way_on_after_a_loss_that_is_not_finite_can_be_typed(
 
 
 def test_weights_that_an_update_breaks_are_not_saved(videos, tmp_path):
-    """The gradient is finite and the step too large: the loss would tell one step later."""
+    """The gradient is finite and the step too large: the loss would show it one step later."""
     out = tmp_path / "out"
     broken = (*SGD, "SOLVER.BASE_LR", 3e38, "SOLVER.WEIGHT_DECAY", 1000, "SOLVER.WARMUP_EPOCHS", 0)
     each = ("TRAIN.CHECKPOINT_STEPS", 1, "TRAIN.EMA_DECAY", 0.9)
@@ -778,7 +778,7 @@ class Masked(nn.Module):
 """
 
 
-def test_infinities_that_a_model_is_built_with_are_none_of_a_run(videos, tmp_path, monkeypatch):
+def test_infinities_that_a_model_is_built_with_are_allowed(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
     exec(MASKED, {"__name__": "masked"})
     out, free = tmp_path / "out", ("MODEL.MODEL_NAME", "Masked", *PLAIN[2:-2])
@@ -926,7 +926,7 @@ def test_when_the_data_gives_out_what_was_learnt_is_saved(videos, tmp_path, monk
     assert final(out)["step"] == 3
 
 
-def test_too_little_memory_names_the_ways_out(videos, tmp_path, monkeypatch):
+def test_too_little_memory_names_the_settings_that_help(videos, tmp_path, monkeypatch):
     def too_much(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")
 
@@ -1032,11 +1032,11 @@ def test_signals_save_and_stop(videos, tmp_path, number, code):
     assert f"after step {state['step']} of" in rest
 
 
-def test_a_scheduler_is_told_0_only_if_something_was_saved():
+def test_the_exit_code_for_sigterm_is_0_only_if_something_was_saved():
     codes = {}
     for number in (signal.SIGINT, signal.SIGTERM, None):
         stop = Stop()
         stop.signal = number
         codes[number] = stop.exit_code(saved=True), stop.exit_code(saved=False)
-    # None: another process was asked, and answers for it
+    # None: another process received the signal and reports it
     assert codes == {signal.SIGINT: (130, 130), signal.SIGTERM: (0, 143), None: (0, 130)}

@@ -114,7 +114,7 @@ def settings(videos: Path, out: Path, *overrides: object, task: dict | None = No
 
 
 def empty(folder):
-    """A config file that says nothing: the settings follow on the command line."""
+    """Write an empty config file: the settings follow on the command line."""
     path = folder / "empty.yaml"
     path.write_text("{}\n")
     return path
@@ -126,12 +126,12 @@ def config(videos: Path, out: Path, *overrides: object, task: dict | None = None
 
 
 def run(cfg) -> int:
-    """Train in this process; the exit code."""
+    """Train in this process; returns the exit code."""
     return train.train(cfg, distributed.init("cpu"), Stop())
 
 
 def interrupted(cfg, *, after: int) -> int:
-    """Train in this process until a Ctrl-C in step `after` (from 1); the exit code."""
+    """Train in this process until a Ctrl-C in step `after` (from 1); returns the exit code."""
     stop, backward = Stop(), Forward.backward
 
     def ask(self, batches, step, *rest):
@@ -145,8 +145,8 @@ def interrupted(cfg, *, after: int) -> int:
 
 
 def environment() -> dict[str, str]:
-    """For child processes: this checkout, and as many threads as here. Sums by another number of
-    threads differ in their last digit, and runs that are compared must not."""
+    """Return the environment of child processes: this checkout, and as many threads as in this
+    process, since sums over another number of threads differ in their last digit."""
     threads = str(torch.get_num_threads())
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": threads}
 
@@ -161,7 +161,7 @@ def command(*words: object, processes: int = 0) -> list[str]:
 
 
 def start_child(*words: object) -> subprocess.Popen:
-    """Start tools/run_net.py in a session of its own, its output piped."""
+    """Start tools/run_net.py in its own session, with its output piped."""
     return subprocess.Popen(
         command(*words),
         env=environment(),
@@ -183,7 +183,7 @@ def run_child(*words: object, processes: int = 0, timeout: int = 200):
     )
 
 
-# ---- what a run left ----------------------------------------------------------------------------
+# ---- what a run has written ---------------------------------------------------------------------
 
 
 def final(out):

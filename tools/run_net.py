@@ -7,7 +7,7 @@
 TRAIN.ENABLE and TEST.ENABLE choose what is done. The same command again goes on where a run
 stopped. Exit codes: 0 done, or training stopped by SIGTERM with its state saved; 1 the run failed;
 2 wrong use; 130 Ctrl-C, the state being saved; 143 SIGTERM with nothing to save (before the first
-step, or in a test); 141 nobody reads the output.
+step, or in a test); 141 the reader of the output has gone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hiera_video.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit code."""
+    """Run one command line; returns the exit code."""
     args = arguments().parse_args(argv)
     if args.show_settings is not None:
         print(settings_table(args.show_settings))
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(cfg: Config, *, dry_steps: int | None = None) -> int:
-    """Train, then test, as far as `cfg` asks for them; the exit code.
+    """Train, then test, as far as `cfg` asks for them; returns the exit code.
 
     dry_steps: steps of a dry run instead; None for a real one.
     """
@@ -82,7 +82,7 @@ def run(cfg: Config, *, dry_steps: int | None = None) -> int:
 
 
 def arguments() -> SettingsParser:
-    """What the command line takes."""
+    """Build the parser of the command line."""
     parser = SettingsParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -91,7 +91,7 @@ def arguments() -> SettingsParser:
         "--dry-run",
         type=_steps,
         metavar="N",
-        help="do N real steps, on generated clips if the data is not there, write nothing, and "
+        help="do N real steps, on generated clips if the data is missing, write nothing, and "
         "print memory, speed and the length of the full schedule",
     )
     parser.add_argument(
@@ -116,7 +116,7 @@ def arguments() -> SettingsParser:
 
 
 def export(paths: Sequence[str]) -> int:
-    """CHECKPOINT -> FILE in the published layout."""
+    """Write the weights of a checkpoint in the published layout: [CHECKPOINT, FILE]."""
     from hiera_video.engine import checkpoint
 
     source, target = (Path(path).expanduser() for path in paths)

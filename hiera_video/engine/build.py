@@ -44,9 +44,9 @@ class TrainingData:
     labelled: bool
     """Whether the objective needs labels."""
     num_classes: int
-    """Outputs of the model; without meaning where labels are not needed."""
+    """Outputs of the model; unused where labels are not needed."""
     classes: list[str]
-    """Their names; empty where they have none."""
+    """Names of the outputs; empty where they have none."""
 
     @property
     def notes(self) -> list[str]:
@@ -74,7 +74,7 @@ def training_data(cfg: Config, world: World) -> TrainingData:
 
 
 def require_usable(data: TrainingData, world: World, *, guarded: bool) -> None:
-    """Raise UserError where there is one class alone, RunFailed where no video can be read.
+    """Raise UserError where all videos are of one class, RunFailed where none can be read.
 
     guarded: read in a process of its own, as the workers of a loader do.
     """
@@ -188,7 +188,7 @@ def validation_loader(cfg: Config, data: TrainingData, world: World) -> Loader |
 
 
 def plan_of(cfg: Config, dataset: VideoDataset, world: World) -> preflight.Schedule:
-    """Compute steps, epochs and learning rates; UserError where the batch does not divide."""
+    """Compute steps, epochs and learning rates; DataError where the batch does not divide."""
     loader = training_loader(cfg, dataset, world)
     return preflight.schedule(
         cfg.solver,

@@ -1,4 +1,4 @@
-"""A run that goes on with its classes in another order: weights and optimizer follow the names."""
+"""Reorders the head and its optimizer state where a run resumes with its classes reordered."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def compare_classes(
     outputs: int,
     same_run: bool,
 ) -> ClassComparison:
-    """Compare the classes of a checkpoint with those of the data that a run goes on with.
+    """Compare the classes of a checkpoint with those of the data of the run that resumes from it.
 
     Args:
         path: the checkpoint.

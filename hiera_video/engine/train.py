@@ -83,7 +83,7 @@ def train(cfg: Config, world: World, stop: Stop) -> int:
             cfg, data.dataset, world, start=state.step, end=plan.total_steps
         )
         forward = build.forward_passes(cfg, state.model, world, data, plan)
-        run.introduce(loader.notes, notes)
+        run.log_start(loader.notes, notes)
 
         # ---- loop -------------------------------------------------------------------------
         with stop:
@@ -113,7 +113,7 @@ def is_due(period: int, count: int, last: bool = False) -> bool:
 
 @dataclass
 class TrainingRun:
-    """A run in progress: its parts, and what is done with them between the lines of `train`."""
+    """A run in progress: what `train` has built, and the actions that `train` calls in order."""
 
     cfg: Config
     world: World
@@ -188,8 +188,8 @@ class TrainingRun:
             self.logger.say(classes.note)
         return notes
 
-    def introduce(self, loader_notes: Sequence[str], resume_notes: Sequence[str]) -> None:
-        """Write the settings, open the logs, and say what the run is and where it begins."""
+    def log_start(self, loader_notes: Sequence[str], resume_notes: Sequence[str]) -> None:
+        """Write the settings, open the logs, and log what the run is and where it begins."""
         cfg, world, state, path = self.cfg, self.world, self.state, self.folder.path
         world.run_on_main(report.forget_after, path, state.step)
         world.run_on_main(files.write_text, path / "config.yaml", cfg.to_yaml())
@@ -234,7 +234,7 @@ class TrainingRun:
         lr = self._lr_of(state.step)
         optim.set_lr(state.optimizer, lr)
         totals = forward.backward(batches, state.step, state.scaler, self.clock)
-        vote = totals.new_full((1,), self.stop.requested)  # filled there: a copy would wait
+        vote = totals.new_full((1,), self.stop.requested)  # filled on the device: a copy would wait
         world.all_reduce(totals)
         world.all_reduce(vote)
         with out_of_memory_explained(forward.clips, NotToBeSaved):
@@ -249,7 +249,7 @@ class TrainingRun:
         if state.ema is not None:
             state.ema.update(state.model, state.step)
 
-        # The one point of a step where the CPU waits for the GPU: everything is queued.
+        # The only point of a step where the CPU waits for the GPU; everything is queued before it.
         *sums, votes, grad_norm = torch.cat([totals, vote, norm[None].double()]).tolist()
         state.step += 1
         self.stopping = votes > 0
@@ -374,7 +374,7 @@ class TrainingRun:
                 raise
 
     def end(self) -> int:
-        """Say how the run ended; returns the exit code."""
+        """Log how the run ended; returns the exit code."""
         step, total, folder = self.state.step, self.plan.total_steps, self.checkpoints.folder
         if self.stopping:
             self.stop.obeyed = True
