@@ -1,8 +1,8 @@
-"""Registries of models and data sets, by the names that configs and `build_model` use.
+"""Registries of models, data sets and objectives, by the names that configs and `build_model` use.
 
 fvcore's `Registry`, but a name can be registered only once, and an unknown name is answered with
-similar ones. To add your own model or data set, import a registry, decorate a builder, and name the
-module with `--import my_module`.
+similar ones. To add your own model, data set or objective, import a registry, decorate a builder,
+and name the module with `--import my_module`.
 """
 
 from __future__ import annotations
@@ -111,6 +111,9 @@ MODEL_REGISTRY = Registry("model", home="hiera_video.models")
 
 DATASET_REGISTRY = Registry("data set", home="hiera_video.data.manifests.layouts")
 """Readers `name(source) -> Manifest`, for TRAIN.DATASET, TEST.DATASET and DATA.FORMAT."""
+
+OBJECTIVE_REGISTRY = Registry("objective", home="hiera_video.engine.tasks")
+"""What TASK names: classes without arguments that follow `hiera_video.engine.tasks.Objective`."""
 
 
 def arguments_of(builder: Callable) -> set[str]:

@@ -17,7 +17,7 @@ from tiny_runs import final, losses, run, run_child, settings, write_videos
 from hiera_video import Predictor
 from hiera_video.config import load_config
 from hiera_video.data.views import load_test_views
-from hiera_video.engine import distributed, dry_run, evaluate, train
+from hiera_video.engine import build, distributed, dry_run, evaluate, train
 from hiera_video.errors import UserError, WeightsError
 from hiera_video.labels import load_labels
 from hiera_video.models.baselines.pytorchvideo import CONVOLUTIONAL, slow_frames
@@ -357,9 +357,9 @@ def test_a_recipe_can_be_tried_from_the_command_line(recipe, words, repository):
 def test_settings_that_a_model_has_no_use_for_are_named(tmp_path):
     words = settings("", tmp_path / "out", "HIERA.DROPPATH_RATE", 0.1, task=X3D)
     with pytest.raises(UserError, match=r"x3d_xs: .*'drop_path_rate'; it takes head_dropout"):
-        train.build(load_config(None, words), num_classes=3)
+        build.training_model(load_config(None, words), num_classes=3)
     words = settings("", tmp_path / "out", "SOLVER.LAYER_DECAY", 0.8, task=X3D)
     cfg = load_config(None, words)
-    model, _ = train.build(cfg, num_classes=3)
+    model, _ = build.training_model(cfg, num_classes=3)
     with pytest.raises(UserError, match="numbers its layers"):
-        train.build_optimizer(cfg.solver, model, torch.device("cpu"))
+        build.build_optimizer(cfg.solver, model, torch.device("cpu"))

@@ -14,8 +14,8 @@ from randomness import redraw, relative_error
 from torch import nn
 
 from hiera_video.compat import pytorchvideo_module
+from hiera_video.engine.build import freeze_backbone
 from hiera_video.engine.optim import parameter_groups
-from hiera_video.engine.train import freeze_backbone
 from hiera_video.errors import UserError
 from hiera_video.models import build_model, list_models
 from hiera_video.models.baselines.pytorchvideo import CONVOLUTIONAL, slow_frames

@@ -23,8 +23,9 @@ from tiny_runs import (
 
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.relabel import fit_labels
-from hiera_video.engine import checkpoint, distributed, dry_run, evaluate, train
+from hiera_video.engine import build, checkpoint, distributed, dry_run, evaluate
 from hiera_video.engine.records import read_metrics
+from hiera_video.engine.signals import Stop
 from hiera_video.errors import DataError, UserError
 from hiera_video.labels import load_labels
 
@@ -80,8 +81,8 @@ STILL = ("SOLVER.BASE_LR", 1e-9, "SOLVER.COSINE_END_LR", 0, "SOLVER.WARMUP_START
 
 
 def results_of(cfg):
-    """The results of a test."""
-    assert evaluate.test(cfg, distributed.init("cpu"), train.Stop()) == 0
+    """Run a test and return its results."""
+    assert evaluate.test(cfg, distributed.init("cpu"), Stop()) == 0
     return json.loads((config_folder(cfg) / "results.json").read_text())
 
 
@@ -110,7 +111,7 @@ def head(state):
 
 
 def test_a_run_that_learnt_its_classes(videos, trained, tmp_path):
-    """What the other tests stand on: in its own order the checkpoint is right."""
+    """The other tests rest on this: in its own order the checkpoint is right."""
     results = results_of(
         config(
             lists(tmp_path / "lists", videos, FIRST), tmp_path / "out",
@@ -393,7 +394,7 @@ def test_weights_that_look_like_public_ones_have_their_names_where_all_agree(
             (data / split / called).symlink_to(videos / split / name)
     weights, out = tmp_path / "mine.pth", tmp_path / "out"
     cfg = config(data, out, "TEST.CHECKPOINT_FILE_PATH", weights, task=small)
-    model, _ = train.build(cfg, num_classes=400)
+    model, _ = build.training_model(cfg, num_classes=400)
     names = load_labels("kinetics400")
     with torch.no_grad():  # it says "yoga" whatever it sees
         model.head.projection.bias[names.index("yoga")] = 9.0

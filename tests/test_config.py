@@ -234,7 +234,6 @@ WRONG = [
     ("MODEL.KWARGS", "{embed-dim: 2}", ["argument names"]),
     ("MODEL.KWARGS.embed-dim", "2", ["argument names"]),
     ("MODEL.MODEL_NAME", "None", ["text", "write '' for none"]),
-    ("TASK", "detect", ["one of classify, pretrain"]),
     ("SOLVER.BETAS", "[0.9", ["SOLVER.BETAS=[0.9", "not valid YAML"]),
     ("DATA.MEAN", "[0.1, {]", ["DATA.MEAN", "not valid YAML"]),
     ("RNG_SEED", "9" * 5000, ["RNG_SEED", "cannot read '9999", "as a number"]),

@@ -14,7 +14,7 @@ from conftest import REPOSITORY
 from tiny_runs import CLASSES, config, losses, run, write_videos
 
 from hiera_video import Predictor, build_model, list_models
-from hiera_video.engine import checkpoint, distributed, evaluate, report, train
+from hiera_video.engine import checkpoint, distributed, evaluate, plots, train
 from hiera_video.errors import UserError
 from hiera_video.models import contract
 from hiera_video.models.contract import (
@@ -175,7 +175,7 @@ def test_toys_keep_the_whole_contract(toys):
 
 
 def test_a_model_from_outside_is_fine_tuned_tested_and_labels(tmp_path, toys, monkeypatch):
-    monkeypatch.setattr(report, "draw_curves", lambda folder: None)
+    monkeypatch.setattr(plots, "draw_curves", lambda folder: None)
     videos = write_videos(tmp_path / "videos", train=12, val=3, tinted=True)
     settings = {**BARE, "MODEL.MODEL_NAME": "toy_classifier", "IMPORTS": "toy_models"}
     recipe = ("SOLVER.LAYER_DECAY", 0.8, "SOLVER.MAX_EPOCH", 3, "SOLVER.BASE_LR", 0.01)

@@ -44,6 +44,7 @@ ALLOWED = {
 
 WHOLE_CONFIG = (
     "engine/train.py",
+    "engine/build.py",
     "engine/evaluate.py",
     "engine/dry_run.py",
     "config/schema.py",

@@ -15,7 +15,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import Failed, VideoDataset, build_loader
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.transforms.train import TrainTransform
-from hiera_video.engine import train
+from hiera_video.engine import build
 from hiera_video.engine.records import read_metrics
 from hiera_video.video.decode import DECODERS, available_decoders
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
@@ -146,8 +146,8 @@ def train_on(folder: Path, out: Path) -> tuple[int, int, int]:
     cfg = config(folder, out, "SOLVER.MAX_EPOCH", 1, "DATA_LOADER.NUM_WORKERS", 2)
     code = run(cfg)
     (epoch,) = [r for r in read_metrics(out) if r["_type"] == "train_epoch"]
-    train_list, _ = train.read_lists(cfg)
-    return code, epoch["failed"], expected_failures(train.training_set(cfg, train_list))
+    train_list, _ = build.read_lists(cfg)
+    return code, epoch["failed"], expected_failures(build.training_set(cfg, train_list))
 
 
 def test_hostile_files_in_a_training_set_are_counted_exactly(shared_data, tmp_path):

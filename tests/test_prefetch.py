@@ -1,6 +1,6 @@
 """Batches on their way to the device: the same ones, in order, one ahead; failures in their place.
 
-A lane that only writes down what happens stands in for a GPU's copy stream.
+A stand-in for a GPU's copy stream only records what happens.
 """
 
 import signal
@@ -15,6 +15,8 @@ from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import distributed, evaluate, plots, prefetch, train
 from hiera_video.engine.prefetch import DevicePrefetcher
+from hiera_video.engine.signals import Stop
+from hiera_video.engine.step import Forward
 from hiera_video.errors import RunFailed
 from hiera_video.scoring import ScoreSettings
 
@@ -36,14 +38,14 @@ def no_curves(monkeypatch):
     monkeypatch.setattr(plots, "draw_curves", lambda folder: None)
 
 
-class Lane:
-    """What a `CopyStream` does, as far as anybody can see on a CPU, with a diary."""
+class RecordingStream:
+    """A `CopyStream` without a GPU, which records its calls."""
 
-    def __init__(self, diary=None):
-        self.diary = [] if diary is None else diary
+    def __init__(self, calls=None):
+        self.calls = [] if calls is None else calls
 
     def _note(self, what, batch=None):
-        self.diary.append(what if batch is None else (what, batch.video_ids.tolist()))
+        self.calls.append(what if batch is None else (what, batch.video_ids.tolist()))
 
     def send(self, batch):
         self._note("send", batch)
@@ -53,10 +55,10 @@ class Lane:
         self._note("receive", batch)
         return batch
 
-    def work_ends_here(self):
+    def mark_end_of_work(self):
         self._note("work ends")
 
-    def batch_is_here(self):
+    def mark_arrival(self):
         self._note("is here")
 
     def idle_seconds(self):
@@ -68,10 +70,10 @@ def batch_of(number):
     return Batch(clips, torch.tensor([number]), torch.tensor([number]), torch.tensor([0]))
 
 
-def counted(count, diary, error=None):
-    """A loader of so many batches; then the error, where there is one."""
+def counted(count, calls, error=None):
+    """A loader of `count` batches, then the error, if there is one."""
     for number in range(count):
-        diary.append(("read", [number]))
+        calls.append(("read", [number]))
         yield batch_of(number)
     if error is not None:
         raise error
@@ -85,24 +87,24 @@ def numbers(batches):
 
 
 def test_on_a_cpu_batches_pass_through_and_nothing_is_read_ahead():
-    diary = []
-    feeder = DevicePrefetcher(counted(3, diary), CPU, SPEC)
-    batch = next(feeder)
-    feeder.fetch()
-    assert diary == [("read", [0])]
+    calls = []
+    batches = DevicePrefetcher(counted(3, calls), CPU, SPEC)
+    batch = next(batches)
+    batches.fetch()
+    assert calls == [("read", [0])]
     assert batch.clips.dtype == torch.float32
     assert torch.equal(batch.clips, batch_of(0).normalized(SPEC).clips)
-    assert numbers(feeder) == [1, 2]
+    assert numbers(batches) == [1, 2]
 
 
 def test_the_next_batch_is_read_and_sent_while_this_one_is_worked_on():
-    lane = Lane()
-    feeder = DevicePrefetcher(counted(3, lane.diary), CPU, SPEC, lane=lane)
+    stream = RecordingStream()
+    batches = DevicePrefetcher(counted(3, stream.calls), CPU, SPEC, stream=stream)
     for _ in range(2):
-        batch = next(feeder)
-        lane.diary.append(("work", batch.video_ids.tolist()))
-        feeder.fetch()
-    assert lane.diary == [
+        batch = next(batches)
+        stream.calls.append(("work", batch.video_ids.tolist()))
+        batches.fetch()
+    assert stream.calls == [
         ("read", [0]),
         ("send", [0]),
         ("receive", [0]),
@@ -121,42 +123,44 @@ def test_the_next_batch_is_read_and_sent_while_this_one_is_worked_on():
 
 
 @pytest.mark.parametrize("fetches", [0, 1, 3])
-def test_however_often_it_is_told_to_fetch_every_batch_comes_once(fetches):
-    feeder = DevicePrefetcher(counted(5, []), CPU, SPEC, lane=Lane())
+def test_every_batch_comes_once_however_often_fetch_is_called(fetches):
+    batches = DevicePrefetcher(counted(5, []), CPU, SPEC, stream=RecordingStream())
     found = []
-    for batch in feeder:
+    for batch in batches:
         found.append(batch.labels.item())
         for _ in range(fetches):
-            feeder.fetch()
+            batches.fetch()
     assert found == [0, 1, 2, 3, 4]
 
 
 def test_idle_time_is_that_of_a_batch_that_was_fetched():
-    feeder = DevicePrefetcher(counted(3, []), CPU, SPEC, lane=Lane())
-    next(feeder)
-    assert feeder.starved == 0
-    feeder.fetch()
-    next(feeder)
-    assert feeder.starved == 0.25
-    next(feeder)
-    assert feeder.starved == 0
+    batches = DevicePrefetcher(counted(3, []), CPU, SPEC, stream=RecordingStream())
+    next(batches)
+    assert batches.starved == 0
+    batches.fetch()
+    next(batches)
+    assert batches.starved == 0.25
+    next(batches)
+    assert batches.starved == 0
 
 
-@pytest.mark.parametrize("lane", [None, Lane()])
-def test_a_failure_is_raised_where_its_batch_would_have_come(lane):
-    feeder = DevicePrefetcher(counted(2, [], RunFailed("disk gone")), CPU, SPEC, lane=lane)
+@pytest.mark.parametrize("stream", [None, RecordingStream()])
+def test_a_failure_is_raised_where_its_batch_would_have_come(stream):
+    batches = DevicePrefetcher(counted(2, [], RunFailed("disk gone")), CPU, SPEC, stream=stream)
     for number in (0, 1):
-        assert next(feeder).labels.item() == number
-        feeder.fetch()  # of the third: raises nothing
+        assert next(batches).labels.item() == number
+        batches.fetch()  # of the third: raises nothing
     with pytest.raises(RunFailed, match="disk gone"):
-        next(feeder)
+        next(batches)
 
 
-def test_an_interrupt_waits_for_nothing():
-    feeder = DevicePrefetcher(counted(1, [], KeyboardInterrupt()), CPU, SPEC, lane=Lane())
-    next(feeder)
+def test_an_interrupt_is_raised_at_once():
+    batches = DevicePrefetcher(
+        counted(1, [], KeyboardInterrupt()), CPU, SPEC, stream=RecordingStream()
+    )
+    next(batches)
     with pytest.raises(KeyboardInterrupt):
-        feeder.fetch()
+        batches.fetch()
 
 
 # ---- what arrives -------------------------------------------------------------------------------
@@ -192,7 +196,9 @@ def test_clips_normalised_on_the_device_are_those_of_the_transform(videos, name,
 def test_a_batch_without_a_clip_arrives():
     empty = torch.empty(0, 3, 4, 64, 64, dtype=torch.uint8)
     none = torch.zeros(0, dtype=torch.int64)
-    (batch,) = DevicePrefetcher([Batch(empty, none, none, none)], CPU, SPEC, lane=Lane())
+    (batch,) = DevicePrefetcher(
+        [Batch(empty, none, none, none)], CPU, SPEC, stream=RecordingStream()
+    )
     assert batch.clips.shape == (0, 3, 4, 64, 64)
 
 
@@ -200,49 +206,51 @@ def test_a_batch_without_a_clip_arrives():
 
 
 @pytest.fixture
-def fed(monkeypatch):
-    """Runs whose batches come by a lane; its diary."""
-    diary = []
+def recorded(monkeypatch):
+    """Runs whose batches come through a `RecordingStream`; its calls."""
+    calls = []
     for module in (train, evaluate):
         monkeypatch.setattr(
-            module, "DevicePrefetcher", lambda *args: DevicePrefetcher(*args, lane=Lane(diary))
+            module,
+            "DevicePrefetcher",
+            lambda *args: DevicePrefetcher(*args, stream=RecordingStream(calls)),
         )
-    return diary
+    return calls
 
 
 @pytest.mark.parametrize("task", ["classify", "pretrain"])
-def test_a_run_fed_ahead_learns_the_same_and_goes_on_bit_for_bit(videos, tmp_path, task, request):
+def test_a_run_prefetched_learns_the_same_and_resumes_bit_for_bit(videos, tmp_path, task, request):
     extra = (*HEAVY, "TRAIN.GRAD_ACCUM", 2) if task == "classify" else ()
     kind = PRETRAIN if task == "pretrain" else None
     plain, ahead = tmp_path / "plain", tmp_path / "ahead"
     run(config(videos, plain, *extra, task=kind))
-    diary = request.getfixturevalue("fed")
+    calls = request.getfixturevalue("recorded")
     cfg = config(videos, ahead, *extra, task=kind)
-    stop, backward = train.Stop(), train.Forward.backward
+    stop, backward = Stop(), Forward.backward
 
     def ask(self, batches, step, *rest):
         stop.signal = signal.SIGINT if step == 2 else stop.signal
         return backward(self, batches, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Forward, "backward", ask)
+        patch.setattr(Forward, "backward", ask)
         assert train.train(cfg, distributed.init("cpu"), stop) == 130
     assert final(ahead)["step"] == 3
     assert run(cfg) == 0
     for key in ("model_state", "optimizer_state", "raw_state", "epoch_sums", "step"):
         assert same(final(plain).get(key), final(ahead).get(key)), key
     assert losses(plain) == losses(ahead)
-    assert diary.count("work ends") >= 4
+    assert calls.count("work ends") >= 4
 
 
-def test_scores_are_the_same_when_fed_ahead(videos, fed):
+def test_scores_are_the_same_when_prefetched(videos, recorded):
     manifest = read_manifest(videos, "val")
     loader = build_loader(VideoDataset(manifest, SPEC, num_views=2), batch_size=1)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 64 * 64, 3))
     world = distributed.init("cpu")
-    ahead = evaluate.score_videos(model, loader, ScoreSettings(2), world=world)
-    assert [entry for entry in fed if entry == "work ends"] == ["work ends"] * 3
+    ahead = evaluate.score_videos(model, loader, world=world, batch_size=2)
+    assert [entry for entry in recorded if entry == "work ends"] == ["work ends"] * 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "DevicePrefetcher", DevicePrefetcher)
         plain = evaluate.score_videos(model, loader, ScoreSettings(2), world=world)
@@ -272,7 +280,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(videos):
 @needs_gpu
 @pytest.mark.parametrize("task", ["classify", "pretrain"])
 def test_a_step_on_a_gpu_queues_its_work_without_waiting(videos, tmp_path, monkeypatch, task):
-    backward, kept = train.Forward.backward, []
+    backward, kept = Forward.backward, []
 
     def strict(self, batches, step, *rest):
         if step == 0:
@@ -284,11 +292,11 @@ def test_a_step_on_a_gpu_queues_its_work_without_waiting(videos, tmp_path, monke
             torch.cuda.set_sync_debug_mode("default")
             kept.append(step)
 
-    monkeypatch.setattr(train.Forward, "backward", strict)
+    monkeypatch.setattr(Forward, "backward", strict)
     extra = HEAVY if task == "classify" else ()
     settings = (*extra, "DEVICE", "cuda", "TRAIN.GRAD_ACCUM", 2, "TRAIN.EVAL_PERIOD", 0)
     cfg = config(videos, tmp_path, *settings, task=PRETRAIN if task == "pretrain" else None)
-    assert train.train(cfg, distributed.init("cuda"), train.Stop()) == 0
+    assert train.train(cfg, distributed.init("cuda"), Stop()) == 0
     assert kept
 
 
@@ -304,12 +312,12 @@ def test_cuda_graphs_learn_what_plain_code_learns(videos, tmp_path, task):
         ("graphs", ("TRAIN.COMPILE", "true", "TRAIN.COMPILE_MODE", "reduce-overhead")),
     ):
         cfg = config(videos, tmp_path / name, *settings, *extra, task=kind)
-        assert train.train(cfg, distributed.init("cuda"), train.Stop()) == 0
+        assert train.train(cfg, distributed.init("cuda"), Stop()) == 0
         found.append(losses(tmp_path / name))
     assert found[0].keys() == found[1].keys()
     assert max(abs(found[0][s] - found[1][s]) for s in found[0]) < 1e-3
 
 
-def test_the_lane_of_these_tests_does_what_the_real_one_does():
+def test_the_recording_stream_has_the_methods_of_the_real_one():
     names = {name for name in vars(prefetch.CopyStream) if not name.startswith("_")}
-    assert names == {name for name in vars(Lane) if not name.startswith("_")}
+    assert names == {name for name in vars(RecordingStream) if not name.startswith("_")}

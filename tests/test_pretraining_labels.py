@@ -1,4 +1,4 @@
-"""Labels play no part in pretraining: whatever they are, they forbid nothing."""
+"""Pretraining does not use labels: no label is refused."""
 
 import contextlib
 
@@ -7,7 +7,8 @@ from test_datasets import Deadly
 from tiny_runs import PRETRAIN, config, losses, run, write_videos
 
 from hiera_video.data.manifests.layouts import read_manifest
-from hiera_video.engine import distributed, dry_run, train
+from hiera_video.engine import build, distributed, dry_run, tasks
+from hiera_video.engine.log import draw_picture
 from hiera_video.engine.run_logger import RunLogger
 from hiera_video.errors import DataError, UserError
 
@@ -114,18 +115,19 @@ def test_the_run_goes_on_whatever_its_classes_are_called(videos, tmp_path):
 # ---- pictures -----------------------------------------------------------------------------------
 
 
-def test_a_video_that_ends_its_decoder_is_no_end_of_the_run_for_a_picture(videos, tmp_path):
+def test_a_video_that_crashes_its_decoder_does_not_end_the_run_for_a_picture(videos, tmp_path):
     cfg = pretraining(videos, tmp_path / "out", "DATA_LOADER.NUM_WORKERS", 1)
-    train_list, _ = train.read_lists(cfg)
-    dataset = train.training_set(cfg, train_list)
-    model, _ = train.build(cfg, num_classes=0)
+    train_list, _ = build.read_lists(cfg)
+    dataset = build.training_set(cfg, train_list)
+    model, _ = build.training_model(cfg, num_classes=0)
     (tmp_path / "plain").mkdir()
+    objective = tasks.get("pretrain")
     with contextlib.closing(RunLogger(tmp_path / "plain", quiet=True)) as logger:
-        train.draw_reconstruction(cfg, logger, model, dataset, 1)
+        draw_picture(logger, objective, model, dataset, step=1, guarded=True)
     dataset.reader = Deadly(dataset.reader, {0: "SIGSEGV", 2: "exits"})
     (tmp_path / "deadly").mkdir()
     with contextlib.closing(RunLogger(tmp_path / "deadly", quiet=True)) as logger:
-        train.draw_reconstruction(cfg, logger, model, dataset, 1)
+        draw_picture(logger, objective, model, dataset, step=1, guarded=True)
     name = "pictures/reconstruction_0000001.png"
     plain, picture = ((tmp_path / n / name).read_bytes() for n in ("plain", "deadly"))
     assert len(picture) > 1000

@@ -41,7 +41,7 @@ def empty(tmp_path):
 
 
 class Ended(NamedTuple):
-    """What `subprocess.run` would tell."""
+    """What `subprocess.run` would return."""
 
     returncode: int
     stdout: str
@@ -153,14 +153,14 @@ def test_wrong_words_are_refused(run_net, empty, tmp_path, words, message):
     refused(done, message)
 
 
-def test_missing_data_says_where_what_and_the_way_round(run_net, empty, tmp_path):
+def test_missing_data_names_the_place_the_layouts_and_the_way_without(run_net, empty, tmp_path):
     done = run_net("--cfg", empty, "DATA.PATH_TO_DATA_DIR", tmp_path / "no", "OUTPUT_DIR", tmp_path)
     refused(done, str(tmp_path / "no"), "train.csv", "CLASS/video.mp4", "quickstart", "--dry-run")
 
 
 def in_process(tmp_path, *words):
-    """The lists of a run, read as the first thing of a run; for errors of the data."""
-    from hiera_video.engine.train import read_lists
+    """Read the lists of a run, as it begins by doing; for errors of the data."""
+    from hiera_video.engine.build import read_lists
 
     return read_lists(load_config(None, [str(w) for w in words]))
 
@@ -265,7 +265,7 @@ def test_a_dry_run_without_data_makes_clips(run_net, empty, tmp_path):
 
 
 def test_a_recipe_for_gpus_runs_dry_on_a_cpu(run_net, empty, tmp_path):
-    """As it stands its steps would take hours and more memory than there is."""
+    """Whole steps would take hours and more memory than there is."""
     out = tmp_path / "out"
     step = ("TRAIN.BATCH_SIZE", 256, "TRAIN.MIXED_PRECISION", "fp16", "AUG.NUM_SAMPLE", 2)
     words = settings("", out, *step, "SOLVER.MAX_EPOCH", 10, "MODEL.NUM_CLASSES", 400)

@@ -1,4 +1,4 @@
-"""Several processes, of which one or all are asked to stop: everyone leaves soon, nobody waits."""
+"""Several processes, of which one or all receive a signal: all of them end soon."""
 
 import contextlib
 import os
@@ -32,10 +32,10 @@ class Slow(nn.Module):
         time.sleep(PAUSES[RANK])
         return self.head(clips.mean(dim=(2, 3, 4)))
 """
-"""A model that says in a file of each process how often it was called, and takes its time."""
+"""A slow model that counts its calls in a file of each process."""
 
 VIDEOS = 24
-"""Of the validation: twelve for each process."""
+"""Validation videos: twelve for each process."""
 
 SETTINGS = (
     *("MODEL.MODEL_NAME", "Slow", "MODEL.DROPOUT_RATE", "None", "HIERA.DROPPATH_RATE", "None"),
@@ -50,7 +50,7 @@ def videos(tmp_path_factory):
 
 @pytest.fixture
 def started(videos, tmp_path):
-    """Starts two processes under torchrun; calls left to do per process are in files beside."""
+    """Starts two processes under torchrun; each counts its calls of the model in files."""
     (tmp_path / "slow.py").write_text(SLOW)
     cfg, out, children = tiny.empty(tmp_path), tmp_path / "out", []
 
@@ -111,7 +111,7 @@ def wait_for(child, condition):
         "all",
     ],
 )
-def test_a_stop_in_the_middle_of_a_validation_is_everyones(started, tmp_path, whom):
+def test_a_signal_during_validation_ends_all_processes(started, tmp_path, whom):
     waits = whom == "one that waits for the other"
     child = started("0 1" if waits else "0.5 0.5", "DATA_LOADER.NUM_WORKERS", int(whom == "all"))
     first = VIDEOS // 2 if waits else 2
@@ -133,7 +133,7 @@ def test_a_stop_in_the_middle_of_a_validation_is_everyones(started, tmp_path, wh
         assert "going on from" in said
 
 
-def test_a_stop_in_the_middle_of_a_test_is_everyones(started, tmp_path):
+def test_a_signal_during_a_test_ends_all_processes(started, tmp_path):
     quick = ("TRAIN.EVAL_PERIOD", 0, "TEST.ENABLE", "false", "SOLVER.MAX_STEPS", 1)
     started("0 0", *quick, processes=0).communicate(timeout=120)
     for name in ("eval0", "eval1"):

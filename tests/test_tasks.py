@@ -97,7 +97,7 @@ def test_balanced_weights():
 def test_classify_returns_a_loss_with_a_graph_and_counts():
     model = build_model("hiera_tiny_16x224", num_classes=4, **TINY)
     batch = fake_batch()
-    out = tasks.get("classify")(model, batch, epoch=0, settings=tasks.StepSettings())
+    out = tasks.get("classify").step(model, batch, epoch=0, settings=tasks.StepSettings())
     out["loss"].backward()
     assert out["loss"].item() == pytest.approx(np.log(4), abs=0.01)  # the head starts near zero
     assert model.head.projection.weight.grad.abs().sum() > 0
@@ -108,7 +108,7 @@ def test_classify_returns_a_loss_with_a_graph_and_counts():
 def test_an_image_model_is_given_images():
     model = build_model("hiera_tiny_224", num_classes=4, **{**TINY, "input_size": (64, 64)})
     batch = fake_batch(frames=1)
-    out = tasks.get("classify")(model, batch, epoch=0, settings=tasks.StepSettings())
+    out = tasks.get("classify").step(model, batch, epoch=0, settings=tasks.StepSettings())
     assert torch.isfinite(out["loss"])
 
 
@@ -136,16 +136,18 @@ def test_masks_depend_on_the_clip_and_not_on_its_batch(autoencoder):
 def test_pretrain_uses_those_masks(autoencoder):
     batch, settings = fake_batch(), tasks.StepSettings(seed=5)
     with torch.no_grad():
-        out = tasks.get("pretrain")(autoencoder, batch, epoch=2, settings=settings)
+        out = tasks.get("pretrain").step(autoencoder, batch, epoch=2, settings=settings)
         keep = tasks.keep_masks(autoencoder, batch.video_ids, batch.views, epoch=2, seed=5)
         assert out["loss"] == autoencoder(batch.clips, keep).loss
-        other = tasks.get("pretrain")(autoencoder, batch, epoch=3, settings=settings)
+        other = tasks.get("pretrain").step(autoencoder, batch, epoch=3, settings=settings)
     assert other["loss"] != out["loss"]
 
 
 def test_pretraining_a_classifier_says_what_is_needed():
     with pytest.raises(UserError, match="mae_hiera"):
-        tasks.pretrain(nn.Linear(1, 1), fake_batch(), epoch=0, settings=tasks.StepSettings())
+        tasks.get("pretrain").step(
+            nn.Linear(1, 1), fake_batch(), epoch=0, settings=tasks.StepSettings()
+        )
     with pytest.raises(UserError, match=r"'segment'.*classify, pretrain"):
         tasks.get("segment")
 

@@ -31,8 +31,10 @@ from tiny_runs import (
 
 from hiera_video import build_model
 from hiera_video.data.randomness import epoch_order
-from hiera_video.engine import checkpoint, distributed, evaluate, plots, train
+from hiera_video.engine import build, checkpoint, distributed, evaluate, plots, tasks, train
 from hiera_video.engine.records import read_metrics
+from hiera_video.engine.signals import Stop
+from hiera_video.engine.step import Forward
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.registry import MODEL_REGISTRY
 
@@ -148,7 +150,7 @@ def test_a_stop_anywhere_goes_on_bit_for_bit(videos, tmp_path, task):
 
 def test_a_stop_during_validation_validates_later(videos, tmp_path):
     out = tmp_path / "out"
-    stop = train.Stop()
+    stop = Stop()
     with pytest.MonkeyPatch.context() as patch:
         update = evaluate.VideoProgress.update
         patch.setattr(
@@ -269,8 +271,8 @@ AFRESH = "note: the optimizer's state starts afresh"
 def test_going_on_with_another_optimizer_and_other_groups(
     videos, tmp_path, capsys, before, after, said
 ):
-    """Moments follow their parameters by name; what the optimizer has none for starts afresh, and
-    the run says so. Then it trains on."""
+    """Moments follow their parameters by name; those that are missing start afresh, and the run
+    says so. Then it trains on."""
     few = ("SOLVER.WARMUP_EPOCHS", 0, "TRAIN.EVAL_PERIOD", 0)
     first, second, third = (tmp_path / name for name in ("first", "second", "third"))
     run(config(videos, first, *few, "SOLVER.MAX_STEPS", 2, *before))
@@ -292,7 +294,7 @@ def test_going_on_with_another_optimizer_and_other_groups(
 
 
 def moments(state):
-    """Name of a parameter -> what the optimizer remembers of it."""
+    """Name of a parameter -> its moments."""
     groups = state["optimizer_state"]["param_groups"]
     names = [name for group in groups for name in group["param_names"]]
     return {names[number]: values for number, values in state["optimizer_state"]["state"].items()}
@@ -337,7 +339,7 @@ def test_a_checkpoint_beyond_the_end_of_the_run_is_refused(videos, tmp_path):
 
 
 def test_clips_of_another_size_than_the_model_are_refused_before_the_first_step(videos, tmp_path):
-    """By the model that was built, whatever its name is: the models have different rules."""
+    """The model that was built decides, whatever its name is."""
     other = ("DATA.TEST_CROP_SIZE", 96)
     with pytest.raises(UserError, match=r"validation and test.* 4x64x64 .*makes 4x96x96.*TEST_CR"):
         run(config(videos, tmp_path / "a", *other))
@@ -345,7 +347,7 @@ def test_clips_of_another_size_than_the_model_are_refused_before_the_first_step(
     assert run(config(videos, tmp_path / "b", *other, "SOLVER.MAX_STEPS", 1, task=PRETRAIN)) == 0
     run(config(videos, tmp_path / "c", "SOLVER.MAX_STEPS", 1))
     with pytest.raises(UserError, match=r"hiera_tiny_16x224, .* makes 4x96x96"):
-        evaluate.test(config(videos, tmp_path / "c", *other), distributed.init("cpu"), train.Stop())
+        evaluate.test(config(videos, tmp_path / "c", *other), distributed.init("cpu"), Stop())
 
 
 NO_ARGUMENTS = {"MODEL.KWARGS": "{}"}
@@ -455,7 +457,7 @@ def write_exact_videos(folder):
 
 
 def absolute_sum(state):
-    """Of all weights of a model's state."""
+    """Sum of the absolute values of a model's weights."""
     return sum(value.double().abs().sum().item() for value in state.values())
 
 
@@ -469,10 +471,10 @@ def test_the_golden_curve(task, tmp_path, repository, monkeypatch):
     smallest change of a rule moves the curve by 1e-4 and more.
     """
     found = {}
-    build = train.build
+    training_model = build.training_model
 
     def redrawn(cfg, **kwargs):
-        model, identity = build(cfg, **kwargs)
+        model, identity = training_model(cfg, **kwargs)
         found["first weights"] = absolute_sum(model.state_dict())
         rng = np.random.default_rng(1)  # numpy's uniform numbers are exact everywhere
         with torch.no_grad():
@@ -482,7 +484,7 @@ def test_the_golden_curve(task, tmp_path, repository, monkeypatch):
                 parameter.copy_(torch.from_numpy(noise * 0.2 + 1 if one else noise * 0.15))
         return model, identity
 
-    monkeypatch.setattr(train, "build", redrawn)
+    monkeypatch.setattr(build, "training_model", redrawn)
     videos, out = write_exact_videos(tmp_path / "videos"), tmp_path / "out"
     cfg = config(videos, out, *NO_RESIZING, "SOLVER.MAX_EPOCH", 3, "SOLVER.WEIGHT_DECAY", 0.5,
                  "TRAIN.EVAL_PERIOD", 0, *GOLDEN[task],
@@ -511,7 +513,7 @@ def test_the_golden_curve(task, tmp_path, repository, monkeypatch):
 
 
 def quiet(*more):
-    """Nothing whose randomness belongs to a process: drop path, dropout."""
+    """Settings without drop path and dropout, which each process draws for itself."""
     return ("HIERA.DROPPATH_RATE", 0, "MODEL.DROPOUT_RATE", 0, *more)
 
 
@@ -559,10 +561,11 @@ def test_activation_checkpointing_and_workers_do_not_change_the_curve(videos, tm
 def test_mixed_precision_trains(videos, tmp_path, monkeypatch, precision):
     """The layers compute in the format that was asked for; weights and loss stay float32."""
     seen = {"layers": set(), "loss": set(), "gradients": set()}
-    build, classify, update = train.build, train.tasks.classify, train.update
+    training_model, update = build.training_model, train.update
+    classify = tasks.Classification.step
 
     def watched(cfg, **kwargs):
-        model, identity = build(cfg, **kwargs)
+        model, identity = training_model(cfg, **kwargs)
         for module in model.modules():
             if isinstance(module, torch.nn.Linear | torch.nn.Conv3d):
                 module.register_forward_hook(lambda m, i, o: seen["layers"].add(o.dtype))
@@ -577,13 +580,13 @@ def test_mixed_precision_trains(videos, tmp_path, monkeypatch, precision):
         seen["gradients"] |= {parameter.grad.dtype for parameter in trained}
         return update(optimizer, scaler, trained, *rest)
 
-    monkeypatch.setattr(train, "build", watched)
-    monkeypatch.setitem(train.tasks.TASKS, "classify", weighed)
+    monkeypatch.setattr(build, "training_model", watched)
+    monkeypatch.setattr(tasks.Classification, "step", weighed)
     monkeypatch.setattr(train, "update", updated)
     out = tmp_path / "out"
     run(config(videos, out, "SOLVER.MAX_STEPS", 2, "TRAIN.EVAL_PERIOD", 0, *quiet(),
                "TRAIN.MIXED_PRECISION", precision))  # fmt: skip
-    asked = train.tasks.PRECISION[precision]
+    asked = tasks.PRECISION[precision]
     assert seen == {"layers": {asked}, "loss": {torch.float32}, "gradients": {torch.float32}}
     state = final(out)
     assert {v.dtype for v in state["model_state"].values()} == {torch.float32}
@@ -623,16 +626,16 @@ def test_averaged_weights_are_what_is_validated_and_kept(videos, tmp_path):
 def test_balanced_class_weights_scale_the_loss(tmp_path, monkeypatch):
     """With scores that differ by class: equal losses would average to the same without weights."""
     videos = write_videos(tmp_path / "videos", train=4, val=3)  # 2 fast, 1 slow, 1 still
-    scores, build = torch.tensor([0.0, 1.0, 2.0]), train.build
+    scores, training_model = torch.tensor([0.0, 1.0, 2.0]), build.training_model
 
     def opinionated(cfg, **kwargs):
-        model, identity = build(cfg, **kwargs)
+        model, identity = training_model(cfg, **kwargs)
         with torch.no_grad():
             model.head.projection.weight.zero_()
             model.head.projection.bias.copy_(scores)
         return model, identity
 
-    monkeypatch.setattr(train, "build", opinionated)
+    monkeypatch.setattr(build, "training_model", opinionated)
     fast, slow, still = (-scores.log_softmax(0)).tolist()
     expected = {"none": (2 * fast + slow + still) / 4, "balanced": (fast + slow + still) / 3}
     for kind, loss in expected.items():
@@ -660,23 +663,23 @@ def test_three_videos_make_short_epochs_and_the_run_says_so(tmp_path, capsys):
     assert lrs[:2] == pytest.approx([2.5e-3, 5e-3], rel=1e-3)
 
 
-# ---- bad luck -----------------------------------------------------------------------------------
+# ---- failures -----------------------------------------------------------------------------------
 
 
 def poisoned_step(monkeypatch, number):
-    """The loss of this step is not a number; the steps before it are as they are."""
-    classify, calls = train.tasks.classify, []
+    """Make the loss of this step NaN; the steps before it are unchanged."""
+    classify, calls = tasks.Classification.step, []
 
     def poisoned(*args, **kwargs):
         calls.append(1)
         result = classify(*args, **kwargs)
         return {**result, "loss": result["loss"] * (float("nan") if len(calls) == number else 1)}
 
-    monkeypatch.setitem(train.tasks.TASKS, "classify", poisoned)
+    monkeypatch.setattr(tasks.Classification, "step", poisoned)
 
 
 def assert_finite(out):
-    """Every checkpoint of a run holds numbers."""
+    """Assert that no checkpoint of a run holds a NaN or an infinity."""
     for path in checkpoint.in_order(out / "checkpoints"):
         state = checkpoint.load(path)
         for part in ("model_state", "raw_state"):
@@ -697,14 +700,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(videos, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("step", [1, 3], ids=["before a checkpoint", "after one"])
-def test_the_way_on_after_a_loss_that_is_not_finite_can_be_typed(
+def test_the_advice_after_a_loss_that_is_not_finite_can_be_typed(
     videos, tmp_path, monkeypatch, capsys, step
 ):
     out = tmp_path / "my run"
     lrs = ("SOLVER.WARMUP_START_LR", 4e-3, "SOLVER.COSINE_END_LR", 2e-3)
     with monkeypatch.context() as patch:
         poisoned_step(patch, step)
-        with pytest.raises(RunFailed, match="same command would come to it again") as error:
+        with pytest.raises(RunFailed, match="same command would meet it again") as error:
             run(config(videos, out, *lrs))
     advice = shlex.split(str(error.value).splitlines()[-1])
     capsys.readouterr()
@@ -716,7 +719,7 @@ def test_the_way_on_after_a_loss_that_is_not_finite_can_be_typed(
 
 
 def test_weights_that_an_update_breaks_are_not_saved(videos, tmp_path):
-    """The gradient is finite and the step too large: the loss would tell one step later."""
+    """The gradient is finite and the step too large: the loss would show it one step later."""
     out = tmp_path / "out"
     broken = (*SGD, "SOLVER.BASE_LR", 3e38, "SOLVER.WEIGHT_DECAY", 1000, "SOLVER.WARMUP_EPOCHS", 0)
     each = ("TRAIN.CHECKPOINT_STEPS", 1, "TRAIN.EMA_DECAY", 0.9)
@@ -774,7 +777,7 @@ class Masked(nn.Module):
 """
 
 
-def test_infinities_that_a_model_is_built_with_are_none_of_a_run(videos, tmp_path, monkeypatch):
+def test_infinities_that_a_model_is_built_with_are_allowed(videos, tmp_path, monkeypatch):
     monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
     exec(MASKED, {"__name__": "masked"})
     out, free = tmp_path / "out", ("MODEL.MODEL_NAME", "Masked", *PLAIN[2:-2])
@@ -858,7 +861,7 @@ def test_a_step_without_a_readable_video_leaves_batch_statistics_alone(
     videos = write_videos(tmp_path / "videos", train=6, val=3)
     for name in ("fast/00", "fast/03"):
         (videos / "train" / f"{name}.mp4").write_bytes(b"")
-    backward, seen = train.Forward.backward, []
+    backward, seen = Forward.backward, []
 
     def watched(self, *rest):
         before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
@@ -868,7 +871,7 @@ def test_a_step_without_a_readable_video_leaves_batch_statistics_alone(
         assert all(module.training for module in self.model.modules())
         return totals
 
-    monkeypatch.setattr(train.Forward, "backward", watched)
+    monkeypatch.setattr(Forward, "backward", watched)
     # Videos in pairs; in one of the epochs the two broken ones are a pair.
     seed = next(s for s in range(99) if sorted(epoch_order(6, s, 0)[2:4].tolist()) == [0, 1])
     run(config(videos, tmp_path / "out", *PLAIN, "TRAIN.BATCH_SIZE", 2, "SOLVER.MAX_EPOCH", 1,
@@ -909,24 +912,24 @@ def test_nothing_readable_ends_the_run_before_it_begins(tmp_path):
 
 
 def test_when_the_data_gives_out_what_was_learnt_is_saved(videos, tmp_path, monkeypatch):
-    out, backward = tmp_path / "out", train.Forward.backward
+    out, backward = tmp_path / "out", Forward.backward
 
     def give_out(self, batches, step, *rest):
         if step == 3:
             raise RunFailed("the last 100 videos could not be read")
         return backward(self, batches, step, *rest)
 
-    monkeypatch.setattr(train.Forward, "backward", give_out)
+    monkeypatch.setattr(Forward, "backward", give_out)
     with pytest.raises(RunFailed, match=r"the last 100 videos.*saved .*step_0000001\.pyth"):
         run(config(videos, out))
     assert final(out)["step"] == 3
 
 
-def test_too_little_memory_names_the_ways_out(videos, tmp_path, monkeypatch):
+def test_too_little_memory_names_the_settings_that_help(videos, tmp_path, monkeypatch):
     def too_much(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 ...")
 
-    monkeypatch.setitem(train.tasks.TASKS, "classify", too_much)
+    monkeypatch.setattr(tasks.Classification, "step", too_much)
     with pytest.raises(RunFailed, match=r"allocate 2.00 GiB, with 4 clips.*GRAD_ACCUM"):
         run(config(videos, tmp_path / "out"))
 
@@ -1028,11 +1031,11 @@ def test_signals_save_and_stop(videos, tmp_path, number, code):
     assert f"after step {state['step']} of" in rest
 
 
-def test_a_scheduler_is_told_0_only_if_something_was_saved():
+def test_the_exit_code_for_sigterm_is_0_only_if_something_was_saved():
     codes = {}
     for number in (signal.SIGINT, signal.SIGTERM, None):
-        stop = train.Stop()
+        stop = Stop()
         stop.signal = number
         codes[number] = stop.exit_code(saved=True), stop.exit_code(saved=False)
-    # None: another process was asked, and answers for it
+    # None: another process received the signal and reports it
     assert codes == {signal.SIGINT: (130, 130), signal.SIGTERM: (0, 143), None: (0, 130)}

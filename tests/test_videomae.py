@@ -213,7 +213,7 @@ def test_a_step_of_pretraining_reaches_every_parameter_and_depends_on_the_clip_a
     model = redraw(autoencoder(mask_ratio=0.75)).train()
     ids, views = torch.tensor([4, 9]), torch.zeros(2, dtype=torch.int64)
     batch = Batch(clips=clips(), labels=ids, video_ids=ids, views=views)
-    out = tasks.pretrain(model, batch, epoch=1, settings=tasks.StepSettings(seed=2))
+    out = tasks.get("pretrain").step(model, batch, epoch=1, settings=tasks.StepSettings(seed=2))
     out["loss"].backward()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters())
     masks = tasks.keep_masks(model, ids, views, epoch=1, seed=2)

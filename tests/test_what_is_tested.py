@@ -17,7 +17,7 @@ from tiny_runs import (
     write_videos,
 )
 
-from hiera_video.engine import checkpoint, distributed, evaluate, preflight, train
+from hiera_video.engine import build, checkpoint, distributed, evaluate, preflight, train
 from hiera_video.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("no_curves")
@@ -50,7 +50,7 @@ def outcome_of(videos, out, weights, *words):
 
 
 def held_out_of(plain):
-    manifest = train.read_lists(config(plain, plain, *SHORT))[1]
+    manifest = build.read_lists(config(plain, plain, *SHORT))[1]
     return {manifest.paths[i].rsplit("/", 1)[1] for i in range(len(manifest))}
 
 
@@ -136,7 +136,7 @@ def test_a_single_list_has_its_own_share_held_out(plain, tmp_path):
     rows = [f"{p.relative_to(plain)} {p.parent.name}" for p in sorted(plain.rglob("*.mp4"))]
     (tmp_path / "list.csv").write_text("\n".join(rows) + "\n")
     words = ("DATA.PATH_PREFIX", plain, *SHORT)
-    train_list, val_list = train.read_lists(config(tmp_path / "list.csv", tmp_path, *words))
+    train_list, val_list = build.read_lists(config(tmp_path / "list.csv", tmp_path, *words))
     assert (len(train_list), len(val_list)) == (9, 3)
     assert {*train_list.paths}.isdisjoint(val_list.paths)
 
@@ -239,7 +239,7 @@ def test_splits_in_any_case_train_the_classes_inside(tmp_path, more):
     assert f"3 classes: fast, slow, still; from folder names below {videos}/Train" in done.stdout
     (videos / "Validation").rename(videos / "val_set")
     with pytest.raises(UserError, match="rename val_set/ -> val/"):
-        train.read_lists(config(videos, tmp_path / "out"))
+        build.read_lists(config(videos, tmp_path / "out"))
 
 
 def test_the_format_of_the_data_may_be_said_when_a_run_goes_on():

@@ -21,6 +21,8 @@ from conftest import REPOSITORY
 from hiera_video.config import load_config
 from hiera_video.engine import checkpoint, distributed, train
 from hiera_video.engine.records import read_metrics
+from hiera_video.engine.signals import Stop
+from hiera_video.engine.step import Forward
 
 CLASSES = ("fast", "slow", "still")
 FRAMES, SIDE = 8, 64
@@ -113,7 +115,7 @@ def settings(videos: Path, out: Path, *overrides: object, task: dict | None = No
 
 
 def empty(folder):
-    """A config file that says nothing: the settings follow on the command line."""
+    """Write an empty config file: the settings follow on the command line."""
     path = folder / "empty.yaml"
     path.write_text("{}\n")
     return path
@@ -125,13 +127,13 @@ def config(videos: Path, out: Path, *overrides: object, task: dict | None = None
 
 
 def run(cfg) -> int:
-    """Train in this process; the exit code."""
-    return train.train(cfg, distributed.init("cpu"), train.Stop())
+    """Train in this process; returns the exit code."""
+    return train.train(cfg, distributed.init("cpu"), Stop())
 
 
 def interrupted(cfg, *, after: int) -> int:
-    """Train in this process until a Ctrl-C in step `after` (from 1); the exit code."""
-    stop, backward = train.Stop(), train.Forward.backward
+    """Train in this process until a Ctrl-C in step `after` (from 1); returns the exit code."""
+    stop, backward = Stop(), Forward.backward
 
     def ask(self, batches, step, *rest):
         if step + 1 == after:
@@ -139,13 +141,13 @@ def interrupted(cfg, *, after: int) -> int:
         return backward(self, batches, step, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train.Forward, "backward", ask)
+        patch.setattr(Forward, "backward", ask)
         return train.train(cfg, distributed.init("cpu"), stop)
 
 
 def environment() -> dict[str, str]:
-    """For child processes: this checkout, and as many threads as here. Sums by another number of
-    threads differ in their last digit, and runs that are compared must not."""
+    """Return the environment of child processes: this checkout, and as many threads as in this
+    process, since sums over another number of threads differ in their last digit."""
     threads = str(torch.get_num_threads())
     return {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": threads}
 
@@ -160,7 +162,7 @@ def command(*words: object, processes: int = 0) -> list[str]:
 
 
 def start_child(*words: object) -> subprocess.Popen:
-    """Start tools/run_net.py in a session of its own, its output piped."""
+    """Start tools/run_net.py in its own session, with its output piped."""
     return subprocess.Popen(
         command(*words),
         env=environment(),
@@ -182,7 +184,7 @@ def run_child(*words: object, processes: int = 0, timeout: int = 200):
     )
 
 
-# ---- what a run left ----------------------------------------------------------------------------
+# ---- what a run has written ---------------------------------------------------------------------
 
 
 def final(out):

@@ -7,7 +7,7 @@
 TRAIN.ENABLE and TEST.ENABLE choose what is done. The same command again goes on where a run
 stopped. Exit codes: 0 done, or training stopped by SIGTERM with its state saved; 1 the run failed;
 2 wrong use; 130 Ctrl-C, the state being saved; 143 SIGTERM with nothing to save (before the first
-step, or in a test); 141 nobody reads the output.
+step, or in a test); 141 the reader of the output has gone.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from hiera_video.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the exit code."""
+    """Run one command line; returns the exit code."""
     args = arguments().parse_args(argv)
     if args.show_settings is not None:
         print(settings_table(args.show_settings))
@@ -46,19 +46,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if args.dry_run is None and not (cfg.train.enable or cfg.test.enable):
         raise UserError("nothing to do: TRAIN.ENABLE and TEST.ENABLE are both False")
-    if cfg.task == "pretrain" and not cfg.train.enable and args.dry_run is None:
-        raise UserError("nothing to do: TASK pretrain has no labels to test; set TRAIN.ENABLE True")
-
     return run(cfg, dry_steps=args.dry_run)
 
 
 def run(cfg: Config, *, dry_steps: int | None = None) -> int:
-    """Train, then test, as far as `cfg` asks for them; the exit code."""
+    """Train, then test, as far as `cfg` asks for them; returns the exit code.
+
+    dry_steps: steps of a dry run instead; None for a real one.
+    """
     # torch takes seconds to import: late, so that --help and typing errors are quick
     import torch
 
-    from hiera_video.engine import distributed, dry_run, evaluate, train
+    from hiera_video.engine import distributed, dry_run, evaluate, tasks, train
+    from hiera_video.engine.signals import Stop
 
+    objective = tasks.get(cfg.task)
+    if dry_steps is None and not cfg.train.enable and not objective.validated:
+        raise UserError(
+            f"nothing to do: TASK {cfg.task} has no labels to test; set TRAIN.ENABLE True"
+        )
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
     world = distributed.init(cfg.device)
@@ -66,9 +72,9 @@ def run(cfg: Config, *, dry_steps: int | None = None) -> int:
         if dry_steps is not None:
             dry_run.run(cfg, world, steps=dry_steps)
             return 0
-        stop = train.Stop()
+        stop = Stop()
         code = train.train(cfg, world, stop) if cfg.train.enable else 0
-        if not stop.obeyed and cfg.test.enable and cfg.task == "classify":
+        if not stop.obeyed and cfg.test.enable and objective.validated:
             code = evaluate.test(cfg, world, stop)
         return code
     finally:
@@ -76,7 +82,7 @@ def run(cfg: Config, *, dry_steps: int | None = None) -> int:
 
 
 def arguments() -> SettingsParser:
-    """What the command line takes."""
+    """Build the parser of the command line."""
     parser = SettingsParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -85,7 +91,7 @@ def arguments() -> SettingsParser:
         "--dry-run",
         type=_steps,
         metavar="N",
-        help="do N real steps, on generated clips if the data is not there, write nothing, and "
+        help="do N real steps, on generated clips if the data is missing, write nothing, and "
         "print memory, speed and the length of the full schedule",
     )
     parser.add_argument(
@@ -110,7 +116,7 @@ def arguments() -> SettingsParser:
 
 
 def export(paths: Sequence[str]) -> int:
-    """CHECKPOINT -> FILE in the published layout."""
+    """Write the weights of a checkpoint in the published layout: [CHECKPOINT, FILE]."""
     from hiera_video.engine import checkpoint
 
     source, target = (Path(path).expanduser() for path in paths)

@@ -402,8 +402,8 @@ class SyntheticConfig(Section):
 class Config(Section):
     """All settings of a run. Only what builds a run sees all of them; the rest takes a section."""
 
-    task: str = choice("classify", ("classify", "pretrain"))
-    """classify: labels. pretrain: masked autoencoding, no labels."""
+    task: str = setting("classify")
+    """classify: labels. pretrain: masked autoencoding, no labels. Or an objective of IMPORTS."""
     output_dir: str = setting("runs/default")
     """Folder for checkpoints, metrics and pictures."""
     rng_seed: int = number(1, at_least=0, at_most=2**63 - 1)

@@ -1,9 +1,9 @@
-"""A dry run: a few real steps of any config, to know what it needs before it is given a day.
+"""The dry run: a few real steps of any config, to measure what the whole run needs.
 
 Model, batch, precision, loader and processes are those of the run; nothing is written. Where the
-data is not there, generated clips stand in for it, real files that are really decoded. On a CPU a
-recipe for GPUs is tried in small: a few clips of each step, in float32 where the CPU has nothing
-faster; it says so, and times are worked out for whole steps.
+data is missing, generated clips are used in its place: real files that are really decoded. On a CPU
+a recipe for GPUs is tried with fewer clips in a step, and in float32 where the CPU emulates its
+number format; the dry run says so, and the times it prints are scaled to whole steps.
 """
 
 from __future__ import annotations
@@ -13,185 +13,211 @@ import dataclasses
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from hiera_video.engine import meters, optim, preflight, tasks, train
+from hiera_video.config import Config
+from hiera_video.engine import build, meters, optim, preflight, tasks
 from hiera_video.engine.distributed import World
+from hiera_video.engine.log import describe_run
 from hiera_video.engine.meters import StepTimer
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.engine.run_logger import RunLogger
 from hiera_video.engine.schedule import Schedule
+from hiera_video.engine.state import TrainingState, start_from_weights
+from hiera_video.engine.step import Forward, set_mode, update
 from hiera_video.scoring import native_on_cpu
 
 STAND_INS = 4
-"""Generated videos; a list names them over and over."""
+"""Generated videos; the lists name them again and again."""
 
 CLIPS_ON_CPU = 4
-"""Clips of a step, per process, that a CPU is tried with: of a Hiera-B, a minute."""
+"""Clips of a step, per process, on a CPU: a minute for Hiera-B."""
 
 USUAL_SIZES = {400: 240_000, 600: 390_000, 700: 545_000, 174: 168_913}
-"""Training videos of Kinetics-400/600/700 (about, copies differ) and of Something-Something v2, by
-their number of classes: what a full schedule is worked out for where the data is not there."""
+"""Number of classes -> training videos of Kinetics-400/600/700 (about; copies differ) and
+Something-Something v2: the full schedule is computed for these where the data is missing."""
 
 
-def run(cfg: Any, world: World, *, steps: int) -> None:
-    """Do `steps` steps and print peak memory, time per step, clips per second, and how long the
+@dataclass(frozen=True)
+class DryRun:
+    """What is tried, and how it differs from the run."""
+
+    cfg: Config
+    steps: int
+    generated: bool
+    """Whether generated clips are used in place of the data."""
+    part: float
+    """Videos in a step, as a share of the run's."""
+
+
+def run(cfg: Config, world: World, *, steps: int) -> None:
+    """Take `steps` steps and print peak memory, time per step, clips per second, and how long the
     whole schedule would take at that speed."""
     logger = RunLogger(None, quiet=not world.is_main)
     with contextlib.ExitStack() as stack:
-        generated = world.run_on_main(_is_missing, cfg)
-        if generated:
+        missing = world.run_on_main(_missing_data, cfg)
+        if missing:
             folder = stack.enter_context(_shared_folder(world))
             world.run_on_main(_generate, cfg, folder, steps)
             cfg = _on_generated(cfg, folder)
-            logger.info(f"dry run on generated clips: {generated}")
-        whole = cfg.train.batch_size
+            logger.info(f"dry run on generated clips: {missing}")
+        batch_size = cfg.train.batch_size
         if world.device.type == "cpu":
-            cfg, remarks = _in_small(cfg, world)
-            for remark in remarks:
-                logger.info(remark)
-        part = cfg.train.batch_size / whole
-        _run(cfg, world, logger, steps=steps, generated=bool(generated), part=part)
+            cfg, differences = _scaled_down(cfg, world)
+            for difference in differences:
+                logger.info(difference)
+        part = cfg.train.batch_size / batch_size
+        _measure(DryRun(cfg, steps, bool(missing), part), world, logger)
 
 
-def _in_small(cfg: Any, world: World) -> tuple[Any, list[str]]:
-    """What a CPU can do of a config, and a sentence for each thing that differs."""
-    train_cfg, remarks = cfg.train, []
-    if not native_on_cpu(tasks.PRECISION[train_cfg.mixed_precision]):
-        remarks.append(
-            f"this CPU emulates {train_cfg.mixed_precision}, a hundred times slower than float32: "
+def _scaled_down(cfg: Config, world: World) -> tuple[Config, list[str]]:
+    """Return what a CPU can do of a config, and a sentence for each thing that differs."""
+    settings, differences = cfg.train, []
+    if not native_on_cpu(tasks.PRECISION[settings.mixed_precision]):
+        differences.append(
+            f"this CPU emulates {settings.mixed_precision}, a hundred times slower than float32: "
             "float32 in its place (TRAIN.MIXED_PRECISION off)"
         )
-        train_cfg = dataclasses.replace(train_cfg, mixed_precision="off")
+        settings = dataclasses.replace(settings, mixed_precision="off")
     per_video = cfg.aug.num_sample * cfg.data.train_crop_num_temporal
     videos = max(1, CLIPS_ON_CPU // per_video) * world.size
-    if videos < train_cfg.batch_size:
-        remarks.append(
-            f"on a CPU: {videos} of a step's {train_cfg.batch_size} videos are taken; memory is "
-            "that of these, times are worked out for all"
+    if videos < settings.batch_size:
+        differences.append(
+            f"on a CPU: {videos} of a step's {settings.batch_size} videos are taken; memory is "
+            "measured with these, times are scaled to all"
         )
-        train_cfg = dataclasses.replace(train_cfg, batch_size=videos, grad_accum=1)
-    return dataclasses.replace(cfg, train=train_cfg), remarks
+        settings = dataclasses.replace(settings, batch_size=videos, grad_accum=1)
+    return dataclasses.replace(cfg, train=settings), differences
 
 
-def _run(
-    cfg: Any,
-    world: World,
-    logger: RunLogger,
-    *,
-    steps: int,
-    generated: bool,
-    part: float,
-) -> None:
-    """The steps of `cfg`, each of which is a `part` of one of the run's."""
-    manifest, val_list = world.run_on_main(train.read_lists, cfg)
-    if cfg.task == "classify" and not generated:
-        preflight.require_classes(manifest)
-    dataset = train.training_set(cfg, manifest)
-    plan = train.plan_of(cfg, dataset, world)
-    num_classes = cfg.model.num_classes or manifest.num_classes
-    model, _ = train.build(cfg, num_classes=num_classes)
-    model.to(world.device)
-    if cfg.train.linear_probe:
-        train.freeze_backbone(model)
-    if Path(cfg.train.checkpoint_file_path).expanduser().is_file():
-        # generated clips have no classes that could be compared with those of the weights
-        names = None if generated else train.class_names(cfg, manifest)
-        train.start_from_weights(cfg, world, model, logger.info, classes=names)
-    elif cfg.train.checkpoint_file_path:
-        name = cfg.train.checkpoint_file_path
-        logger.info(f"starting weights {name}: not fetched, random instead")
-    optimizer = train.build_optimizer(cfg.solver, model, world.device)
-    scaler = torch.amp.GradScaler(world.device.type, enabled=cfg.train.mixed_precision == "fp16")
-    ema = optim.Ema(model, cfg.train.ema_decay) if cfg.train.ema_decay else None
-    forward = train.Forward(cfg, world, model, dataset=dataset, plan=plan, num_classes=num_classes)
-    loader = train.training_loader(cfg, dataset, world, start=0, end=steps)
-    notes = [] if generated else train.list_notes(manifest, val_list)
-    what, schedule, classes, *notes = train.introduction(
-        cfg, world, model, plan, manifest.describe_classes(), [*notes, *loader.notes]
-    )
-    logger.info(what)
-    logger.info(f"{plan.clips_per_step} clips a step" if generated else schedule)
-    for line in notes if generated else [classes, *notes]:
-        logger.info(line)
+def _measure(dry: DryRun, world: World, logger: RunLogger) -> None:
+    """Build the run, take its steps and print what they cost."""
+    cfg = dry.cfg
+    data = build.training_data(cfg, world)
+    if data.labelled and not dry.generated:
+        preflight.require_classes(data.train_list)
+    plan = build.plan_of(cfg, data.dataset, world)
+    state, _ = build.initial_state(cfg, data, world.device)
+    _load_weights(dry, state, data, world, logger)
+    if cfg.train.ema_decay:
+        state.ema = optim.Ema(state.model, cfg.train.ema_decay)
+    forward = build.forward_passes(cfg, state.model, world, data, plan)
+    loader = build.training_loader(cfg, data.dataset, world, end=dry.steps)
+    name = f"{cfg.task} {cfg.model.model_name}"
+    logger.info(describe_run(name, state.model, world, cfg.train.mixed_precision))
+    if dry.generated:
+        logger.info(f"{plan.clips_per_step} clips a step")
+    else:
+        logger.info(str(plan))
+        logger.info(data.train_list.describe_classes())
+    for note in [*([] if dry.generated else data.notes), *loader.notes]:
+        logger.info(f"note: {note}")
 
-    trained = [p for p in model.parameters() if p.requires_grad]
-    train.set_mode(model, linear_probe=cfg.train.linear_probe)
-    batches, clock = DevicePrefetcher(loader, world.device, dataset.spec), StepTimer()
+    set_mode(state.model, linear_probe=cfg.train.linear_probe)
+    batches, clock = DevicePrefetcher(loader, world.device, data.dataset.spec), StepTimer()
     seconds: list[float] = []
-    for step in range(steps):
+    for number in range(1, dry.steps + 1):
         began = time.perf_counter()
-        optim.set_lr(optimizer, optim.lr_at(step, plan.lr))
-        totals = forward.backward(batches, step, scaler, clock)
-        norm = train.update(
-            optimizer, scaler, trained, world.all_reduce(totals), plan, cfg.solver.clip_grad_l2norm
-        )
-        if ema is not None:
-            ema.update(model, step)
-        loss = (totals[0] / totals[1].clamp(min=1)).item()  # waits for the device: the step is over
-        clock.step_done(int(totals[1]))
+        loss, norm = _take_step(cfg, state, forward, batches, clock)
         seconds.append(time.perf_counter() - began)
         logger.info(
-            f"step {step + 1}/{steps}: loss {loss:.4f}, grad norm {norm.item():.3g}, "
-            f"{seconds[-1]:.2f} s"
+            f"step {number}/{dry.steps}: loss {loss:.4f}, grad norm {norm:.3g}, {seconds[-1]:.2f} s"
         )
-    for line in _findings(cfg, world, plan, seconds, clock, generated=generated, part=part):
+    for line in _costs(dry, world, plan, seconds, clock):
         logger.info(line)
 
 
-def _findings(
-    cfg: Any,
+def _load_weights(
+    dry: DryRun,
+    state: TrainingState,
+    data: build.TrainingData,
+    world: World,
+    logger: RunLogger,
+) -> None:
+    """Load the weights that the run starts from, if they are a file; nothing is downloaded."""
+    weights = dry.cfg.train.checkpoint_file_path
+    if Path(weights).expanduser().is_file():
+        # The classes of generated clips cannot be compared with those of the weights.
+        classes = None if dry.generated else data.classes
+        name = dry.cfg.model.model_name
+        start_from_weights(weights, name, state.model, world, logger.info, classes=classes)
+    elif weights:
+        logger.info(f"starting weights {weights}: not fetched, random instead")
+
+
+def _take_step(
+    cfg: Config,
+    state: TrainingState,
+    forward: Forward,
+    batches: DevicePrefetcher,
+    clock: StepTimer,
+) -> tuple[float, float]:
+    """Take one optimizer step and wait for its end; returns its loss and gradient norm."""
+    plan, world = forward.plan, forward.world
+    optim.set_lr(state.optimizer, optim.lr_at(state.step, plan.lr))
+    totals = world.all_reduce(forward.backward(batches, state.step, state.scaler, clock))
+    norm = update(
+        state.optimizer, state.scaler, state.trained, totals, plan, cfg.solver.clip_grad_l2norm
+    )
+    if state.ema is not None:
+        state.ema.update(state.model, state.step)
+    loss = (totals[0] / totals[1].clamp(min=1)).item()  # waits for the device: the step is over
+    clock.step_done(int(totals[1]))
+    state.step += 1
+    return loss, norm.item()
+
+
+def _costs(
+    dry: DryRun,
     world: World,
     plan: Schedule,
     seconds: list[float],
     clock: StepTimer,
-    *,
-    generated: bool,
-    part: float,
 ) -> list[str]:
-    """What whole steps cost; the first, which warms up, is left out where there are others."""
+    """Return what whole steps cost; the first, which warms up, is left out if there are others."""
     counted = seconds[1:] or seconds
-    per_step = sum(counted) / len(counted) / part
-    videos_per_step = round(plan.videos_per_step / part)
+    per_step = sum(counted) / len(counted) / dry.part
+    videos_per_step = round(plan.videos_per_step / dry.part)
     memory = max(world.all_gather(meters.peak_memory(world.device)))
     where = "GPU memory" if world.device.type == "cuda" else "memory of the process"
-    lines = [
+    return [
         f"peak {where}: {meters.format_gib(memory)}iB",
         f"time per step: {per_step:.3f} s ({clock.data_seconds / clock.seconds:.0%} waiting for "
         f"data), {'without the first' if len(seconds) > 1 else 'with the warm-up of the first'}",
         f"samples per second: {videos_per_step * plan.clips_per_video / per_step:.3g} clips, "
         f"{videos_per_step / per_step:.3g} videos",
+        f"full schedule: {_full_schedule(dry, plan, per_step, videos_per_step)}",
     ]
-    total, videos = plan.total_steps, plan.videos
-    if part < 1 and not cfg.solver.max_steps:
-        total = max(1, round(total * part))
-    if generated and not cfg.solver.max_steps:
-        videos = USUAL_SIZES.get(cfg.model.num_classes, 0)
-        total = videos // videos_per_step * cfg.solver.max_epoch
+
+
+def _full_schedule(dry: DryRun, plan: Schedule, per_step: float, videos_per_step: int) -> str:
+    """Return how many steps the run has and how long they take."""
+    solver = dry.cfg.solver
+    total, videos, guess = plan.total_steps, plan.videos, ""
+    if dry.part < 1 and not solver.max_steps:
+        total = max(1, round(total * dry.part))
+    if dry.generated and not solver.max_steps:
+        guess = " (as many as the public set has)"
+        videos = USUAL_SIZES.get(dry.cfg.model.num_classes, 0)
+        total = videos // videos_per_step * solver.max_epoch
         if not videos:
-            whole_run = per_step * (100_000 / videos_per_step) * cfg.solver.max_epoch
-            return [
-                *lines,
-                f"full schedule: {cfg.solver.max_epoch} epochs; "
-                f"{meters.format_duration(whole_run)} for every 100,000 training videos, "
-                "validation not counted",
-            ]
-    guess = " (as many as the public set has)" if generated and not cfg.solver.max_steps else ""
-    return [
-        *lines,
-        f"full schedule: {total} steps over {videos} videos{guess} at this speed: "
-        f"{meters.format_duration(per_step * total)}, validation not counted",
-    ]
+            whole_run = per_step * (100_000 / videos_per_step) * solver.max_epoch
+            return (
+                f"{solver.max_epoch} epochs; {meters.format_duration(whole_run)} "
+                "for every 100,000 training videos, validation not counted"
+            )
+    return (
+        f"{total} steps over {videos} videos{guess} at this speed: "
+        f"{meters.format_duration(per_step * total)}, validation not counted"
+    )
 
 
 # ---- generated clips ----------------------------------------------------------------------------
 
 
-def _is_missing(cfg: Any) -> str:
-    """Why the data cannot be used, or "" where it is there."""
+def _missing_data(cfg: Config) -> str:
+    """Return why the data cannot be used; "" where it is there."""
     if cfg.train.dataset == "synthetic":
         return ""
     path = cfg.data.path_to_data_dir
@@ -204,14 +230,14 @@ def _is_missing(cfg: Any) -> str:
 
 @contextlib.contextmanager
 def _shared_folder(world: World) -> Iterator[str]:
-    """A temporary folder of the main process that all processes see; gone afterwards."""
+    """Make a temporary folder on the main process and name it to all; deleted afterwards."""
     with tempfile.TemporaryDirectory(prefix="hiera_video_dry_") as own:
         yield world.broadcast(own)
         world.barrier()
 
 
-def _generate(cfg: Any, folder: str, steps: int) -> None:
-    """A few camera-motion videos and lists that name them as often as `steps` steps need."""
+def _generate(cfg: Config, folder: str, steps: int) -> None:
+    """Write a few camera-motion videos, and lists that name them as often as `steps` steps need."""
     from hiera_video.data.synthetic import camera_motion as synthetic
 
     side = -(-max(cfg.data.train_crop_size, 32) * 8 // 7)
@@ -234,7 +260,8 @@ def _generate(cfg: Any, folder: str, steps: int) -> None:
         (Path(folder) / f"{split}.csv").write_text("".join(lines), encoding="utf-8")
 
 
-def _on_generated(cfg: Any, folder: str) -> Any:
+def _on_generated(cfg: Config, folder: str) -> Config:
+    """Return the config with the generated lists in place of its data."""
     data = dataclasses.replace(
         cfg.data,
         path_to_data_dir=folder,

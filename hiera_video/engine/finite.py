@@ -1,7 +1,7 @@
-"""Numbers that are numbers: what a checkpoint holds must be fit to go on from.
+"""Checks for NaN and infinity in what a checkpoint holds.
 
-A loss tells of broken weights one step late, so the weights themselves are looked at before they
-are written, and again before a run goes on from them.
+The loss shows broken weights one step late, so the weights themselves are checked before they are
+written, and again before a run resumes from them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hiera_video.errors import UserError, first_few
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Names of those that hold a NaN or an infinity. Asks each device once, however many."""
+    """Return the names of tensors that hold a NaN or an infinity; waits once for each device."""
     by_device: dict[torch.device, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
@@ -30,10 +30,10 @@ def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
 
 
 class FiniteState:
-    """What must be finite in the states of a run with this model: its parameters, its buffers (but
-    for those that are built with infinities in them, as masks are), averages and moments.
+    """Checks the states of a run with this model: parameters, buffers, averages and moments.
 
-    Raises UserError where the parameters are not, as `source` says where they come from.
+    Buffers that hold infinities from the start, as masks do, are exempt.
+    Raises UserError where the parameters are not finite; `source` says where they come from.
     """
 
     def __init__(self, model: nn.Module, source: str) -> None:
@@ -43,7 +43,7 @@ class FiniteState:
         self._exempt = set(not_finite(dict(model.named_buffers())))
 
     def fault(self, state: Mapping[str, Any]) -> str | None:
-        """Why a run cannot go on from the content of a checkpoint; None if it can."""
+        """Return why a run cannot resume from the content of a checkpoint; None if it can."""
         broken = not_finite(dict(self._tensors(state)))
         return f"its numbers are not finite: {first_few(broken, 3)}" if broken else None
 

@@ -1,4 +1,4 @@
-"""A run that goes on with its classes in another order: weights and optimizer follow the names."""
+"""Reorders the head and its optimizer state where a run resumes with its classes reordered."""
 
 from __future__ import annotations
 
@@ -14,57 +14,62 @@ from hiera_video.errors import UserError, first_few
 from hiera_video.models.weights.key_names import HIERA_KEYS
 
 
-class Compared(NamedTuple):
-    """What `compared` found."""
+class ClassComparison(NamedTuple):
+    """How the classes of the data fit those of a checkpoint."""
 
     names: list[str]
-    """What the outputs are called from now on; empty: they have no names."""
+    """Names of the outputs from now on; empty: they have none."""
     rows: list[int] | None
-    """For each output the row of the stored head; None: the head as it is."""
+    """For each output its row in the stored head; None: the head stays as it is."""
     note: str
-    """What the run should say of it; may be empty."""
+    """A line for the log; may be empty."""
 
 
-def compared(
+NO_CLASSES = ClassComparison([], None, "")
+"""For objectives without labels."""
+
+
+def compare_classes(
     path: Path,
     stored: Sequence[str] | None,
     names: Sequence[str],
     *,
     outputs: int,
     same_run: bool,
-) -> Compared:
-    """Compare the classes of a checkpoint with those of the data that a run goes on with.
+) -> ClassComparison:
+    """Compare the classes of a checkpoint with those of the data of the run that resumes from it.
 
     Args:
         path: the checkpoint.
         stored: names of its outputs, if it has any.
-        names: of the data's classes, in the order of their labels; empty if it has none.
-        outputs: how many there are.
-        same_run: it is the run of this OUTPUT_DIR that goes on, and its outputs stay as they are.
+        names: names of the data's classes, in the order of their labels; empty if it has none.
+        outputs: number of outputs.
+        same_run: the checkpoint is of the run of this OUTPUT_DIR, whose outputs keep their order.
 
-    Raises UserError: other classes than the checkpoint's; in the same run, another order too.
+    Raises UserError for other classes than the checkpoint's; in the same run for another order too.
     """
     stored, names = list(stored or ()), list(names)
     if not stored and not names and same_run:
-        return Compared([], None, "")
+        return NO_CLASSES
     if not stored or not names:
         note = in_order_note(str(path), outputs, stored=stored, wanted=names)
-        return Compared(names or stored, None, note)
+        return ClassComparison(names or stored, None, note)
     match = match_classes(stored, names)
     if not match.same_names or (same_run and not match.same_order):
-        raise UserError(_differ(path, match, same_run=same_run))
+        raise UserError(_differences(path, match, same_run=same_run))
     if match.same_order:
-        return Compared(names, None, match.spelling_note())
+        return ClassComparison(names, None, match.spelling_note())
     note = (
         f"the classes of the data are in another order than those of {path}: head and optimizer "
         "state placed by name"
     )
     spelling = match.spelling_note()
-    return Compared(names, [*match.rows], f"{note}; {spelling}" if spelling else note)
+    rows = [row for row in match.rows if row is not None]
+    return ClassComparison(names, rows, f"{note}; {spelling}" if spelling else note)
 
 
-def _differ(path: Path, match: ClassMatch, *, same_run: bool) -> str:
-    """What differs, and what to do."""
+def _differences(path: Path, match: ClassMatch, *, same_run: bool) -> str:
+    """Return a message on what differs and what to do."""
     there, here = first_few(list(match.stored)), first_few(list(match.wanted))
     differences = []
     if match.left_out:
@@ -90,15 +95,15 @@ def _differ(path: Path, match: ClassMatch, *, same_run: bool) -> str:
 
 
 def place_weights(state: dict[str, Any], model: nn.Module, rows: Sequence[int]) -> None:
-    """Put the rows of the head in the weights of a checkpoint's content in the order `rows`, in
-    the averaged ones too."""
+    """Order the head's rows in the weights of a checkpoint's content, averaged ones too, as `rows`
+    says."""
     for name in ("model_state", "raw_state"):
         for key in _head_keys(model) if name in state else ():
             state[name][key] = state[name][key][list(rows)]
 
 
 def place_moments(optimizer: torch.optim.Optimizer, model: nn.Module, rows: Sequence[int]) -> None:
-    """The same for what an optimizer keeps of each weight of the head: its moments."""
+    """Order the moments of the head's weights in the same way."""
     parameters = model.state_dict(keep_vars=True)
     for key in _head_keys(model):
         kept = optimizer.state.get(parameters[key], {})
@@ -108,7 +113,8 @@ def place_moments(optimizer: torch.optim.Optimizer, model: nn.Module, rows: Sequ
 
 
 def _head_keys(model: nn.Module) -> list[str]:
-    """Keys of the head in the model's state dict; UserError where nobody knows them."""
+    """Return the keys of the head in the model's state dict; UserError where it has no known
+    ones."""
     state = model.state_dict()
     keys = [key for key in getattr(model, "key_names", HIERA_KEYS).head if key in state]
     if not keys:

@@ -1,4 +1,4 @@
-"""Too little memory, on a GPU or on the machine, told from other errors and in one line."""
+"""Recognises errors of too little memory, on a GPU or on the machine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hiera_video.video.guarded_pool import wants_memory
 
 
 def shortage(error: BaseException) -> str | None:
-    """What was wanted, "CUDA out of memory. Tried to allocate 2.00 GiB"; None for other errors."""
+    """Return one line, "CUDA out of memory. Tried to allocate 2.00 GiB"; None for other errors."""
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return text.split(". GPU")[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""The way from a loader to the device: the next batch travels while this one is computed.
+"""Copies batches to the device ahead of time: the next one travels while this one is computed.
 
     batches = DevicePrefetcher(loader, device, spec)
     for batch in batches:
@@ -7,11 +7,12 @@
         ...                 # only now wait for the device
 
 On a GPU, work is queued and the CPU runs ahead; `fetch` uses that time. The copy goes from
-page-locked memory, on a second stream, so neither waits for the other. Two batches are on the
-device at once, the one that waits as uint8. On a CPU nothing overlaps and `fetch` does nothing.
+page-locked memory on a stream of its own, so copy and computation do not wait for each other. Two
+batches are on the device at once, the waiting one as uint8. On a CPU nothing overlaps and `fetch`
+does nothing.
 
-The batches are those of the loader, in its order, and what goes wrong with one of them is raised
-where that one would have come, not a step earlier.
+The batches are those of the loader, in its order. An error of the loader is raised by the `next`
+that would have returned that batch, not a step earlier.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ _NOTHING: Any = object()
 
 
 class DevicePrefetcher:
-    """The batches of a loader on a device, normalised; an iterator.
+    """An iterator over the batches of a loader, on the device and normalised.
 
     Args:
-        batches: a `Loader`, or anything that gives a `Batch` after the other.
-        device: where the work is done.
+        batches: a `Loader`, or another iterable of `Batch`.
+        device: the device that computes.
         spec: mean and standard deviation that clips are normalised by.
-        lane: how batches travel; None takes a `CopyStream` on a GPU, and else none.
+        stream: what copies batches; None: a `CopyStream` on a GPU, and on a CPU none.
     """
 
     def __init__(
@@ -43,47 +44,48 @@ class DevicePrefetcher:
         device: torch.device,
         spec: ClipSpec,
         *,
-        lane: CopyStream | None = None,
+        stream: CopyStream | None = None,
     ) -> None:
         self._batches = iter(batches)
         self._device, self._spec = device, spec
-        self._lane = CopyStream(device) if lane is None and device.type == "cuda" else lane
+        on_gpu = device.type == "cuda"
+        self._stream = CopyStream(device) if stream is None and on_gpu else stream
         self._fetched: Any = _NOTHING
         self.starved = 0.0
-        """Seconds for which the device had nothing to do while the last `fetch` read a batch."""
+        """Seconds that the device was idle while the last `fetch` read a batch."""
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         self.starved = 0.0
-        if self._lane is None:
+        if self._stream is None:
             return next(self._batches).to(self._device).normalized(self._spec)
         if self._fetched is _NOTHING:
-            self._fetched = self._lane.send(next(self._batches))
+            self._fetched = self._stream.send(next(self._batches))
         else:
-            self.starved = self._lane.idle_seconds()
+            self.starved = self._stream.idle_seconds()
         batch, self._fetched = self._fetched, _NOTHING
         if isinstance(batch, Exception):
             raise batch
-        return self._lane.receive(batch).normalized(self._spec)
+        return self._stream.receive(batch).normalized(self._spec)
 
     def fetch(self) -> None:
-        """Read the next batch and send it on its way, while the device works on what is queued.
+        """Read the next batch and start its copy, while the device works on what is queued.
 
-        Raises nothing: what goes wrong is raised by the next `next`.
+        Raises nothing: an error is raised by the following `next`.
         """
-        if self._lane is None or self._fetched is not _NOTHING:
+        if self._stream is None or self._fetched is not _NOTHING:
             return
-        self._lane.work_ends_here()
+        self._stream.mark_end_of_work()
         try:
             batch = next(self._batches)
         except Exception as error:  # StopIteration too
             self._fetched = error
-            self._lane.batch_is_here()
+            self._stream.mark_arrival()
             return
-        self._lane.batch_is_here()
-        self._fetched = self._lane.send(batch)
+        self._stream.mark_arrival()
+        self._fetched = self._stream.send(batch)
 
 
 class CopyStream:
@@ -96,30 +98,31 @@ class CopyStream:
         self._arrived = torch.cuda.Event(enable_timing=True)
 
     def send(self, batch: Batch) -> Batch:
-        """The batch on the device, some time soon."""
+        """Start to copy a batch to the device; returns it there, to be used after `receive`."""
         with torch.cuda.stream(self._copies):
             return batch.to(self._device)
 
     def receive(self, batch: Batch) -> Batch:
-        """The same, which may be worked on from here on."""
+        """Make the computing stream wait for the copy; returns the batch, ready to be used."""
         compute = torch.cuda.current_stream(self._device)
         compute.wait_stream(self._copies)
         for tensor in batch.travelling():
-            # Memory of the copying stream: not to be used again before this stream is done with it.
+            # The memory belongs to the copying stream, which must not reuse it before this stream
+            # is done with it.
             tensor.record_stream(compute)
         return batch
 
-    def work_ends_here(self) -> None:
-        """All work on the present batch is queued."""
+    def mark_end_of_work(self) -> None:
+        """Record that all work on the present batch is queued."""
         self._ended.record(torch.cuda.current_stream(self._device))
 
-    def batch_is_here(self) -> None:
-        """The loader has given the next batch."""
+    def mark_arrival(self) -> None:
+        """Record that the loader has returned the next batch."""
         self._arrived.record(self._copies)
 
     def idle_seconds(self) -> float:
-        """How long before the batch was there the work had ended; 0 where it has not ended yet."""
+        """Return how long the device had no work before the batch arrived; 0: it was busy."""
         if not self._ended.query():
             return 0.0
-        self._arrived.synchronize()  # long ago
+        self._arrived.synchronize()  # does not wait: it was recorded long ago
         return max(self._ended.elapsed_time(self._arrived) / 1000, 0.0)

@@ -1,27 +1,38 @@
-"""What one step computes: a batch in, a dictionary with its `loss` out.
+"""Objectives: what a model is trained for. A batch goes in, a dictionary with its `loss` comes out.
 
-    step = tasks.get("classify")
-    out = step(model, batch, epoch=3, settings=settings)   # {"loss": ..., "top1": ..., "top5": ...}
+    objective = tasks.get("classify")
+    out = objective.step(model, batch, epoch=3, settings=settings)   # {"loss": ..., "top1": ...}
 
-`loss` is the mean over the clips of the batch, with its graph; the rest are counts, without one.
-A new objective is one more function here.
+Another objective is one class, in any module that `--import` names:
+
+    @OBJECTIVE_REGISTRY.register(name="count_motion")
+    class CountMotion(Objective):
+        metrics = ("exact",)
+
+        def step(self, model, batch, *, epoch, settings):
+            ...
+            return {"loss": losses.mean(), "exact": exact.sum()}
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hiera_video.clip_spec import ClipSpec
+from hiera_video.data.datasets import Batch
 from hiera_video.engine.metrics import topk_correct
 from hiera_video.errors import UserError
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.tokens import keep_from_noise, num_kept
+from hiera_video.registry import OBJECTIVE_REGISTRY, UnknownNameError
 from hiera_video.scoring import takes_images
 
 PRECISION = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -30,51 +41,160 @@ PRECISION = {"off": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16
 
 @dataclass(frozen=True)
 class StepSettings:
-    """What a step needs to know besides model and batch."""
+    """What a step needs besides model and batch."""
 
     seed: int = 0
-    """Of the masks."""
+    """RNG_SEED of the run."""
     loss_func: str = "cross_entropy"
-    """cross_entropy, or bce_logit: every class its own yes or no."""
+    """cross_entropy, or bce_logit: a yes or no for every class by itself."""
     class_weights: Tensor | None = None
-    """float32 [C]: weight of the loss of each true class; None is 1 for all."""
+    """float32 [C]: weight of the loss of each true class; None: 1 for all."""
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
     precision: torch.dtype = torch.float32
-    """Number format of the forward pass; the loss is float32 always."""
+    """Number format of the forward pass; the loss is always float32."""
 
     def autocast(self) -> torch.autocast:
-        """The context of the forward pass."""
+        """Return the autocast context of the forward pass."""
         enabled = self.precision != torch.float32
         return torch.autocast(self.device.type, dtype=self.precision, enabled=enabled)
 
 
-Step = Callable[..., dict[str, Any]]
+@runtime_checkable
+class Objective(Protocol):
+    """What a run asks of its objective; TASK names it.
+
+    Subclass it, so that later additions to the contract have defaults, register the class in
+    OBJECTIVE_REGISTRY, and define `step`. An objective has no state: a run that is resumed, or has
+    another number of processes, makes a new one.
+    """
+
+    labelled: ClassVar[bool] = False
+    """Whether the loss needs labels: lists must have them, there must be two classes or more, the
+    model is built with `num_classes`, and checkpoints hold the classes' names."""
+    validated: ClassVar[bool] = False
+    """Whether the model returns one score per class: then it is validated while it trains and
+    tested afterwards. Needs `labelled`."""
+    metrics: ClassVar[tuple[str, ...]] = ()
+    """What `step` returns besides `loss`."""
+    picture_name: ClassVar[str] = ""
+    """File name of the pictures that TRAIN.PICTURE_PERIOD asks for; empty: there are none."""
+
+    @abstractmethod
+    def step(
+        self, model: nn.Module, batch: Batch, *, epoch: int, settings: StepSettings
+    ) -> dict[str, Tensor]:
+        """Compute the loss of a batch.
+
+        model: possibly inside DistributedDataParallel or torch.compile, see `unwrap`.
+        batch: on the device, normalised; its `video_ids` and `views` are on the CPU.
+        Returns `loss`, the mean over the clips, 0-d with its graph; and for each of `metrics` the
+        sum over the clips, 0-d without one. What is random must be a function of
+        (settings.seed, epoch, video id, view), see `stream_seed`; and nothing may wait for the
+        device, as `.item()` does.
+        """
+
+    def logged(
+        self, sums: Mapping[str, float], *, clips: float, multi_label: bool
+    ) -> dict[str, float]:
+        """Return what the records of a run say besides the loss: by default the mean over clips.
+
+        sums: each of `metrics`, over the `clips` of a step or an epoch. multi_label: videos may
+        have several labels.
+        """
+        return {name: sums[name] / max(clips, 1) for name in self.metrics}
+
+    def hint(self, error: str) -> str:
+        """Return what to add to the error of a model that cannot be built for this objective."""
+        return ""
+
+    def picture(
+        self, model: nn.Module, clips: Tensor, video_ids: Tensor, *, spec: ClipSpec, seed: int
+    ) -> Tensor:
+        """Draw what the model does with clips: float RGB [3, height, width] in [0, 1].
+
+        model: in eval mode. clips: normalised float32 [B, 3, T, S, S] on the device; video_ids:
+        int64 [B]. spec: the mean and standard deviation they are normalised by.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has a picture_name and draws no picture")
 
 
-def classify(model: nn.Module, batch: Any, *, epoch: int, settings: StepSettings) -> dict:
+def get(name: str) -> Objective:
+    """Return the objective that TASK names.
+
+    Raises UnknownNameError with the registered names, UserError for a class that lacks a part.
+    """
+    try:
+        objective = OBJECTIVE_REGISTRY.get(name)()
+    except UnknownNameError as error:
+        raise UnknownNameError(f"TASK: {error}") from None
+    if not isinstance(objective, Objective):
+        raise UserError(
+            f"TASK: the objective {name!r} lacks a part of hiera_video.engine.tasks.Objective; "
+            "let its class inherit from that one"
+        )
+    return objective
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """Return the model inside DistributedDataParallel and torch.compile."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            return model
+        model = inner
+
+
+# ---- classification -----------------------------------------------------------------------------
+
+
+@OBJECTIVE_REGISTRY.register(name="classify")
+class Classification(Objective):
     """Class scores against labels int64 [B], or float [B, C] (mixed, smoothed or several)."""
-    clips = batch.clips.squeeze(2) if takes_images(unwrap(model)) else batch.clips
-    with settings.autocast():
-        logits = model(clips)
-    loss = class_losses(
-        logits.float(), batch.labels, kind=settings.loss_func, weights=settings.class_weights
-    ).mean()
-    with torch.no_grad():
-        return {
-            "loss": loss,
-            "top1": topk_correct(logits, batch.labels, 1),
-            "top5": topk_correct(logits, batch.labels, 5),
-        }
+
+    labelled = True
+    validated = True
+    metrics = ("top1", "top5")
+
+    def step(
+        self, model: nn.Module, batch: Batch, *, epoch: int, settings: StepSettings
+    ) -> dict[str, Tensor]:
+        """Compute the loss, and how many clips are right among the best 1 and 5 classes."""
+        clips = batch.clips.squeeze(2) if takes_images(unwrap(model)) else batch.clips
+        with settings.autocast():
+            logits = model(clips)
+        loss = class_losses(
+            logits.float(), batch.labels, kind=settings.loss_func, weights=settings.class_weights
+        ).mean()
+        with torch.no_grad():
+            return {
+                "loss": loss,
+                "top1": topk_correct(logits, batch.labels, 1),
+                "top5": topk_correct(logits, batch.labels, 5),
+            }
+
+    def logged(
+        self, sums: Mapping[str, float], *, clips: float, multi_label: bool
+    ) -> dict[str, float]:
+        """Return errors in percent, as SlowFast logs them; none for several labels per video."""
+        if multi_label:
+            return {}
+        return {f"{name}_err": 100.0 * (1 - sums[name] / max(clips, 1)) for name in self.metrics}
+
+    def hint(self, error: str) -> str:
+        """Say that an autoencoder is no classifier."""
+        if "'num_classes'" in error or "'head_dropout'" in error:
+            return ". TASK classify needs a classifier: a MODEL.MODEL_NAME without mae_"
+        return ""
 
 
 def class_losses(
     logits: Tensor, labels: Tensor, *, kind: str = "cross_entropy", weights: Tensor | None = None
 ) -> Tensor:
-    """Loss of every clip, float32 [B].
+    """Compute the loss of every clip, float32 [B].
 
     logits: float32 [B, C]; labels: int64 [B] or float [B, C]. bce_logit is the mean over classes.
     Weights scale the loss of a class (of mixed classes by their shares). They are not divided by
-    the weights in the batch: what a clip counts must not depend on its company.
+    the sum of weights in the batch: the weight of a clip must not depend on its batch.
     """
     targets = labels
     if labels.ndim == 1:
@@ -87,9 +207,9 @@ def class_losses(
 
 
 def balanced_weights(counts: Tensor) -> Tensor:
-    """Weights proportional to 1 / videos of the class, whose mean over the videos is 1.
+    """Return float32 [C] proportional to 1 / videos of the class, with mean 1 over the videos.
 
-    counts: whole numbers [C]. A class without a video weighs 0: it has no loss to scale.
+    counts: whole numbers [C]. A class without videos has weight 0.
     """
     counts = counts.double()
     present = counts > 0
@@ -97,30 +217,73 @@ def balanced_weights(counts: Tensor) -> Tensor:
     return (weights * counts.sum() / present.sum()).float()
 
 
-def pretrain(model: nn.Module, batch: Any, *, epoch: int, settings: StepSettings) -> dict:
-    """Masked autoencoding; the mask of a clip depends on nothing but seed, epoch and the clip."""
+# ---- masked pretraining -------------------------------------------------------------------------
+
+
+class Autoencoder(Protocol):
+    """What masked pretraining asks of its model, besides `model(clips, keep).loss`."""
+
+    mask_ratio: float
+
+    def random_keep(self, batch: int, mask_ratio: float, generator: torch.Generator) -> Tensor:
+        """Draw masks: bool [batch, U], True = visible."""
+
+    def reconstruct(self, clips: Tensor, pred: Tensor, keep: Tensor) -> Tensor:
+        """Return pixels [B, 3, T, H, W]: visible ones as they are, hidden ones as predicted."""
+
+
+def as_autoencoder(model: nn.Module) -> Autoencoder:
+    """Return the model inside its wrappers; UserError where it is no masked autoencoder."""
     inner = unwrap(model)
     if not hasattr(inner, "random_keep") or not hasattr(inner, "mask_ratio"):
         raise UserError(
             f"TASK pretrain needs a masked autoencoder (mae_hiera_*), not {type(inner).__name__}"
         )
-    keep = keep_masks(inner, batch.video_ids, batch.views, epoch=epoch, seed=settings.seed)
-    clips = batch.clips.squeeze(2) if takes_images(inner) else batch.clips
-    known = {}
-    if isinstance(inner, MaskedAutoencoder):
-        known["kept"] = num_kept(inner.num_mask_units, inner.mask_ratio)
-    with settings.autocast():
-        out = model(clips, keep.to(clips.device, non_blocking=True), **known)
-    return {"loss": out.loss}
+    return cast(Autoencoder, inner)
+
+
+@OBJECTIVE_REGISTRY.register(name="pretrain")
+class MaskedPretraining(Objective):
+    """Masked autoencoding; the mask of a clip depends on seed, epoch and the clip alone."""
+
+    picture_name = "reconstruction"
+
+    def step(
+        self, model: nn.Module, batch: Batch, *, epoch: int, settings: StepSettings
+    ) -> dict[str, Tensor]:
+        """Compute the loss of the reconstruction."""
+        inner = as_autoencoder(model)
+        keep = keep_masks(inner, batch.video_ids, batch.views, epoch=epoch, seed=settings.seed)
+        clips = batch.clips.squeeze(2) if takes_images(unwrap(model)) else batch.clips
+        known = {}
+        if isinstance(inner, MaskedAutoencoder):
+            known["kept"] = num_kept(inner.num_mask_units, inner.mask_ratio)
+        with settings.autocast():
+            out = model(clips, keep.to(clips.device, non_blocking=True), **known)
+        return {"loss": out.loss}
+
+    def hint(self, error: str) -> str:
+        """Say that a classifier is no autoencoder."""
+        if "'mask_ratio'" in error:
+            return ". TASK pretrain needs a masked autoencoder: MODEL.MODEL_NAME mae_hiera_..."
+        return ""
+
+    def picture(
+        self, model: nn.Module, clips: Tensor, video_ids: Tensor, *, spec: ClipSpec, seed: int
+    ) -> Tensor:
+        """Draw input, what the encoder saw and the reconstruction, with the masks of epoch 0."""
+        views = torch.zeros_like(video_ids)
+        keep = keep_masks(as_autoencoder(model), video_ids, views, epoch=0, seed=seed)
+        return reconstruction(model, clips, keep.to(clips.device), mean=spec.mean, std=spec.std)
 
 
 def keep_masks(
-    model: nn.Module, video_ids: Tensor, views: Tensor, *, epoch: int, seed: int
+    model: Autoencoder, video_ids: Tensor, views: Tensor, *, epoch: int, seed: int
 ) -> Tensor:
-    """bool [B, U], True = visible: one mask per (seed, epoch, video, repeat).
+    """Draw one mask per (seed, epoch, video, view): bool [B, U], True = visible.
 
-    Drawn on the CPU, so that it is the same on every device, and clip by clip, so that it is the
-    same in every batch and for any number of processes.
+    Masks are drawn on the CPU, so that they are the same on every device, and clip by clip, so that
+    they are the same in every batch and for any number of processes.
     """
     generators = [
         torch.Generator().manual_seed(stream_seed(seed, "mask", epoch, video, view))
@@ -133,44 +296,6 @@ def keep_masks(
     return torch.cat([model.random_keep(1, model.mask_ratio, g) for g in generators])
 
 
-STREAMS = {"weights": (), "step": ("step", "share"), "mask": ("epoch", "video", "view")}
-"""What `stream_seed` is for: purpose -> the numbers that it takes. SeedSequence fills up with
-zeros, so (step 5) and (step 5, share 0) would be one stream: each purpose has one count of numbers,
-and its first four letters are its own."""
-
-
-def stream_seed(seed: int, purpose: str, *numbers: int) -> int:
-    """A 63-bit seed for one purpose at one place; different ones give unrelated streams.
-
-    ValueError for a purpose that `STREAMS` does not list, or with other numbers than it lists.
-    """
-    fits = purpose in STREAMS and len(numbers) == len(STREAMS[purpose])
-    if not fits or not all(0 <= number < 1 << 32 for number in numbers):
-        raise ValueError(f"stream {purpose!r} with the numbers {numbers} is not one of STREAMS")
-    tag = int.from_bytes(purpose.encode(), "little")
-    words = np.random.SeedSequence([seed, tag, *numbers]).generate_state(1, np.uint64)
-    return int(words[0] >> np.uint64(1))
-
-
-TASKS: dict[str, Step] = {"classify": classify, "pretrain": pretrain}
-
-
-def get(name: str) -> Step:
-    """The step of a task; UserError with the allowed names."""
-    if name not in TASKS:
-        raise UserError(f"unknown task {name!r} (TASK); allowed are {', '.join(sorted(TASKS))}")
-    return TASKS[name]
-
-
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model inside DistributedDataParallel and torch.compile."""
-    while True:
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
-        if not isinstance(inner, nn.Module):
-            return model
-        model = inner
-
-
 @torch.no_grad()
 def reconstruction(
     model: nn.Module,
@@ -181,25 +306,50 @@ def reconstruction(
     std: Sequence[float],
     most_frames: int = 8,
 ) -> Tensor:
-    """A picture of what an autoencoder sees and paints: float RGB [3, height, width] in [0, 1].
+    """Draw input, what the encoder saw and reconstruction: float RGB [3, height, width] in [0, 1].
 
-    Three rows for every clip (input, what the encoder saw, reconstruction), frames side by side.
+    Three rows for every clip, its frames side by side.
     clips: normalised float32 [B, 3, T, H, W]; keep: bool [B, U].
     """
-    model = unwrap(model)
-    if takes_images(model):
+    inner = as_autoencoder(model)
+    if takes_images(unwrap(model)):
         clips = clips.squeeze(2)
-    pred = model(clips, keep).pred
-    painted = model.reconstruct(clips, pred, keep)
-    # Of a black clip every token has mean 0 and the smallest deviation there is, 1e-3: what a
-    # prediction of 1000 paints white is what was hidden.
-    hidden = model.reconstruct(torch.zeros_like(clips), torch.full_like(pred, 1000.0), keep) > 0.5
+    pred = unwrap(model)(clips, keep).pred
+    painted = inner.reconstruct(clips, pred, keep)
+    # In a black clip every token has mean 0 and the smallest possible deviation, 1e-3: a prediction
+    # of 1000 makes the hidden pixels white.
+    hidden = inner.reconstruct(torch.zeros_like(clips), torch.full_like(pred, 1000.0), keep) > 0.5
     if clips.ndim == 4:
         clips, painted, hidden = (x.unsqueeze(2) for x in (clips, painted, hidden))
     shown = clips[:, :, :: clips.shape[2] // painted.shape[2]]
-    grey = torch.zeros_like(shown)  # the mean colour
+    grey = torch.zeros_like(shown)  # 0 is the mean colour
     rows = torch.stack([shown, torch.where(hidden, grey, shown), painted], dim=1)
     rows = rows[:, :, :, :most_frames].float().cpu()  # [B, 3 rows, 3, F, H, W]
     scale, shift = (torch.tensor(v).view(3, 1, 1, 1) for v in (std, mean))
     pixels = (rows * scale + shift).clamp(0, 1)
     return pixels.permute(2, 0, 1, 4, 3, 5).flatten(4, 5).flatten(1, 3)
+
+
+# ---- random streams -----------------------------------------------------------------------------
+
+STREAMS: dict[str, tuple[str, ...]] = {
+    "weights": (),
+    "step": ("step", "share"),
+    "mask": ("epoch", "video", "view"),
+}
+"""Purposes of `stream_seed` -> the numbers that each takes. SeedSequence pads with zeros, so
+(step 5) and (step 5, share 0) would be the same stream: each purpose always takes the same count of
+numbers, and no two purposes begin with the same four letters."""
+
+
+def stream_seed(seed: int, purpose: str, *numbers: int) -> int:
+    """Return a 63-bit seed for one purpose and its numbers; others give unrelated streams.
+
+    Raises ValueError for a purpose that `STREAMS` does not list, or for another count of numbers.
+    """
+    fits = purpose in STREAMS and len(numbers) == len(STREAMS[purpose])
+    if not fits or not all(0 <= number < 1 << 32 for number in numbers):
+        raise ValueError(f"stream {purpose!r} with the numbers {numbers} is not one of STREAMS")
+    tag = int.from_bytes(purpose.encode(), "little")
+    words = np.random.SeedSequence([seed, tag, *numbers]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))

@@ -1,0 +1,340 @@
+"""The parts of a training run, built from its Config: lists, data sets, loaders, model, optimizer.
+
+These functions see a whole Config; what they build takes a section of it or plain arguments.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hiera_video.config import Config, SolverConfig
+from hiera_video.config.schema import MixupConfig
+from hiera_video.data.datasets import Loader, VideoDataset, build_loader
+from hiera_video.data.manifests.layouts import Manifest
+from hiera_video.data.relabel import fit_labels
+from hiera_video.data.transforms.flips import Symmetries
+from hiera_video.data.transforms.mixing import Mixing
+from hiera_video.data.transforms.train import TrainTransform
+from hiera_video.engine import manifests, optim, preflight, tasks
+from hiera_video.engine.distributed import World
+from hiera_video.engine.finite import FiniteState
+from hiera_video.engine.schedule import Schedule, build_schedule
+from hiera_video.engine.state import CheckpointWriter, RunRecord, TrainingState
+from hiera_video.engine.step import Advice, Forward, StepRecipe, sum_names
+from hiera_video.errors import UserError
+from hiera_video.models import build_model
+
+# ---- lists and data sets ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The videos of a run."""
+
+    train_list: Manifest
+    val_list: Manifest | None
+    """None where the objective is not validated."""
+    dataset: VideoDataset
+    validation: VideoDataset | None
+    labelled: bool
+    """Whether the objective needs labels."""
+    num_classes: int
+    """Outputs of the model; unused where labels are not needed."""
+    classes: list[str]
+    """Names of the outputs; empty where they have none."""
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of the lists; of the outputs, only where labels are needed."""
+        unused = self.train_list.unused_outputs() if self.labelled else ""
+        notes = [*([unused] if unused else []), *self.train_list.notes]
+        return list(dict.fromkeys([*notes, *(self.val_list.notes if self.val_list else ())]))
+
+
+def training_data(cfg: Config, world: World) -> TrainingData:
+    """Read the lists, on the main process, and build their data sets on each.
+
+    Raises DataError for data that is missing, empty or wrongly labelled.
+    """
+    train_list, val_list = world.run_on_main(read_lists, cfg)
+    return TrainingData(
+        train_list=train_list,
+        val_list=val_list,
+        dataset=training_set(cfg, train_list),
+        validation=None if val_list is None else validation_set(cfg, val_list),
+        labelled=tasks.get(cfg.task).labelled,
+        num_classes=cfg.model.num_classes or train_list.num_classes,
+        classes=class_names(cfg, train_list),
+    )
+
+
+def require_usable(data: TrainingData, world: World, *, guarded: bool) -> None:
+    """Raise UserError where all videos are of one class, RunFailed where none can be read.
+
+    guarded: read in a process of its own, as the workers of a loader do.
+    """
+    if data.labelled:
+        preflight.require_classes(data.train_list)
+    world.run_on_main(preflight.require_readable, data.dataset, what="training", guarded=guarded)
+    if data.validation is not None:
+        world.run_on_main(
+            preflight.require_readable, data.validation, what="validation", guarded=guarded
+        )
+
+
+def read_lists(cfg: Config) -> tuple[Manifest, Manifest | None]:
+    """Read the lists of training and validation videos; None where nothing is validated."""
+    objective = tasks.get(cfg.task)
+    source = manifests.DataSource(cfg.data, cfg.train.dataset, cfg.rng_seed, cfg.synthetic)
+    train_list = manifests.read_split(
+        source,
+        "train",
+        num_classes=cfg.model.num_classes if objective.labelled else 0,
+        need_labels=objective.labelled,
+        hold_out=True if objective.validated else None,
+    )
+    if not objective.validated:
+        return train_list, None
+    names = class_names(cfg, train_list)
+    num_classes = cfg.model.num_classes or train_list.num_classes
+    val_list = manifests.read_split(source, "val", num_classes=num_classes)
+    if names or val_list.classes:
+        val_list = fit_labels(val_list, names=names, count=num_classes, owner="the training list")
+    return train_list, val_list
+
+
+def class_names(cfg: Config, manifest: Manifest) -> list[str]:
+    """Return the names of the model's outputs, as a checkpoint keeps them; empty where the data
+    has none, or the objective needs no labels."""
+    if not tasks.get(cfg.task).labelled:
+        return []
+    return preflight.class_names(manifest, cfg.model.num_classes)
+
+
+def training_set(cfg: Config, manifest: Manifest) -> VideoDataset:
+    """Build the training data set: random clips, as DATA and AUG describe them."""
+    spec = cfg.data.clip_spec(training=True)
+    transform = TrainTransform(
+        spec,
+        area=cfg.data.train_jitter_scales_relative,
+        aspect=cfg.data.train_jitter_aspect_relative,
+        flip=0.5 if cfg.data.random_flip else 0.0,
+        rand_augment=cfg.aug.aa_type,
+        erase_prob=cfg.aug.re_prob,
+        erase_mode=cfg.aug.re_mode,
+        erase_count=cfg.aug.re_count,
+    )
+    return VideoDataset(
+        manifest,
+        spec,
+        transform=transform,
+        num_temporal=cfg.data.train_crop_num_temporal,
+        num_augment=cfg.aug.num_sample,
+        decoder=cfg.data.decoding_backend,
+        seed=cfg.rng_seed,
+        labelled=tasks.get(cfg.task).labelled,
+    )
+
+
+def validation_set(cfg: Config, manifest: Manifest) -> VideoDataset:
+    """Build the validation data set: of each video the middle clip and centre crop."""
+    spec = cfg.data.clip_spec(training=False)
+    return VideoDataset(manifest, spec, decoder=cfg.data.decoding_backend)
+
+
+# ---- loaders and schedule -----------------------------------------------------------------------
+
+
+def training_loader(
+    cfg: Config, dataset: VideoDataset, world: World, *, start: int = 0, end: int | None = None
+) -> Loader:
+    """Build the loader of this process's batches, from step `start` to before step `end` (None:
+    where the epoch of `start` ends)."""
+    return build_loader(
+        dataset,
+        batch_size=cfg.train.batch_size,
+        num_workers=cfg.data_loader.num_workers,
+        rank=world.rank,
+        world=world.size,
+        grad_accum=cfg.train.grad_accum,
+        start_step=start,
+        stop_step=end,
+        pin_memory=cfg.data_loader.pin_memory,
+    )
+
+
+def validation_loader(cfg: Config, data: TrainingData, world: World) -> Loader | None:
+    """Build the loader of this process's share of the validation videos; None for no videos."""
+    if data.validation is None:
+        return None
+    return build_loader(
+        data.validation,
+        batch_size=cfg.test.batch_size,
+        num_workers=cfg.data_loader.num_workers,
+        rank=world.rank,
+        world=world.size,
+        pin_memory=cfg.data_loader.pin_memory,
+    )
+
+
+def plan_of(cfg: Config, dataset: VideoDataset, world: World) -> Schedule:
+    """Compute steps, epochs and learning rates; DataError where the batch does not divide."""
+    loader = training_loader(cfg, dataset, world)
+    return build_schedule(
+        cfg.solver,
+        videos=len(dataset),
+        videos_per_step=loader.batch_size,
+        clips_per_video=dataset.clips_per_video,
+        steps_per_epoch=loader.steps_per_epoch,
+    )
+
+
+# ---- model and optimizer ------------------------------------------------------------------------
+
+
+def training_model(cfg: Config, *, num_classes: int) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the model, with initial weights that are a function of RNG_SEED.
+
+    Returns it with its identity for a checkpoint: {"name", "kwargs"}, enough to build it again.
+    Raises UserError for a model that does not fit the objective or the clips.
+    """
+    objective = tasks.get(cfg.task)
+    arguments = cfg.model_arguments()
+    if objective.labelled:
+        if num_classes < 1:
+            raise UserError("the number of classes is unknown: set MODEL.NUM_CLASSES")
+        arguments["num_classes"] = num_classes
+    torch.manual_seed(tasks.stream_seed(cfg.rng_seed, "weights"))
+    try:
+        model = build_model(cfg.model.model_name, **arguments)
+    except UserError as error:
+        raise UserError(f"{error}{objective.hint(str(error))}") from error
+    preflight.require_fitting_clips(cfg.model.model_name, model, cfg.data, training=True)
+    if objective.validated:
+        preflight.require_fitting_clips(cfg.model.model_name, model, cfg.data, training=False)
+    arguments.pop("act_checkpoint", None)  # changes how the model computes, not what
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in arguments.items()}
+    return model, {"name": cfg.model.model_name, "kwargs": plain}
+
+
+def initial_state(
+    cfg: Config, data: TrainingData, device: torch.device
+) -> tuple[TrainingState, dict[str, Any]]:
+    """Build model, optimizer and scaler as they are before the first step.
+
+    Returns them with the model's identity, see `training_model`.
+    """
+    model, identity = training_model(cfg, num_classes=data.num_classes)
+    model.to(device)
+    if cfg.train.linear_probe:
+        freeze_backbone(model)
+    state = TrainingState(
+        model=model,
+        optimizer=build_optimizer(cfg.solver, model, device),
+        scaler=torch.amp.GradScaler(device.type, enabled=cfg.train.mixed_precision == "fp16"),
+        sums=[0.0] * len(sum_names(tasks.get(cfg.task))),
+        classes=data.classes,
+    )
+    return state, identity
+
+
+def checkpoint_writer(
+    cfg: Config,
+    data: TrainingData,
+    plan: Schedule,
+    model: nn.Module,
+    identity: dict[str, Any],
+) -> CheckpointWriter:
+    """Build what writes the checkpoints of the run; `model` and `identity` as `initial_state` built
+    them."""
+    folder = Path(cfg.output_dir).expanduser()
+    record = RunRecord(
+        model=identity,
+        multi_label=cfg.data.multi_label,
+        spec=cfg.data.clip_spec(training=False).to_dict(),
+        settings=cfg.to_yaml(),
+        data=manifests.fingerprint(data.train_list),
+    )
+    return CheckpointWriter(
+        folder / "checkpoints",
+        record,
+        steps_per_epoch=plan.steps_per_epoch,
+        keep=cfg.train.keep_checkpoints,
+        numbers=FiniteState(model, "a fresh model"),
+        advice=Advice(cfg.solver, cfg.train.mixed_precision, folder),
+    )
+
+
+def freeze_backbone(model: nn.Module) -> None:
+    """Make the parameters of `head` the only trainable ones; UserError for a model without one."""
+    names = [name for name, _ in model.named_parameters() if name.startswith("head.")]
+    if not names:
+        raise UserError(
+            f"TRAIN.LINEAR_PROBE needs a model with a head; {type(model).__name__} has none"
+        )
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+
+
+def build_optimizer(
+    solver: SolverConfig, model: nn.Module, device: torch.device
+) -> torch.optim.Optimizer:
+    """Build the optimizer of the SOLVER settings over the trainable parameters."""
+    groups = optim.parameter_groups(
+        model, weight_decay=solver.weight_decay, layer_decay=solver.layer_decay
+    )
+    return optim.build_optimizer(groups, solver, fused=device.type == "cuda")
+
+
+# ---- steps --------------------------------------------------------------------------------------
+
+
+def forward_passes(
+    cfg: Config, model: nn.Module, world: World, data: TrainingData, plan: Schedule
+) -> Forward:
+    """Build the forward and backward passes of the run's steps."""
+    settings = tasks.StepSettings(
+        seed=cfg.rng_seed,
+        loss_func=cfg.model.loss_func,
+        class_weights=class_weights(cfg, data, world.device),
+        device=world.device,
+        precision=tasks.PRECISION[cfg.train.mixed_precision],
+    )
+    recipe = StepRecipe(
+        objective=tasks.get(cfg.task),
+        settings=settings,
+        grad_accum=cfg.train.grad_accum,
+        symmetries=Symmetries(data.train_list.classes or ()) if cfg.aug.symmetries else None,
+        mixing=mixing_of(cfg.mixup, data.num_classes),
+        compile_mode=cfg.train.compile_mode if cfg.train.compile else None,
+    )
+    return Forward(recipe, model, world, dataset=data.dataset, plan=plan)
+
+
+def class_weights(cfg: Config, data: TrainingData, device: torch.device) -> Tensor | None:
+    """Return TRAIN.CLASS_WEIGHTS as float32 [C] on the device; None for none, or without labels."""
+    if cfg.train.class_weights != "balanced" or not data.labelled:
+        return None
+    counts = torch.zeros(data.num_classes, dtype=torch.int64)
+    present = torch.from_numpy(data.train_list.class_counts())
+    counts[: len(present)] = present
+    return tasks.balanced_weights(counts).to(device)
+
+
+def mixing_of(mixup: MixupConfig, num_classes: int) -> Mixing | None:
+    """Return the mixing of the MIXUP settings; None where it is off."""
+    if not mixup.enable:
+        return None
+    return Mixing(
+        num_classes=num_classes,
+        mixup_alpha=mixup.alpha,
+        cutmix_alpha=mixup.cutmix_alpha,
+        prob=mixup.prob,
+        switch_prob=mixup.switch_prob,
+        label_smoothing=mixup.label_smooth_value,
+    )

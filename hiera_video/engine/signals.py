@@ -1,0 +1,67 @@
+"""Ctrl-C and SIGTERM: a run finishes its step, saves its state and ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import types
+from typing import Any
+
+
+class Stop:
+    """Ctrl-C or SIGTERM asks for a stop after the current step; a second Ctrl-C stops at once.
+
+    A context manager. Outside of it, while there is nothing to save yet, the signals keep the
+    handlers that they had.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        """The signal that this process received; None: none yet."""
+        self.obeyed = False
+        """Whether the run ended early because of a signal to this process or to another one."""
+        self._previous: dict[int, Any] = {}
+        self._process = os.getpid()
+
+    @property
+    def requested(self) -> bool:
+        """Whether this process received a signal."""
+        return self.signal is not None
+
+    @property
+    def name(self) -> str:
+        """`Ctrl-C`, `SIGTERM`, or `a signal to another process`."""
+        names: dict[int | None, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
+        return names.get(self.signal, "a signal to another process")
+
+    def exit_code(self, *, saved: bool) -> int:
+        """Return 0 for SIGTERM once the state is saved, because the scheduler's request was met.
+        Otherwise 128 + the signal, as shells report it: 130 for Ctrl-C, 143 for SIGTERM.
+
+        A process that received no signal itself returns 0 once the state is saved: the process
+        that did receive one reports it.
+        """
+        if saved and self.signal != signal.SIGINT:
+            return 0
+        return 128 + int(self.signal or signal.SIGINT)
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous.clear()
+
+    def _handle(self, number: int, frame: types.FrameType | None) -> None:
+        if os.getpid() != self._process:  # a forked worker inherited this handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        elif number == signal.SIGINT and self.requested:
+            raise KeyboardInterrupt
+        else:
+            self.signal = number
