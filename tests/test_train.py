@@ -217,7 +217,7 @@ def test_another_model_another_list_and_a_second_start_are_refused(videos, tmp_p
     with pytest.raises(UserError, match="AUTO_RESUME is False"):
         run(config(videos, out, "TRAIN.AUTO_RESUME", "false"))
     more = write_videos(tmp_path / "more", train=10)
-    with pytest.raises(UserError, match="list of training videos is not the one"):
+    with pytest.raises(UserError, match="list of training videos has changed"):
         run(config(more, out))
     stored = out / "checkpoints" / "checkpoint_epoch_00000_step_0000001.pyth"
     with pytest.raises(UserError, match="checkpoint of another model"):
