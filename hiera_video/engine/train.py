@@ -86,8 +86,8 @@ def train(cfg: Config, world: World, stop: Stop) -> int:
         loader = build.training_loader(
             cfg, data.dataset, world, start=state.step, end=plan.total_steps
         )
-        forward = build.forward_passes(cfg, state.model, world, data, plan)
         run.log_start(loader.notes, notes)
+        forward = build.forward_passes(cfg, state.model, world, data, plan)
 
         # ---- loop -------------------------------------------------------------------------
         with stop:
