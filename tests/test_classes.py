@@ -393,6 +393,6 @@ def test_labels_translate_names_and_never_move_them(file, tmp_path):
     assert "a -> eins, b -> zwei" in said
     classes, (said,) = load(path, ["C", "a", "b"], tmp_path)
     assert classes == ["a", "b", "C"]  # the order of the outputs, in the words of the file
-    assert "another order; that of the checkpoint counts" in said
+    assert "another order; the order of the checkpoint counts" in said
     with pytest.raises(UserError, match=r"calls output 1 'a', which is output 0 of .*best\.pyth"):
         load(path, ["eins", "a", "c"], tmp_path)
