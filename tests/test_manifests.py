@@ -150,7 +150,7 @@ def test_a_split_without_a_list_of_its_own_borrows_and_says_so(tmp_path):
     assert read_manifest(tmp_path, "val").notes == ()
     test = read_manifest(tmp_path, "test")
     assert listed(test) == [("c.mp4", 1)]
-    assert "val.csv stands in" in test.notes[0]
+    assert "val.csv is used instead" in test.notes[0]
 
 
 def test_a_list_of_another_name_is_named(tmp_path):

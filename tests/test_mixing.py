@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hiera_video.data.datasets import Batch
+from hiera_video.data.batch import Batch
 from hiera_video.data.transforms.mixing import Mixing, pairing, smooth
 from hiera_video.errors import UserError
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from motion_eye import camera_seen
 
-from hiera_video.data.datasets import Batch
+from hiera_video.data.batch import Batch
 from hiera_video.data.synthetic import camera_motion as synthetic
 from hiera_video.data.synthetic.camera_motion import LABELS
 from hiera_video.data.transforms.flips import SWAPS, Symmetries, changed

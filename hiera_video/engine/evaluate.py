@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video import __version__, files
-from hiera_video.data.datasets import Failed, Loader, VideoDataset, build_loader
+from hiera_video.data.batch import Failed
+from hiera_video.data.datasets import TestReader, VideoDataset
+from hiera_video.data.loader import Loader, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
 from hiera_video.engine import checkpoint, distributed, memory, metrics, preflight, report, tasks
@@ -253,15 +255,18 @@ def _test(
     spec = cfg.data.clip_spec(training=False)
     views, crops = cfg.test.num_ensemble_views, cfg.test.num_spatial_crops
     dataset = VideoDataset(
-        manifest, spec, num_views=views, num_crops=crops, decoder=cfg.data.decoding_backend
+        manifest,
+        TestReader(spec, num_views=views, num_crops=crops, decoder=cfg.data.decoding_backend),
     )
     loader = build_loader(
         dataset,
-        batch_size=max(1, cfg.test.batch_size // (views * crops)),
-        num_workers=cfg.data_loader.num_workers,
-        rank=world.rank,
-        world=world.size,
-        pin_memory=cfg.data_loader.pin_memory,
+        LoaderSettings(
+            batch_size=max(1, cfg.test.batch_size // (views * crops)),
+            num_workers=cfg.data_loader.num_workers,
+            rank=world.rank,
+            world_size=world.size,
+            pin_memory=cfg.data_loader.pin_memory,
+        ),
     )
 
     # ---- the model ------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.datasets import Batch
+from hiera_video.data.batch import Batch
 
 _NOTHING: Any = object()
 
@@ -104,7 +104,7 @@ class CopyStream:
         """The same, which may be worked on from here on."""
         compute = torch.cuda.current_stream(self._device)
         compute.wait_stream(self._copies)
-        for tensor in batch.travelling():
+        for tensor in batch.device_tensors():
             # Memory of the copying stream: not to be used again before this stream is done with it.
             tensor.record_stream(compute)
         return batch

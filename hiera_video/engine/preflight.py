@@ -19,9 +19,10 @@ from typing import Any
 from torch import nn
 
 from hiera_video import files, scoring
-from hiera_video.data.datasets import Failed, VideoDataset, try_to_read
+from hiera_video.data.batch import Failed
+from hiera_video.data.datasets import VideoDataset, try_to_read
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
-from hiera_video.data.manifests.splits import NoSuchPart
+from hiera_video.data.manifests.splits import MissingSplit
 from hiera_video.engine import optim
 from hiera_video.engine.distributed import World
 from hiera_video.errors import DataError, RunFailed, UserError
@@ -261,7 +262,7 @@ def read_test_split(
     shares = {"seed": before.get("RNG_SEED", seed), "hold_out": True, **settings}
     try:
         trained = fingerprint(read_split(data, split="train", **shares)) == stored_list
-    except NoSuchPart:
+    except MissingSplit:
         return whole  # too few videos to hold any out
     folder = before.get("DATA.PATH_TO_DATA_DIR") or ""
     if not trained and not _same_place(folder, data.path_to_data_dir):

@@ -25,14 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video import __version__, files
-from hiera_video.data.datasets import (
-    Batch,
-    Clips,
-    Loader,
-    VideoDataset,
-    build_loader,
-    read_sample,
-)
+from hiera_video.data.batch import Batch, Clips
+from hiera_video.data.datasets import TestReader, TrainReader, VideoDataset, read_sample
+from hiera_video.data.loader import Loader, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
 from hiera_video.data.transforms.flips import Symmetries
@@ -593,12 +588,13 @@ def training_set(cfg: Any, manifest: Manifest) -> VideoDataset:
     )
     return VideoDataset(
         manifest,
-        spec,
-        transform=transform,
-        num_temporal=cfg.data.train_crop_num_temporal,
-        num_augment=cfg.aug.num_sample,
-        decoder=cfg.data.decoding_backend,
-        seed=cfg.rng_seed,
+        TrainReader(
+            transform,
+            num_temporal=cfg.data.train_crop_num_temporal,
+            num_augment=cfg.aug.num_sample,
+            decoder=cfg.data.decoding_backend,
+            seed=cfg.rng_seed,
+        ),
         labelled=cfg.task == "classify",
     )
 
@@ -608,7 +604,7 @@ def validation_set(cfg: Any, manifest: Manifest | None) -> VideoDataset | None:
     if manifest is None:
         return None
     spec = cfg.data.clip_spec(training=False)
-    return VideoDataset(manifest, spec, decoder=cfg.data.decoding_backend)
+    return VideoDataset(manifest, TestReader(spec, decoder=cfg.data.decoding_backend))
 
 
 def training_loader(
@@ -617,14 +613,16 @@ def training_loader(
     """The batches of this process, from step `start` to before step `end` of the run."""
     return build_loader(
         dataset,
-        batch_size=cfg.train.batch_size,
-        num_workers=cfg.data_loader.num_workers,
-        rank=world.rank,
-        world=world.size,
-        grad_accum=cfg.train.grad_accum,
-        start_step=start,
-        stop_step=end,
-        pin_memory=cfg.data_loader.pin_memory,
+        LoaderSettings(
+            batch_size=cfg.train.batch_size,
+            num_workers=cfg.data_loader.num_workers,
+            rank=world.rank,
+            world_size=world.size,
+            grad_accum=cfg.train.grad_accum,
+            start_step=start,
+            stop_step=end,
+            pin_memory=cfg.data_loader.pin_memory,
+        ),
     )
 
 
@@ -632,11 +630,13 @@ def validation_loader(cfg: Any, dataset: VideoDataset, world: World) -> Loader:
     """Every validation video once, over all processes."""
     return build_loader(
         dataset,
-        batch_size=cfg.test.batch_size,
-        num_workers=cfg.data_loader.num_workers,
-        rank=world.rank,
-        world=world.size,
-        pin_memory=cfg.data_loader.pin_memory,
+        LoaderSettings(
+            batch_size=cfg.test.batch_size,
+            num_workers=cfg.data_loader.num_workers,
+            rank=world.rank,
+            world_size=world.size,
+            pin_memory=cfg.data_loader.pin_memory,
+        ),
     )
 
 

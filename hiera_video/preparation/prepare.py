@@ -24,10 +24,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hiera_video.data.manifests.class_folders import own_split, source_namer
+from hiera_video.data.manifests.class_folders import predefined_split, source_lookup
 from hiera_video.data.manifests.layouts import SPLITS, Manifest, Source, read_manifest
-from hiera_video.data.manifests.listing import some
-from hiera_video.data.manifests.splits import Listed, hold_out
+from hiera_video.data.manifests.listing import quoted
+from hiera_video.data.manifests.splits import VideoEntry, hold_out
 from hiera_video.data.manifests.video_table import quoted_path
 from hiera_video.errors import DataError, RunFailed, UserError
 from hiera_video.files import atomic_write, explained, write_text
@@ -135,13 +135,13 @@ def gather(
     # What the readers say of one split alone is of no use where the splits are made here.
     notes = [n for n in lists["train"].notes if n in lists["val"].notes]
     root = os.path.commonpath([os.path.abspath(m.paths.root) for m in lists.values()])
-    namer = source_namer(source, layout)
+    namer = source_lookup(source, layout)
     splits = {split: _videos(manifest, root, namer) for split, manifest in lists.items()}
     prepared = Prepared(layout, root, splits, lists["train"].classes, notes)
     prepared.classes_line = lists["train"].describe_classes()
     prepared.knows_sources = _name_sources(prepared, source, asked=bool(group_by))
     folders = layout in FOLDER_LAYOUTS
-    own = own_split(source, layout) if folders else layout
+    own = predefined_split(source, layout) if folders else layout
     if lists["train"].undivided:
         own = ""
     if fold is not None and folders and not own.startswith("column 'fold'"):
@@ -230,13 +230,13 @@ def _name_sources(prepared: Prepared, source: Source, *, asked: bool) -> bool:
         if unnamed:
             prepared.notes.append(
                 f"{len(unnamed)} of {len(prepared)} videos name no source "
-                f"({some([video.path for video in unnamed], 2)}): each counts as one of its own"
+                f"({quoted([video.path for video in unnamed], 2)}): each counts as one of its own"
             )
         return True
     if asked:
         raise DataError(
             f"--group-by {source.group_by!r} finds no source for any of the {len(prepared)} "
-            f"videos ({some([video.path for video in unnamed], 3)}); name a column of labels.csv, "
+            f"videos ({quoted([video.path for video in unnamed], 3)}); name a column of labels.csv "
             r"or a regular expression such as '(.+)_\d+\.mp4' whose group is the source"
         )
     if prepared.layout in FOLDER_LAYOUTS:
@@ -284,7 +284,7 @@ def _held_out(
 ) -> tuple[list[Video], list[Video]]:
     """(the rest, the share held out), whole sources at a time."""
     listed = [
-        Listed(
+        VideoEntry(
             video.path,
             classes[video.label] if classes else str(video.label),
             video.source or video.path,
@@ -311,7 +311,7 @@ def _check_sources(prepared: Prepared, *, asked: bool) -> None:
         return
     first = next(iter(torn))
     text = (
-        f"{len(torn)} sources are in more than one split: {some(list(torn), 3)} "
+        f"{len(torn)} sources are in more than one split: {quoted(list(torn), 3)} "
         f"({first!r} in {' and '.join(torn[first])})"
     )
     if asked:
@@ -506,7 +506,7 @@ def summary(prepared: Prepared) -> list[str]:
     names = prepared.classes or ()
     untrained = [name for label, name in enumerate(names) if label not in trained]
     if untrained:
-        lines.append(f"note: no training video of {some(untrained)}")
+        lines.append(f"note: no training video of {quoted(untrained)}")
     if prepared.left_out:
         reasons = Counter(row.reason for row in prepared.left_out).most_common(3)
         told = "; ".join(f"{count:,} x {reason}" for reason, count in reasons)

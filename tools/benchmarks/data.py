@@ -33,8 +33,9 @@ from benchmarks.tables import Column, Row
 from benchmarks.videos import Recipe, benchmark_videos
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.compat import ensure_pytorchvideo
-from hiera_video.data import datasets
-from hiera_video.data.datasets import VideoDataset, build_loader
+from hiera_video.data.batch import Clips, Collate
+from hiera_video.data.datasets import Sample, TestReader, TrainReader, VideoDataset
+from hiera_video.data.loader import LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.data.transforms.train import Pixels, TrainTransform
 from hiera_video.data.views import views_of
@@ -255,7 +256,7 @@ class Pipeline:
         epoch = next(self.calls)
         return self.batch([self.dataset.sample(i, epoch) for i in range(len(self.dataset))])
 
-    def batch(self, samples: Sequence[datasets.Sample]) -> Tensor:
+    def batch(self, samples: Sequence[Sample]) -> Tensor:
         """The clips of those videos, normalised, in one tensor."""
         raise NotImplementedError
 
@@ -270,10 +271,12 @@ def data_set(
 ) -> VideoDataset:
     """The library's own; its augmentation is watched."""
     if kind == "test":
-        return VideoDataset(manifest, spec, num_views=VIEWS, num_crops=CROPS, decoder=decoder)
+        return VideoDataset(
+            manifest, TestReader(spec, num_views=VIEWS, num_crops=CROPS, decoder=decoder)
+        )
     heavy = {"rand_augment": POLICY, "erase_prob": 0.25} if kind == "augmented" else {}
     transform = WatchedTransform(spec, area=AREA, aspect=ASPECT, watch=watch, **heavy)
-    return VideoDataset(manifest, spec, transform=transform, decoder=decoder)
+    return VideoDataset(manifest, TrainReader(transform, decoder=decoder))
 
 
 @dataclass(frozen=True)
@@ -308,7 +311,7 @@ class Ours(Pipeline):
     library = OURS
     in_worker = STAGES[:-1]
 
-    def batch(self, samples: Sequence[datasets.Sample]) -> Tensor:
+    def batch(self, samples: Sequence[Sample]) -> Tensor:
         """See `Pipeline`."""
         items = []
         for sample in samples:
@@ -318,9 +321,9 @@ class Ours(Pipeline):
                 clips = self.dataset.reader.read(WatchedReader(reader, self.watch), sample)
             with self.watch("open"):
                 reader.close()
-            items.append(datasets.Clips(clips, sample.label, sample.video_id))
+            items.append(Clips(clips, sample.label, sample.video_id))
         with self.watch("collate"):
-            batch = datasets.Collate(self.spec, 0)(items)
+            batch = Collate(self.spec, 0)(items)
         with self.watch("normalise"):
             return batch.normalized(self.spec).clips
 
@@ -338,7 +341,7 @@ class Theirs(Pipeline):
             with open_video(manifest.paths[i]) as reader:
                 self.info[i] = reader.info
 
-    def batch(self, samples: Sequence[datasets.Sample]) -> Tensor:
+    def batch(self, samples: Sequence[Sample]) -> Tensor:
         """See `Pipeline`."""
         clips = []
         for sample in samples:
@@ -346,7 +349,7 @@ class Theirs(Pipeline):
         with self.watch("collate"):
             return default_collate(clips)
 
-    def _clips(self, sample: datasets.Sample) -> list[Tensor]:
+    def _clips(self, sample: Sample) -> list[Tensor]:
         places, box = self._draw(sample)
         clips = []
         with lent_decord(self.decoder), self.watch("open"):
@@ -359,7 +362,7 @@ class Theirs(Pipeline):
             video.close()
         return clips
 
-    def _draw(self, sample: datasets.Sample) -> tuple[list[tuple[Fraction, Fraction]], Any]:
+    def _draw(self, sample: Sample) -> tuple[list[tuple[Fraction, Fraction]], Any]:
         """When each clip begins and ends, in seconds, and (area, aspect) of the crop's box."""
         info, reader = self.info[sample.video_id], self.dataset.reader
         box = None
@@ -578,7 +581,9 @@ def our_loader(
     settings = {"batch_size": BATCH, "stop_step": 1 << 30} if dataset.train else {"batch_size": 1}
 
     def batches() -> tuple[Iterator[int], Callable[[], None]]:
-        loader = build_loader(dataset, num_workers=workers, pin_memory=True, **settings)
+        loader = build_loader(
+            dataset, LoaderSettings(num_workers=workers, pin_memory=True, **settings)
+        )
         return (len(batch.clips) for batch in DevicePrefetcher(loader, device, spec)), loader.close
 
     facts = {"kind": kind, "library": OURS, "decoder": decoder, "workers": workers}

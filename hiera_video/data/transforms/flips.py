@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hiera_video.data.datasets import Batch
+from hiera_video.data.batch import Batch
 from hiera_video.data.randomness import generator_for, uniform
 from hiera_video.errors import UserError
 

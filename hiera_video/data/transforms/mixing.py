@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hiera_video.compat import ensure_pytorchvideo
-from hiera_video.data.datasets import Batch
+from hiera_video.data.batch import Batch
 from hiera_video.data.randomness import draw_seed, generator_for, global_seed, uniform
 from hiera_video.errors import UserError
 

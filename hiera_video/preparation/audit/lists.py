@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 
 from hiera_video.data.manifests.class_folders import (
-    TwoReadings,
+    AmbiguousLayout,
     labels_file,
     read_tree,
-    require_one_reading,
+    require_unambiguous,
     split_folders,
     splits_inside,
 )
 from hiera_video.data.manifests.layouts import SPLITS, detect_format, read_manifest
 from hiera_video.data.manifests.listing import scan_folder, videos_below
 from hiera_video.data.manifests.manifest import UNLABELLED, Manifest, PathTable
-from hiera_video.data.manifests.splits import NoSuchPart, split_of
+from hiera_video.data.manifests.splits import MissingSplit, split_of
 from hiera_video.data.manifests.tables import find_header
 from hiera_video.errors import DataError, LabelRangeError
 from hiera_video.preparation.audit.records import Findings
@@ -138,11 +138,11 @@ def _names_splits(file: Path) -> bool:
 
 def _read_splits(folder: Path, settings: dict[str, Any], findings: Findings) -> list[Part]:
     parts: list[Part] = []
-    missing: list[NoSuchPart] = []
+    missing: list[MissingSplit] = []
     for split in SPLITS:
         try:
             part = _read(folder, split, settings, findings, first=parts[:1])
-        except NoSuchPart as error:
+        except MissingSplit as error:
             missing.append(error)  # what is there is audited; a run says what it needs
             continue
         if any(_same_videos(part.manifest, earlier.manifest) for earlier in parts):
@@ -206,8 +206,8 @@ def _why_heap(folder: Path) -> str | None:
     try:
         if splits_inside(tree):
             return None
-        require_one_reading(tree)
-    except TwoReadings as error:
+        require_unambiguous(tree)
+    except AmbiguousLayout as error:
         return str(error)
     # A class has its videos in its folder; where they lie deeper, the folders are something else.
     inside = [tree.inner(name) for name in tree.videos]
