@@ -39,8 +39,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
 
 from hiera_video import cli, files
-from hiera_video.data.synthetic import camera_motion as synthetic
-from hiera_video.data.synthetic.camera_motion import LABELS
+from hiera_video.data.synthetic.camera_motion import CLIP_SPEC, FPS, LABELS, write_clip
+from hiera_video.data.synthetic.mp4 import encode
+from hiera_video.data.synthetic.real_footage import over_real_footage
 from hiera_video.data.views import load_test_views
 from hiera_video.errors import UserError
 from hiera_video.predict import Predictor
@@ -65,7 +66,7 @@ FIXED_CAMERA = 2.0
 HELD_OUT_SEED = 1 << 40
 """First seed of the synthetic clips: far above those of any set that `make_dataset` writes."""
 _FOOTAGE_SEED = 1 << 41
-_FRAMES = 2 * synthetic.CLIP_SPEC.num_frames
+_FRAMES = 2 * CLIP_SPEC.num_frames
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def write_synthetic(folder: Path, count: int) -> list[Clip]:
     for index in range(count):
         label, seed = LABELS[index % len(LABELS)], HELD_OUT_SEED + index
         path = folder / f"{index:04d}.mp4"
-        synthetic.write_clip(path, label, seed)
+        write_clip(path, label, seed)
         clips.append(Clip(path, label, "synthetic"))
         progress(f"synthetic {index + 1}/{count}")
     return clips
@@ -117,10 +118,10 @@ def write_footage(folder: Path, sources: Sequence[Path], repeats: int, frozen: b
         label = LABELS[index % len(LABELS)]
         path = folder / f"{index:04d}.mp4"
         # frozen and moving clips share their seeds: same stretch, same path, same crop
-        frames = synthetic.over_real_footage(
+        frames = over_real_footage(
             source, label, _FOOTAGE_SEED + index, frozen=frozen, frames=_FRAMES
         )
-        synthetic.encode(path, frames, fps=synthetic.FPS, crf=18)
+        encode(path, frames, fps=FPS, crf=18)
         clips.append(Clip(path, label, source.name))
         progress(f"{'frozen' if frozen else 'moving'} {source.name} {index + 1}")
     return clips
@@ -153,7 +154,7 @@ def own_drift(path: Path) -> float:
         for a, z in itertools.pairwise(grey)
     ]
     place = np.concatenate([[[0, 0]], np.cumsum(steps, axis=0)])
-    apart = synthetic.CLIP_SPEC.num_frames - 1
+    apart = CLIP_SPEC.num_frames - 1
     return float(np.median(np.abs(place[apart:] - place[:-apart]).max(1)) / 180 * 100)
 
 

@@ -297,16 +297,16 @@ SYNTHETIC_FOLDER = "data/camera_motion"
 
 def make_synthetic(folder: str | Path, settings: Any) -> Path:
     """The camera-motion set of the SYNTHETIC settings, made if it is not there."""
-    from hiera_video.data.synthetic import camera_motion as synthetic
+    from hiera_video.data.synthetic.camera_motion import SetSettings, make_dataset
 
-    return synthetic.make_dataset(
-        folder,
+    form = SetSettings(
         num_train=settings.num_train,
         num_val=settings.num_val,
         size=settings.size,
         frames=settings.frames,
         plain=settings.plain,
     )
+    return make_dataset(folder, form)
 
 
 def _no_data(path: str) -> str:
