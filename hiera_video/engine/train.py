@@ -30,8 +30,8 @@ from hiera_video.data.datasets import TestReader, TrainReader, VideoDataset, rea
 from hiera_video.data.loader import Loader, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
-from hiera_video.data.transforms.flips import Symmetries
-from hiera_video.data.transforms.mixing import Mixing
+from hiera_video.data.transforms.flips import LabelAwareFlips
+from hiera_video.data.transforms.mixup import MixUpCutMix
 from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import (
     checkpoint,
@@ -744,16 +744,16 @@ def class_weights(
     return tasks.balanced_weights(counts).to(device)
 
 
-def symmetries_of(cfg: Any, manifest: Manifest) -> Symmetries | None:
+def symmetries_of(cfg: Any, manifest: Manifest) -> LabelAwareFlips | None:
     """AUG.SYMMETRIES for the classes of the data, or None where it is off."""
-    return Symmetries(manifest.classes or ()) if cfg.aug.symmetries else None
+    return LabelAwareFlips(manifest.classes or ()) if cfg.aug.symmetries else None
 
 
-def mixing_of(mixup: Any, num_classes: int) -> Mixing | None:
+def mixing_of(mixup: Any, num_classes: int) -> MixUpCutMix | None:
     """The MIXUP settings, or None where they are off."""
     if not mixup.enable:
         return None
-    return Mixing(
+    return MixUpCutMix(
         num_classes=num_classes,
         mixup_alpha=mixup.alpha,
         cutmix_alpha=mixup.cutmix_alpha,

@@ -1,6 +1,6 @@
 """What decoding only a part of the deleted tokens costs: two short trainings, one evaluation.
 
-A tiny autoencoder learns generated clips (`data/synthetic.py`) from the same start, on the same
+A tiny autoencoder learns generated clips (`data/synthetic/`) from the same start, on the same
 batches, with the same masks, once for each decode ratio; then the loss on *all* deleted tokens of
 held-out clips, under the same masks, is compared. A hint, not a proof: what counts in the end is
 what a fine-tuned model can do.

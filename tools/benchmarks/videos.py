@@ -1,6 +1,6 @@
 """Files to measure with: generated clips of realistic size, or those of a folder.
 
-The pictures are the camera-motion set's (`data/synthetic.py`): textures, moving shapes, changing
+The pictures are the camera-motion set's (`data/synthetic/`): textures, moving shapes, changing
 light and the noise of a sensor, so that they compress and decode as filmed ones do. Half of a clip
 is rendered and then runs backwards; larger pictures are tiled from mirrored copies.
 """

@@ -342,8 +342,10 @@ def _mark_undivided(manifest: Manifest, columns: ListColumns) -> Manifest:
 
 
 def _root(source: Source, file: Path, first: str) -> str:
-    """The folder of relative paths: the prefix, the list's, or the current one if only there the
-    first path exists."""
+    """The folder that relative paths start from: the prefix, else the list's folder.
+
+    It is the current folder if the first path exists only there.
+    """
     if source.path_prefix:
         return source.path_prefix
     if not (file.parent / first).exists() and os.path.exists(first):

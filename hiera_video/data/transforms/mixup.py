@@ -1,12 +1,12 @@
 """MixUp, CutMix and label smoothing: a batch with labels -> a batch with soft targets.
 
-    mixing = Mixing(num_classes=400)                 # the recipe: 0.8, 1.0, 1.0, 0.5, smoothing 0.1
-    batch = mixing(batch, seed=1, step=120)          # labels are now float32 [B, 400]
+    mixup = MixUpCutMix(num_classes=400)             # the recipe: 0.8, 1.0, 1.0, 0.5, smoothing 0.1
+    batch = mixup(batch, seed=1, step=120)           # labels are now float32 [B, 400]
 
-PyTorchVideo's `MixVideo` is used: it does what the recipe does (timm's batch mode, SlowFast), one
-strength for the whole batch, MixUp or CutMix by a coin, each clip with its mirror image in the
-batch, the label's share corrected for a box that was cut at the border. torchvision's MixUp and
-CutMix pair each clip with its *neighbour*, which under repeated sampling is its own copy.
+PyTorchVideo's MixUp and CutMix do what the recipe does (timm's batch mode, SlowFast): one strength
+for the whole batch, MixUp or CutMix at random, clip i mixed with clip B - 1 - i, and the label's
+share corrected for a box that is cut off at the border. torchvision's MixUp and CutMix pair each
+clip with its *neighbour*, which under repeated sampling is its own copy.
 """
 
 from __future__ import annotations
@@ -24,18 +24,22 @@ from hiera_video.errors import UserError
 
 
 @dataclass(frozen=True)
-class Mixing:
-    """MixUp or CutMix with smoothed labels; the defaults are Hiera's on Kinetics."""
+class MixUpCutMix:
+    """MixUp or CutMix with label smoothing; arguments as in timm's `Mixup`, defaults are Hiera's on
+    Kinetics.
+
+    Raises UserError for a value out of range.
+    """
 
     num_classes: int
     mixup_alpha: float = 0.8
-    """Beta(alpha, alpha) of MixUp; 0 is off."""
+    """MixUp's strength is drawn from Beta(alpha, alpha); 0 is off."""
     cutmix_alpha: float = 1.0
-    """Beta(alpha, alpha) of CutMix; 0 is off."""
+    """CutMix's strength is drawn from Beta(alpha, alpha); 0 is off."""
     prob: float = 1.0
     """Probability that a batch is mixed at all."""
     switch_prob: float = 0.5
-    """Probability of CutMix where both are on."""
+    """Probability of CutMix, not MixUp, where both are on."""
     label_smoothing: float = 0.1
     """Share of a label that is spread over all classes."""
 
@@ -52,28 +56,28 @@ class Mixing:
                 raise UserError(f"mixing {name}={value!r} must be between 0 and {most}")
 
     def __call__(self, batch: Batch, *, seed: int, step: int, part: int = 0) -> Batch:
-        """The batch with float32 targets [B, K], its clips mixed in pairs and reordered.
+        """Mix the clips in pairs: the batch, reordered, with float32 targets [B, K].
 
-        A function of (seed, step, part); `part` tells apart the processes and accumulation parts
-        of one step, and `batch` is left as it was. Clips of the same video are not mixed with each
-        other unless one video fills more than half of the batch; of an odd number of clips, one
-        stays unmixed.
+        The result is a function of (batch, seed, step, part); `part` numbers the processes and
+        accumulated batches of one step. `batch` is not modified. Clips of the same video are mixed
+        with each other only if one video fills more than half of the batch; of an odd number of
+        clips, one stays unmixed.
         """
-        targets = smooth(batch.labels, self.num_classes, self.label_smoothing)
+        targets = smooth_labels(batch.labels, self.num_classes, self.label_smoothing)
         chance, switch, lent_seed = self._draw(seed, step, part)
         off = self.mixup_alpha == self.cutmix_alpha == 0
         if chance >= self.prob or off or len(batch.labels) < 2:
             return batch._replace(labels=targets)
-        order = pairing(batch.video_ids)
-        there = order.to(batch.clips.device, non_blocking=True)
+        order = pair_across_videos(batch.video_ids)
+        order_on_device = order.to(batch.clips.device, non_blocking=True)
         with global_seed(lent_seed):
-            # Its own row number as the label of each clip gives the mixing matrix, which is then
-            # applied to any kind of target: PyTorchVideo itself mixes single labels only.
+            # PyTorchVideo mixes single labels only. With its own row number as the label of each
+            # clip it returns the mixing matrix, which then applies to any kind of target.
             mix = self._mix(switch, num_classes=len(order))
-            clips, shares = mix(batch.clips[there], torch.arange(len(order)))
+            clips, shares = mix(batch.clips[order_on_device], torch.arange(len(order)))
         return batch._replace(
             clips=clips,
-            labels=shares.to(targets, non_blocking=True) @ targets[there],
+            labels=shares.to(targets, non_blocking=True) @ targets[order_on_device],
             video_ids=batch.video_ids[order],
             views=batch.views[order],
         )
@@ -93,24 +97,24 @@ class Mixing:
         return MixUp(self.mixup_alpha, num_classes=num_classes)
 
 
-def smooth(labels: Tensor, num_classes: int, amount: float) -> Tensor:
-    """Labels int64 [B] or float [B, K] -> float32 targets [B, K] with `amount` spread evenly.
+def smooth_labels(labels: Tensor, num_classes: int, amount: float) -> Tensor:
+    """Smooth labels, int64 [B] or float [B, K]: float32 targets [B, K].
 
-    One label per clip: the row still sums to 1. Several (zeros and ones): each class moves towards
-    one half, as yes-or-no losses take it.
+    With one label per clip `amount` is spread over all classes, and a row still sums to 1. With
+    several (zeros and ones), each class moves towards one half, as binary losses need it.
     """
     if labels.ndim == 1:
-        hot = F.one_hot(labels, num_classes).float()
-        return hot * (1 - amount) + amount / num_classes
+        one_hot = F.one_hot(labels, num_classes).float()
+        return one_hot * (1 - amount) + amount / num_classes
     return labels.float() * (1 - amount) + amount / 2
 
 
-def pairing(video_ids: Tensor) -> Tensor:
-    """An order of the clips, int64 [B], in which clip i and clip B - 1 - i are of different videos.
+def pair_across_videos(video_ids: Tensor) -> Tensor:
+    """Order the clips so that clip i and clip B - 1 - i are of different videos: int64 [B].
 
-    `[0, 0, 1, 1, 2, 2]` -> videos `0 0 1 2 2 1`. In the order they come, copies of one video are
-    neighbours, and the middle ones would meet when the batch is turned around. Where one video has
-    more than half of the clips, some of its own copies meet all the same.
+    `[0, 0, 1, 1, 2, 2]` -> videos `0 0 1 2 2 1`. In the given order, copies of one video are
+    neighbours, and the middle ones would be paired with each other. Where one video has more than
+    half of the clips, some of its copies are paired all the same.
     """
     by_video = torch.argsort(video_ids.cpu(), stable=True)
     half = len(by_video) // 2
