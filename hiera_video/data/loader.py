@@ -396,7 +396,7 @@ def _poll_more_often(batches: _MultiProcessingDataLoaderIter, seconds: float = 0
     def try_get_data(timeout: float = seconds) -> tuple[bool, Any]:
         return look(itself(), timeout)  # type: ignore[arg-type] # alive: it is what calls this
 
-    batches._try_get_data = try_get_data  # type: ignore[method-assign]
+    batches._try_get_data = try_get_data  # type: ignore[method-assign] # of this iterator alone
 
 
 _LARGE_BATCH = 128 << 20

@@ -29,7 +29,7 @@ class PathTable(Sequence[str]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    def __getitem__(self, index: int) -> str:  # type: ignore[override]
+    def __getitem__(self, index: int) -> str:  # type: ignore[override] # no slices
         return os.path.join(self.root, self.relative(index))
 
     def equals(self, other: PathTable) -> bool:
