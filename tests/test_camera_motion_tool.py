@@ -12,8 +12,9 @@ import torch
 from clips import write_clip
 
 from hiera_video import build_model
-from hiera_video.data.synthetic import camera_motion as synthetic
 from hiera_video.data.synthetic.camera_motion import CLIP_SPEC, LABELS
+from hiera_video.data.synthetic.mp4 import encode
+from hiera_video.data.synthetic.scenes import scene_pyramid
 
 TINY = {
     "input_size": [8, 64, 64],
@@ -75,12 +76,12 @@ def test_drift_is_that_of_the_background(repository, tmp_path):
     tool = importlib.util.module_from_spec(spec)
     sys.modules["camera_motion_test"] = tool  # where dataclasses look their module up
     spec.loader.exec_module(tool)
-    scene = synthetic._plate(3)[0][0].mul(255).to(torch.uint8)
+    scene = scene_pyramid(3)[0][0].mul(255).to(torch.uint8)
     for speed, drift in ((0, 0.0), (3, 11.7)):  # 3 pixels in 0.1 s: 42 of 360 in 1.4 s
         crops = [scene[:, :360, speed * t : speed * t + 360].clone() for t in range(24)]
         for t, crop in enumerate(crops):  # something in the middle runs the other way
             crop[:, 150:210, 200 - 3 * t : 240 - 3 * t] = 255
-        synthetic.encode(tmp_path / f"{speed}.mp4", torch.stack(crops), fps=10, crf=18)
+        encode(tmp_path / f"{speed}.mp4", torch.stack(crops), fps=10, crf=18)
         assert tool.own_drift(tmp_path / f"{speed}.mp4") == pytest.approx(drift, abs=1.0)
 
 

@@ -4,9 +4,9 @@ import os
 
 import pytest
 
-from hiera_video.data.manifests.class_folders import own_split, source_namer
+from hiera_video.data.manifests.class_folders import predefined_split, source_lookup
 from hiera_video.data.manifests.layouts import Source, read_manifest
-from hiera_video.data.manifests.splits import STAND_IN, Listed, hold_out
+from hiera_video.data.manifests.splits import FALLBACK, VideoEntry, hold_out
 from hiera_video.errors import DataError
 
 
@@ -40,8 +40,8 @@ def test_splits_by_folder(tmp_path):
     assert val.num_classes == 2
     test = read_manifest(tmp_path, "test")
     assert listed(test) == listed(val)
-    assert "validation stands in" in test.notes[0]
-    assert set(STAND_IN) == {"val", "test"}
+    assert "validation is used instead" in test.notes[0]
+    assert set(FALLBACK) == {"val", "test"}
 
 
 def test_a_split_may_not_bring_a_class_of_its_own(tmp_path):
@@ -194,7 +194,7 @@ def test_the_real_set_is_read_with_sources_apart(shared_data):
 
 
 def namer(folder, group_by=""):
-    return source_namer(Source(path=folder, group_by=group_by))
+    return source_lookup(Source(path=folder, group_by=group_by))
 
 
 def test_a_column_or_a_pattern_names_the_sources(tmp_path):
@@ -214,17 +214,17 @@ def test_a_column_or_a_pattern_names_the_sources(tmp_path):
 
 def test_what_splits_a_folder(tmp_path):
     touch(tmp_path, "a/1.mp4")
-    assert own_split(Source(path=tmp_path)) == ""
+    assert predefined_split(Source(path=tmp_path)) == ""
     for columns, told in (("fold", "column 'fold' of labels.csv"), ("source", "")):
         (tmp_path / "labels.csv").write_text(f"path,label,{columns}\na/1.mp4,a,1\n")
-        assert own_split(Source(path=tmp_path)) == told
+        assert predefined_split(Source(path=tmp_path)) == told
     touch(tmp_path / "tree", "training/a/1.mp4", "val/a/2.mp4")
-    assert own_split(Source(path=tmp_path / "tree")) == "folder training"
+    assert predefined_split(Source(path=tmp_path / "tree")) == "folder training"
 
 
 def test_the_held_out_share_does_not_depend_on_the_order_of_the_list():
     """Sources with as many videos of one class as of the other included."""
-    videos = [Listed(f"{i}.mp4", "ab"[i % 2], f"s{i // 2}") for i in range(40)]
+    videos = [VideoEntry(f"{i}.mp4", "ab"[i % 2], f"s{i // 2}") for i in range(40)]
     source = Source(path=None)
     taken = {videos[i].path for i in hold_out(videos, source)}
     turned = videos[::-1]
@@ -276,7 +276,7 @@ def test_folders_that_look_like_splits_and_are_none_are_named(tmp_path, names, m
     with pytest.raises(DataError, match=message):
         read_manifest(tmp_path, split)
     with pytest.raises(DataError, match=message):
-        own_split(Source(path=tmp_path))
+        predefined_split(Source(path=tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -291,7 +291,7 @@ def test_classes_that_are_called_like_splits_are_classes(tmp_path, classes):
     touch(tmp_path, *(f"{name}/{i}.mp4" for name in classes for i in range(4)))
     for split in ("train", "val"):
         assert read_manifest(tmp_path, split).classes == classes
-    assert own_split(Source(path=tmp_path)) == ""
+    assert predefined_split(Source(path=tmp_path)) == ""
     touch(tmp_path, f"{classes[-1]}/more/9.mp4")
     assert read_manifest(tmp_path, "train").classes == classes
 
@@ -320,7 +320,7 @@ def test_a_part_that_stands_in_for_another_is_said_to_be_no_independent_test(tmp
     assert read_manifest(tmp_path, "train").notes == ()
     (note,) = read_manifest(tmp_path, "val").notes
     assert note == (
-        f"no folder for val in {tmp_path}: test stands in for it; the best checkpoint is chosen on "
+        f"no folder for val in {tmp_path}: test is used instead; the best checkpoint is chosen on "
         "it, so a test on it is no independent figure"
     )
     (note,) = read_manifest(tmp_path, "test").notes
@@ -336,7 +336,7 @@ def test_splits_inside_each_class(tmp_path):
     assert listed(val) == [("a/val/aval.mp4", 0), ("b/val/bval.mp4", 1)]
     assert train.classes == val.classes == ("a", "b")
     assert "splits from the folders Train/ and val/ inside each class" in train.notes
-    assert own_split(Source(path=tmp_path)) == "folders inside each class"
+    assert predefined_split(Source(path=tmp_path)) == "folders inside each class"
     touch(tmp_path, "c/1.mp4")
     with pytest.raises(DataError, match=r"a/ in .* holds Train/ and val/, and c/ is not divided"):
         read_manifest(tmp_path, "train")
@@ -409,7 +409,7 @@ def test_all_of_a_folder_that_names_no_parts(tmp_path):
     whole = read_manifest(tmp_path, "test", hold_out=False)
     assert len(whole) == 8
     assert whole.undivided
-    assert whole.notes == (f"all 8 videos of {tmp_path}: the folder names no parts",)
+    assert whole.notes == (f"all 8 videos of {tmp_path}: the folder has no splits",)
     rows = "\n".join(f"{c}/{i}.mp4,{c}" for c in "ab" for i in range(4))
     (tmp_path / "labels.csv").write_text(f"path,label\n{rows}\n")
     assert len(read_manifest(tmp_path, "test", hold_out=False)) == 8

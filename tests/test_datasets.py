@@ -16,15 +16,10 @@ import torch
 from clips import read_index, write_clip
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data import datasets
-from hiera_video.data.datasets import (
-    GIVE_UP_AFTER,
-    Batch,
-    Erased,
-    Failed,
-    VideoDataset,
-    build_loader,
-)
+from hiera_video.data import datasets, workers
+from hiera_video.data.batch import Batch, Erasures, Failed
+from hiera_video.data.datasets import TestReader, TrainReader, VideoDataset
+from hiera_video.data.loader import GIVE_UP_AFTER, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.randomness import PURPOSES, epoch_order, generator_for
 from hiera_video.data.transforms.train import TrainTransform
@@ -73,7 +68,7 @@ def broken(folder, tmp_path):
 
 
 def training(manifest, transform=TRANSFORM, seed=3, **settings):
-    return VideoDataset(manifest, transform.spec, transform=transform, seed=seed, **settings)
+    return VideoDataset(manifest, TrainReader(transform, seed=seed, **settings))
 
 
 def same(batches, others):
@@ -98,11 +93,11 @@ def pictures(clips, spec=PLAIN_SPEC):
 def test_any_number_of_workers_gives_the_same_batches(manifest):
     dataset = training(manifest, num_temporal=2)
     settings = {"batch_size": 4, "start_step": 1, "stop_step": 5}  # across the end of an epoch
-    alone = list(build_loader(dataset, **settings))
+    alone = list(build_loader(dataset, LoaderSettings(**settings)))
     assert len(alone) == 4
     assert alone[0].clips.shape == (8, 3, 4, 32, 32)
     for num_workers in (1, 2):
-        loader = build_loader(dataset, num_workers=num_workers, **settings)
+        loader = build_loader(dataset, LoaderSettings(num_workers=num_workers, **settings))
         same(list(loader), alone)
         same(list(loader), alone)  # a second time, by the same workers
         loader.close()
@@ -110,10 +105,12 @@ def test_any_number_of_workers_gives_the_same_batches(manifest):
 
 def test_processes_and_accumulation_parts_share_out_the_same_videos(manifest):
     dataset = training(manifest)
-    whole = list(build_loader(dataset, batch_size=6))
+    whole = list(build_loader(dataset, LoaderSettings(batch_size=6)))
     for world, parts in ((2, 1), (3, 1), (1, 2), (3, 2)):
         loaders = [
-            build_loader(dataset, batch_size=6, rank=rank, world=world, grad_accum=parts)
+            build_loader(
+                dataset, LoaderSettings(batch_size=6, rank=rank, world_size=world, grad_accum=parts)
+            )
             for rank in range(world)
         ]
         streams = [list(loader) for loader in loaders]
@@ -130,24 +127,29 @@ def test_processes_and_accumulation_parts_share_out_the_same_videos(manifest):
 
 def test_a_run_goes_on_in_the_middle_of_an_epoch(manifest):
     dataset = training(manifest)
-    loader = build_loader(dataset, batch_size=3, stop_step=9)
+    loader = build_loader(dataset, LoaderSettings(batch_size=3, stop_step=9))
     assert loader.steps_per_epoch == 4
     assert len(loader) == 9
     whole = list(loader)
     for start in (2, 5):
         same(
-            list(build_loader(dataset, batch_size=3, start_step=start, stop_step=9)), whole[start:]
+            list(
+                build_loader(dataset, LoaderSettings(batch_size=3, start_step=start, stop_step=9))
+            ),
+            whole[start:],
         )
-    same(list(build_loader(dataset, batch_size=3, start_step=6)), whole[6:8])  # to the epoch's end
+    same(
+        list(build_loader(dataset, LoaderSettings(batch_size=3, start_step=6))), whole[6:8]
+    )  # to the epoch's end
 
 
 def test_an_epoch_takes_every_video_once_and_the_next_in_another_order(manifest):
-    batches = list(build_loader(training(manifest), batch_size=4, stop_step=6))
+    batches = list(build_loader(training(manifest), LoaderSettings(batch_size=4, stop_step=6)))
     epochs = [torch.cat([b.video_ids for b in batches[i : i + 3]]).tolist() for i in (0, 3)]
     assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(12))
     assert epochs[0] != epochs[1]
     assert epochs[0] == epoch_order(12, 3, 0).tolist()
-    other = next(iter(build_loader(training(manifest, seed=4), batch_size=4)))
+    other = next(iter(build_loader(training(manifest, seed=4), LoaderSettings(batch_size=4))))
     assert other.video_ids.tolist() != epochs[0][:4]
 
 
@@ -196,7 +198,7 @@ DRAWN = [0.130478, 0.989595]
 
 
 def test_left_over_videos_differ_by_epoch(manifest):
-    loader = build_loader(training(manifest), batch_size=5, stop_step=6)
+    loader = build_loader(training(manifest), LoaderSettings(batch_size=5, stop_step=6))
     assert loader.steps_per_epoch == 2
     ids = [b.video_ids.tolist() for b in loader]
     left_over = [set(range(12)) - {*ids[i], *ids[i + 1]} for i in (0, 2, 4)]
@@ -209,7 +211,9 @@ def test_left_over_videos_differ_by_epoch(manifest):
 
 def test_clips_hold_the_pictures_of_their_video_in_order(manifest):
     starts = set()
-    for batch in build_loader(training(manifest, PLAIN), batch_size=4, stop_step=12):
+    for batch in build_loader(
+        training(manifest, PLAIN), LoaderSettings(batch_size=4, stop_step=12)
+    ):
         for indices, video, label in zip(
             pictures(batch.clips), batch.video_ids.tolist(), batch.labels.tolist(), strict=True
         ):
@@ -287,8 +291,8 @@ def test_segments_take_one_random_frame_of_each_part(manifest):
 
 
 def test_test_views_are_those_of_the_demo(manifest, folder):
-    dataset = VideoDataset(manifest, SPEC, num_views=2, num_crops=3)
-    (batch,) = build_loader(dataset, batch_size=12)
+    dataset = VideoDataset(manifest, TestReader(SPEC, num_views=2, num_crops=3))
+    (batch,) = build_loader(dataset, LoaderSettings(batch_size=12))
     assert batch.clips.shape == (12 * 6, 3, 4, 32, 32)
     assert batch.views.tolist() == list(range(6)) * 12
     assert batch.video_ids.tolist() == [v for v in range(12) for _ in range(6)]
@@ -298,9 +302,12 @@ def test_test_views_are_those_of_the_demo(manifest, folder):
 
 
 def test_every_video_is_tested_once_by_any_number_of_processes(manifest):
-    dataset = VideoDataset(manifest, SPEC)
+    dataset = VideoDataset(manifest, TestReader(SPEC))
     for world in (1, 2, 5):
-        loaders = [build_loader(dataset, batch_size=2, rank=r, world=world) for r in range(world)]
+        loaders = [
+            build_loader(dataset, LoaderSettings(batch_size=2, rank=r, world_size=world))
+            for r in range(world)
+        ]
         ids = [b.video_ids for loader in loaders for b in loader]
         assert sorted(torch.cat(ids).tolist()) == list(range(12))
 
@@ -312,7 +319,9 @@ def test_several_labels_become_rows_of_zeros_and_ones(folder, tmp_path):
     lines = ["clip 0.mp4 3 0\n", "clip 1.mp4 2\n"]
     (tmp_path / "train.csv").write_text("".join(lines))
     manifest = read_manifest(tmp_path, multi_label=True, num_classes=5, path_prefix=str(folder))
-    (batch,) = build_loader(VideoDataset(manifest, SPEC, num_views=2), batch_size=2)
+    (batch,) = build_loader(
+        VideoDataset(manifest, TestReader(SPEC, num_views=2)), LoaderSettings(batch_size=2)
+    )
     assert batch.labels.tolist() == [[1, 0, 0, 1, 0]] * 2 + [[0, 0, 1, 0, 0]] * 2
     assert batch.labels.dtype == torch.float32
 
@@ -320,7 +329,7 @@ def test_several_labels_become_rows_of_zeros_and_ones(folder, tmp_path):
 def test_lists_without_labels_can_be_read(folder, tmp_path):
     (tmp_path / "train.csv").write_text("clip 0.mp4\nclip 1.mp4\n")
     manifest = read_manifest(tmp_path, need_labels=False, path_prefix=str(folder))
-    (batch,) = build_loader(training(manifest), batch_size=2)
+    (batch,) = build_loader(training(manifest), LoaderSettings(batch_size=2))
     assert batch.labels.tolist() == [-1, -1]
 
 
@@ -351,7 +360,7 @@ def test_something_something_is_never_mirrored(folder, tmp_path):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_unreadable_videos_are_counted_and_named(broken, num_workers):
-    loader = build_loader(training(broken), batch_size=16, num_workers=num_workers)
+    loader = build_loader(training(broken), LoaderSettings(batch_size=16, num_workers=num_workers))
     (batch,) = loader
     assert sorted(batch.video_ids.tolist()) == list(range(12))
     assert batch.clips.shape[0] == batch.labels.shape[0] == batch.views.shape[0] == 12
@@ -365,8 +374,8 @@ def test_unreadable_videos_are_counted_and_named(broken, num_workers):
 
 
 def test_a_batch_may_be_empty(broken):
-    dataset = VideoDataset(broken, SPEC)
-    batches = list(build_loader(dataset, batch_size=4))
+    dataset = VideoDataset(broken, TestReader(SPEC))
+    batches = list(build_loader(dataset, LoaderSettings(batch_size=4)))
     assert [len(b.video_ids) for b in batches] == [4, 4, 4, 0]
     assert batches[3].clips.shape == (0, 3, 4, 32, 32)
     assert batches[3].labels.shape == (0,)
@@ -393,7 +402,10 @@ def some_readable(folder, name, *, bad, good_at):
 def test_a_test_counts_every_unreadable_video_wherever_they_stand(tmp_path, num_workers, good_at):
     """A missing class folder is more than a hundred lines in a row; the rest is tested."""
     manifest = some_readable(tmp_path, "val.csv", bad=130, good_at=good_at)
-    loader = build_loader(VideoDataset(manifest, SPEC), batch_size=4, num_workers=num_workers)
+    loader = build_loader(
+        VideoDataset(manifest, TestReader(SPEC)),
+        LoaderSettings(batch_size=4, num_workers=num_workers),
+    )
     for _ in range(2):  # as validation does in every epoch: nothing is carried over
         batches = list(loader)
         assert sum(len(batch.video_ids) for batch in batches) == 2
@@ -409,7 +421,9 @@ def test_training_goes_on_while_any_video_of_a_small_list_can_be_read(tmp_path, 
     # With this seed the two good videos are 107 reads apart: early in one epoch, late in the next.
     seed = next(seed for seed in range(10_000) if longest_run_of_bad(60, seed, epochs=3) > 106)
     dataset = training(manifest, PLAIN, seed=seed)
-    loader = build_loader(dataset, batch_size=1, num_workers=num_workers, stop_step=180)
+    loader = build_loader(
+        dataset, LoaderSettings(batch_size=1, num_workers=num_workers, stop_step=180)
+    )
     assert sum(len(batch.video_ids) for batch in loader) == 6
     loader.close()
 
@@ -425,7 +439,9 @@ def test_training_that_can_read_nothing_ends_with_the_reasons(tmp_path, num_work
         (tmp_path / "train.csv").write_text("".join(f"gone {i}.mp4 0\n" for i in range(count)))
         dataset = training(read_manifest(tmp_path))
         size = min(count, 10)
-        loader = build_loader(dataset, batch_size=size, num_workers=num_workers, stop_step=99)
+        loader = build_loader(
+            dataset, LoaderSettings(batch_size=size, num_workers=num_workers, stop_step=99)
+        )
         with pytest.raises(RunFailed, match=message + r" could not be read.*gone \d+.mp4: "):
             list(loader)
         assert loader.failures.count == min(count, GIVE_UP_AFTER)
@@ -439,7 +455,7 @@ def test_training_that_can_read_nothing_ends_with_the_reasons(tmp_path, num_work
 class Deadly:
     """Reads as `reader` does, but for the videos that do something worse: {video id: deed}."""
 
-    reader: datasets.TrainReader | datasets.TestReader
+    reader: TrainReader | TestReader
     deeds: dict[int, str]
     marks: str = ""
     """A folder in which deeds that are done once only leave their mark."""
@@ -497,11 +513,11 @@ WORSE = {
 
 
 def test_videos_that_end_their_workers_cost_those_videos(manifest, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(datasets, "VIDEO_TIME_LIMIT", 5.0)
-    expected = list(build_loader(training(manifest), **SETTINGS))
+    monkeypatch.setattr(workers, "VIDEO_TIME_LIMIT", 5.0)
+    expected = list(build_loader(training(manifest), LoaderSettings(**SETTINGS)))
     deeds = {video: deed for video, (deed, _) in WORSE.items()}
     dataset = deadly(manifest, deeds, tmp_path)
-    loader = build_loader(dataset, num_workers=2, **SETTINGS)
+    loader = build_loader(dataset, LoaderSettings(num_workers=2, **SETTINGS))
     with caplog.at_level(logging.WARNING):
         batches = list(loader)
     loader.close()
@@ -514,15 +530,15 @@ def test_videos_that_end_their_workers_cost_those_videos(manifest, tmp_path, mon
         assert re.fullmatch(WORSE[video_id][1], reason)
     said = [r.getMessage() for r in caplog.records if "counts as unreadable" in r.getMessage()]
     assert len(said) == len(WORSE) - 1  # said once each; of too little memory no worker dies
-    for video_id in dataset.lost:
+    for video_id in dataset.unreadable:
         assert sum(f"clip {video_id}.mp4: " in line for line in said) == 1
         assert isinstance(dataset[0, video_id], Failed)  # nor are they read in this process
 
 
 def test_a_test_goes_on_after_a_crash_with_every_video_once(manifest):
-    dataset = VideoDataset(manifest, SPEC, num_views=2)
+    dataset = VideoDataset(manifest, TestReader(SPEC, num_views=2))
     dataset.reader = Deadly(dataset.reader, {0: "SIGSEGV", 11: "SIGABRT"})
-    loader = build_loader(dataset, batch_size=2, num_workers=2)
+    loader = build_loader(dataset, LoaderSettings(batch_size=2, num_workers=2))
     for _ in range(2):  # the second time, by a loader that knows them
         batches = list(loader)
         assert torch.cat([b.video_ids[::2] for b in batches]).tolist() == list(range(1, 11))
@@ -531,15 +547,17 @@ def test_a_test_goes_on_after_a_crash_with_every_video_once(manifest):
 
 
 def test_a_worker_ended_for_another_reason_changes_nothing(manifest, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(datasets, "VIDEO_TIME_LIMIT", 5.0)
-    expected = list(build_loader(training(manifest), **SETTINGS))
+    monkeypatch.setattr(workers, "VIDEO_TIME_LIMIT", 5.0)
+    expected = list(build_loader(training(manifest), LoaderSettings(**SETTINGS)))
     deeds = {2: "SIGKILL once", 6: "hangs once"}
     dataset = deadly(manifest, deeds, tmp_path)
-    loader = build_loader(dataset, num_workers=1, **SETTINGS)  # of two, one may end with the other
+    loader = build_loader(
+        dataset, LoaderSettings(num_workers=1, **SETTINGS)
+    )  # of two, one may end with the other
     with caplog.at_level(logging.WARNING):
         same(list(loader), expected)
     loader.close()
-    assert dataset.lost == {}
+    assert dataset.unreadable == {}
     said = [record.getMessage() for record in caplog.records]
     for video in deeds:
         (line,) = [line for line in said if f"clip {video}.mp4" in line]
@@ -547,8 +565,8 @@ def test_a_worker_ended_for_another_reason_changes_nothing(manifest, tmp_path, m
 
 
 def test_an_idle_worker_and_the_fork_server_may_be_killed(manifest, caplog):
-    expected = list(build_loader(training(manifest), **SETTINGS))
-    loader = build_loader(training(manifest), num_workers=2, **SETTINGS)
+    expected = list(build_loader(training(manifest), LoaderSettings(**SETTINGS)))
+    loader = build_loader(training(manifest), LoaderSettings(num_workers=2, **SETTINGS))
     batches = []
     for batch in loader:
         batches.append(batch)
@@ -562,22 +580,24 @@ def test_an_idle_worker_and_the_fork_server_may_be_killed(manifest, caplog):
             os.kill(multiprocessing.forkserver._forkserver._forkserver_pid, signal.SIGKILL)
     loader.close()
     same(batches, expected)
-    assert loader.dataset.lost == {}
+    assert loader.dataset.unreadable == {}
     # of what, depends on whether the loader looked before the server was killed as well
     assert "a data loading worker died: " in caplog.text
     assert "It is replaced" in caplog.text
 
 
 def test_workers_that_die_again_and_again_end_the_run(manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "DEATHS", 2)
+    monkeypatch.setattr(workers, "MAX_DEATHS", 2)
     deeds = dict.fromkeys(range(12), "SIGKILL")
-    loader = build_loader(deadly(manifest, deeds, tmp_path), num_workers=1, **SETTINGS)
+    loader = build_loader(
+        deadly(manifest, deeds, tmp_path), LoaderSettings(num_workers=1, **SETTINGS)
+    )
     with pytest.raises(RunFailed, match=r"worker died while it read .*: SIGKILL.*NUM_WORKERS"):
         list(loader)
 
 
 def test_all_workers_ended_by_sigterm_end_the_run(manifest):
-    loader = build_loader(training(manifest), num_workers=2, **SETTINGS)
+    loader = build_loader(training(manifest), LoaderSettings(num_workers=2, **SETTINGS))
     batches = iter(loader)
     next(batches)
     for process in loader._workers.processes:
@@ -592,9 +612,9 @@ def test_where_other_processes_wait_workers_ended_by_sigterm_are_replaced(
     manifest, caplog, server_too
 ):
     """torchrun ends a process together with its workers; the step it is in must be finished."""
-    settings = {**SETTINGS, "batch_size": 2, "world": 2}
-    expected = list(build_loader(training(manifest), **settings))
-    loader = build_loader(training(manifest), num_workers=6, **settings)
+    settings = {**SETTINGS, "batch_size": 2, "world_size": 2}
+    expected = list(build_loader(training(manifest), LoaderSettings(**settings)))
+    loader = build_loader(training(manifest), LoaderSettings(num_workers=6, **settings))
     batches = iter(loader)
     read = [next(batches)]
     if server_too:
@@ -617,10 +637,15 @@ def test_a_video_that_crashes_its_decoder_is_no_end_before_the_start(manifest, t
 def test_batches_after_a_number_of_them_are_the_rest(manifest):
     dataset = training(manifest)
     plans = [
-        build_loader(dataset, batch_size=6, grad_accum=3, start_step=1, stop_step=4),
-        build_loader(VideoDataset(manifest, SPEC), batch_size=5, rank=1, world=2),
+        build_loader(
+            dataset, LoaderSettings(batch_size=6, grad_accum=3, start_step=1, stop_step=4)
+        ),
+        build_loader(
+            VideoDataset(manifest, TestReader(SPEC)),
+            LoaderSettings(batch_size=5, rank=1, world_size=2),
+        ),
     ]
-    for plan in (loader._course.batches for loader in plans):
+    for plan in (loader._sampler.batches for loader in plans):
         whole = list(plan)
         for count in range(len(whole) + 1):
             rest = plan.after(count)
@@ -635,27 +660,27 @@ def test_batches_after_a_number_of_them_are_the_rest(manifest):
 def test_sizes_that_do_not_fit_are_told(manifest):
     dataset = training(manifest)
     with pytest.raises(DataError, match=r"batch of 5 .*2 processes x 1 .*multiple of 2"):
-        build_loader(dataset, batch_size=5, world=2)
+        build_loader(dataset, LoaderSettings(batch_size=5, world_size=2))
     with pytest.raises(DataError, match="12 training videos are too few for 16 processes"):
-        build_loader(dataset, batch_size=16, world=16)
-    for wrong in ({"batch_size": 0}, {"batch_size": 2, "rank": 2, "world": 2}):
+        build_loader(dataset, LoaderSettings(batch_size=16, world_size=16))
+    for wrong in ({"batch_size": 0}, {"batch_size": 2, "rank": 2, "world_size": 2}):
         with pytest.raises(DataError, match="at least 1"):
-            build_loader(dataset, **wrong)
+            build_loader(dataset, LoaderSettings(**wrong))
     with pytest.raises(DataError, match="num_temporal=0"):
         training(manifest, num_temporal=0)
-    small = build_loader(dataset, batch_size=64, grad_accum=4)
+    small = build_loader(dataset, LoaderSettings(batch_size=64, grad_accum=4))
     assert small.batch_size == 12
     assert small.notes == ["only 12 videos: steps of 12 instead of 64 videos"]
     assert [len(b.video_ids) for b in small] == [3, 3, 3, 3]
 
 
 def test_what_a_model_needs_of_a_batch_moves_and_the_bookkeeping_stays():
-    erased = Erased(((0, 0, 0, 1, 1),), torch.zeros(3))
+    erased = Erasures(((0, 0, 0, 1, 1),), torch.zeros(3))
     zeros = torch.zeros(1)
     batch = Batch(torch.zeros(1, 3, 1, 2, 2), zeros, zeros, zeros, ("x",), erased)
     moved = batch.to("meta")
-    assert all(tensor.device.type == "meta" for tensor in moved.travelling())
-    assert len(moved.travelling()) == 3
+    assert all(tensor.device.type == "meta" for tensor in moved.device_tensors())
+    assert len(moved.device_tensors()) == 3
     assert moved.video_ids.device.type == moved.views.device.type == "cpu"
     assert moved.failed == ("x",)
     assert moved.erased.boxes == erased.boxes

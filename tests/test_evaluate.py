@@ -12,7 +12,9 @@ from torch import nn
 
 from hiera_video import Predictor
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.datasets import Failed, VideoDataset, build_loader
+from hiera_video.data.batch import Failed
+from hiera_video.data.datasets import TestReader, VideoDataset
+from hiera_video.data.loader import LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.engine import checkpoint, distributed, evaluate, train
 from hiera_video.errors import RunFailed, UserError
@@ -64,8 +66,8 @@ class Pixel(nn.Module):
 
 def scores_of(videos, *, batch_size, views=2, model=None, multi_label=False, **kwargs):
     manifest = read_manifest(videos, "val")
-    dataset = VideoDataset(manifest, SPEC, num_views=views)
-    loader = build_loader(dataset, batch_size=batch_size)
+    dataset = VideoDataset(manifest, TestReader(SPEC, num_views=views))
+    loader = build_loader(dataset, LoaderSettings(batch_size=batch_size))
     model = model or Pixel()
     world = distributed.init("cpu")
     settings = ScoreSettings(batch_size=3, multi_label=multi_label)
@@ -87,7 +89,7 @@ def test_one_row_per_readable_video_whatever_the_batches(videos):
 
 def test_views_are_averaged_after_softmax(videos):
     manifest, scores = scores_of(videos, batch_size=4, views=3)
-    dataset = VideoDataset(manifest, SPEC, num_views=3)
+    dataset = VideoDataset(manifest, TestReader(SPEC, num_views=3))
     clips = torch.stack(list(dataset[int(scores.video_ids[2])]))
     expected = Pixel()(clips).softmax(1).mean(0)
     assert torch.allclose(scores.rows[2], expected, atol=1e-6)

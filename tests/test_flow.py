@@ -292,7 +292,7 @@ OTHER_WRITERS = {
     ): "into a temporary folder",
     ("hiera_video/preparation/transcode.py", "open"): "PyAV writes; put_in_place follows",
     (
-        "hiera_video/data/synthetic/camera_motion.py",
+        "hiera_video/data/synthetic/mp4.py",
         "open",
     ): "PyAV writes; files.put_in_place follows",
     ("hiera_video/video/decode.py", "open"): "PyAV writes into memory",

@@ -12,7 +12,9 @@ from clips import write_clip
 from tiny_runs import config, run
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.datasets import Failed, VideoDataset, build_loader
+from hiera_video.data.batch import Failed
+from hiera_video.data.datasets import TestReader, TrainReader, VideoDataset
+from hiera_video.data.loader import LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import build
@@ -68,9 +70,11 @@ def mixed(tmp_path_factory):
 def growth(manifest, decoder: str, *, clips: int, warm_up: int) -> tuple[int, int, int]:
     """(bytes, open files) by which one worker, and bytes by which the main process, has grown."""
     transform = TrainTransform(SPEC, rand_augment="rand-m7-mstd0.5-inc1", erase_prob=0.25)
-    dataset = VideoDataset(manifest, SPEC, transform=transform, decoder=decoder)
+    dataset = VideoDataset(manifest, TrainReader(transform, decoder=decoder))
     batch = len(manifest)
-    loader = build_loader(dataset, batch_size=batch, num_workers=1, stop_step=clips // batch)
+    loader = build_loader(
+        dataset, LoaderSettings(batch_size=batch, num_workers=1, stop_step=clips // batch)
+    )
     before, most = None, [0, 0, 0]
     for step, _ in enumerate(loader, 1):
         if step * batch < warm_up or step % 10:
@@ -162,15 +166,17 @@ def test_hostile_files_in_a_training_set_are_counted_exactly(shared_data, tmp_pa
 def test_hostile_files_take_less_than_a_gibibyte(shared_data, tmp_path):
     hostile = sorted(p for p in (shared_data / "hostile").iterdir() if p.suffix != ".csv")
     manifest = read_manifest(write_list(tmp_path, hostile))
-    dataset = VideoDataset(manifest, SPEC, transform=TrainTransform(SPEC))
-    loader = build_loader(dataset, batch_size=1, num_workers=1, stop_step=len(hostile))
+    dataset = VideoDataset(manifest, TrainReader(TrainTransform(SPEC)))
+    loader = build_loader(
+        dataset, LoaderSettings(batch_size=1, num_workers=1, stop_step=len(hostile))
+    )
     most = 0
     for batch in loader:
         assert len(batch.video_ids) + len(batch.failed) == 1
         most = max(most, status(loader._workers.processes[0].pid, "VmHWM"))
     loader.close()
     assert 0 < most < 1024 * MIB
-    assert dataset.lost == {}  # none of them even ends its worker
+    assert dataset.unreadable == {}  # none of them even ends its worker
 
 
 def mutate(whole: bytes, seed: int) -> bytes:
@@ -208,7 +214,7 @@ def test_fuzz_two_thousand_mutated_files_in_a_training_set(tmp_path):
 
 
 def test_a_video_known_to_end_workers_is_not_read_here(mixed):
-    dataset = VideoDataset(mixed, SPEC)
-    dataset.lost[0] = "crashed"
+    dataset = VideoDataset(mixed, TestReader(SPEC))
+    dataset.unreadable[0] = "crashed"
     assert dataset[0, 0] == Failed(0, str(mixed.paths[0]), "crashed")
     assert isinstance(dataset[0, 1], list)

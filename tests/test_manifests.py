@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from hiera_video.data.manifests.detection import recognized_by
 from hiera_video.data.manifests.layouts import (
     Source,
     detect_format,
@@ -150,7 +151,7 @@ def test_a_split_without_a_list_of_its_own_borrows_and_says_so(tmp_path):
     assert read_manifest(tmp_path, "val").notes == ()
     test = read_manifest(tmp_path, "test")
     assert listed(test) == [("c.mp4", 1)]
-    assert "val.csv stands in" in test.notes[0]
+    assert "val.csv is used instead" in test.notes[0]
 
 
 def test_a_list_of_another_name_is_named(tmp_path):
@@ -395,3 +396,34 @@ def test_labels_are_numbers_that_torch_takes(tmp_path):
     manifest = read_manifest(write(tmp_path / "train.csv", "a.mp4 0\nb.mp4 1\n"))
     assert manifest.labels.dtype == np.int64
     assert type(manifest.label(0)) is int
+
+
+# ---- recognising a layout -----------------------------------------------------------------------
+
+
+def test_a_reader_from_outside_is_asked_before_the_package_s_own(tmp_path, monkeypatch):
+    write(tmp_path / "train.csv", "a.mp4 0\n")
+    assert detect_format(tmp_path) == "kinetics_csv"
+    monkeypatch.setattr(DATASET_REGISTRY, "_obj_map", dict(DATASET_REGISTRY))
+    is_mine = recognized_by(lambda path: (path / "mine.toy").is_file())
+    DATASET_REGISTRY.register(name="mine")(is_mine(lambda source: source.split))
+    assert detect_format(tmp_path) == "kinetics_csv"
+    write(tmp_path / "mine.toy", "")
+    assert detect_format(tmp_path) == "mine"
+    assert read_manifest(tmp_path, "val") == "val"
+
+
+@pytest.mark.parametrize(
+    ("names", "layout"),
+    [
+        (["train.csv", "labels.json"], "kinetics_csv"),  # a list decides before all else
+        (["labels.json"], "ssv2"),
+        (["classInd.txt"], "ucf101"),
+        (["run_test_split1.txt"], "hmdb51"),
+        (["a.mp4"], "folder"),
+    ],
+)
+def test_the_layout_of_a_folder_is_told_by_its_files(tmp_path, names, layout):
+    for name in names:
+        write(tmp_path / name, "")
+    assert detect_format(tmp_path) == layout

@@ -8,7 +8,8 @@ import pytest
 from clips import write_clip
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.datasets import VideoDataset, build_loader
+from hiera_video.data.datasets import TestReader, VideoDataset
+from hiera_video.data.loader import LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import read_manifest
 
 LINES, FEW = 1_000_000, 64
@@ -41,7 +42,9 @@ def first_batches(folder, workers=2):
     gc.collect()
     before, began = memory_of(os.getpid(), "Rss"), time.monotonic()
     manifest = read_manifest(folder, "train")
-    loader = build_loader(VideoDataset(manifest, SPEC), batch_size=8, num_workers=workers)
+    loader = build_loader(
+        VideoDataset(manifest, TestReader(SPEC)), LoaderSettings(batch_size=8, num_workers=workers)
+    )
     batches = iter(loader)
     shapes = [next(batches).clips.shape for _ in range(2 * workers)]
     seconds = time.monotonic() - began

@@ -15,7 +15,8 @@ from PIL import Image
 
 from hiera_video import Predictor, build_model, classifier
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.datasets import VideoDataset, build_loader
+from hiera_video.data.datasets import TestReader, VideoDataset
+from hiera_video.data.loader import LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import distributed
@@ -103,10 +104,10 @@ def test_the_engines_test_gives_every_video_the_predictors_scores(predictor, tmp
     (tmp_path / "broken.mp4").write_text("not a video")
     (tmp_path / "list.csv").write_text("wide.mp4 1\nbroken.mp4 2\nupright.mp4 3\nshort.mp4 4\n")
     manifest = read_manifest(tmp_path / "list.csv")
-    dataset = VideoDataset(manifest, SPEC, num_views=2, num_crops=3)
+    dataset = VideoDataset(manifest, TestReader(SPEC, num_views=2, num_crops=3))
     scores = score_videos(
         predictor.model,
-        build_loader(dataset, batch_size=2),
+        build_loader(dataset, LoaderSettings(batch_size=2)),
         ScoreSettings(batch_size=5),
         world=distributed.World(device=torch.device("cpu")),
     )

@@ -10,7 +10,9 @@ import torch
 from tiny_runs import HEAVY, PRETRAIN, config, final, losses, run, same, write_videos
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.datasets import Batch, VideoDataset, build_loader
+from hiera_video.data.batch import Batch
+from hiera_video.data.datasets import TestReader, TrainReader, VideoDataset
+from hiera_video.data.loader import LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import distributed, evaluate, plots, prefetch, train
@@ -177,8 +179,10 @@ TRANSFORMS = {
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_clips_normalised_on_the_device_are_those_of_the_transform(videos, name, num_workers):
     manifest = read_manifest(videos, "train")
-    dataset = VideoDataset(manifest, SPEC, transform=TRANSFORMS[name], num_augment=2, seed=5)
-    loader = build_loader(dataset, batch_size=3, num_workers=num_workers, stop_step=4)
+    dataset = VideoDataset(manifest, TrainReader(TRANSFORMS[name], num_augment=2, seed=5))
+    loader = build_loader(
+        dataset, LoaderSettings(batch_size=3, num_workers=num_workers, stop_step=4)
+    )
     raw, erased = [], 0
     for step, batch in enumerate(DevicePrefetcher((raw.append(b) or b for b in loader), CPU, SPEC)):
         expected = [c for v in batch.video_ids[::2].tolist() for c in dataset[step // 3, v]]
@@ -245,7 +249,9 @@ def test_a_run_prefetched_learns_the_same_and_resumes_bit_for_bit(videos, tmp_pa
 
 def test_scores_are_the_same_when_prefetched(videos, recorded):
     manifest = read_manifest(videos, "val")
-    loader = build_loader(VideoDataset(manifest, SPEC, num_views=2), batch_size=1)
+    loader = build_loader(
+        VideoDataset(manifest, TestReader(SPEC, num_views=2)), LoaderSettings(batch_size=1)
+    )
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 64 * 64, 3))
     world = distributed.init("cpu")
@@ -263,11 +269,13 @@ def test_scores_are_the_same_when_prefetched(videos, recorded):
 @needs_gpu
 def test_batches_on_a_gpu_are_those_of_the_cpu(videos):
     manifest = read_manifest(videos, "train")
-    dataset = VideoDataset(manifest, SPEC, transform=TRANSFORMS["all"], num_augment=4)
+    dataset = VideoDataset(manifest, TrainReader(TRANSFORMS["all"], num_augment=4))
     device = torch.device("cuda")
     settings = {"batch_size": 3, "stop_step": 6, "pin_memory": True}
-    there = DevicePrefetcher(build_loader(dataset, num_workers=1, **settings), device, SPEC)
-    here = DevicePrefetcher(build_loader(dataset, **settings), CPU, SPEC)
+    there = DevicePrefetcher(
+        build_loader(dataset, LoaderSettings(num_workers=1, **settings)), device, SPEC
+    )
+    here = DevicePrefetcher(build_loader(dataset, LoaderSettings(**settings)), CPU, SPEC)
     for batch, expected in zip(there, here, strict=True):
         busy = torch.randn(2048, 2048, device=device) @ torch.randn(2048, 2048, device=device)
         there.fetch()

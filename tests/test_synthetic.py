@@ -16,7 +16,9 @@ from motion_eye import blur, camera_seen, sample
 from other_processor import avx2, other_processor
 
 from hiera_video.data.synthetic import camera_motion as synthetic
-from hiera_video.data.synthetic.camera_motion import CLIP_SPEC, LABELS
+from hiera_video.data.synthetic import mp4, scenes, shapes
+from hiera_video.data.synthetic.camera_motion import CLIP_SPEC, LABELS, SetSettings
+from hiera_video.data.synthetic.real_footage import over_real_footage
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.video.decode import probe, read_frames
 
@@ -73,7 +75,9 @@ def test_render_moves_as_its_label_says(label):
 
 
 def test_files_move_as_their_folders_say(tmp_path):
-    folder = synthetic.make_dataset(tmp_path / "set", num_train=27, num_val=0, seed=1, workers=1)
+    folder = synthetic.make_dataset(
+        tmp_path / "set", SetSettings(num_train=27, num_val=0, seed=1), workers=1
+    )
     right = []
     for path in sorted((folder / "train").glob("*/*.mp4")):
         info = probe(path)
@@ -216,11 +220,11 @@ def test_the_same_pictures_are_the_same_file_on_every_processor(tmp_path, monkey
     """x264 can be told, by its parameters, to use no more than such a processor has."""
     for number, name in enumerate(("zoom out", "static", "pan left")):
         clip = synthetic.render_clip(name, 77 + 16 * number, frames=8)
-        synthetic.encode(tmp_path / "here.mp4", clip, fps=10, crf=20)
+        mp4.encode(tmp_path / "here.mp4", clip, fps=10, crf=20)
         with monkeypatch.context() as patch:
-            told = f"{synthetic._CODEC['x264-params']}:{processor}"
-            patch.setitem(synthetic._CODEC, "x264-params", told)
-            synthetic.encode(tmp_path / "there.mp4", clip, fps=10, crf=20)
+            told = f"{mp4._CODEC['x264-params']}:{processor}"
+            patch.setitem(mp4._CODEC, "x264-params", told)
+            mp4.encode(tmp_path / "there.mp4", clip, fps=10, crf=20)
         assert (tmp_path / "here.mp4").read_bytes() == (tmp_path / "there.mp4").read_bytes()
 
 
@@ -230,10 +234,10 @@ def test_pictures_differ_and_shapes_cover_from_nothing_to_half():
     assert brightness.std() > 10
     covers = []
     for seed in range(60):
-        shapes = synthetic._shapes(seed, np.arange(20) / 10, pivot=4)
-        covers.append(sum(0.6 * shape.size[4] ** 2 for shape in shapes))
+        drawn_shapes = shapes.foreground_shapes(seed, np.arange(20) / 10, pivot=4)
+        covers.append(sum(0.6 * shape.size[4] ** 2 for shape in drawn_shapes))
     assert min(covers) == 0
-    assert 0.3 < max(covers) <= synthetic.MAX_COVERAGE + 1e-9
+    assert 0.3 < max(covers) <= shapes.MAX_COVERAGE + 1e-9
 
 
 def test_unknown_label_names_the_nine():
@@ -253,7 +257,10 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("synthetic") / "set"
     reports = []
     synthetic.make_dataset(
-        folder, **SMALL, workers=2, progress=lambda done, total: reports.append((done, total))
+        folder,
+        SetSettings(**SMALL),
+        workers=2,
+        progress=lambda done, total: reports.append((done, total)),
     )
     assert reports == [(n, 63) for n in range(1, 64)]
     return folder
@@ -271,11 +278,11 @@ def test_set_is_balanced_and_complete(made):
 
 
 def test_train_and_val_share_no_scene():
-    parameters = {"num_train": 5000, "num_val": 5000, "seed": 0}
-    plates = {"train": set(), "val": set()}
-    for name, _, seed in synthetic._videos(parameters):
-        plates[name.split("/")[0]].add(seed // synthetic._CLIPS_PER_PLATE)
-    assert not plates["train"] & plates["val"]
+    seen = {"train": set(), "val": set()}
+    for name, _, seed, scene in synthetic._videos(SetSettings(num_train=5000, num_val=5000)):
+        assert scene == seed // scenes.CLIPS_PER_SCENE
+        seen[name.split("/")[0]].add(scene)
+    assert not seen["train"] & seen["val"]
 
 
 @pytest.mark.numbers
@@ -285,7 +292,7 @@ def test_numbers_of_workers_and_threads_change_nothing(made, tmp_path):
         torch.set_num_threads(threads)
         try:
             folder = tmp_path / f"{workers} {threads}"
-            synthetic.make_dataset(folder, **SMALL, workers=workers)
+            synthetic.make_dataset(folder, SetSettings(**SMALL), workers=workers)
             assert torch.get_num_threads() == threads
         finally:
             torch.set_num_threads(before)
@@ -300,7 +307,7 @@ def test_a_clip_does_not_depend_on_the_threads_of_its_process():
             clips = []
             for threads in (1, 2, 3, 4):
                 torch.set_num_threads(threads)
-                synthetic._plate.cache_clear()
+                scenes.scene_pyramid.cache_clear()
                 clips.append(synthetic.render_clip(label, seed))
             assert all(torch.equal(clips[0], other) for other in clips[1:])
     finally:
@@ -310,8 +317,8 @@ def test_a_clip_does_not_depend_on_the_threads_of_its_process():
 @pytest.mark.numbers
 def test_labels_seeds_and_draws_are_the_same_everywhere():
     """Written out: none of these may depend on the machine, or on numpy's version."""
-    parameters = {"num_train": 11, "num_val": 2, "seed": 3}
-    assert synthetic._videos(parameters)[8:] == [
+    videos = synthetic._videos(SetSettings(num_train=11, num_val=2, seed=3))
+    assert [video[:3] for video in videos[8:]] == [
         ("train/roll counter-clockwise/00000.mp4", "roll counter-clockwise", 60_000_008),
         ("train/static/00001.mp4", "static", 60_000_009),
         ("train/pan left/00001.mp4", "pan left", 60_000_010),
@@ -321,7 +328,7 @@ def test_labels_seeds_and_draws_are_the_same_everywhere():
     seeds = (0, 1, 60_000_008, 70_000_001)
     assert [synthetic.camera_path("static", seed).pivot for seed in seeds] == [10, 10, 3, 12]
     assert [synthetic._quality(seed) for seed in seeds] == [30, 30, 22, 25]
-    counts = [len(synthetic._shapes(seed, np.arange(20) / 10, pivot=4)) for seed in seeds]
+    counts = [len(shapes.foreground_shapes(seed, np.arange(20) / 10, pivot=4)) for seed in seeds]
     assert counts == [4, 3, 4, 2]
 
 
@@ -329,7 +336,7 @@ def test_colours_of_a_file_are_within_rounding_of_their_definition():
     rng = np.random.default_rng(0)
     clip = rng.integers(0, 256, (2, 3, 34, 48), dtype=np.uint8)
     clip[0, :, :2, :4] = np.array([0, 255])[:, None].repeat(2, 1).ravel()
-    planes = synthetic._to_yuv420(clip)
+    planes = mp4._to_yuv420(clip)
     assert planes.shape == (2, 51, 48)
     red, green, blue = clip.astype(float).transpose(1, 0, 2, 3)
     light = 0.299 * red + 0.587 * green + 0.114 * blue  # BT.601
@@ -354,7 +361,7 @@ def test_decoded_file_is_the_render_but_for_compression(made):
 def test_complete_set_is_reused(made):
     before = {p: p.stat().st_mtime_ns for p in made.rglob("*.mp4")}
     called = []
-    synthetic.make_dataset(made, **SMALL, progress=lambda *a: called.append(a))
+    synthetic.make_dataset(made, SetSettings(**SMALL), progress=lambda *a: called.append(a))
     assert not called
     assert before == {p: p.stat().st_mtime_ns for p in made.rglob("*.mp4")}
 
@@ -366,35 +373,37 @@ def test_interrupted_making_leaves_nothing_and_is_done_anew(tmp_path):
 
     for workers in (1, 2):
         with pytest.raises(KeyboardInterrupt):
-            synthetic.make_dataset(tmp_path / "set", **SMALL, workers=workers, progress=interrupt)
+            synthetic.make_dataset(
+                tmp_path / "set", SetSettings(**SMALL), workers=workers, progress=interrupt
+            )
         assert not list(tmp_path.iterdir())
     # killed outright, a run cannot clean up: the next one does, by the dead process's number
     dead = tmp_path / ".set.making-999999999"
     (dead / "train").mkdir(parents=True)
-    synthetic.make_dataset(tmp_path / "set", **SMALL, workers=1)
+    synthetic.make_dataset(tmp_path / "set", SetSettings(**SMALL), workers=1)
     assert len(contents(tmp_path / "set")) == 63
     assert not dead.exists()
 
 
 def test_set_with_missing_files_is_made_anew(tmp_path):
     parameters = {**SMALL, "num_train": 9, "num_val": 9}
-    folder = synthetic.make_dataset(tmp_path / "set", **parameters, workers=1)
+    folder = synthetic.make_dataset(tmp_path / "set", SetSettings(**parameters), workers=1)
     whole = contents(folder)
     (folder / "val" / "static" / "00000.mp4").unlink()
-    synthetic.make_dataset(folder, **parameters, workers=1)
+    synthetic.make_dataset(folder, SetSettings(**parameters), workers=1)
     assert contents(folder) == whole
 
 
 def test_other_parameters_are_refused_by_name(made):
     with pytest.raises(UserError, match=r"num_train=45 \(asked: 90\).*delete"):
-        synthetic.make_dataset(made, **{**SMALL, "num_train": 90})
+        synthetic.make_dataset(made, SetSettings(**{**SMALL, "num_train": 90}))
     assert len(contents(made)) == 63
 
 
 def test_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "holiday.mp4").write_bytes(b"mine")
     with pytest.raises(UserError, match="no camera-motion set"):
-        synthetic.make_dataset(tmp_path, **SMALL)
+        synthetic.make_dataset(tmp_path, SetSettings(**SMALL))
     assert (tmp_path / "holiday.mp4").read_bytes() == b"mine"
 
 
@@ -408,15 +417,18 @@ def test_foreign_folder_is_left_alone(tmp_path):
     ],
 )
 def test_impossible_parameters(tmp_path, wrong, message):
+    def make(*, workers=None, **settings):
+        synthetic.make_dataset(tmp_path / "set", SetSettings(**settings), workers=workers)
+
     with pytest.raises(UserError, match=message):
-        synthetic.make_dataset(tmp_path / "set", **{**SMALL, **wrong})
+        make(**{**SMALL, **wrong})
     assert not list(tmp_path.iterdir())
 
 
 def test_dead_workers_are_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(RunFailed, match="0 of 63"):
-        synthetic.make_dataset(tmp_path / "set", **SMALL, workers=2)
+        synthetic.make_dataset(tmp_path / "set", SetSettings(**SMALL), workers=2)
     assert not list(tmp_path.iterdir())
 
 
@@ -429,7 +441,7 @@ def footage(tmp_path_factory):
     import av
 
     path = tmp_path_factory.mktemp("footage") / "still.mp4"
-    scene = synthetic._plate(7)[0][0, :, :192, :256].mul(255).to(torch.uint8)
+    scene = scenes.scene_pyramid(7)[0][0, :, :192, :256].mul(255).to(torch.uint8)
     picture = np.ascontiguousarray(scene.permute(1, 2, 0).numpy())
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"crf": "18"})
@@ -443,7 +455,7 @@ def footage(tmp_path_factory):
 @pytest.mark.parametrize("label", LABELS)
 def test_crop_over_footage_moves_as_its_label_says(footage, label):
     seen = [
-        camera_seen(synthetic.over_real_footage(footage, label, seed, frozen=frozen))
+        camera_seen(over_real_footage(footage, label, seed, frozen=frozen))
         for seed, frozen in ((1, False), (2, True), (3, False))
     ]
     assert seen.count(label) >= 2, seen
@@ -451,8 +463,8 @@ def test_crop_over_footage_moves_as_its_label_says(footage, label):
 
 def test_frozen_footage_stands_and_moving_footage_moves(tmp_path):
     path = write_clip(tmp_path / "box.mp4", frames=60, fps=25, size=(128, 96))
-    still = synthetic.over_real_footage(path, "static", 5, frozen=True, size=48).double()
-    moving = synthetic.over_real_footage(path, "static", 5, frozen=False, size=48).double()
+    still = over_real_footage(path, "static", 5, frozen=True, size=48).double()
+    moving = over_real_footage(path, "static", 5, frozen=False, size=48).double()
     assert still.shape == moving.shape == (2 * CLIP_SPEC.num_frames, 3, 48, 48)
     assert (still[0] - still[-1]).abs().mean() < 0.5 * (moving[0] - moving[-1]).abs().mean()
 
@@ -460,14 +472,11 @@ def test_frozen_footage_stands_and_moving_footage_moves(tmp_path):
 def test_footage_shorter_than_a_clip_is_refused(tmp_path):
     path = write_clip(tmp_path / "short.mp4", frames=10, fps=25, size=(128, 96))
     with pytest.raises(UserError, match=r"0\.40 s.*needs 1\.60 s"):
-        synthetic.over_real_footage(path, "static", 0, frozen=True)
+        over_real_footage(path, "static", 0, frozen=True)
 
 
 @pytest.mark.parametrize("label", LABELS)
 def test_crop_over_real_clips(shared_data, label):
     clip = shared_data / "clips" / "hiera_dog.mp4"
-    seen = [
-        camera_seen(synthetic.over_real_footage(clip, label, seed, frozen=True))
-        for seed in (11, 12, 13)
-    ]
+    seen = [camera_seen(over_real_footage(clip, label, seed, frozen=True)) for seed in (11, 12, 13)]
     assert seen.count(label) >= 2, seen

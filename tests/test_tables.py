@@ -381,12 +381,12 @@ def test_a_split_that_is_missing_in_the_column(tmp_path):
     file = write(tmp_path / "labels.csv", PARTS.format("test", "test"))
     val = read_manifest(tmp_path, "val")
     assert len(val) == 2
-    assert any("'test' stands in for it; the best checkpoint" in note for note in val.notes)
+    assert any("'test' is used instead; the best checkpoint" in note for note in val.notes)
     write(file, PARTS.format("extra", "val"))
     notes = read_manifest(tmp_path, "val").notes
     assert any("1 videos of subset 'extra' are in no split" in note for note in notes)
     write(file, PARTS.replace("Train", "A").replace("train", "B").format("A", "B"))
-    with pytest.raises(DataError, match=r"column 'subset' says 'A', 'B'; expected train, val and"):
+    with pytest.raises(DataError, match=r"column 'subset' has 'A', 'B'; expected train, val and"):
         read_manifest(tmp_path, "train")
 
 

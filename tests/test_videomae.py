@@ -13,7 +13,7 @@ import torch
 from randomness import redraw, relative_error
 from torch import nn
 
-from hiera_video.data.datasets import Batch
+from hiera_video.data.batch import Batch
 from hiera_video.engine import tasks
 from hiera_video.engine.optim import parameter_groups
 from hiera_video.errors import UserError, WeightsError

@@ -100,7 +100,7 @@ def test_a_checkpoint_from_elsewhere_is_tested_on_all(plain, trained, tmp_path):
     other = write_videos(tmp_path / "other", train=8, val=0) / "train"
     names, said = outcome_of(other, tmp_path / "out", best(trained))
     assert len(names) == 8
-    assert f"note: all 8 videos of {other}: the folder names no parts" in said
+    assert f"note: all 8 videos of {other}: the folder has no splits" in said
 
 
 def test_weights_without_notes_of_their_training_are_tested_on_all(plain, trained, tmp_path):
@@ -128,7 +128,7 @@ def test_a_table_without_splits_is_tested_like_a_folder(plain, tmp_path):
         tmp_path / "elsewhere.csv", tmp_path / "b", best(tmp_path / "run"), *words
     )
     assert len(names) == 13
-    assert "the list names no parts" in said
+    assert "the list has no splits" in said
 
 
 def test_a_single_list_has_its_own_share_held_out(plain, tmp_path):
@@ -174,7 +174,7 @@ def test_train_and_test_without_val_are_said(tmp_path, capsys):
     (videos / "val").rename(videos / "test")
     said = said_by(capsys, config(videos, tmp_path / "out", "SOLVER.MAX_STEPS", 1))
     assert (
-        f"note: no folder for val in {videos}: test stands in for it; the best checkpoint is "
+        f"note: no folder for val in {videos}: test is used instead; the best checkpoint is "
         "chosen on it, so a test on it is no independent figure"
     ) in said
     _, said = outcome_of(videos, tmp_path / "test", best(tmp_path / "out"))

@@ -1,4 +1,4 @@
-"""How well a model of the camera-motion set knows camera motion, on pictures it has never seen.
+"""Test how well a model of the camera-motion set recognises camera motion in unseen pictures.
 
     python tools/camera_motion_test.py
     python tools/camera_motion_test.py --weights runs/camera/checkpoint.pyth --json out.json
@@ -7,18 +7,19 @@ Three sets of videos are written to a temporary folder and read back as any vide
 
 * synthetic: held-out clips of the set itself, of scenes that no training seed reaches;
 * frozen:    a crop moved over real footage that stands still (one frame, repeated);
-* moving:    the same crops while the footage goes on, with all that moves in it.
+* moving:    the same crops over the running footage, with everything that moves in it.
 
-The real footage is for this test only: never for training, nor for choosing anything about it.
-Two controls go with every set. `one frame`: a frame of each clip repeated to its full length; what
-is left of the accuracy does not come from motion. `shuffled`: the frames in random order; the axis
-of a motion can still be guessed from an unordered set of frames, its direction cannot, so the
-direction's accuracy among the clips whose axis was found is given beside it (chance is 50 %).
+The real footage is for this test only: never for training or for choosing its settings. Two
+controls go with every set. `one frame`: one frame of each clip, repeated to its full length; the
+accuracy that is left does not come from motion. `shuffled`: the frames in random order; the axis
+of a motion can still be guessed from an unordered set of frames, but not its direction. Therefore
+the accuracy of the direction, among the clips whose axis was right, is reported as well (chance is
+50 %).
 
-Footage may have camera motion of its own, against which the label is, strictly, wrong: a robust
-least-squares estimate of the motion agrees with the labels of 99 % of the frozen clips, of 36 % of
-the moving ones of the dog and of 78 % of all moving ones. No source is left out for it; how far
-each drifts is measured and printed beside its accuracy.
+Footage may have camera motion of its own, which makes some labels wrong: a robust least-squares
+estimate of the motion agrees with the labels of 99 % of the frozen clips, of 36 % of the moving
+clips of the dog and of 78 % of all moving clips. No source is excluded for that; how far each
+drifts is measured and printed beside its accuracy.
 """
 
 from __future__ import annotations
@@ -39,8 +40,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
 
 from hiera_video import cli, files
-from hiera_video.data.synthetic import camera_motion as synthetic
-from hiera_video.data.synthetic.camera_motion import LABELS
+from hiera_video.data.synthetic.camera_motion import CLIP_SPEC, FPS, LABELS, write_clip
+from hiera_video.data.synthetic.mp4 import encode
+from hiera_video.data.synthetic.real_footage import over_real_footage
 from hiera_video.data.views import load_test_views
 from hiera_video.errors import UserError
 from hiera_video.predict import Predictor
@@ -56,21 +58,21 @@ SOURCES = {
     "sam2_05_default_juggle.mp4": "a man and a ball before a fixed background",
     "tc_nasa_13013.mp4": "dark, 180 pixels high, with cuts and cross-fades",
 }
-"""The real pictures among those clips. The others there are the same pictures in other formats,
+"""The real footage in that folder. Its other clips are the same pictures in other formats,
 test cards, a handful of frames, or (moviepy_no_duration.webm) all but black."""
 
 FIXED_CAMERA = 2.0
-"""Sources that drift less than this, in percent, count as filmed by a camera that stands."""
+"""Sources that drift less than this, in percent, count as filmed by a fixed camera."""
 
 HELD_OUT_SEED = 1 << 40
 """First seed of the synthetic clips: far above those of any set that `make_dataset` writes."""
 _FOOTAGE_SEED = 1 << 41
-_FRAMES = 2 * synthetic.CLIP_SPEC.num_frames
+_FRAMES = 2 * CLIP_SPEC.num_frames
 
 
 @dataclass(frozen=True)
 class Clip:
-    """One test clip: where its file is, its label, and what it was made from."""
+    """One test clip: its file, its label and the source of its pictures."""
 
     path: Path
     label: str
@@ -98,43 +100,43 @@ class Result:
 
 
 def write_synthetic(folder: Path, count: int) -> list[Clip]:
-    """Held-out clips of the set: full files, of which the test takes the middle."""
+    """Write held-out clips of the set: full files, of which the test takes the middle."""
     clips = []
     for index in range(count):
         label, seed = LABELS[index % len(LABELS)], HELD_OUT_SEED + index
         path = folder / f"{index:04d}.mp4"
-        synthetic.write_clip(path, label, seed)
+        write_clip(path, label, seed)
         clips.append(Clip(path, label, "synthetic"))
         progress(f"synthetic {index + 1}/{count}")
     return clips
 
 
 def write_footage(folder: Path, sources: Sequence[Path], repeats: int, frozen: bool) -> list[Clip]:
-    """Every source under every label, `repeats` times, each time another stretch and path."""
+    """Write every source under every label, `repeats` times with other stretches and paths."""
     clips = []
     for index in range(len(sources) * repeats * len(LABELS)):
         source = sources[index // (repeats * len(LABELS))]
         label = LABELS[index % len(LABELS)]
         path = folder / f"{index:04d}.mp4"
         # frozen and moving clips share their seeds: same stretch, same path, same crop
-        frames = synthetic.over_real_footage(
+        frames = over_real_footage(
             source, label, _FOOTAGE_SEED + index, frozen=frozen, frames=_FRAMES
         )
-        synthetic.encode(path, frames, fps=synthetic.FPS, crf=18)
+        encode(path, frames, fps=FPS, crf=18)
         clips.append(Clip(path, label, source.name))
         progress(f"{'frozen' if frozen else 'moving'} {source.name} {index + 1}")
     return clips
 
 
-# ---- what the footage does by itself ---------------------------------------------------------
+# ---- the motion of the footage itself --------------------------------------------------------
 
 
 def own_drift(path: Path) -> float:
-    """How far the background of a video travels in the 1.4 s between a clip's first and last
+    """Measure how far the background of a video moves in the 1.4 s between a clip's first and last
     frame: the median over the video, in percent of the picture's shorter side.
 
-    Eight blocks along the border are each followed by phase correlation over steps of 0.2 s; their
-    median is taken for the background.
+    Eight blocks along the border are tracked by phase correlation in steps of 0.2 s; their median
+    counts as the background.
     """
     with VideoReader(path) as video:
         times = np.asarray(video.info.times)
@@ -153,7 +155,7 @@ def own_drift(path: Path) -> float:
         for a, z in itertools.pairwise(grey)
     ]
     place = np.concatenate([[[0, 0]], np.cumsum(steps, axis=0)])
-    apart = synthetic.CLIP_SPEC.num_frames - 1
+    apart = CLIP_SPEC.num_frames - 1
     return float(np.median(np.abs(place[apart:] - place[:-apart]).max(1)) / 180 * 100)
 
 
@@ -179,11 +181,11 @@ def _shift(first: np.ndarray, second: np.ndarray) -> tuple[int, int]:
     )
 
 
-# ---- asking the model -------------------------------------------------------------------------
+# ---- scoring the model ------------------------------------------------------------------------
 
 
 def examine(predictor: Predictor, name: str, clips: Sequence[Clip]) -> Result:
-    """Top-1 of a set of clips and of its two controls."""
+    """Score a set of clips and its two controls."""
     pixels = torch.cat([load_test_views(clip.path, predictor.spec, 1, 1) for clip in clips])
     truth = np.array([clip.label for clip in clips])
     generator = torch.Generator().manual_seed(0)
@@ -237,7 +239,7 @@ def _percent(right: np.ndarray) -> float:
 
 
 def progress(line: str) -> None:
-    """One changing line on a terminal; nothing in a log file."""
+    """Show one changing line on a terminal; print nothing into a log file."""
     if sys.stderr.isatty():
         print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
 
@@ -293,7 +295,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def print_report(predictor: Predictor, results: Sequence[Result]) -> None:
-    """One line for each set, then what each set confuses."""
+    """Print one line for each set, then its most frequent mistakes."""
     print(f"{predictor.weights_name}: nine camera motions, chance {100 / len(LABELS):.1f} %")
     print(
         f"{'set':<10} {'clips':>6} {'top-1':>7} {'one frame':>10} {'shuffled':>9} {'direction':>10}"
@@ -309,7 +311,7 @@ def print_report(predictor: Predictor, results: Sequence[Result]) -> None:
 
 
 def print_sources(results: Sequence[Result], drift: dict[str, float]) -> None:
-    """Accuracy on each real source, beside what its own camera does."""
+    """Print the accuracy on each real source, beside the motion of its own camera."""
     by_name = {result.name: result for result in results}
     if not drift:
         return
@@ -325,7 +327,7 @@ def print_sources(results: Sequence[Result], drift: dict[str, float]) -> None:
         print(
             f"moving, the {len(fixed)} sources that drift less than {FIXED_CAMERA:g} %: {mean:.1f}"
         )
-    print("drift: % of the picture that the footage's own background travels within one clip")
+    print("drift: % of the picture that the footage's own background moves within one clip")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Randomness as arithmetic: generators that are functions of whole numbers.
 
-There is no state to save: (seed, epoch, video, view) says all about a clip, on any worker, in any
+There is no state to save: (seed, epoch, video, view) determines a clip, on any worker, in any
 process, before and after a restart.
 """
 
@@ -22,19 +22,22 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "augment": ("epoch", "video", "clip", "repeat"),
     "symmetries": ("epoch", "video", "view"),
 }
-"""What random numbers are drawn for, and the whole numbers that each draw depends on besides the
-seed. Every purpose has its own streams: see `_ENDINGS`."""
+"""Purpose of random numbers -> the whole numbers that they depend on besides the seed.
+
+Every purpose has its own streams: see `_ENDINGS`."""
 
 _ENDINGS: dict[str, tuple[int, ...]] = {"symmetries": (0x53594D, 0)}
-"""What is hashed behind the numbers of a purpose. The hash is over the numbers and their count, so
-no two purposes may end up with the same count. Changing this changes the clips of every run."""
+"""Purpose -> numbers that are hashed after its own.
+
+The hash is over the numbers and their count, so no two purposes may have the same count. Changing
+this changes the clips of every run."""
 
 
 def generator_for(purpose: str, seed: int, *numbers: int) -> Generator:
-    """A generator that is a function of the seed and of the numbers that `PURPOSES` names.
+    """Make a generator that is a function of the seed and of the numbers that `PURPOSES` names.
 
-    ValueError for a purpose that is not listed, or with another count of numbers: it could have
-    the stream of another purpose.
+    Raises ValueError for a purpose that is not listed, and for another count of numbers, which
+    could give the stream of another purpose.
     """
     if len(numbers) != len(PURPOSES.get(purpose, (*numbers, ""))):
         raise ValueError(f"stream {purpose!r} with {len(numbers)} numbers is not in PURPOSES")
@@ -49,20 +52,20 @@ def epoch_order(num_videos: int, seed: int, epoch: int) -> np.ndarray:
 
 
 def uniform(generator: Generator, count: int) -> list[float]:
-    """`count` numbers in [0, 1)."""
+    """Draw `count` numbers in [0, 1)."""
     return torch.rand(count, generator=generator, dtype=torch.float64).tolist()
 
 
 def draw_seed(generator: Generator) -> int:
-    """A seed for code that brings its own generator."""
+    """Draw a seed for code that has its own generator."""
     return int(torch.randint(2**62, (), generator=generator))
 
 
 @contextmanager
 def global_seed(seed: int) -> Iterator[None]:
-    """Lend a seed to code that draws from torch's global CPU generator, and put it back."""
+    """Seed torch's global CPU generator inside the block; restore its state afterwards."""
     state = torch.get_rng_state()
-    # Not torch.manual_seed: that would reseed the GPUs too, and their state would stay changed.
+    # Not torch.manual_seed: it seeds the GPUs as well, whose state is not restored here.
     torch.default_generator.manual_seed(seed)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Renumber the labels of a list: from its own classes to a model's outputs, found by name."""
+"""Map the labels of a list from its own classes to a model's outputs, by class name."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ def fit_labels(
     owner: str,
     guessed: str = "",
 ) -> Manifest:
-    """A list whose labels are numbers of the outputs `names`, and whose `classes` are these.
+    """Renumber the labels of a list so that they are indices of a model's outputs, and `classes` is
+    `names`.
 
-    Where names are missing on one side, labels are taken in order, which a note says.
+    Where one side has no names, the labels stay in order, which a note says.
 
     Args:
-        manifest: a list as it was read, with the names that belong to it, if any.
-        names: of the outputs, in their order; None or empty if they have none.
-        count: how many outputs.
-        owner: what has the outputs, for messages: "best.pyth", "the training videos".
-        guessed: the public list that `names` are, where that is likely and no fact. Such names
-            count only where they cover the classes of the list.
+        manifest: the list with its own class names, if any.
+        names: of the outputs, in order; None or empty if they have none.
+        count: number of outputs.
+        owner: the owner of the outputs, for messages: "best.pyth", "the training videos".
+        guessed: the public list that `names` are, where that is only likely. Such names are used
+            only if they cover the classes of the list.
 
-    Raises DataError: a class that has videos is none of the outputs; or which output it is cannot
-    be known.
+    Raises DataError: a class with videos is none of the outputs, or its output is unknown.
     """
     own = list(manifest.classes or ())
     names = list(names or ())
@@ -45,7 +45,7 @@ def fit_labels(
     if own and not names and len(own) != count:
         raise DataError(
             f"{owner} has {count} outputs without class names, and the data has {len(own)} classes "
-            f"({first_few(own)}): nobody can know which output is which. Set DATA.CLASS_NAMES to a "
+            f"({first_few(own)}): which output is which is unknown. Set DATA.CLASS_NAMES to a "
             f"file with the names of all {count} outputs, in their order"
         )
     if not own or not names:
@@ -56,8 +56,8 @@ def fit_labels(
     if unknown:
         raise DataError(
             f"{owner} does not know {_classes(len(unknown))} of the data: {first_few(unknown)}. It "
-            f"knows {first_few(names)}. Videos of other classes can never be right: leave them out "
-            "of the list, or train on these classes first"
+            f"knows {first_few(names)}. Videos of other classes are always counted as wrong: leave "
+            "them out of the list, or train on these classes first"
         )
     notes = [match.spelling_note()]
     if guessed:
@@ -98,13 +98,13 @@ def _renumbered(
     count: int,
     notes: Sequence[str],
 ) -> Manifest:
-    """The list with label `rows[label]` in the place of each label (None: as they are)."""
+    """The list with every label replaced by `rows[label]` (None: labels stay)."""
     labels = manifest.labels
     if rows is not None:
-        # the entry for -1, no label, is the last one
+        # The last entry is for -1, no label.
         table = np.array([*(-1 if row is None else row for row in rows), -1], dtype=np.int64)
         labels = table[labels]
-        if manifest.label_ends is not None:  # the labels of one video stay in ascending order
+        if manifest.label_ends is not None:  # labels of a video are sorted
             counts = np.diff(manifest.label_ends, prepend=0)
             labels = labels[np.lexsort((labels, np.repeat(np.arange(len(counts)), counts)))]
     return replace(

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from hiera_video.config import Config, SolverConfig
 from hiera_video.config.schema import MixupConfig
-from hiera_video.data.datasets import Loader, VideoDataset, build_loader
+from hiera_video.data.datasets import TestReader, TrainReader, VideoDataset
+from hiera_video.data.loader import Loader, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
-from hiera_video.data.transforms.flips import Symmetries
-from hiera_video.data.transforms.mixing import Mixing
+from hiera_video.data.transforms.flips import LabelAwareFlips
+from hiera_video.data.transforms.mixup import MixUpCutMix
 from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import manifests, optim, preflight, tasks
 from hiera_video.engine.distributed import World
@@ -131,12 +132,13 @@ def training_set(cfg: Config, manifest: Manifest) -> VideoDataset:
     )
     return VideoDataset(
         manifest,
-        spec,
-        transform=transform,
-        num_temporal=cfg.data.train_crop_num_temporal,
-        num_augment=cfg.aug.num_sample,
-        decoder=cfg.data.decoding_backend,
-        seed=cfg.rng_seed,
+        TrainReader(
+            transform,
+            num_temporal=cfg.data.train_crop_num_temporal,
+            num_augment=cfg.aug.num_sample,
+            decoder=cfg.data.decoding_backend,
+            seed=cfg.rng_seed,
+        ),
         labelled=tasks.get(cfg.task).labelled,
     )
 
@@ -144,7 +146,7 @@ def training_set(cfg: Config, manifest: Manifest) -> VideoDataset:
 def validation_set(cfg: Config, manifest: Manifest) -> VideoDataset:
     """Build the validation data set: of each video the middle clip and centre crop."""
     spec = cfg.data.clip_spec(training=False)
-    return VideoDataset(manifest, spec, decoder=cfg.data.decoding_backend)
+    return VideoDataset(manifest, TestReader(spec, decoder=cfg.data.decoding_backend))
 
 
 # ---- loaders and schedule -----------------------------------------------------------------------
@@ -157,14 +159,16 @@ def training_loader(
     where the epoch of `start` ends)."""
     return build_loader(
         dataset,
-        batch_size=cfg.train.batch_size,
-        num_workers=cfg.data_loader.num_workers,
-        rank=world.rank,
-        world=world.size,
-        grad_accum=cfg.train.grad_accum,
-        start_step=start,
-        stop_step=end,
-        pin_memory=cfg.data_loader.pin_memory,
+        LoaderSettings(
+            batch_size=cfg.train.batch_size,
+            num_workers=cfg.data_loader.num_workers,
+            rank=world.rank,
+            world_size=world.size,
+            grad_accum=cfg.train.grad_accum,
+            start_step=start,
+            stop_step=end,
+            pin_memory=cfg.data_loader.pin_memory,
+        ),
     )
 
 
@@ -174,11 +178,13 @@ def validation_loader(cfg: Config, data: TrainingData, world: World) -> Loader |
         return None
     return build_loader(
         data.validation,
-        batch_size=cfg.test.batch_size,
-        num_workers=cfg.data_loader.num_workers,
-        rank=world.rank,
-        world=world.size,
-        pin_memory=cfg.data_loader.pin_memory,
+        LoaderSettings(
+            batch_size=cfg.test.batch_size,
+            num_workers=cfg.data_loader.num_workers,
+            rank=world.rank,
+            world_size=world.size,
+            pin_memory=cfg.data_loader.pin_memory,
+        ),
     )
 
 
@@ -309,7 +315,7 @@ def forward_passes(
         objective=tasks.get(cfg.task),
         settings=settings,
         grad_accum=cfg.train.grad_accum,
-        symmetries=Symmetries(data.train_list.classes or ()) if cfg.aug.symmetries else None,
+        symmetries=LabelAwareFlips(data.train_list.classes or ()) if cfg.aug.symmetries else None,
         mixing=mixing_of(cfg.mixup, data.num_classes),
         compile_mode=cfg.train.compile_mode if cfg.train.compile else None,
     )
@@ -326,11 +332,11 @@ def class_weights(cfg: Config, data: TrainingData, device: torch.device) -> Tens
     return tasks.balanced_weights(counts).to(device)
 
 
-def mixing_of(mixup: MixupConfig, num_classes: int) -> Mixing | None:
+def mixing_of(mixup: MixupConfig, num_classes: int) -> MixUpCutMix | None:
     """Return the mixing of the MIXUP settings; None where it is off."""
     if not mixup.enable:
         return None
-    return Mixing(
+    return MixUpCutMix(
         num_classes=num_classes,
         mixup_alpha=mixup.alpha,
         cutmix_alpha=mixup.cutmix_alpha,

@@ -238,19 +238,18 @@ def _shared_folder(world: World) -> Iterator[str]:
 
 def _generate(cfg: Config, folder: str, steps: int) -> None:
     """Write a few camera-motion videos, and lists that name them as often as `steps` steps need."""
-    from hiera_video.data.synthetic import camera_motion as synthetic
+    from hiera_video.data.synthetic.camera_motion import SetSettings, make_dataset
 
     side = -(-max(cfg.data.train_crop_size, 32) * 8 // 7)
     span = cfg.data.num_frames * (1 if cfg.data.segments else cfg.data.sampling_rate)
-    videos = synthetic.make_dataset(
-        Path(folder) / "videos",
+    form = SetSettings(
         num_train=STAND_INS,
         num_val=0,
         size=side + side % 2,
         frames=max(span, 2),
         fps=max(1, round(cfg.data.target_fps)),
-        workers=1,
     )
+    videos = make_dataset(Path(folder) / "videos", form, workers=1)
     files = sorted(str(path) for path in videos.rglob("*.mp4"))
     classes = cfg.model.num_classes or STAND_INS
     lines = [

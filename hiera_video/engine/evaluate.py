@@ -19,7 +19,9 @@ from hiera_video import __version__
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.config import Config
 from hiera_video.config.schema import TestConfig
-from hiera_video.data.datasets import Failed, Loader, VideoDataset, build_loader
+from hiera_video.data.batch import Failed
+from hiera_video.data.datasets import TestReader, VideoDataset
+from hiera_video.data.loader import Loader, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
 from hiera_video.engine import checkpoint, memory, preflight, results, tasks
@@ -277,18 +279,22 @@ def _build_test_loader(cfg: Config, world: World, manifest: Manifest) -> Loader:
     views, crops = cfg.test.num_ensemble_views, cfg.test.num_spatial_crops
     dataset = VideoDataset(
         manifest,
-        cfg.data.clip_spec(training=False),
-        num_views=views,
-        num_crops=crops,
-        decoder=cfg.data.decoding_backend,
+        TestReader(
+            cfg.data.clip_spec(training=False),
+            num_views=views,
+            num_crops=crops,
+            decoder=cfg.data.decoding_backend,
+        ),
     )
     return build_loader(
         dataset,
-        batch_size=max(1, cfg.test.batch_size // (views * crops)),
-        num_workers=cfg.data_loader.num_workers,
-        rank=world.rank,
-        world=world.size,
-        pin_memory=cfg.data_loader.pin_memory,
+        LoaderSettings(
+            batch_size=max(1, cfg.test.batch_size // (views * crops)),
+            num_workers=cfg.data_loader.num_workers,
+            rank=world.rank,
+            world_size=world.size,
+            pin_memory=cfg.data_loader.pin_memory,
+        ),
     )
 
 

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from hiera_video.data.datasets import Clips, VideoDataset, read_sample
+from hiera_video.data.batch import Clips
+from hiera_video.data.datasets import VideoDataset, read_sample
 from hiera_video.engine import meters, preflight, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.engine.meters import StepTimer

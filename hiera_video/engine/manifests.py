@@ -12,7 +12,7 @@ from typing import Any
 
 from hiera_video.config.schema import DataConfig, SyntheticConfig
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
-from hiera_video.data.manifests.splits import NoSuchPart
+from hiera_video.data.manifests.splits import MissingSplit
 from hiera_video.engine.preflight import flat_settings
 from hiera_video.errors import DataError
 
@@ -109,7 +109,7 @@ def read_test_split(
     split_as_trained = _split_as_trained(source, before)
     try:
         train_list = read_split(split_as_trained, "train", num_classes=num_classes)
-    except NoSuchPart:
+    except MissingSplit:
         return whole  # too few videos to hold any out
     same_list = fingerprint(train_list) == stored_list
     folder = source.data.path_to_data_dir
@@ -151,14 +151,14 @@ def make_synthetic(folder: str | Path, settings: SyntheticConfig) -> Path:
     """Make the camera-motion set of the SYNTHETIC settings, unless it is there; its folder."""
     from hiera_video.data.synthetic import camera_motion
 
-    return camera_motion.make_dataset(
-        folder,
+    form = camera_motion.SetSettings(
         num_train=settings.num_train,
         num_val=settings.num_val,
         size=settings.size,
         frames=settings.frames,
         plain=settings.plain,
     )
+    return camera_motion.make_dataset(folder, form)
 
 
 def _no_data(path: str) -> str:

@@ -15,7 +15,8 @@ from torch import nn
 
 from hiera_video import scoring
 from hiera_video.config import DataConfig
-from hiera_video.data.datasets import Failed, VideoDataset, try_to_read
+from hiera_video.data.batch import Failed
+from hiera_video.data.datasets import VideoDataset, try_to_read
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.engine.schedule import Schedule
 from hiera_video.errors import RunFailed, UserError

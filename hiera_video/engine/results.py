@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from hiera_video import files
-from hiera_video.data.datasets import Failed
+from hiera_video.data.batch import Failed
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.engine import metrics, plots
 from hiera_video.engine.records import json_safe

@@ -20,9 +20,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 
 from hiera_video.config import SolverConfig
-from hiera_video.data.datasets import Batch, VideoDataset
-from hiera_video.data.transforms.flips import Symmetries
-from hiera_video.data.transforms.mixing import Mixing
+from hiera_video.data.batch import Batch
+from hiera_video.data.datasets import VideoDataset
+from hiera_video.data.transforms.flips import LabelAwareFlips
+from hiera_video.data.transforms.mixup import MixUpCutMix
 from hiera_video.engine import memory, optim, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.engine.meters import StepTimer
@@ -50,8 +51,8 @@ class StepRecipe:
     settings: tasks.StepSettings
     grad_accum: int = 1
     """Parts in which this process computes its share of a step, one after the other."""
-    symmetries: Symmetries | None = None
-    mixing: Mixing | None = None
+    symmetries: LabelAwareFlips | None = None
+    mixing: MixUpCutMix | None = None
     compile_mode: str | None = None
     """Mode of torch.compile; None: the model runs as it is."""
 

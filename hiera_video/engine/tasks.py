@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.datasets import Batch
+from hiera_video.data.batch import Batch
 from hiera_video.engine.metrics import topk_correct
 from hiera_video.errors import UserError
 from hiera_video.models.mae import MaskedAutoencoder

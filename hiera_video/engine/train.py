@@ -17,7 +17,7 @@ import torch
 
 from hiera_video import files
 from hiera_video.config import Config
-from hiera_video.data.datasets import Loader
+from hiera_video.data.loader import Loader
 from hiera_video.engine import (
     build,
     checkpoint,

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.data.manifests.layouts import SPLITS, read_manifest
-from hiera_video.data.manifests.listing import some
+from hiera_video.data.manifests.listing import quoted
 from hiera_video.data.manifests.video_table import quoted_path
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.files import atomic_write, explained, write_text
@@ -167,7 +167,7 @@ def summary(prepared: Prepared) -> list[str]:
     names = prepared.classes or ()
     untrained = [name for label, name in enumerate(names) if label not in trained]
     if untrained:
-        lines.append(f"note: no training video of {some(untrained)}")
+        lines.append(f"note: no training video of {quoted(untrained)}")
     if prepared.left_out:
         reasons = Counter(row.reason for row in prepared.left_out).most_common(3)
         text = "; ".join(f"{count:,} x {reason}" for reason, count in reasons)

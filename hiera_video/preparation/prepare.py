@@ -18,10 +18,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hiera_video.data.manifests.class_folders import own_split, source_namer
+from hiera_video.data.manifests.class_folders import predefined_split, source_lookup
 from hiera_video.data.manifests.layouts import Manifest, Source, read_manifest
-from hiera_video.data.manifests.listing import some
-from hiera_video.data.manifests.splits import Listed, hold_out
+from hiera_video.data.manifests.listing import quoted
+from hiera_video.data.manifests.splits import VideoEntry, hold_out
 from hiera_video.errors import DataError, RunFailed, UserError
 
 FOLDER_LAYOUTS = ("folder", "class_folders", "group_folders")
@@ -200,7 +200,7 @@ def _prepared(layout: str, source: Source, lists: Mapping[str, Manifest]) -> Pre
     """Return the lists with their paths from one common root."""
     train, val = lists["train"], lists["val"]
     root = os.path.commonpath([os.path.abspath(m.paths.root) for m in lists.values()])
-    namer = source_namer(source, layout)
+    namer = source_lookup(source, layout)
     return Prepared(
         layout,
         root,
@@ -232,13 +232,13 @@ def _check_source_names(prepared: Prepared, source: Source, *, asked: bool) -> b
         if unnamed:
             prepared.notes.append(
                 f"{len(unnamed)} of {len(prepared)} videos name no source "
-                f"({some([video.path for video in unnamed], 2)}): each counts as its own source"
+                f"({quoted([video.path for video in unnamed], 2)}): each counts as its own source"
             )
         return True
     if asked:
         raise DataError(
             f"--group-by {source.group_by!r} finds no source for any of the {len(prepared)} "
-            f"videos ({some([video.path for video in unnamed], 3)}); name a column of labels.csv, "
+            f"videos ({quoted([video.path for video in unnamed], 3)}); name a column of labels.csv "
             r"or a regular expression such as '(.+)_\d+\.mp4' whose group is the source"
         )
     if prepared.layout in FOLDER_LAYOUTS:
@@ -251,7 +251,7 @@ def _check_source_names(prepared: Prepared, source: Source, *, asked: bool) -> b
 
 def _own_split(layout: str, source: Source) -> str:
     """Describe the split that the data has; "" if it has none."""
-    return own_split(source, layout) if layout in FOLDER_LAYOUTS else layout
+    return predefined_split(source, layout) if layout in FOLDER_LAYOUTS else layout
 
 
 def _check_options(layout: str, source: Source, options: SplitOptions, own: str) -> None:
@@ -303,7 +303,7 @@ def _held_out(
 ) -> tuple[list[Video], list[Video]]:
     """Return (the rest, the fraction held out), whole sources at a time."""
     listed = [
-        Listed(
+        VideoEntry(
             video.path,
             classes[video.label] if classes else str(video.label),
             video.source or video.path,
@@ -331,7 +331,7 @@ def _check_torn_sources(prepared: Prepared, *, asked: bool) -> None:
         return
     first = next(iter(torn))
     text = (
-        f"{len(torn)} sources are in more than one split: {some(list(torn), 3)} "
+        f"{len(torn)} sources are in more than one split: {quoted(list(torn), 3)} "
         f"({first!r} in {' and '.join(torn[first])})"
     )
     if asked:

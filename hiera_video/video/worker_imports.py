@@ -8,7 +8,7 @@ import contextlib
 import importlib
 
 for name in (
-    "hiera_video.data.datasets",
+    "hiera_video.data.loader",
     "hiera_video.data.transforms.rand_augment",
     "torchcodec.decoders",
     "av",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.stopwatch import Stopwatch
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.datasets import VideoDataset
+from hiera_video.data.datasets import TestReader, TrainReader, VideoDataset
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.transforms.train import Pixels, TrainTransform
 from hiera_video.video.sampling import span
@@ -41,7 +41,8 @@ class ClipTask:
         """The package's own data set of these clips; `watch` times its augmentation."""
         if self.kind == "test":
             return VideoDataset(
-                self.manifest, self.spec, num_views=VIEWS, num_crops=CROPS, decoder=self.decoder
+                self.manifest,
+                TestReader(self.spec, num_views=VIEWS, num_crops=CROPS, decoder=self.decoder),
             )
         heavy = self.kind == "augmented"
         transform = TimedTransform(
@@ -52,7 +53,7 @@ class ClipTask:
             erase_prob=0.25 if heavy else 0.0,
             watch=watch,
         )
-        return VideoDataset(self.manifest, self.spec, transform=transform, decoder=self.decoder)
+        return VideoDataset(self.manifest, TrainReader(transform, decoder=self.decoder))
 
 
 @dataclass(frozen=True)

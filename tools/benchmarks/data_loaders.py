@@ -18,7 +18,7 @@ from benchmarks.data_pytorchvideo import PyTorchVideoDataset
 from benchmarks.tables import Column, Row, of_table
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.compat import ensure_pytorchvideo
-from hiera_video.data.datasets import build_loader
+from hiera_video.data.loader import LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.preparation.transcode import usable_cores
@@ -147,7 +147,9 @@ def hiera_video_loader(task: ClipTask, workers: int, device: torch.device) -> Lo
     settings = {"batch_size": BATCH, "stop_step": 1 << 30} if dataset.train else {"batch_size": 1}
 
     def batches() -> tuple[Iterator[int], Callable[[], None]]:
-        loader = build_loader(dataset, num_workers=workers, pin_memory=True, **settings)
+        loader = build_loader(
+            dataset, LoaderSettings(num_workers=workers, pin_memory=True, **settings)
+        )
         return (
             len(batch.clips) for batch in DevicePrefetcher(loader, device, task.spec)
         ), loader.close

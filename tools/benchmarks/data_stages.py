@@ -20,7 +20,8 @@ from benchmarks.measure import Candidate
 from benchmarks.stopwatch import Stopwatch
 from benchmarks.tables import Column, Row, of_table
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data import datasets
+from hiera_video.data.batch import Clips, Collate
+from hiera_video.data.datasets import Sample
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.views import views_of
 from hiera_video.video.frame_folder import open_video
@@ -110,7 +111,7 @@ class Pipeline:
         epoch = next(self.calls)
         return self.batch([self.dataset.sample(i, epoch) for i in range(len(self.dataset))])
 
-    def batch(self, samples: Sequence[datasets.Sample]) -> Tensor:
+    def batch(self, samples: Sequence[Sample]) -> Tensor:
         """The clips of those videos, normalised, in one tensor."""
         raise NotImplementedError
 
@@ -138,7 +139,7 @@ class HieraVideoPipeline(Pipeline):
     library = OURS
     in_worker = STAGES[:-1]
 
-    def batch(self, samples: Sequence[datasets.Sample]) -> Tensor:
+    def batch(self, samples: Sequence[Sample]) -> Tensor:
         """See `Pipeline`."""
         items = []
         for sample in samples:
@@ -148,9 +149,9 @@ class HieraVideoPipeline(Pipeline):
                 clips = self.dataset.reader.read(TimedReader(reader, self.watch), sample)
             with self.watch("open"):
                 reader.close()
-            items.append(datasets.Clips(clips, sample.label, sample.video_id))
+            items.append(Clips(clips, sample.label, sample.video_id))
         with self.watch("collate"):
-            batch = datasets.Collate(self.task.spec, 0)(items)
+            batch = Collate(self.task.spec, 0)(items)
         with self.watch("normalise"):
             return batch.normalized(self.task.spec).clips
 
@@ -168,7 +169,7 @@ class PyTorchVideoPipeline(Pipeline):
             with open_video(task.manifest.paths[i]) as reader:
                 self.info[i] = reader.info
 
-    def batch(self, samples: Sequence[datasets.Sample]) -> Tensor:
+    def batch(self, samples: Sequence[Sample]) -> Tensor:
         """See `Pipeline`."""
         clips = []
         for sample in samples:
@@ -176,7 +177,7 @@ class PyTorchVideoPipeline(Pipeline):
         with self.watch("collate"):
             return default_collate(clips)
 
-    def _clips(self, sample: datasets.Sample) -> list[Tensor]:
+    def _clips(self, sample: Sample) -> list[Tensor]:
         places, box = self._draw(sample)
         clips = []
         decoder = self.task.decoder
@@ -190,7 +191,7 @@ class PyTorchVideoPipeline(Pipeline):
             video.close()
         return clips
 
-    def _draw(self, sample: datasets.Sample) -> tuple[list[tuple[Fraction, Fraction]], Any]:
+    def _draw(self, sample: Sample) -> tuple[list[tuple[Fraction, Fraction]], Any]:
         """Start and end of each clip in seconds, and (area, aspect) of a training clip's crop."""
         info, reader = self.info[sample.video_id], self.dataset.reader
         box = None

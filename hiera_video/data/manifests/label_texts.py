@@ -1,7 +1,8 @@
-"""Labels as lists write them: ids, names, or several of either, told apart for a list as a whole.
+"""Labels as lists write them, ids or names, one or several: texts -> label numbers.
 
-All labels whole numbers: ids. Any of them something else: all are names. One of each kind is an
-error, unless the classes are known and all of them are among these.
+Whether the labels are ids or names is decided for a list as a whole: all whole numbers are ids,
+anything else are names. A mixture of both is an error, unless the class names are known and every
+label is one of them.
 """
 
 from __future__ import annotations
@@ -10,18 +11,14 @@ import re
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hiera_video.data.manifests.listing import some
-from hiera_video.data.manifests.tables import SEVERAL_NUMBERS, WHOLE_NUMBER, is_utf8, shown
+from hiera_video.data.manifests.listing import quoted
+from hiera_video.data.manifests.manifest import UNLABELLED
+from hiera_video.data.manifests.source import Source
+from hiera_video.data.manifests.tables import SEVERAL_NUMBERS, WHOLE_NUMBER, is_utf8, quoted_text
 from hiera_video.errors import DataError, LabelRangeError
-
-if TYPE_CHECKING:
-    from hiera_video.data.manifests.manifest import Source
-
-UNLABELLED = -1
 
 MOST_CLASSES = 1_000_000
 """A label at or above this is a mistake (an identifier, a frame count), not a class."""
@@ -30,35 +27,35 @@ _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 class LabelTexts:
-    """The different texts of a column of labels, each kept once.
+    """The texts of a column of labels, numbered; each different one is kept once.
 
-    `code(text, line)` gives the number of a text; `resolve` then says what label each stands for.
+    `resolve_labels` then finds the labels that each text stands for.
     """
 
     def __init__(self) -> None:
         self.codes: dict[str, int] = {"": 0}
         self.lines = array("q", [0])
-        """Where each text stands first."""
+        """The line in which each text is first seen."""
 
     def code(self, text: str, line: int) -> int:
-        """The number of a text."""
-        found = self.codes.get(text)
-        if found is None:
-            found = self.codes[text] = len(self.codes)
+        """The number of a text; a new one where it is seen first."""
+        code = self.codes.get(text)
+        if code is None:
+            code = self.codes[text] = len(self.codes)
             self.lines.append(line)
-        return found
+        return code
 
 
 @dataclass(frozen=True)
 class Labels:
-    """What the texts of a list mean.
+    """The meaning of the texts of a list.
 
     Attributes:
         values: the labels that each text stands for; () for none.
-        wrong: text's number -> why its rows cannot be read; a row's place is put before it.
-        classes: the names in label order, or None where the list has ids and nobody names them.
+        wrong: number of a text -> why its rows cannot be read, without file and line.
+        classes: the names in label order, or None where the list has ids and nothing names them.
         are_ids: whether the texts are numbers of classes.
-        ids: the lowest and the highest id, where they are.
+        ids: the lowest and the highest id, where the texts are ids.
     """
 
     values: list[tuple[int, ...]]
@@ -68,7 +65,7 @@ class Labels:
     ids: tuple[int, int] | None = None
 
 
-def resolve(
+def resolve_labels(
     texts: LabelTexts,
     counts: np.ndarray,
     source: Source,
@@ -76,19 +73,19 @@ def resolve(
     file: object,
     number_of: Mapping[str, str] | None = None,
 ) -> Labels:
-    """What the labels of a list stand for.
+    """Find the labels that the texts of a list stand for.
 
     Args:
         texts: as collected.
         counts: rows of each text, int64 [texts].
-        source: `classes` are the wanted ones, in order; `id_names` what the list's own ids mean.
+        source: `classes` are the wanted names, in order; `id_names` those of the list's own ids.
         file: for messages.
-        number_of: name -> its number, from a column `label_id`: the names are in this order.
+        number_of: name -> its number, from a column `label_id`, which gives the order of the names.
 
     Raises DataError: ids and names mixed, decimal numbers; only where every row is wrong by it.
     """
     wrong = {
-        i: DataError(f"label {shown(text)} is not UTF-8 (Latin-1?); save the file as UTF-8")
+        i: DataError(f"label {quoted_text(text)} is not UTF-8 (Latin-1?); save the file as UTF-8")
         for i, text in enumerate(texts.codes)
         if not is_utf8(text)
     }
@@ -96,12 +93,12 @@ def resolve(
     known = source.classes or source.id_names
     named = bool(number_of) or (known is not None and _atoms(parts, wrong) <= set(known))
     if not named:
-        wrong |= _minority(texts, parts, counts, wrong)
+        wrong |= _mixed_kinds(texts, parts, counts, wrong)
     atoms = _atoms(parts, wrong)
     decimals = bool(atoms) and all(_DECIMAL.fullmatch(atom) for atom in atoms)
     if decimals and not named and not source.ignore_labels:
         raise DataError(
-            f"{file}: the labels are decimal numbers ({some(sorted(atoms), 3)}); expected whole "
+            f"{file}: the labels are decimal numbers ({quoted(sorted(atoms), 3)}); expected whole "
             "numbers from 0, or names"
         )
     are_ids = not named and bool(atoms) and all(WHOLE_NUMBER.fullmatch(atom) for atom in atoms)
@@ -135,13 +132,13 @@ def _split(texts: Sequence[str], source: Source) -> list[tuple[str, ...]]:
     return [tuple(atom.strip() for atom in split(text) if atom.strip()) for text in texts]
 
 
-def _minority(
+def _mixed_kinds(
     texts: LabelTexts,
     parts: Sequence[Sequence[str]],
     counts: np.ndarray,
     wrong: Mapping[int, DataError],
 ) -> dict[int, DataError]:
-    """The texts that are numbers among names, or names among numbers; whichever are fewer."""
+    """Errors for numbers among names, or names among numbers; whichever are fewer."""
     kinds = {
         i: {bool(WHOLE_NUMBER.fullmatch(atom)) for atom in atoms}
         for i, atoms in enumerate(parts)
@@ -161,7 +158,7 @@ def _minority(
     if not usual or not odd:  # one text holds both
         usual, odd = [], list(kinds)
     example = min(usual, key=lambda i: texts.lines[i]) if usual else None
-    found = {}
+    errors = {}
     for i in odd:
         if example is None:
             other = "holds numbers and names"
@@ -169,11 +166,11 @@ def _minority(
             there = f"that of line {texts.lines[example]}, {written[example]!r}"
             other = f"is {'not ' * (usual is numbers)}a whole number, and {there}, is"
             other += " not" * (usual is names)
-        found[i] = DataError(
+        errors[i] = DataError(
             f"label {written[i]!r} {other}; expected whole numbers from 0 in every line, or names "
             "in every line"
         )
-    return found
+    return errors
 
 
 def _read_names(
@@ -184,8 +181,8 @@ def _read_names(
 ) -> Labels:
     classes = source.classes or source.id_names
     if classes is None:
-        found = _atoms(parts, wrong)
-        classes = tuple(sorted(found, key=lambda n: int(number_of[n]) if number_of else n))
+        names = _atoms(parts, wrong)
+        classes = tuple(sorted(names, key=lambda n: int(number_of[n]) if number_of else n))
     place = {name: i for i, name in enumerate(classes)}
     values: list[tuple[int, ...]] = []
     for i, atoms in enumerate(parts):
@@ -194,7 +191,7 @@ def _read_names(
         if unknown and i not in wrong:
             wrong[i] = DataError(
                 f"class {unknown[0]!r} is not among the {len(classes)} known classes "
-                f"({some(classes)})"
+                f"({quoted(classes)})"
             )
     return Labels(values, wrong, classes or None, are_ids=False)
 
@@ -221,22 +218,27 @@ def _read_ids(
         if outside:
             wrong[i] = _out_of_range(outside[0], limit, lowest, highest)
         elif table is not None:
-            missing = [number for number in ids if table[number] is None]
+            missing = [number for number in ids if number not in table]
             values[i] = () if missing else tuple(sorted(table[number] for number in values[i]))
             if missing:
-                wrong[i] = DataError(
-                    f"label {missing[0]} is class {source.id_names[missing[0]]!r}, which is not "
-                    f"among the {len(source.classes)} known classes ({some(source.classes)})"
-                )
+                wrong[i] = _not_wanted(missing[0], source)
     return Labels(values, wrong, source.classes or own, are_ids=True, ids=(lowest, highest))
 
 
-def _own_to_wanted(source: Source) -> list[int | None] | None:
-    """For each own id the wanted one of the same name; None where there is nothing to translate."""
+def _own_to_wanted(source: Source) -> dict[int, int] | None:
+    """Own id -> wanted id of the same name; None where there is nothing to translate."""
     if not source.id_names or not source.classes or source.id_names == source.classes:
         return None
     place = {name: i for i, name in enumerate(source.classes)}
-    return [place.get(name) for name in source.id_names]
+    return {i: place[name] for i, name in enumerate(source.id_names) if name in place}
+
+
+def _not_wanted(label: int, source: Source) -> DataError:
+    own, wanted = source.id_names or (), source.classes or ()
+    return DataError(
+        f"label {label} is class {own[label]!r}, which is not among the {len(wanted)} known "
+        f"classes ({quoted(wanted)})"
+    )
 
 
 def _out_of_range(label: int, limit: int, lowest: int, highest: int) -> LabelRangeError:

@@ -1,7 +1,4 @@
-"""Folders and JSON as they lie on disk, and which names are those of videos.
-
-Whatever cannot be read is a `DataError` with the file, the line, what came and what is allowed.
-"""
+"""Folders and JSON files, with errors for users: each is a `DataError` that names the file."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from hiera_video.video.find import is_video
 
 
 def read_json(file: Path) -> Any:
+    """Read a JSON file in UTF-8. Raises DataError where it cannot be read or parsed."""
     try:
         return json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -26,7 +24,8 @@ def read_json(file: Path) -> Any:
         raise DataError(f"{file} is not valid JSON: {error}") from error
 
 
-def scan_folder(folder: Path) -> list[os.DirEntry]:
+def scan_folder(folder: Path) -> list[os.DirEntry[str]]:
+    """List the entries of a folder. Raises DataError where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -35,11 +34,11 @@ def scan_folder(folder: Path) -> list[os.DirEntry]:
 
 
 def videos_below(root: Path, wanted: Callable[[str], bool] = is_video) -> list[str]:
-    """Sorted relative paths of the videos at any depth; links are followed, loops are not.
+    """Sorted paths below `root` of the videos at any depth. Links are followed, each folder once.
 
-    `wanted` tells by its name whether a file is one.
+    `wanted` decides by its name whether a file is a video.
     """
-    found: list[str] = []
+    videos: list[str] = []
     seen: set[tuple[int, int]] = set()
     for folder, subfolders, files in os.walk(root, followlinks=True):
         status = os.stat(folder)
@@ -49,14 +48,15 @@ def videos_below(root: Path, wanted: Callable[[str], bool] = is_video) -> list[s
         seen.add((status.st_dev, status.st_ino))
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         relative = os.path.relpath(folder, root)
-        found += [
+        videos += [
             os.path.normpath(os.path.join(relative, name))
             for name in files
             if wanted(name) and not name.startswith(".")
         ]
-    return sorted(found)
+    return sorted(videos)
 
 
-def some(names: Sequence[str], most: int = 5) -> str:
-    shown = ", ".join(repr(name) for name in names[:most])
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+def quoted(names: Sequence[str], most: int = 5) -> str:
+    """The first few names in quotes, for a message, and how many more there are."""
+    listed = ", ".join(repr(name) for name in names[:most])
+    return listed + (f" and {len(names) - most} more" if len(names) > most else "")

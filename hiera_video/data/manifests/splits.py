@@ -1,4 +1,7 @@
-"""The parts of a data set (train, val, test): their names, and shares where the data names none."""
+"""The splits of a data set (train, val, test): their names, and held-out shares for data without.
+
+Raised where a split has no videos: `MissingSplit`.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,10 @@ import hashlib
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
+from hiera_video.data.manifests.source import Source
 from hiera_video.errors import DataError
-
-if TYPE_CHECKING:
-    from hiera_video.data.manifests.manifest import Source
 
 SPLITS = ("train", "val", "test")
 
@@ -20,72 +21,73 @@ SPLIT_WORDS = {
     "val": ("val", "valid", "validation", "validate"),
     "test": ("test", "testing"),
 }
-"""What folders, lists and the column `split` call the parts, in any case."""
+"""What folders, lists and the column `split` call the splits, in any case."""
 
-NEAR_WORDS = {
+SIMILAR_WORDS = {
     "train": (*SPLIT_WORDS["train"], "trn"),
     "val": (*SPLIT_WORDS["val"], "validating", "dev", "eval", "evaluation"),
     "test": (*SPLIT_WORDS["test"], "tst"),
 }
-"""Words that make a name look like that of a part; alone they decide nothing."""
+"""Words that make a name look like that of a split; alone they decide nothing."""
 
 FILLERS = "dataset|data|sets?|videos?|clips?|splits?|parts?|folds?|lists?|images|frames|files"
-"""Words that people write beside the name of a part: training_set, val-videos."""
+"""Words that people write beside the name of a split: training_set, val-videos."""
 
-STAND_IN = {"val": "test", "test": "val"}
-"""Where a part does not exist, the one that stands in for it, which is said in the notes: almost
-every public data set has one list of held-out videos and calls it either val or test."""
+FALLBACK = {"val": "test", "test": "val"}
+"""The split that replaces a missing one, which the notes say: almost every public data set has one
+list of held-out videos and calls it either val or test."""
 
 
-class NoSuchPart(DataError):
+class MissingSplit(DataError):
     """Data that has no videos for a split, and is in order otherwise."""
 
 
 def split_of(name: str) -> str:
-    """The part that a name stands for ("Validation" -> "val"); empty if it stands for none."""
+    """The split that a name stands for ("Validation" -> "val"); empty if it stands for none."""
     word = name.strip().lower()
     return next((split for split, words in SPLIT_WORDS.items() if word in words), "")
 
 
-def near_split(name: str) -> tuple[str, str]:
-    """(part, rest of the name) for a name like `train1`, `Test_Set` or `ucf_val`; ("", "") else.
+def similar_split(name: str) -> tuple[str, str]:
+    """(split, rest of the name) for a name like `train1`, `Test_Set` or `ucf_val`, else ("", "").
 
-    The rest is what is neither the word for the part nor a filler: "ucf" of the last.
+    The rest is what is neither the word for the split nor a filler: "ucf" of the last.
     """
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = re.findall(r"[^\W\d_]+", spaced.lower())
     for place, word in enumerate(words):
         bare = re.sub(rf"(?:{FILLERS})$", "", word) or word
-        split = next((s for s, known in NEAR_WORDS.items() if {word, bare} & {*known}), "")
+        split = next((s for s, known in SIMILAR_WORDS.items() if {word, bare} & {*known}), "")
         if split:
             rest = words[:place] + words[place + 1 :]
             return split, " ".join(w for w in rest if not re.fullmatch(FILLERS, w))
     return "", ""
 
 
-def choose_part(
-    split: str, there: Mapping[str, str], *, kind: str, place: object
+def choose_split(
+    split: str, available: Mapping[str, str], *, kind: str, place: object
 ) -> tuple[str, list[str]]:
-    """The part to read for `split`, and notes where another one stands in for it.
+    """The split to read for `split`, and notes where another one is read instead.
 
     Args:
-        split: the part that is wanted.
-        there: part -> what it is called there ("val" -> "Validation/").
-        kind: of what the parts are: "folder", "list".
+        split: the split that is wanted.
+        available: split -> its name in the data ("val" -> "Validation/").
+        kind: what the splits are: "folder", "list".
         place: where they are, for messages.
 
-    Raises NoSuchPart: training without train, or neither val nor test.
+    Raises MissingSplit: training without train, or neither val nor test.
     """
-    if split in there:
-        alone = split == "test" and "train" in there and "val" not in there
-        return split, [f"training validates on {there[split]} too: {_CHOSEN}"] if alone else []
-    other = STAND_IN.get(split, "")
-    if other not in there:
-        raise NoSuchPart(_missing_part(split, there, kind, place))
-    note = f"no {kind} for {split} in {place}: {there[other]} stands in for it"
+    if split in available:
+        reused = split == "test" and "train" in available and "val" not in available
+        notes = [f"training validates on {available[split]} too: {_CHOSEN}"] if reused else []
+        return split, notes
+    other = FALLBACK.get(split, "")
+    if other not in available:
+        raise MissingSplit(_missing_split(split, available, kind, place))
+    note = f"no {kind} for {split} in {place}: {available[other]} is used instead"
     if split == "val":
         note += f"; the best checkpoint is chosen on it, so a test on it is {_NOT_INDEPENDENT}"
-    elif "train" in there:
+    elif "train" in available:
         note += f"; training validates on it: {_CHOSEN}"
     return other, [note]
 
@@ -94,17 +96,17 @@ _NOT_INDEPENDENT = "no independent figure"
 _CHOSEN = f"the best checkpoint is chosen on it, and this is {_NOT_INDEPENDENT}"
 
 
-def _missing_part(split: str, there: Mapping[str, str], kind: str, place: object) -> str:
+def _missing_split(split: str, available: Mapping[str, str], kind: str, place: object) -> str:
     if kind == "list":
         return (
             f"no list for {split} in {place}; expected {split}.csv with a line 'path label' for "
             "each video"
         )
-    held = " and ".join(there.values())
+    names = " and ".join(available.values())
     if split == "train":
         return (
-            f"no folder for train in {place}, which has {held}: training needs train/CLASS/"
-            f"video.mp4. If {held} holds videos of a class, set DATA.FORMAT class_folders"
+            f"no folder for train in {place}, which has {names}: training needs train/CLASS/"
+            f"video.mp4. If {names} holds videos of a class, set DATA.FORMAT class_folders"
         )
     return (
         f"{place} has a train {kind} and neither val nor test: add one, or remove the level "
@@ -115,20 +117,23 @@ def _missing_part(split: str, there: Mapping[str, str], kind: str, place: object
 # ---- shares -------------------------------------------------------------------------------------
 
 
-class Listed(NamedTuple):
-    """A video before the split: path below the root, class name and what it must stay with."""
+class VideoEntry(NamedTuple):
+    """A video before it is in a manifest or a split."""
 
     path: str
+    """Below the root."""
     label: str
-    group: str
+    """Name of its class; empty for none."""
+    group: str = ""
+    """Videos of one group must stay in one split; empty where nothing names the group."""
 
 
-def hold_out(videos: Sequence[Listed], source: Source) -> set[int]:
+def hold_out(videos: Sequence[VideoEntry], source: Source) -> set[int]:
     """Indices of the share of `videos` that is held out for validation.
 
-    Each class gives about `val_fraction` of its videos, in an order that is a hash of the seed and
-    the group's name: the same on every machine, and hardly changed by adding videos. Videos of one
-    group stay together, and a class with a single group stays in training.
+    Each class gives about `source.val_fraction` of its videos, in an order that is a hash of
+    `source.seed` and the group's name: the same on every machine, and hardly changed by adding
+    videos. Videos of one group stay together, and a class with a single group stays in training.
     """
     members: dict[str, list[int]] = defaultdict(list)
     for index, video in enumerate(videos):
@@ -141,14 +146,14 @@ def hold_out(videos: Sequence[Listed], source: Source) -> set[int]:
     taken: set[int] = set()
     for groups in by_class.values():
         wanted = max(1, round(source.val_fraction * sum(len(members[g]) for g in groups)))
-        have = 0
+        count = 0
         for group in groups if len(groups) > 1 else ():
             size = len(members[group])
             # Closer to the share with the group than without it; never the whole class.
-            if size <= 2 * (wanted - have) and have + size < sum(len(members[g]) for g in groups):
+            if size <= 2 * (wanted - count) and count + size < sum(len(members[g]) for g in groups):
                 taken.update(members[group])
-                have += size
-        if have == 0 and len(groups) > 1:
+                count += size
+        if count == 0 and len(groups) > 1:
             taken.update(members[min(groups, key=lambda g: len(members[g]))])
     return taken
 
@@ -165,10 +170,11 @@ def _hash(seed: int, text: str) -> bytes:
     ).digest()
 
 
-def grouping(group_by: str) -> Callable[[str], str]:
-    """A function from a path to the name of its source ("" where it has none).
+def group_extractor(group_by: str) -> Callable[[str], str]:
+    """Compile a regular expression into a function from a path to its first group.
 
-    Raises DataError: `group_by` is no regular expression with a group.
+    The function returns "" where the path does not match, and for every path if `group_by` is
+    empty. Raises DataError: `group_by` is no regular expression with a group.
     """
     if not group_by:
         return lambda path: ""

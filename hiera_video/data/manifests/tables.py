@@ -1,12 +1,12 @@
-"""Tables as people write them: text in UTF-8, names above the columns, cells as in CSV.
+"""The one reader of tables: text in UTF-8, names above the columns, cells as in CSV.
 
     header = find_header(Path("labels.csv"))
     for line, cells in table_rows(Path("labels.csv"), header):
         ...
 
-One reader for all lists. It knows the usual names of columns, takes quoted cells as the `csv`
-module does, and text in UTF-8 (other encodings are named in the error). Lists of videos, which may
-have no header, are read by `video_table.py` on top of it.
+It knows the usual names of columns and quotes cells as the `csv` module does; errors name other
+encodings than UTF-8. Lists of videos, which may have no header, are read by `video_table.py` on top
+of it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ COLUMNS = {
     "source": ("source", "group", "sourceid", "groupid", "sourcename", "groupname"),
     "frames": ("frames", "numframes", "nframes", "framecount", "totalframes", "numberofframes"),
 }
-"""What columns are called, the surest name first; case, spaces, `_` and `-` play no part."""
+"""Role -> names of its column, the most specific first; case, spaces, `_` and `-` are ignored."""
 
 WHOLE_NUMBER = re.compile(r"-?[0-9]{1,18}")
 SEVERAL_NUMBERS = re.compile(r"-?[0-9]{1,18}(?:[,; \t]+-?[0-9]{1,18})*")
@@ -59,14 +59,14 @@ _MARKS = {
 
 
 def require_text(file: Path) -> None:
-    """DataError for a file that starts as no UTF-8 text does: UTF-16, an Excel workbook."""
+    """Raise DataError if the first bytes are not those of UTF-8 text: UTF-16, an Excel workbook."""
     try:
         with open(file, "rb") as content:
             head = content.read(4096)
     except OSError as error:
         raise DataError(f"cannot read {file}: {error.strerror}") from error
     marked = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "")
-    if not marked and head.count(b"\0") > len(head) // 4:  # ASCII in two bytes a letter
+    if not marked and head.count(b"\0") > len(head) // 4:  # two bytes per letter
         marked = "UTF-16"
     if marked:
         raise DataError(f"{file} is {marked}; save it as UTF-8")
@@ -85,23 +85,24 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def shown(text: str) -> str:
-    """Text for a message; bytes that are not UTF-8 as Latin-1, which they most likely are."""
+def quoted_text(text: str) -> str:
+    """Text in quotes for a message; bytes that are not UTF-8 are shown as Latin-1."""
     if is_utf8(text):
         return repr(text)
     return repr(text.encode(errors="surrogateescape").decode("latin-1"))
 
 
 def require_utf8(text: str, place: str) -> None:
+    """Raise DataError, beginning with `place`, unless the text was UTF-8."""
     if not is_utf8(text):
-        raise DataError(f"{place}: {shown(text)} is not UTF-8 (it looks like Latin-1); {_SAVE}")
-
-
-_SAVE = "save the file as UTF-8"
+        raise DataError(
+            f"{place}: {quoted_text(text)} is not UTF-8 (it looks like Latin-1); save the file as "
+            "UTF-8"
+        )
 
 
 def text_lines(file: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of the lines that are not blank. Names need not be valid UTF-8."""
+    """Yield (number from 1, text) of the lines that are not blank; `is_utf8` tells bad bytes."""
     require_text(file)
     try:
         with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
@@ -124,23 +125,21 @@ class Header(NamedTuple):
     separator: str
 
     def place(self, role: str) -> int | None:
-        """Where the column of a role of `COLUMNS` is; None where there is none.
-
-        Other names are looked for as they are.
-        """
+        """Index of the column for a role of `COLUMNS`, or of that name; None if there is none."""
         plain = [plain_name(name) for name in self.names]
         known = COLUMNS.get(role, (plain_name(role),))
         return next((plain.index(name) for name in known if name in plain), None)
 
 
 def plain_name(name: str) -> str:
+    """A column's name in lower case, with letters and digits only."""
     return re.sub(r"[\W_]+", "", name.strip().lower())
 
 
 def find_header(file: Path, need: str = "path", separator: str | None = None) -> Header | None:
-    """The header of a table with a column for the role `need`; None where the first line is none.
+    """Find the header of a table with a column for the role `need`; None where it has none.
 
-    A first line with a number or a video's name in it is a row.
+    A first line that contains a number or the name of a video is a row, no header.
     """
     number, first = next(text_lines(file), (0, ""))
     words = [word.strip('"') for word in re.split(r"[,;\t ]+", first)]
@@ -154,7 +153,7 @@ def find_header(file: Path, need: str = "path", separator: str | None = None) ->
         while names and not names[-1]:
             names.pop()
         header = Header(number, tuple(names), candidate)
-        alone = len(names) == 1 and candidate != SEPARATORS[0]  # one column has no separator
+        alone = len(names) == 1 and candidate != SEPARATORS[0]  # any separator fits one column
         if header.place(need) is not None and not alone:
             return header
     return None
@@ -173,13 +172,14 @@ OnBadRow = Callable[[int, DataError], None]
 
 
 def raise_error(line: int, error: DataError) -> None:
+    """The default for `on_bad_row`."""
     raise error
 
 
 def table_rows(
     file: Path, header: Header, on_bad_row: OnBadRow = raise_error
 ) -> Iterator[tuple[int, list[str]]]:
-    """(line, cells) of the rows below a header, each with as many cells as the header has.
+    """Yield (line, cells) of the rows below a header, each with as many cells as the header.
 
     `on_bad_row(line, error)` is called for each row that cannot be read.
     """
@@ -224,14 +224,15 @@ def _columns(cells: Sequence[str], header: Header) -> str:
     text = header.separator.join(cells)
     return (
         f"expected {len(header.names)} columns ({header.separator.join(header.names)}), found "
-        f"{len(cells)} in {shown(text)}; a cell with {header.separator!r} in it must be in quotes"
+        f"{len(cells)} in {quoted_text(text)}; a cell with {header.separator!r} in it must be in "
+        "quotes"
     )
 
 
 def named_rows(
     file: Path, header: Header, names: Sequence[str], on_bad_row: OnBadRow = raise_error
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """(line, {name: cell}) of the columns with these roles or names that a table has."""
+    """Yield (line, {name: cell}) of those of the columns (roles or names) that a table has."""
     places = {name: header.place(name) for name in names}
     for line, cells in table_rows(file, header, on_bad_row):
         yield line, {name: cells[i] for name, i in places.items() if i is not None}

@@ -4,9 +4,9 @@
     for line, path, label, cells in table.rows():
         ...
 
-The first thousand lines are looked at for the separator. In a list without a header, or with the
-header `path,label` alone, lines are split from the right, so that paths may hold the separator
-without being quoted.
+The separator is the one that fits most of the first thousand lines. In a list without a header, or
+with the header `path,label` alone, lines are split from the right, so that paths may contain the
+separator without quotes.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from hiera_video.data.manifests.tables import (
     OnBadRow,
     find_header,
     plain_name,
+    quoted_text,
     raise_error,
-    shown,
     split_cells,
     table_rows,
     text_lines,
@@ -38,7 +38,7 @@ from hiera_video.errors import DataError
 from hiera_video.video.find import VIDEO_SUFFIXES, is_video
 
 SAMPLE = 1000
-"""Lines that are looked at to find the separator."""
+"""Lines from which the separator is found."""
 
 
 class Row(NamedTuple):
@@ -49,21 +49,24 @@ class Row(NamedTuple):
     label: str
     """As written; empty where there is none."""
     cells: list[str] | None
-    """All columns, where a header names more than path and label."""
+    """All columns, where the header has more than path and label."""
 
 
 class VideoTable:
-    """A list of videos, looked at and ready to be read.
+    """A list of videos: its header and separator are known, its rows are read on demand.
 
     Args:
         file: the list.
-        separator: between its columns; None looks.
-        multi_label: what stands behind the path may be several labels.
+        separator: between its columns; None finds it.
+        multi_label: several labels may follow the path.
         need_labels: every line should have a label.
-        exists: whether there is a file or folder of this name, for lines that can mean two things.
+        exists: whether there is a file or folder of this name, for ambiguous lines.
 
-    Attributes: `header` (None: no line names the columns), `separator`, and `places`, the places of
-    the columns by their role (`COLUMNS`).
+    Attributes:
+        header: the line that names the columns, or None.
+        separator: between the columns.
+        places: role (see `COLUMNS`) -> index of its column.
+        is_plain: whether lines are split from the right, not as a table.
 
     Raises DataError: no text, empty, columns without one for the labels.
     """
@@ -82,7 +85,7 @@ class VideoTable:
         self.exists = exists
         self.header = find_header(file, separator=separator)
         if self.header is not None and len(self.header.names) == 1 and exists(self.header.names[0]):
-            self.header = None  # a video that is called "clip"
+            self.header = None  # the line is a folder of frames called "clip", no column name
         self.places = _places(file, self.header, need_labels) if self.header else {}
         first = self.header.line if self.header else 0
         self._first_line = first + 1
@@ -95,9 +98,9 @@ class VideoTable:
             )
         if self.header is None:
             _require_no_header(file, separator, sample)
-        # Two columns, the label last: read as lines, for paths need no quotes then.
-        self.is_plain = self.header is None or self._names_path_and_label_only()
-        if not self.is_plain:
+        # Path and label alone are split from the right: paths need no quotes then.
+        self.is_plain = self.header is None or self._has_path_and_label_only(self.header)
+        if self.header is not None and not self.is_plain:
             self.separator = self.header.separator
             return
         lines = [line for _, line in sample]
@@ -108,9 +111,9 @@ class VideoTable:
         self.id_pattern = SEVERAL_NUMBERS if multi_label else WHOLE_NUMBER
         self.ends_in_ids = all(self.id_pattern.fullmatch(last) for last in lasts)
 
-    def _names_path_and_label_only(self) -> bool:
+    def _has_path_and_label_only(self, header: Header) -> bool:
         roles = sorted(self.places, key=lambda role: self.places[role])
-        named = [name for name in self.header.names if name]
+        named = [name for name in header.names if name]
         return len(named) == len(roles) and roles in (
             ["path"],
             ["path", "label"],
@@ -124,14 +127,15 @@ class VideoTable:
         return ((number, line) for number, line in lines if number >= self._first_line)
 
     def rows(self, on_bad_row: OnBadRow = raise_error) -> Iterator[Row]:
-        """The videos in the order of the list.
+        """Yield the videos in the order of the list.
 
         `on_bad_row(line, error)` is called for each line that cannot be read.
         """
-        if not self.is_plain:
-            path, label = self.places["path"], self.places.get("label")
-            for line, cells in table_rows(self.file, self.header, on_bad_row):
-                yield Row(line, cells[path], "" if label is None else cells[label], cells)
+        if self.header is not None and not self.is_plain:
+            path_column, label_column = self.places["path"], self.places.get("label")
+            for number, cells in table_rows(self.file, self.header, on_bad_row):
+                text = "" if label_column is None else cells[label_column]
+                yield Row(number, cells[path_column], text, cells)
             return
         split = self.split
         for number, line in self._lines():
@@ -143,14 +147,17 @@ class VideoTable:
             if label or path.strip(self.separator + " "):  # else a row of empty cells
                 yield Row(number, path, label, None)
 
-    # ---- one line: path, then what is behind it
+    # ---- one line: a path and what follows it
 
     def split(self, line: str) -> tuple[str, str]:
-        """Path and label of a line; the label is empty where there is none."""
+        """Split a line into path and label; the label is empty where there is none.
+
+        Raises DataError for a line that can be split in two ways.
+        """
         if '"' in line:
-            found = self._split_quoted(line)
-            if found is not None:
-                return found
+            quoted = self._split_quoted(line)
+            if quoted is not None:
+                return quoted
         path, found, last = line.rpartition(self.separator)
         path, last = path.strip(), last.strip()
         if not found:
@@ -167,7 +174,7 @@ class VideoTable:
         return self._split_folder(line, path, last)
 
     def _is_behind_video(self, video: str, behind: str, path: str, last: str) -> bool:
-        """Whether the path ends with a video's name; not where that is part of a folder's name."""
+        """Whether the path ends after `video`, or that is only part of a folder's name."""
         if not self.id_pattern.fullmatch(last):
             return True
         if SEVERAL_NUMBERS.fullmatch(behind.replace(self.separator, " ")):
@@ -175,11 +182,11 @@ class VideoTable:
         return not self.ends_in_ids or self.exists(video)
 
     def _split_quoted(self, line: str) -> tuple[str, str] | None:
-        """A line whose path, or whose label, is in quotes; None where quotes are part of a name."""
+        """Split a line whose path or label is in quotes; None where quotes are part of a name."""
         behind = line[self._end_of_video(line) :].lstrip(self.separator + " ")
         opened = line if line.startswith('"') else behind
         if opened.startswith('"') and not _QUOTED.match(opened):
-            raise DataError(f'a quote (") is opened and not closed in {shown(line)}')
+            raise DataError(f'a quote (") is opened and not closed in {quoted_text(line)}')
         if line.startswith('"'):
             path, *cells = split_cells(line, self.separator) or [""]
             if path and self._is_label(path, cells):
@@ -194,13 +201,13 @@ class VideoTable:
         return None
 
     def _is_label(self, path: str, behind: Sequence[str]) -> bool:
-        """Whether what is behind a quoted path may be its label: else it is all one name."""
+        """Whether the cells after a quoted path may be its label; else the line is one name."""
         numbers = [bool(WHOLE_NUMBER.fullmatch(cell.strip())) for cell in behind]
         short = len(behind) < 2 or all(numbers) or (len(behind) == 2 and numbers[0])
         return short or is_video(path) or self.exists(path)
 
     def _bare(self, line: str) -> tuple[str, str]:
-        """A line without the separator: a path alone, or one with another separator."""
+        """Split a line without the separator: it is a path alone, or has another separator."""
         if is_video(line):
             return line, ""
         for other in SEPARATORS:
@@ -208,21 +215,21 @@ class VideoTable:
             ends = is_video(path.strip()) or WHOLE_NUMBER.fullmatch(last.strip())
             if found and last.strip() and ends and not is_video(last) and not self.exists(line):
                 raise DataError(
-                    f"no {_name(self.separator)} in {shown(line)}, which has {_name(other)}; "
+                    f"no {_name(self.separator)} in {quoted_text(line)}, which has {_name(other)}; "
                     f"{_name(self.separator)} separates path and label in this list. Use one for "
                     "the whole list, or set DATA.PATH_LABEL_SEPARATOR"
                 )
         return line, ""
 
     def _end_of_video(self, line: str) -> int:
-        """Where the last name of a video before a separator ends; 0: there is none."""
+        """Index after the last name of a video that a separator follows; 0: there is none."""
         end = 0
         for match in _video_end(self.separator).finditer(line):
             end = match.end()
         return end
 
     def _label(self, text: str, line: str, cells: Sequence[str] | None = None) -> str:
-        """What stands behind a path without a count of frames: a label, or several."""
+        """The label, or labels, in the text after a path, which may begin with a frame count."""
         if self.multi_label:
             return text
         cells = text.split(self.separator) if cells is None else list(cells)
@@ -233,19 +240,20 @@ class VideoTable:
         if len(cells) < 2 or (self.separator == " " and not numbers):
             return " ".join(cells)
         raise DataError(
-            f"{len(cells) + 1} columns in {shown(line)}, and no line that names them; expected "
-            f"'path{self.separator}label'. Name the columns in the first line, put a name with "
-            f"{_name(self.separator)} in it in quotes, or set DATA.MULTI_LABEL for several labels"
+            f"{len(cells) + 1} columns in {quoted_text(line)}, and no line that names them; "
+            f"expected 'path{self.separator}label'. Name the columns in the first line, put "
+            f"a name with {_name(self.separator)} in it in quotes, or set DATA.MULTI_LABEL for "
+            "several labels"
         )
 
     def _drops_frames(self, rest: Sequence[str]) -> bool:
-        """Whether a number before `rest` counts frames. "100 m" may also be the name of a class."""
+        """Whether a number before `rest` counts frames; "100 m" may also be the name of a class."""
         if len(rest) > 1 and self.separator != " ":
             return False
         return self.separator != " " or self.has_frames or bool(WHOLE_NUMBER.fullmatch(rest[-1]))
 
     def _has_frames(self, lines: Sequence[str]) -> bool:
-        """Whether a number follows every path, with something behind it."""
+        """Whether a number and something else follow every path."""
         for line in lines:
             end = self._end_of_video(line)
             words = line[end:].split() if end else []
@@ -254,7 +262,7 @@ class VideoTable:
         return True
 
     def _split_folder(self, line: str, path: str, last: str) -> tuple[str, str]:
-        """A line that names a folder of frames, which no ending gives away."""
+        """Split a line whose path has no video's ending: a folder of frames."""
         if self.multi_label:
             match = _many_labels(self.separator).fullmatch(line)
             if match is not None:
@@ -276,14 +284,14 @@ class VideoTable:
             return line, ""
         if len({head for head in heads if head}) > 1:
             raise DataError(
-                f"cannot tell where the path ends in {shown(line)}; put it in quotes, or separate "
-                "path and label by a tab"
+                f"cannot tell where the path ends in {quoted_text(line)}; put it in quotes, or "
+                "separate path and label by a tab"
             )
         return path, last
 
 
 def _require_no_header(file: Path, separator: str | None, sample: list[tuple[int, str]]) -> None:
-    """DataError where the first line names columns, and none of them is that of the videos."""
+    """Raise DataError where the first line names columns, but none for the videos."""
     for role in ("label", "class_name", "label_id"):
         header = find_header(file, role, separator)
         others = (word for _, line in sample[1:] for word in re.split(r"[,;\t ]+", line))
@@ -296,9 +304,9 @@ def _require_no_header(file: Path, separator: str | None, sample: list[tuple[int
 
 
 def _places(file: Path, header: Header, need_labels: bool) -> dict[str, int]:
-    """Role -> place of the columns of a table of videos."""
-    places = {role: header.place(role) for role in COLUMNS}
-    places = {role: place for role, place in places.items() if place is not None}
+    """Role -> index of the columns of a list of videos. Raises DataError."""
+    indices = {role: header.place(role) for role in COLUMNS}
+    places = {role: index for role, index in indices.items() if index is not None}
     if "class_name" in places:  # beside names, a column `label` or `class` holds their numbers
         if "label" in places:
             places.setdefault("label_id", places["label"])
@@ -329,19 +337,19 @@ def _places(file: Path, header: Header, need_labels: bool) -> dict[str, int]:
 
 
 def find_separator(lines: Sequence[str], multi_label: bool, usual: str = "") -> str:
-    """The separator that fits most of the lines; of two that fit alike, `usual`.
+    """Find the separator that fits most of the lines; of two that fit alike, `usual`.
 
-    It fits best where a video's name ends before it and a number follows. A list of bare paths
-    gets a space.
+    A separator fits best between the name of a video and a number. For a list of bare paths it is a
+    space.
     """
     candidates = dict.fromkeys([*([usual] if usual else []), *SEPARATORS])
     scores = {}
     for separator in candidates:
-        found = [_fit(line, separator, multi_label) for line in lines]
+        fits = [_fit(line, separator, multi_label) for line in lines]
         # Of several labels, the separator before them all leaves the shortest paths.
         scores[separator] = (
-            sum(score for score, _ in found),
-            -sum(length for _, length in found) if multi_label else 0,
+            sum(score for score, _ in fits),
+            -sum(length for _, length in fits) if multi_label else 0,
         )
     best = max(scores, key=lambda separator: scores[separator])
     return best if scores[best][0] else usual or " "
@@ -376,19 +384,21 @@ _QUOTED = re.compile(r'"(?:[^"]|"")*"')
 
 @functools.lru_cache(maxsize=8)
 def _video_end(separator: str) -> re.Pattern[str]:
-    """The end of a video's name before a separator."""
+    """Matches the ending of a video's name before a separator."""
     endings = "|".join(sorted(ending[1:] for ending in VIDEO_SUFFIXES))
     return re.compile(rf"\.(?:{endings})(?=\s*{re.escape(separator)})", re.IGNORECASE)
 
 
 @functools.lru_cache(maxsize=8)
 def _many_labels(separator: str) -> re.Pattern[str]:
+    """Matches a path and several numbers."""
     numbers = SEVERAL_NUMBERS.pattern
     return re.compile(rf"(?P<path>.*?){re.escape(separator)}\s*(?P<labels>{numbers})")
 
 
 @functools.lru_cache(maxsize=8)
 def _quoted_label(separator: str) -> re.Pattern[str]:
+    """Matches a path and a label in quotes."""
     return re.compile(rf'(?P<path>.*?){re.escape(separator)}\s*"(?P<label>(?:[^"]|"")*)"')
 
 
@@ -402,7 +412,7 @@ def _name(separator: str) -> str:
 
 
 def quoted_path(path: str) -> str:
-    """A path as a line of a list must hold it: in quotes where it would be read as another."""
+    """Write a path as a line of a list, in quotes where it would otherwise be read as another."""
     if path != path.strip() or path.startswith('"'):
         doubled = path.replace('"', '""')
         return f'"{doubled}"'

@@ -1,10 +1,11 @@
-"""Camera-motion clips mirrored, transposed and reversed in time, with the labels they then have.
+"""Label-aware flips of camera-motion clips (AUG.SYMMETRIES): in space and in time.
 
-    symmetries = Symmetries(synthetic.LABELS)
-    batch = symmetries(batch, seed=1, epoch=3)
+    flips = LabelAwareFlips(camera_motion.LABELS)
+    batch = flips(batch, seed=1, epoch=3)
 
-A mirrored `pan left` is a `pan right`: eight clips for every one that is drawn, all true. Elsewhere
-a mirrored or reversed video has no label or a wrong one, which is why `check_flip` forbids it.
+A mirrored `pan left` is a `pan right`, so every clip can be used in eight ways, each with its right
+label. In other data a mirrored or reversed video may have no label or a wrong one; `check_flip`
+forbids it there.
 """
 
 from __future__ import annotations
@@ -14,49 +15,51 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hiera_video.data.datasets import Batch
+from hiera_video.data.batch import Batch
 from hiera_video.data.randomness import generator_for, uniform
 from hiera_video.errors import UserError
 
-# Pairs of labels that change places; all others stay. Transposing swaps the picture's axes.
+# Pairs of labels that are swapped; all others stay. Transposing swaps the axes of the picture.
 _PAN, _TILT = ("pan left", "pan right"), ("tilt up", "tilt down")
 _ZOOM, _ROLL = ("zoom in", "zoom out"), ("roll clockwise", "roll counter-clockwise")
-SWAPS = {
+LABEL_SWAPS = {
     "mirror": (_PAN, _ROLL),
     "reverse": (_PAN, _TILT, _ZOOM, _ROLL),
     "transpose": (("pan left", "tilt up"), ("pan right", "tilt down"), _ROLL),
 }
-"""What becomes of the labels when a clip is mirrored, played backwards, or transposed."""
+"""Flip -> the pairs of labels that it swaps."""
 
 _NAMED = ("static", *_PAN, *_TILT, *_ZOOM, *_ROLL)
 
 
-class Symmetries:
-    """Each clip of a batch as it is, mirrored, transposed and reversed, each by a coin of its own.
+class LabelAwareFlips:
+    """Applies each flip to each clip of a batch with probability 0.5, and adapts the labels.
+
+    Attributes:
+        new_labels: flip -> int64 [9], the label that each label becomes.
 
     Raises UserError unless the classes are the camera motions, in any order.
     """
 
     def __init__(self, classes: Sequence[str]) -> None:
         if sorted(classes) != sorted(_NAMED):
-            shown = ", ".join(map(repr, classes[:5])) + (", ..." if len(classes) > 5 else "")
+            listed = ", ".join(map(repr, classes[:5])) + (", ..." if len(classes) > 5 else "")
             raise UserError(
                 f"AUG.SYMMETRIES is for the nine camera motions ({', '.join(_NAMED)}); the classes "
-                f"here are {shown or 'unnamed'}: switch it off"
+                f"here are {listed or 'unnamed'}: switch it off"
             )
         place = {name: number for number, name in enumerate(classes)}
-        self.becomes = {}
-        """For each change, int64 [9]: the label that each label becomes."""
-        for change, pairs in SWAPS.items():
+        self.new_labels = {}
+        for flip, pairs in LABEL_SWAPS.items():
             table = torch.arange(len(classes))
             for one, other in pairs:
                 table[place[one]], table[place[other]] = place[other], place[one]
-            self.becomes[change] = table
+            self.new_labels[flip] = table
 
     def __call__(self, batch: Batch, *, seed: int, epoch: int) -> Batch:
-        """The changed batch, a function of (seed, epoch, video, view) for each clip.
+        """Flip the clips, each a function of (seed, epoch, video, view).
 
-        Labels must be int64 [B], clips square; `batch` is left as it was.
+        Labels must be int64 [B], clips square. `batch` is not modified.
         """
         clips, labels = [], []
         for clip, label, video, view in zip(
@@ -67,11 +70,11 @@ class Symmetries:
             strict=True,
         ):
             generator = generator_for("symmetries", seed, epoch, video, view)
-            coins = uniform(generator, len(SWAPS))
-            for change, coin in zip(SWAPS, coins, strict=True):
+            coins = uniform(generator, len(LABEL_SWAPS))
+            for flip, coin in zip(LABEL_SWAPS, coins, strict=True):
                 if coin < 0.5:
-                    clip = changed(clip, change)
-                    label = int(self.becomes[change][label])
+                    clip = apply_flip(clip, flip)
+                    label = int(self.new_labels[flip][label])
             clips.append(clip)
             labels.append(label)
         if not clips:
@@ -80,10 +83,10 @@ class Symmetries:
         return batch._replace(clips=torch.stack(clips), labels=new)
 
 
-def changed(clip: Tensor, change: str) -> Tensor:
-    """A clip [3, T, S, S] after one of `SWAPS`."""
-    if change == "mirror":
+def apply_flip(clip: Tensor, flip: str) -> Tensor:
+    """Flip a clip [3, T, S, S]; `flip` is a key of `LABEL_SWAPS`."""
+    if flip == "mirror":
         return clip.flip(-1)
-    if change == "reverse":
+    if flip == "reverse":
         return clip.flip(1)
     return clip.transpose(-1, -2)

@@ -4,10 +4,10 @@ timm's `rand-m7-mstd0.5-inc1`, which Hiera's recipe names: 2 of 15 operations ar
 replacement; each is applied with probability 0.5, at a magnitude drawn from a normal distribution
 (7, 0.5) and cut to [0, 10]; all frames of a clip are treated alike.
 
-PyTorchVideo's RandAugment follows it: magnitudes, their spread, the probability and the
+PyTorchVideo's RandAugment follows it: magnitudes, their standard deviation, the probability and the
 "increasing" scale of each operation are the recipe's. torchvision's does not: it applies every
-operation it draws, at one magnitude without spread, posterises four bits less and has no invert.
-So probability and magnitude of the operations are PyTorchVideo's code, with three repairs: it
+operation it draws, at one fixed magnitude, posterises four bits less and has no invert. So
+probability and magnitude of the operations are PyTorchVideo's code, with three corrections: it
 leaves out SolarizeAdd, it draws without replacement, and its kernels (torchvision's first
 transforms) take two to four times as long as those of `torchvision.transforms.v2` called here.
 
@@ -40,7 +40,7 @@ from torchvision.transforms.v2 import functional as F  # noqa: E402
 
 @dataclass(frozen=True)
 class RandAugment:
-    """A policy; called with a clip, uint8 [T, 3, H, W], and a generator, it gives another."""
+    """A RandAugment policy, called with a clip, uint8 [T, 3, H, W], and a generator."""
 
     magnitude: float = 10.0
     """Mean strength of an operation, 0 to 10."""
@@ -52,8 +52,8 @@ class RandAugment:
     """Probability that an operation that was drawn is applied."""
 
     def __call__(self, frames: Tensor, generator: Generator) -> Tensor:
-        # Decoded and resized frames have their colours interleaved; most kernels are faster, and a
-        # warp can take all frames at once, where they are not.
+        # Decoded and resized frames are channels-last. Most kernels are faster on planar frames,
+        # and a warp can then take all frames at once.
         frames = planar(frames)
         with global_seed(draw_seed(generator)):
             return _operations(self)(frames)
@@ -61,22 +61,23 @@ class RandAugment:
 
 @functools.lru_cache(maxsize=16)
 def parse_rand_augment(text: str) -> RandAugment:
-    """From timm's spelling: m magnitude, mstd its spread, n operations, p probability, inc1.
+    """Parse timm's spelling: m magnitude, mstd its spread, n operations, p probability.
 
-    Raises UserError for another word and for the scale without inc1.
+    Raises UserError for unknown words and for a policy without inc1.
     """
     head, *words = text.split("-")
-    found = [re.fullmatch(r"(mstd|inc|m|n|p)(\d+(?:\.\d+)?)", word) for word in words]
-    if head != "rand" or not all(found):
+    pattern = r"(mstd|inc|m|n|p)(\d+(?:\.\d+)?)"
+    matches = [match for word in words if (match := re.fullmatch(pattern, word))]
+    if head != "rand" or len(matches) < len(words):
         raise UserError(
             f"RandAugment {text!r} is not understood; write it like rand-m7-mstd0.5-inc1 "
-            f"(m: magnitude 0 to 10, mstd: its spread, n: operations, p: probability)"
+            f"(m: magnitude 0 to 10, mstd: its standard deviation, n: operations, p: probability)"
         )
-    values = {match[1]: float(match[2]) for match in found}
+    values = {match[1]: float(match[2]) for match in matches}
     if values.get("inc") != 1:
         raise UserError(
-            f"RandAugment {text!r}: only the scale whose strength grows with the magnitude is "
-            f"there, which all video recipes use; write {text.replace('-inc0', '')}-inc1"
+            f"RandAugment {text!r}: only policies whose strength grows with the magnitude (inc1) "
+            f"are supported, as all video recipes use them; write {text.replace('-inc0', '')}-inc1"
         )
     magnitude, num_ops = values.get("m", 10.0), int(values.get("n", 2))
     if magnitude > 10 or num_ops < 1 or values.get("p", 0.5) > 1:
@@ -105,6 +106,10 @@ def _operations(policy: RandAugment) -> Callable[[Tensor], Tensor]:
 
 
 GREY = 128.0
+"""Fills the pixels that a warp leaves empty."""
+
+
+# ---- the operations -----------------------------------------------------------------------------
 
 
 def _solarize_add_level(level: float, limits: tuple[int, int]) -> tuple[int]:
@@ -112,9 +117,9 @@ def _solarize_add_level(level: float, limits: tuple[int, int]) -> tuple[int]:
 
 
 def _warp(frames: Tensor, **motion: object) -> Tensor:
-    """The same affine motion of all frames."""
+    """Apply one affine transform to all frames."""
     steady = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]}
-    # As channels of one picture: where each pixel comes from is then computed once, not per frame.
+    # As channels of one picture: the sampling grid is then computed once, not per frame.
     picture = frames.reshape(1, -1, *frames.shape[-2:])
     bilinear = F.InterpolationMode.BILINEAR
     moved = F.affine(picture, **(steady | motion), interpolation=bilinear, fill=GREY)
@@ -122,7 +127,7 @@ def _warp(frames: Tensor, **motion: object) -> Tensor:
 
 
 def _shift(frames: Tensor, right: int, down: int) -> Tensor:
-    """All frames moved by whole pixels: what `_warp` gives, for the price of a copy."""
+    """Shift all frames by whole pixels: the result of `_warp` at the cost of a copy."""
     moved = torch.full_like(frames, int(GREY))
     height, width = frames.shape[-2:]
     (y, rows), (x, columns) = _overlap(down, height), _overlap(right, width)
@@ -133,7 +138,7 @@ def _shift(frames: Tensor, right: int, down: int) -> Tensor:
 
 
 def _overlap(shift: int, size: int) -> tuple[int, int]:
-    """Where a line of `size` pixels, moved by `shift`, covers itself: (start, length)."""
+    """(start, length) of what remains inside of a line of `size` pixels after a shift."""
     return max(shift, 0), max(size - abs(shift), 0)
 
 
@@ -179,4 +184,4 @@ _KERNELS: dict[str, Callable[..., Tensor]] = {
     "TranslateX": lambda x, share, **_: _shift(x, round(share * x.shape[-1]), 0),
     "TranslateY": lambda x, share, **_: _shift(x, 0, round(share * x.shape[-2])),
 }
-"""PyTorchVideo's names -> what runs; the argument after the frames is the magnitude's meaning."""
+"""PyTorchVideo's name -> kernel(frames, argument), the argument scaled from the magnitude."""

@@ -1,16 +1,16 @@
 """Random transforms of training clips: crop, flip, RandAugment, erase.
 
-A clip goes in as uint8 [T, 3, H, W] and comes out as float32 [3, T, S, S]; or, half way, as
-`Pixels`, for the device that computes to normalise. Every random choice is made once per clip, so
-that all its frames move alike, and from the generator that the caller gives: the same generator,
-the same clip.
+A clip goes in as uint8 [T, 3, H, W] and comes out as float32 [3, T, S, S]; or half way as `Pixels`,
+which the device that computes normalises. Every random choice is made once per clip, so that all
+its frames are treated alike, and from the generator of the caller: the same generator, the same
+clip.
 
     transform = TrainTransform(spec, area=(0.08, 1.0), rand_augment="rand-m7-mstd0.5-inc1")
     clip = transform(frames, torch.Generator().manual_seed(1))
 
 The order is timm's: crop, flip, RandAugment, normalise, erase. SlowFast runs RandAugment on the
-whole picture before it crops, which is the same distribution except that what a shift or rotation
-leaves empty depends on the crop; after the crop it touches a third of the pixels.
+whole picture before the crop. That is the same distribution, except for the pixels that a shift or
+rotation leaves empty; after the crop, RandAugment has a third of the pixels to process.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 class Crop(NamedTuple):
-    """A box of the source picture, pixels, and whether it is mirrored."""
+    """A box of the source picture in pixels, and whether it is mirrored."""
 
     top: int
     left: int
@@ -46,14 +46,14 @@ class Crop(NamedTuple):
     flip: bool
 
     def cut(self, frames: Tensor, size: int) -> Tensor:
-        """uint8 [T, 3, H, W] -> uint8 [T, 3, size, size]."""
+        """Crop and resize: uint8 [T, 3, H, W] -> uint8 [T, 3, size, size]."""
         box = frames[..., self.top : self.top + self.height, self.left : self.left + self.width]
         box = resize(box, size, size)
         return box.flip(-1) if self.flip else box
 
 
 class Erasure(NamedTuple):
-    """A box that all frames of a clip have lost, pixels, and what stands in its place."""
+    """A box in pixels to erase in all frames of a clip, and what replaces it."""
 
     top: int
     left: int
@@ -63,7 +63,7 @@ class Erasure(NamedTuple):
     """float32 [3, T, height, width]; None is zero, the mean colour."""
 
     def erase(self, clip: Tensor) -> None:
-        """Do it to a normalised clip [3, T, S, S], in place."""
+        """Fill the box of a normalised clip [3, T, S, S], in place."""
         rows, columns = (
             slice(self.top, self.top + self.height),
             slice(self.left, self.left + self.width),
@@ -76,15 +76,15 @@ class Erasure(NamedTuple):
 
 
 class Pixels(NamedTuple):
-    """A clip on its way to a model: a quarter of the bytes that it will be when normalised."""
+    """A clip before it is normalised: a quarter of the bytes."""
 
     frames: Tensor
     """uint8 [T, 3, S, S], in any layout."""
     erased: tuple[Erasure, ...] = ()
-    """In their order; a later one covers an earlier one."""
+    """In the order in which they are filled; a later one covers an earlier one."""
 
     def normalized(self, spec: ClipSpec) -> Tensor:
-        """float32 [3, T, S, S]."""
+        """Normalise and erase: float32 [3, T, S, S]."""
         clip = normalize(self.frames, spec.mean, spec.std)
         for erasure in self.erased:
             erasure.erase(clip)
@@ -93,9 +93,9 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """What happens to a training clip between decoding and the model.
+    """The random transforms of a training clip between decoding and the model.
 
-    Raises UserError when made with a range that is empty or an unknown `rand_augment`.
+    Raises UserError for an empty range or an unknown `rand_augment`.
     """
 
     spec: ClipSpec
@@ -113,7 +113,7 @@ class TrainTransform:
     erase_mode: str = "pixel"
     """"pixel": noise in every pixel of every frame; "const": zero, the mean colour."""
     erase_count: int = 1
-    """Most boxes erased in a clip."""
+    """Largest number of boxes erased in a clip."""
 
     def __post_init__(self) -> None:
         for name in ("area", "aspect"):
@@ -130,12 +130,12 @@ class TrainTransform:
         self._policy()
 
     def draw_crop(self, height: int, width: int, generator: Generator) -> Crop:
-        """The box of a clip whose frames are `height` x `width`."""
+        """Draw the crop of a clip whose frames are `height` x `width`."""
         box = random_box(height, width, self.area, self.aspect, generator)
         return Crop(*box, flip=uniform(generator, 1)[0] < self.flip)
 
     def augment(self, frames: Tensor, generator: Generator) -> Pixels:
-        """Cropped uint8 [T, 3, S, S] -> augmented, with what is to be erased once normalised."""
+        """Augment cropped uint8 [T, 3, S, S] and draw the boxes to erase after normalisation."""
         if policy := self._policy():
             frames = policy(frames, generator)
         if not self.erase_prob:
@@ -150,20 +150,21 @@ class TrainTransform:
         return Pixels(frames, erased)
 
     def finish(self, frames: Tensor, generator: Generator) -> Tensor:
-        """Cropped uint8 [T, 3, S, S] -> augmented, normalised float32 [3, T, S, S]."""
+        """Augment, normalise and erase: cropped uint8 [T, 3, S, S] -> float32 [3, T, S, S]."""
         return self.augment(frames, generator).normalized(self.spec)
 
     def _policy(self) -> RandAugment | None:
         if not self.rand_augment:
             return None
-        # Imported here: it brings torchvision and PyTorchVideo, which nothing else here needs.
+        # Imported here: it needs torchvision and PyTorchVideo, and nothing else in this file does.
         from hiera_video.data.transforms.rand_augment import parse_rand_augment
 
         return parse_rand_augment(self.rand_augment)
 
     def __call__(self, frames: Tensor, generator: Generator) -> Tensor:
-        """uint8 [T, 3, H, W] -> float32 [3, T, S, S]."""
-        crop = self.draw_crop(*frames.shape[-2:], generator)
+        """Crop, augment, normalise and erase: uint8 [T, 3, H, W] -> float32 [3, T, S, S]."""
+        height, width = frames.shape[-2:]
+        crop = self.draw_crop(height, width, generator)
         return self.finish(crop.cut(frames, self.spec.crop_size), generator)
 
 
@@ -179,10 +180,11 @@ def random_box(
     aspect: tuple[float, float],
     generator: Generator,
 ) -> tuple[int, int, int, int]:
-    """(top, left, height, width) of a random crop, as Inception and torchvision draw it.
+    """Draw (top, left, height, width) of a random crop, as Inception and torchvision do.
 
     The share of the picture is uniform in `area`, the logarithm of width / height uniform in
-    `aspect`. Where ten tries do not fit: the largest centred box of an allowed aspect.
+    `aspect`. If ten tries do not fit into the picture, it is the largest centred box of
+    an allowed aspect.
     """
     low, high = math.log(aspect[0]), math.log(aspect[1])
     for _ in range(_TRIES):
@@ -219,12 +221,12 @@ def random_erase(
 def draw_erasures(
     shape: Sequence[int], generator: Generator, *, prob: float, mode: str = "pixel", most: int = 1
 ) -> tuple[Erasure, ...]:
-    """What is to be erased of a clip of `shape` (3, T, S, S): with probability `prob`, 1 to `most`
-    boxes, else nothing.
+    """Draw the boxes to erase in a clip of `shape` (3, T, S, S): 1 to `most`, or with probability
+    1 - `prob` none.
 
     The box is the same in every frame; "pixel" fills it with standard normal noise of its own in
     every pixel and frame, "const" with zero. Areas and aspects are timm's (2 % to a third, 0.3 to
-    3.3), where a box that would stick out is drawn again. Unlike SlowFast, all frames are erased
+    3.3), where a box that does not fit is drawn again. Unlike SlowFast, all frames are erased
     whatever the count.
     """
     chance, how_many = uniform(generator, 2)
@@ -232,14 +234,14 @@ def draw_erasures(
         return ()
     erasures = []
     for _ in range(1 + int(how_many * most)):
-        box = random_box(*shape[-2:], ERASED_AREA, ERASED_ASPECT, generator)
+        box = random_box(shape[-2], shape[-1], ERASED_AREA, ERASED_ASPECT, generator)
         size = (*shape[:2], *box[2:])
         noise = torch.randn(size, generator=generator) if mode == "pixel" else None
         erasures.append(Erasure(*box, noise))
     return tuple(erasures)
 
 
-# ---- labels that a mirror would make wrong ------------------------------------------------------
+# ---- labels that mirroring would make wrong -----------------------------------------------------
 
 _DIRECTION = re.compile(
     r"(?:counter|anti)?clockwise|c?cw|(?:left|right)(?:wards?|hand(?:ed)?|side|most)?|lefty|righty"
@@ -247,7 +249,7 @@ _DIRECTION = re.compile(
 
 
 def directional_classes(classes: Sequence[str]) -> list[str]:
-    """The class names that speak of left and right or of a sense of rotation."""
+    """The class names with a word for left, right or a sense of rotation."""
     return [name for name in classes if any(map(_DIRECTION.fullmatch, _words(name)))]
 
 

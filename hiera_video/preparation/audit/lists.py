@@ -16,18 +16,17 @@ from typing import Any
 import numpy as np
 
 from hiera_video.data.manifests.class_folders import (
-    TwoReadings,
+    AmbiguousLayout,
     labels_file,
     read_tree,
-    require_one_reading,
+    require_unambiguous,
     split_folders,
     splits_inside,
 )
-from hiera_video.data.manifests.label_texts import UNLABELLED
 from hiera_video.data.manifests.layouts import SPLITS, detect_format, read_manifest
 from hiera_video.data.manifests.listing import scan_folder, videos_below
-from hiera_video.data.manifests.manifest import Manifest, PathTable
-from hiera_video.data.manifests.splits import NoSuchPart, split_of
+from hiera_video.data.manifests.manifest import UNLABELLED, Manifest, PathTable
+from hiera_video.data.manifests.splits import MissingSplit, split_of
 from hiera_video.data.manifests.tables import find_header
 from hiera_video.errors import DataError, LabelRangeError
 from hiera_video.preparation.audit.findings import Finding, Findings
@@ -138,11 +137,11 @@ def _has_split_column(file: Path) -> bool:
 def _read_all_splits(path: Path, settings: Mapping[str, Any], findings: Findings) -> list[Split]:
     """Read train, val and test of one data set, as far as they exist."""
     splits: list[Split] = []
-    missing: list[NoSuchPart] = []
+    missing: list[MissingSplit] = []
     for name in SPLITS:
         try:
             split = _read(path, name, settings, findings, first=splits[:1])
-        except NoSuchPart as error:
+        except MissingSplit as error:
             missing.append(error)  # not a problem here: a run reports the split that it needs
             continue
         if any(_same_videos(split.manifest, earlier.manifest) for earlier in splits):
@@ -207,8 +206,8 @@ def _why_no_layout(folder: Path) -> str | None:
     try:
         if splits_inside(tree):
             return None
-        require_one_reading(tree)
-    except TwoReadings as error:
+        require_unambiguous(tree)
+    except AmbiguousLayout as error:
         return str(error)
     # The videos of a class are in its folder. If they lie deeper, the folders are not classes.
     inside = [tree.inner(name) for name in tree.videos]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hiera_video.data.datasets import Batch
-from hiera_video.data.transforms.mixing import Mixing, pairing, smooth
+from hiera_video.data.batch import Batch
+from hiera_video.data.transforms.mixup import MixUpCutMix, pair_across_videos, smooth_labels
 from hiera_video.errors import UserError
 
 pytestmark = pytest.mark.numbers
@@ -19,7 +19,7 @@ def batch_of(video_ids, num_classes=10, labels=None):
 
 
 def test_targets_are_the_shares_of_the_pixels():
-    mixing = Mixing(num_classes=10, label_smoothing=0.0)
+    mixing = MixUpCutMix(num_classes=10, label_smoothing=0.0)
     kinds = set()
     for step in range(60):
         mixed = mixing(batch_of([1, 3, 5, 7]), seed=0, step=step)
@@ -38,7 +38,7 @@ def test_targets_are_the_shares_of_the_pixels():
 
 
 def test_partners_are_other_videos_even_under_repeated_sampling():
-    mixing = Mixing(num_classes=10, label_smoothing=0.0, cutmix_alpha=0.0)
+    mixing = MixUpCutMix(num_classes=10, label_smoothing=0.0, cutmix_alpha=0.0)
     for ids in ([4, 4, 2, 2, 9, 9], [0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2], [5, 1, 5, 1], [3, 8]):
         mixed = mixing(batch_of(ids), seed=1, step=1)
         assert sorted(mixed.video_ids.tolist()) == sorted(ids)
@@ -50,14 +50,14 @@ def test_partners_are_other_videos_even_under_repeated_sampling():
     [([1, 1, 2, 2], 0), ([1, 1, 2, 2, 3, 3], 0), ([1, 2, 3], 1), ([1, 1, 1, 2], 2), ([7, 7], 2)],
 )
 def test_pairing(ids, own):
-    order = pairing(torch.tensor(ids))
+    order = pair_across_videos(torch.tensor(ids))
     assert sorted(order.tolist()) == list(range(len(ids)))
     paired = torch.tensor(ids)[order]
     assert (paired == paired.flip(0)).sum() == own
 
 
 def test_it_is_a_function_of_seed_step_and_part_and_leaves_the_world_alone():
-    mixing = Mixing(num_classes=10)
+    mixing = MixUpCutMix(num_classes=10)
     batch = batch_of([1, 3, 5, 7])
     before = batch.clips.clone()
     state = torch.get_rng_state()
@@ -77,7 +77,7 @@ def test_it_is_a_function_of_seed_step_and_part_and_leaves_the_world_alone():
 
 
 def test_views_and_ids_move_with_their_clips():
-    mixed = Mixing(num_classes=10, prob=1.0)(batch_of([2, 2, 6, 6, 8, 8]), seed=0, step=0)
+    mixed = MixUpCutMix(num_classes=10, prob=1.0)(batch_of([2, 2, 6, 6, 8, 8]), seed=0, step=0)
     original = batch_of([2, 2, 6, 6, 8, 8])
     for video, view in zip(mixed.video_ids.tolist(), mixed.views.tolist(), strict=True):
         assert original.video_ids[view] == video
@@ -86,25 +86,27 @@ def test_views_and_ids_move_with_their_clips():
 
 def test_smoothing():
     expected = torch.tensor([[0.025, 0.025, 0.925, 0.025]])
-    torch.testing.assert_close(smooth(torch.tensor([2]), 4, 0.1), expected)
-    assert torch.equal(smooth(torch.tensor([[0.0, 1.0]]), 2, 0.0), torch.tensor([[0.0, 1.0]]))
+    torch.testing.assert_close(smooth_labels(torch.tensor([2]), 4, 0.1), expected)
+    assert torch.equal(
+        smooth_labels(torch.tensor([[0.0, 1.0]]), 2, 0.0), torch.tensor([[0.0, 1.0]])
+    )
     torch.testing.assert_close(
-        smooth(torch.tensor([[0.0, 1.0]]), 2, 0.1), torch.tensor([[0.05, 0.95]])
+        smooth_labels(torch.tensor([[0.0, 1.0]]), 2, 0.1), torch.tensor([[0.05, 0.95]])
     )
 
 
 def test_unmixed_batches_still_get_smoothed_targets():
-    expected = smooth(torch.tensor([1, 3, 5, 7]), 10, 0.1)
+    expected = smooth_labels(torch.tensor([1, 3, 5, 7]), 10, 0.1)
     for settings in ({"prob": 0.0}, {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}):
-        mixed = Mixing(num_classes=10, **settings)(batch_of([1, 3, 5, 7]), seed=0, step=0)
+        mixed = MixUpCutMix(num_classes=10, **settings)(batch_of([1, 3, 5, 7]), seed=0, step=0)
         assert torch.equal(mixed.labels, expected)
         assert torch.equal(mixed.clips, batch_of([1, 3, 5, 7]).clips)
-    alone = Mixing(num_classes=10)(batch_of([4]), seed=0, step=0)
-    assert torch.equal(alone.labels, smooth(torch.tensor([4]), 10, 0.1))
+    alone = MixUpCutMix(num_classes=10)(batch_of([4]), seed=0, step=0)
+    assert torch.equal(alone.labels, smooth_labels(torch.tensor([4]), 10, 0.1))
 
 
 def test_half_of_the_batches_are_mixed_at_probability_one_half():
-    mixing = Mixing(num_classes=10, prob=0.5, label_smoothing=0.0)
+    mixing = MixUpCutMix(num_classes=10, prob=0.5, label_smoothing=0.0)
     batch = batch_of([1, 3])
     mixed = [mixing(batch, seed=0, step=s).labels.max() < 1 for s in range(300)]
     assert 110 < sum(bool(m) for m in mixed) < 190
@@ -112,7 +114,7 @@ def test_half_of_the_batches_are_mixed_at_probability_one_half():
 
 def test_several_labels_are_mixed_too():
     labels = torch.tensor([[1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-    mixing = Mixing(num_classes=3, cutmix_alpha=0.0, label_smoothing=0.0)
+    mixing = MixUpCutMix(num_classes=3, cutmix_alpha=0.0, label_smoothing=0.0)
     mixed = mixing(batch_of([0, 1], labels=labels), seed=0, step=0)
     share = mixed.labels[0, 0].item()
     torch.testing.assert_close(mixed.labels[0], torch.tensor([share, share, 1 - share]))
@@ -124,4 +126,4 @@ def test_several_labels_are_mixed_too():
 )
 def test_wrong_settings_are_told(settings):
     with pytest.raises(UserError, match=next(iter(settings)).split("_")[0]):
-        Mixing(num_classes=3, **settings)
+        MixUpCutMix(num_classes=3, **settings)
