@@ -28,7 +28,8 @@ from clips import (
 )
 
 from hiera_video.errors import DecodeError, UserError
-from hiera_video.video import container, decode, h264
+from hiera_video.video import decode, decoders, h264, limits
+from hiera_video.video.container import VideoFile
 from hiera_video.video.decode import (
     DECODERS,
     FrameIndexError,
@@ -57,8 +58,8 @@ def decoder(request):
 
 @pytest.fixture(autouse=True)
 def _announce_anew():
-    decode._announce.cache_clear()
-    decode._fallback_reasons.clear()
+    decoders._announce.cache_clear()
+    decoders._fallback_reasons.clear()
 
 
 def differences(a: torch.Tensor, b: torch.Tensor) -> tuple[float, int]:
@@ -316,7 +317,7 @@ def test_each_wanted_frame_is_converted_once(tmp_path, monkeypatch):
 
 def test_runs_start_at_the_key_frame_before_and_skip_groups_between(tmp_path):
     path = write_clip(tmp_path / "v.mp4", frames=240, gop=40)
-    reader = pyav_reader.PyavReader(str(path), probe(path).index)
+    reader = pyav_reader.PyavReader(VideoFile(str(path)), probe(path).index)
     runs = reader._plan(np.array([3, 5, 90, 239]))
     assert [(run.key, run.last) for run in runs] == [(0, 5), (80, 90), (200, 239)]
 
@@ -455,7 +456,7 @@ def test_errors_travel_between_processes(tmp_path):
 
 def test_pictures_beyond_the_limit(tmp_path, monkeypatch, decoder):
     path = write_clip(tmp_path / "v.mp4", frames=4, size=(128, 96))
-    monkeypatch.setattr(container, "MAX_PIXELS", 128 * 96 - 1)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 128 * 96 - 1)
     with pytest.raises(DecodeError, match="128x96, above the limit of 12,287 pixels"):
         read_frames(path, [0], decoder)
 
@@ -564,7 +565,7 @@ def test_library_that_loads_but_does_not_decode(tmp_path, monkeypatch):
     def fail(name):
         raise RuntimeError("Could not load libtorchcodec: libavutil.so.59 not found\nmore lines")
 
-    monkeypatch.setattr(decode, "_decode_sample", fail)
+    monkeypatch.setattr(decoders, "_decode_sample", fail)
     available_decoders.cache_clear()
     try:
         reasons = available_decoders()
@@ -609,7 +610,7 @@ def test_auto_goes_on_to_the_next_decoder(tmp_path, monkeypatch, caplog):
 def test_info_spares_the_scan(tmp_path, monkeypatch, decoder):
     path = write_clip(tmp_path / "v.mp4", b_frames=2)
     info = pickle.loads(pickle.dumps(probe(path)))
-    monkeypatch.setattr(decode, "scan", None)
+    monkeypatch.setattr(decode, "describe", None)
     assert read_indices(read_frames(path, [40, 4], decoder, info=info)) == [40, 4]
 
 
@@ -759,7 +760,8 @@ def test_hostile_files_do_no_harm(shared_data):
     """In one process of its own: neither crash nor hang, nor 300 MiB more than the imports."""
     code = f"""
         import pathlib, torch
-        from hiera_video.video.decode import DECODERS, DecodeError, available_decoders
+        from hiera_video.errors import DecodeError
+        from hiera_video.video.decode import DECODERS, available_decoders
         from hiera_video.video.decode import probe, read_frames
         available_decoders()
         def peak():  # not getrusage's, which begins with the peak of the process that started it

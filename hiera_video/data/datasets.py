@@ -47,22 +47,17 @@ from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_in
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.manifests.listing import some
+from hiera_video.data.preload import PRELOAD
 from hiera_video.data.randomness import epoch_order, generator_for, uniform
 from hiera_video.data.transforms.normalize import normalize_clips
 from hiera_video.data.transforms.train import Pixels, TrainTransform, directional_classes
 from hiera_video.data.views import read_view_pixels, views_of
 from hiera_video.errors import DataError, DecodeError, RunFailed
-from hiera_video.video.decode import TIME_LIMIT, VideoInfo, VideoReader
-from hiera_video.video.frame_folder import FrameFolder, open_video
-from hiera_video.video.guarded_pool import (
-    MEMORY_LIMIT,
-    SERVER_GONE,
-    end_with_parent,
-    ended_by,
-    fork_server,
-    limited,
-    wants_memory,
-)
+from hiera_video.video.decode import VideoReader, open_video
+from hiera_video.video.frame_folder import FrameFolder
+from hiera_video.video.info import VideoInfo
+from hiera_video.video.limits import MEMORY_LIMIT, TIME_LIMIT, is_out_of_memory, limited
+from hiera_video.video.processes import SERVER_GONE, end_with_parent, ended_by, fork_server
 from hiera_video.video.sampling import Indices, training_clip
 
 __all__ = [
@@ -901,7 +896,7 @@ class _WorkerSide(Dataset):
             with limited(self.time_limit, self.memory_limit):
                 return _read(self.reader, sample)
         except Exception as error:
-            if not wants_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = f"needed more than {self.memory_limit / 2**30:.1f} GiB of memory"
             return Failed(sample.video_id, sample.path, reason)
@@ -930,4 +925,4 @@ _LARGE_BATCH = 128 << 20
 
 def _context() -> multiprocessing.context.BaseContext:
     """Workers from a server that has imported what they need."""
-    return fork_server(["hiera_video.video.worker_imports"])
+    return fork_server(PRELOAD)

@@ -22,6 +22,7 @@ from hiera_video import files, scoring
 from hiera_video.data.datasets import Failed, VideoDataset, try_to_read
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.data.manifests.splits import NoSuchPart
+from hiera_video.data.preload import PRELOAD
 from hiera_video.engine import optim
 from hiera_video.engine.distributed import World
 from hiera_video.errors import DataError, RunFailed, UserError
@@ -353,7 +354,7 @@ def reading(
     guarded: in a process of its own, so that a video which crashes its decoder, or takes too much
     time or memory, is a `Failed`, and no end of the run.
     """
-    with GuardedPool(function) if guarded else contextlib.nullcontext() as pool:
+    with GuardedPool(function, preload=PRELOAD) if guarded else contextlib.nullcontext() as pool:
         for video_id in videos:
             sample = dataset.sample(video_id)
             request = (dataset.reader, sample)

@@ -286,13 +286,13 @@ _DISK_ERRORS = {
 
 def _frames(job: Job, info) -> Iterator[tuple[float, object]]:
     """(seconds from the first, decoded frame) of each frame that `read_frames` would give."""
-    from hiera_video.video.container import Deadline
-    from hiera_video.video.readers.pyav import PyavReader
+    from hiera_video.video.container import VideoFile, frames_from_start
+    from hiera_video.video.limits import Deadline
 
     deadline = Deadline(job.source, job.time_limit)
     index = info.index
-    with contextlib.closing(PyavReader(job.source, index)) as reader:
-        decoded = reader.frames_from_start(deadline)
+    with contextlib.closing(VideoFile(job.source)) as file:
+        decoded = frames_from_start(file, deadline)
         if index.sequential:
             yield from zip(info.times.tolist(), decoded, strict=False)
             return

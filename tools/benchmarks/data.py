@@ -36,14 +36,14 @@ from hiera_video.compat import ensure_pytorchvideo
 from hiera_video.data import datasets
 from hiera_video.data.datasets import VideoDataset, build_loader
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
+from hiera_video.data.preload import PRELOAD
 from hiera_video.data.transforms.train import Pixels, TrainTransform
 from hiera_video.data.views import views_of
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.errors import UserError
 from hiera_video.preparation.transcode import usable_cores
-from hiera_video.video.decode import DECODERS, available_decoders
-from hiera_video.video.frame_folder import open_video
-from hiera_video.video.guarded_pool import fork_server
+from hiera_video.video.decode import DECODERS, available_decoders, open_video
+from hiera_video.video.processes import fork_server
 from hiera_video.video.sampling import span
 
 OURS, PYTORCHVIDEO = "hiera_video", "pytorchvideo"
@@ -602,7 +602,7 @@ def their_loader(
             TheirDataset(paths, kind, spec, decoder),
             batch_size=BATCH,
             num_workers=workers,
-            multiprocessing_context=fork_server(["hiera_video.video.worker_imports"]),
+            multiprocessing_context=fork_server(PRELOAD),
             pin_memory=device.type == "cuda",
         )
         iterator = iter(loader)

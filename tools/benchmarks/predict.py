@@ -30,7 +30,7 @@ from hiera_video.models import build_model
 from hiera_video.models.weights.load import bundled
 from hiera_video.predict import Predictor
 from hiera_video.video.decode import DECODERS
-from hiera_video.video.guarded_pool import decoding_process
+from hiera_video.video.decoding_process import decoding_process
 
 RANDOM = "random"
 """In the place of weights: those that the model is built with, written to a file first."""

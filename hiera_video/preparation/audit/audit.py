@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from hiera_video.clip_spec import ClipSpec
+from hiera_video.data.preload import PRELOAD as DATA_PRELOAD
 from hiera_video.preparation.audit.duplicates import find_duplicates
 from hiera_video.preparation.audit.lists import UNUSED, Part
 from hiera_video.preparation.audit.memory import AuditMemory, Identity, clip_key
@@ -38,7 +39,7 @@ AT_ONCE = 1000
 CLIPS_TIMED = 16
 """Videos of which a clip is read with a watch in hand."""
 
-PRELOAD = ("hiera_video.preparation.audit.file", "hiera_video.video.worker_imports")
+PRELOAD = ("hiera_video.preparation.audit.file", *DATA_PRELOAD)
 """What all children need: seconds of imports, paid once."""
 
 Progress = Callable[[str, int, int], None]

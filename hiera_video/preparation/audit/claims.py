@@ -8,8 +8,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from hiera_video.video.container import TIME_LIMIT, Deadline, open_container
-from hiera_video.video.decode import VideoInfo
+from hiera_video.video.container import open_container
+from hiera_video.video.info import VideoInfo
+from hiera_video.video.limits import TIME_LIMIT, Deadline
 
 _ENDINGS = {
     "mov": (".mp4", ".m4v", ".mov", ".3gp", ".f4v"),

@@ -20,17 +20,11 @@ import torch
 from hiera_video.errors import DecodeError
 from hiera_video.preparation.audit.claims import irregular, oddities, unkept_claim
 from hiera_video.preparation.audit.records import ClipJob, Job, Seen
-from hiera_video.video.container import (
-    TIME_LIMIT,
-    Deadline,
-    choose_stream,
-    error_reason,
-    open_container,
-    prepare_decoder,
-)
-from hiera_video.video.decode import VideoInfo, VideoReader
+from hiera_video.video.container import VideoFile, error_reason
+from hiera_video.video.decode import VideoReader
 from hiera_video.video.frame_folder import FrameFolder
-from hiera_video.video.guarded_pool import wants_memory
+from hiera_video.video.info import VideoInfo
+from hiera_video.video.limits import TIME_LIMIT, Deadline, is_out_of_memory
 
 _NO_FRAMES = (
     "no frame can be decoded",
@@ -53,7 +47,7 @@ def examine(job: Job) -> Seen:
     except DecodeError as error:
         return _refused(error.reason)
     except Exception as error:
-        if wants_memory(error):
+        if is_out_of_memory(error):
             raise  # the guard knows the limit, and says so
         # A mistake of ours or of a library must not end an audit of days at one file.
         text = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
@@ -173,11 +167,10 @@ def decode_all(info: VideoInfo, seconds: float) -> _Count:
     count = _Count()
     count.start(info)
     missing = None if info.index.sequential else set(info.index.frame_pts().tolist())
-    container = open_container(info.path, Deadline(info.path, TIME_LIMIT))
+    file = VideoFile(info.path)
+    container, stream = file.opened(Deadline(info.path, TIME_LIMIT))
     end = time.monotonic() + seconds
     try:
-        stream = choose_stream(info.path, container)
-        prepare_decoder(stream)
         packets = container.demux(stream)
         while True:
             try:
@@ -200,7 +193,7 @@ def decode_all(info: VideoInfo, seconds: float) -> _Count:
             for frame in frames:
                 _count_frame(frame, missing, count)
     finally:
-        container.close()
+        file.close()
     return count
 
 
