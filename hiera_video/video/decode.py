@@ -161,7 +161,7 @@ class VideoReader:
         if info is None or index is None or index.identity != self._file.identity:
             info, index = self._describe(deadline)
         self._index = index
-        self._decoders = order_for(usable, index)
+        self._decoders = order_for(usable, info, index)
         self.info = dataclasses.replace(info, decoder=self._decoders[0])
 
     def __enter__(self) -> VideoReader:
@@ -205,6 +205,7 @@ class VideoReader:
 
     def _read_distinct(self, wanted: Integers, deadline: Deadline) -> Tensor:
         """Frames [K, 3, H, W] of ascending indices, by the first decoder that succeeds."""
+        by_pyav: DecodeError | None = None
         while True:
             try:
                 if self._reader is None:
@@ -213,9 +214,11 @@ class VideoReader:
             except DecodeError as error:
                 self.close()
                 deadline.check()
+                if self._decoders[0] == "pyav":
+                    by_pyav = error
                 others = after_failure(self._decoders)
-                if not others:
-                    raise
+                if not others:  # the reason of the reference is the one to report
+                    raise by_pyav or error from None
                 self._decoders = others
                 announce_fallback(error, others[0])
                 self.info = dataclasses.replace(self.info, decoder=others[0])

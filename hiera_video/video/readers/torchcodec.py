@@ -21,8 +21,9 @@ from hiera_video.video.readers.remux import remux
 _UNSEEKABLE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"}
 
 LARGE_PACKETS = 8192
-"""Mean bytes of a packet above which handing over our index costs less than torchcodec's own scan,
-which reads the whole file; below, parsing the index costs more."""
+"""Mean bytes per packet above which an MP4 or MOV file is not scanned a second time: torchcodec is
+handed our index. Below, parsing the index costs more than its own scan. Files of other formats
+(Matroska, FLV) cannot always be seeked in before they have been read to the end."""
 
 
 class TorchcodecReader:
@@ -35,7 +36,7 @@ class TorchcodecReader:
                 "its time stamps are missing or repeated; of the decoders only pyav reads it",
             )
         self.path, self.index = file.path, index
-        copied = index.format in _UNSEEKABLE or not index.plain
+        copied = needs_copy(index)
         counted = ~index.cut_off() if copied else ~index.hidden
         self._decoder = self._open_copy(file, deadline) if copied else self._open_file(counted)
         # It turns pictures by what its own FFmpeg finds in the file; older ones do not look in all
@@ -57,9 +58,13 @@ class TorchcodecReader:
         return self._open(copy.getvalue(), 0, None)
 
     def _open_file(self, counted: Mask) -> Any:
-        large = self.index.identity[0] > LARGE_PACKETS * len(self.index.pts)
-        mappings = _frame_mappings(self.index, counted) if large else None
-        return self._open(os.path.abspath(self.path), self.index.stream, mappings)
+        index, path = self.index, os.path.abspath(self.path)
+        if index.format == "mov" and index.identity[0] > LARGE_PACKETS * len(index.pts):
+            decoder = self._open(path, index.stream, _frame_mappings(index, counted))
+            if len(decoder) == counted.sum():
+                return decoder
+            # The file was cut off: with our index, torchcodec goes by the count in the header.
+        return self._open(path, index.stream, None)
 
     def _open(self, source: str | bytes, stream: int, mappings: str | None) -> Any:
         try:
@@ -89,6 +94,11 @@ class TorchcodecReader:
             raise DecodeError(
                 self.path, f"torchcodec returned another frame than {int(part[wrong.argmax()])}"
             )
+
+
+def needs_copy(index: FrameIndex) -> bool:
+    """Whether torchcodec reads the file from a copy in memory, since it cannot seek in it."""
+    return index.format in _UNSEEKABLE or not index.plain
 
 
 def open_decoder(source: str | bytes, **options: Any) -> Any:
