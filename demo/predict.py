@@ -32,8 +32,9 @@ from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.spreadsheet import csv_file, path_cell
-from hiera_video.video.find import Named, is_video_name, named_videos
-from hiera_video.video.guarded_pool import GuardedPool, decoding_process
+from hiera_video.video.decoding_process import decoding_process
+from hiera_video.video.find import InputFile, expand_paths, is_video_or_playlist
+from hiera_video.video.guarded_pool import GuardedPool
 
 if TYPE_CHECKING:
     from hiera_video.predict import Label, Prediction, Predictor, Window
@@ -44,10 +45,10 @@ def main(argv: Sequence[str]) -> int:
     args = _parser().parse_args(argv)
     if args.top_k < 1:
         raise UserError(f"--top-k {args.top_k}: at least 1")
-    if args.csv is not None and is_video_name(args.csv):
+    if args.csv is not None and is_video_or_playlist(args.csv):
         raise UserError(f"--csv {args.csv} is named like a video; name a .csv file")
     cfg = _config(args)
-    files = named_videos(args.paths)
+    files = expand_paths(args.paths)
     # Videos are read in a child process, so that a file that crashes a decoder cannot end this one.
     # It starts first: it imports its libraries while the model is loaded.
     with decoding_process() as process:
@@ -55,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _label_files(
-    files: Sequence[Named], args: argparse.Namespace, cfg: Config | None, process: GuardedPool
+    files: Sequence[InputFile], args: argparse.Namespace, cfg: Config | None, process: GuardedPool
 ) -> int:
     # Imported here: torch takes seconds to import, and --help and typing errors need not wait.
     from hiera_video.data.views import parse_views
@@ -161,7 +162,7 @@ def _choices(args: argparse.Namespace, cfg: Config | None) -> dict[str, Any]:
 
 
 def _label_all(
-    predictor: Predictor, files: Sequence[Named], args: argparse.Namespace, outputs: _Outputs
+    predictor: Predictor, files: Sequence[InputFile], args: argparse.Namespace, outputs: _Outputs
 ) -> int:
     from hiera_video.errors import DecodeError
 

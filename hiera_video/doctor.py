@@ -274,7 +274,8 @@ _CODECS = ("h264", "hevc", "vp9", "av1", "mpeg4")
 
 def decoder(name: str) -> list[Finding]:
     """Decode a clip that is made here with one library; PyAV is required, the others are not."""
-    from hiera_video.video.decode import available_decoders, read_frames
+    from hiera_video.video.decode import read_frames
+    from hiera_video.video.decoders import available_decoders
 
     needed = name == "pyav"
     reason = available_decoders()[name]

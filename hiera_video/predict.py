@@ -32,7 +32,7 @@ from hiera_video.scoring import (
     view_scores,
 )
 from hiera_video.video.crops import check_num_crops
-from hiera_video.video.frame_folder import open_video
+from hiera_video.video.decode import open_video
 from hiera_video.video.guarded_pool import GuardedPool
 from hiera_video.video.guarded_video import GuardedVideo
 from hiera_video.video.sampling import window_clips
@@ -127,7 +127,7 @@ class Predictor:
         batch_size: most views per forward pass; any value gives the same scores.
         decoder: "auto" or the name of one, see `video/decode.py`.
         multi_label: the model was trained with a yes or no per class: sigmoid, not softmax.
-        process: child process that reads the files (`video.guarded_pool.decoding_process`), so that
+        process: child process that reads the files (`video.decoding_process`), so that
             a file that crashes or hangs a decoder raises DecodeError. None: read them here.
         model_name, weights_name: names for the results.
         warn: called with each line that the user should read; stderr by default.
@@ -385,7 +385,8 @@ def _check_types(model: Any, spec: Any, classes: Any, process: Any) -> None:
     if process is not None and not callable(getattr(process, "call", None)):
         raise UserError(
             f"process is a {type(process).__name__}; it must be what "
-            "hiera_video.video.guarded_pool.decoding_process() gives, or None to read videos here"
+            "hiera_video.video.decoding_process.decoding_process() returns, or None to read "
+            "videos here"
         )
 
 

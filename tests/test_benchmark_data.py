@@ -25,7 +25,8 @@ from clips import read_indices, write_clip
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import RunFailed, UserError
-from hiera_video.video.decode import available_decoders, probe
+from hiera_video.video.decode import probe
+from hiera_video.video.decoders import available_decoders
 
 PIPELINES = (HieraVideoPipeline, PyTorchVideoPipeline)
 SPEC = ClipSpec(num_frames=4, sampling_rate=4, crop_size=64)

@@ -55,7 +55,7 @@ def outcome(body: str, *argv: str) -> tuple[int, str, str]:
         ("open('/no/such/file')", 1, "error: [Errno 2] No such file or directory"),
         ("raise OSError(5, 'Input/output error')", 1, "error: [Errno 5] Input/output error\n"),
         (
-            "from hiera_video.video import decode; raise decode.DecodeError('a.mp4', 'cut off')",
+            "from hiera_video.errors import DecodeError; raise DecodeError('a.mp4', 'cut off')",
             1,
             "error: a.mp4: cut off\n",
         ),

@@ -26,7 +26,7 @@ from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import preflight
 from hiera_video.errors import DataError, RunFailed
-from hiera_video.video import frame_folder
+from hiera_video.video import decode
 from hiera_video.video.sampling import span
 
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, crop_size=32)
@@ -232,12 +232,12 @@ def decodes(monkeypatch):
     """The frames asked of the decoder, read by read."""
     reads = []
 
-    class Spy(frame_folder.VideoReader):
+    class Spy(decode.VideoReader):
         def read(self, indices):
             reads.append(list(indices))
             return super().read(indices)
 
-    monkeypatch.setattr(frame_folder, "VideoReader", Spy)
+    monkeypatch.setattr(decode, "VideoReader", Spy)
     return reads
 
 

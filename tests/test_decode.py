@@ -28,17 +28,14 @@ from clips import (
 )
 
 from hiera_video.errors import DecodeError, UserError
-from hiera_video.video import container, decode, h264
-from hiera_video.video.decode import (
-    DECODERS,
-    FrameIndexError,
-    VideoReader,
-    available_decoders,
-    probe,
-    read_frames,
-)
-from hiera_video.video.readers import portions, remux
+from hiera_video.video import container, decode, decoders, h264, limits
+from hiera_video.video.container import VideoFile
+from hiera_video.video.decode import FrameIndexError, VideoReader, probe, read_frames
+from hiera_video.video.decoders import DECODERS, available_decoders
 from hiera_video.video.readers import pyav as pyav_reader
+from hiera_video.video.readers import torchcodec as torchcodec_reader
+from hiera_video.video.readers.portions import portions
+from hiera_video.video.readers.remux import remux
 
 # Against PyAV, in levels of 255: mean and largest difference.
 SAME_PIXELS = (0.5, 4)
@@ -57,8 +54,8 @@ def decoder(request):
 
 @pytest.fixture(autouse=True)
 def _announce_anew():
-    decode._announce.cache_clear()
-    decode._fallback_reasons.clear()
+    decoders._announce.cache_clear()
+    decoders._fallback_reasons.clear()
 
 
 def differences(a: torch.Tensor, b: torch.Tensor) -> tuple[float, int]:
@@ -316,9 +313,17 @@ def test_each_wanted_frame_is_converted_once(tmp_path, monkeypatch):
 
 def test_runs_start_at_the_key_frame_before_and_skip_groups_between(tmp_path):
     path = write_clip(tmp_path / "v.mp4", frames=240, gop=40)
-    reader = pyav_reader.PyavReader(str(path), probe(path).index)
+    reader = pyav_reader.PyavReader(VideoFile(str(path)), probe(path).index)
     runs = reader._plan(np.array([3, 5, 90, 239]))
     assert [(run.key, run.last) for run in runs] == [(0, 5), (80, 90), (200, 239)]
+
+
+def test_packets_between_two_groups_are_not_decoded(tmp_path):
+    path = write_clip(tmp_path / "v.mp4", frames=64, gop=4)
+    index = probe(path).index
+    (run,) = pyav_reader.PyavReader(VideoFile(str(path)), index)._plan(np.array([0, 9, 17]))
+    assert run.unneeded == {*index.pts[1:8].tolist(), *index.pts[10:16].tolist()}
+    assert read_indices(read_frames(path, [0, 9, 17, 63], "pyav")) == [0, 9, 17, 63]
 
 
 def _spoil(path, first: int, last: int):
@@ -455,7 +460,7 @@ def test_errors_travel_between_processes(tmp_path):
 
 def test_pictures_beyond_the_limit(tmp_path, monkeypatch, decoder):
     path = write_clip(tmp_path / "v.mp4", frames=4, size=(128, 96))
-    monkeypatch.setattr(container, "MAX_PIXELS", 128 * 96 - 1)
+    monkeypatch.setattr(limits, "MAX_PIXELS", 128 * 96 - 1)
     with pytest.raises(DecodeError, match="128x96, above the limit of 12,287 pixels"):
         read_frames(path, [0], decoder)
 
@@ -564,7 +569,7 @@ def test_library_that_loads_but_does_not_decode(tmp_path, monkeypatch):
     def fail(name):
         raise RuntimeError("Could not load libtorchcodec: libavutil.so.59 not found\nmore lines")
 
-    monkeypatch.setattr(decode, "_decode_sample", fail)
+    monkeypatch.setattr(decoders, "_decode_sample", fail)
     available_decoders.cache_clear()
     try:
         reasons = available_decoders()
@@ -584,9 +589,45 @@ def test_picked_decoder_is_announced_once(tmp_path, caplog, decoder):
     assert [r.getMessage() for r in caplog.records] == [f"decoding videos with {decoder}"]
 
 
+@pytest.fixture
+def with_torchcodec():
+    if reason := available_decoders()["torchcodec"]:
+        pytest.skip(f"torchcodec {reason}")
+
+
+@pytest.mark.usefixtures("with_torchcodec")
+def test_auto_takes_the_decoder_that_is_faster_for_the_file(tmp_path, monkeypatch, caplog):
+    small = write_clip(tmp_path / "v.mp4", frames=4)
+    hevc = write_clip(tmp_path / "hevc.mp4", frames=4, codec="libx265")
+    copied = write_clip(tmp_path / "v.ts", frames=4)
+    with caplog.at_level(logging.INFO, "hiera_video"):
+        assert [probe(path).decoder for path in (small, hevc)] == ["pyav", "torchcodec"]
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("decoding videos with torchcodec or pyav")
+    monkeypatch.setattr(decoders, "SMALL_PICTURE", 0)
+    assert [probe(path).decoder for path in (small, copied)] == ["torchcodec", "pyav"]
+    assert probe(small, "pyav").decoder == "pyav"
+
+
+@pytest.mark.usefixtures("with_torchcodec")
+def test_what_pyav_cannot_decode_is_given_to_torchcodec_and_not_to_decord(tmp_path, monkeypatch):
+    def fail(self, wanted, deadline):
+        raise DecodeError(self.path, "pyav: no luck")
+
+    path = write_clip(tmp_path / "v.mp4", frames=10)
+    monkeypatch.setattr(decode.PyavReader, "read", fail)
+    with VideoReader(path) as video:
+        assert video.info.decoder == "pyav"
+        assert read_indices(video.read([7, 2])) == [7, 2]
+        assert video.info.decoder == "torchcodec"
+    assert decoders.after_failure(("pyav", "torchcodec", "decord")) == ("torchcodec",)
+    assert decoders.after_failure(("pyav", "decord")) == ()
+    assert decoders.after_failure(("torchcodec", "pyav", "decord")) == ("pyav", "decord")
+
+
+@pytest.mark.usefixtures("with_torchcodec")
 def test_auto_goes_on_to_the_next_decoder(tmp_path, monkeypatch, caplog):
-    if available_decoders()["torchcodec"]:
-        pytest.skip("torchcodec does not work here")
+    monkeypatch.setattr(decoders, "SMALL_PICTURE", 0)  # torchcodec first
 
     def fail(self, wanted, deadline):
         raise DecodeError(self.path, "torchcodec: no luck")
@@ -603,13 +644,71 @@ def test_auto_goes_on_to_the_next_decoder(tmp_path, monkeypatch, caplog):
         read_frames(path, [7], "torchcodec")
 
 
+# ---- one open, one index ----
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_a_file_is_opened_once_for_the_scan_and_all_reads(tmp_path, monkeypatch, ending):
+    path = write_clip(tmp_path / f"v.{ending}", b_frames=2)
+    opened = []
+    monkeypatch.setattr(
+        container,
+        "open_container",
+        lambda *args, open_=container.open_container: (opened.append(args), open_(*args))[1],
+    )
+    with VideoReader(path, "pyav") as video:
+        for wanted in ([50, 53], [3], [63], [0, 20]):
+            assert read_indices(video.read(wanted)) == wanted
+    assert len(opened) == 1
+
+
+def with_own_scan_and_with_our_index(monkeypatch, path, wanted):
+    """What torchcodec gives, each way: frames, or a DecodeError."""
+    results = []
+    for limit in (1 << 60, -1):
+        monkeypatch.setattr(torchcodec_reader, "LARGE_PACKETS", limit)
+        try:
+            results.append(read_frames(path, wanted, "torchcodec"))
+        except DecodeError as error:
+            results.append(error)
+    return results
+
+
+@pytest.mark.usefixtures("with_torchcodec")
+@pytest.mark.parametrize("name", CLIPS)
+def test_torchcodec_gives_the_same_frames_without_its_own_scan(tmp_path, monkeypatch, name):
+    path = write_clip(tmp_path / name, **CLIPS[name])
+    count = CLIPS[name].get("frames", 64)
+    wanted = sorted({count - 1, count // 2, count // 3, 1 % count}, reverse=True)
+    scanned, handed = with_own_scan_and_with_our_index(monkeypatch, path, wanted)
+    assert torch.equal(scanned, handed)
+
+
+@pytest.mark.usefixtures("with_torchcodec")
+def test_shared_files_come_the_same_without_torchcodecs_own_scan(shared_data, monkeypatch):
+    """The odd and the hostile ones: no frame differs, and nothing that was read is refused."""
+    compared = 0
+    for path in sorted(shared_data.glob("clips/*.*")) + sorted(shared_data.glob("hostile/*.*")):
+        try:
+            info = probe(path)
+        except DecodeError:
+            continue
+        last = info.num_frames - 1
+        wanted = sorted({last // 3, last // 2, min(last // 2 + 4, last)}, reverse=True)
+        scanned, handed = with_own_scan_and_with_our_index(monkeypatch, path, wanted)
+        if isinstance(scanned, torch.Tensor):
+            assert torch.equal(scanned, handed), path.name
+            compared += 1
+    assert compared > 30
+
+
 # ---- info handed on ----
 
 
 def test_info_spares_the_scan(tmp_path, monkeypatch, decoder):
     path = write_clip(tmp_path / "v.mp4", b_frames=2)
     info = pickle.loads(pickle.dumps(probe(path)))
-    monkeypatch.setattr(decode, "scan", None)
+    monkeypatch.setattr(decode, "describe", None)
     assert read_indices(read_frames(path, [40, 4], decoder, info=info)) == [40, 4]
 
 
@@ -759,7 +858,8 @@ def test_hostile_files_do_no_harm(shared_data):
     """In one process of its own: neither crash nor hang, nor 300 MiB more than the imports."""
     code = f"""
         import pathlib, torch
-        from hiera_video.video.decode import DECODERS, DecodeError, available_decoders
+        from hiera_video.errors import DecodeError
+        from hiera_video.video.decode import DECODERS, available_decoders
         from hiera_video.video.decode import probe, read_frames
         available_decoders()
         def peak():  # not getrusage's, which begins with the peak of the process that started it

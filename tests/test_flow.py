@@ -295,7 +295,7 @@ OTHER_WRITERS = {
         "hiera_video/data/synthetic/mp4.py",
         "open",
     ): "PyAV writes; files.put_in_place follows",
-    ("hiera_video/video/decode.py", "open"): "PyAV writes into memory",
+    ("hiera_video/video/decoders.py", "open"): "PyAV writes into memory",
     ("hiera_video/video/readers/remux.py", "open"): "PyAV writes into memory",
     ("hiera_video/preparation/audit/cache.py", "replace"): "a file that is no cache is set aside",
 }

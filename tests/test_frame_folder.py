@@ -9,8 +9,8 @@ from PIL import Image
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.views import load_test_views
 from hiera_video.errors import DecodeError
-from hiera_video.video.decode import VideoReader
-from hiera_video.video.frame_folder import FrameFolder, open_video
+from hiera_video.video.decode import VideoReader, open_video
+from hiera_video.video.frame_folder import FrameFolder
 
 
 @pytest.fixture

@@ -22,7 +22,8 @@ from hiera_video.engine import checkpoint
 from hiera_video.errors import WeightsError
 from hiera_video.models.weights.file import read_checkpoint
 from hiera_video.video.container import demux
-from hiera_video.video.decode import available_decoders, probe, read_frames
+from hiera_video.video.decode import probe, read_frames
+from hiera_video.video.decoders import available_decoders
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="limits of POSIX")

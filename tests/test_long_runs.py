@@ -19,7 +19,7 @@ from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import build
 from hiera_video.engine.records import read_metrics
-from hiera_video.video.decode import DECODERS, available_decoders
+from hiera_video.video.decoders import DECODERS, available_decoders
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 
 MIB = 1 << 20

@@ -27,8 +27,9 @@ from hiera_video.models.weights import resolve
 from hiera_video.models.weights.published import PUBLISHED
 from hiera_video.predict import Label, Prediction
 from hiera_video.scoring import ScoreSettings, view_scores
-from hiera_video.video.decode import VideoReader, available_decoders
-from hiera_video.video.find import find_videos, named_videos
+from hiera_video.video.decode import VideoReader
+from hiera_video.video.decoders import available_decoders
+from hiera_video.video.find import expand_paths, find_videos
 
 NAME = "hiera_base_16x224"
 TINY = {"embed_dim": 16, "num_heads": 1, "stages": (1, 1, 1, 1), "input_size": (4, 64, 64)}
@@ -564,21 +565,21 @@ NOWHERE = ["missing.mp4", "empty", "*.mov", "*.txt", "http://x/y.mp4"]
 
 @pytest.mark.parametrize("path", NOWHERE)
 def test_nothing_to_label_is_wrong_use(folder, path):
-    for find in (find_videos, named_videos):
+    for find in (expand_paths, find_videos):
         with pytest.raises(UserError) as error:
             find([path])
         assert path in str(error.value)
         if path in ("empty", "*.mov", "*.txt"):
             assert ".mp4" in str(error.value)
     with pytest.raises(UserError, match="none of these 5 paths leads to a video"):
-        named_videos(NOWHERE)
+        expand_paths(NOWHERE)
     with pytest.raises(UserError, match=re.escape(path)):
         find_videos(["a.mkv", path])
 
 
 @pytest.mark.parametrize("path", NOWHERE)
 def test_a_path_that_leads_nowhere_is_one_entry_beside_the_others(folder, path):
-    named = named_videos(["a.mkv", path, "sub", path])
+    named = expand_paths(["a.mkv", path, "sub", path])
     assert [entry.path for entry in named] == [
         "a.mkv", path, "sub/c ü 视频.webm", "sub/deep/d [1].avi",
     ]  # fmt: skip
@@ -591,7 +592,7 @@ def test_a_folder_that_may_not_be_read_is_said_and_the_others_are_searched(folde
     try:
         with pytest.raises(UserError, match="sub"):
             find_videos(["."])
-        *files, closed = named_videos(["."])
+        *files, closed = expand_paths(["."])
         assert len(files) == 4
         assert closed == ("./sub", "cannot look into this folder: Permission denied")
     finally:
@@ -605,7 +606,7 @@ import multiprocessing, os, sys, threading
 sys.path.insert(0, {tests!r})
 import torch
 from hiera_video import Predictor
-from hiera_video.video.guarded_pool import decoding_process
+from hiera_video.video.decoding_process import decoding_process
 from hiera_video.errors import RunFailed
 
 torch.set_num_threads(4)

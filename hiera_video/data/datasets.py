@@ -27,8 +27,9 @@ from hiera_video.data.randomness import generator_for, uniform
 from hiera_video.data.transforms.train import Crop, Pixels, TrainTransform, directional_classes
 from hiera_video.data.views import read_view_pixels, views_of
 from hiera_video.errors import DataError, DecodeError
-from hiera_video.video.decode import VideoInfo, VideoReader
-from hiera_video.video.frame_folder import FrameFolder, open_video
+from hiera_video.video.decode import VideoReader, open_video
+from hiera_video.video.frame_folder import FrameFolder
+from hiera_video.video.info import VideoInfo
 from hiera_video.video.sampling import Indices, training_clip
 
 

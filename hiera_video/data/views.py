@@ -1,4 +1,4 @@
-"""The test views of a video: file -> clips. The one road of the demo and of the test.
+"""Read the test views of a video: file -> clips, the same for the demo and for the test.
 
 K temporal views x S spatial crops are written "5x3". Every frame that any view needs is decoded
 once, in the file's order, and cut to its crops before the next few are decoded: memory is bounded
@@ -18,8 +18,8 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.transforms.normalize import normalize_clips
 from hiera_video.errors import UserError
 from hiera_video.video.crops import SPATIAL_CROPS, spatial_crops
-from hiera_video.video.decode import VideoReader
-from hiera_video.video.frame_folder import FrameFolder, open_video
+from hiera_video.video.decode import VideoReader, open_video
+from hiera_video.video.frame_folder import FrameFolder
 from hiera_video.video.guarded_video import GuardedVideo
 from hiera_video.video.sampling import Indices, uniform_views
 
@@ -61,7 +61,7 @@ def load_test_views(
 
 
 def read_test_views(reader: Reader, spec: ClipSpec, num_views: int, num_crops: int) -> Tensor:
-    """What `load_test_views` gives, of an open video."""
+    """The clips that `load_test_views` returns, of an open video."""
     return read_views(reader, views_of(reader, spec, num_views), spec, num_crops)
 
 
@@ -82,9 +82,9 @@ def read_views(reader: Reader, views: Indices, spec: ClipSpec, num_crops: int) -
 def read_view_pixels(
     reader: Reader, views: Indices, spec: ClipSpec, num_crops: int
 ) -> list[Tensor]:
-    """`read_views` before it is normalised: K * S times uint8 [T, 3, H, W]."""
-    wanted, place = np.unique(views, return_inverse=True)
-    place = torch.from_numpy(place.reshape(views.shape))
+    """The clips of `read_views` before normalisation: a list of K * S uint8 [T, 3, H, W]."""
+    wanted, back = np.unique(views, return_inverse=True)
+    place = torch.from_numpy(back.reshape(views.shape))
     step = max(1, _DECODED_BYTES // (3 * reader.info.width * reader.info.height))
     parts = [
         _crops(reader, wanted[i : i + step], spec.crop_size, num_crops)
@@ -95,7 +95,7 @@ def read_view_pixels(
 
 
 def _crops(reader: Reader, indices: Indices, crop_size: int, num_crops: int) -> list[Tensor]:
-    """S times uint8 [T, 3, H, W], cut where the frames are."""
+    """S times uint8 [T, 3, H, W], cut in the process that decodes."""
     if isinstance(reader, GuardedVideo):
         return reader.read_crops(indices, crop_size, num_crops)
     return spatial_crops(reader.read(indices), crop_size, num_crops)

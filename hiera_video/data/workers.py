@@ -22,17 +22,10 @@ from torch.utils.data import Dataset, get_worker_info
 
 from hiera_video.data.batch import Clips, Failed
 from hiera_video.data.datasets import Sample, TestReader, TrainReader, VideoDataset, read_clips
+from hiera_video.data.preload import PRELOAD
 from hiera_video.errors import RunFailed
-from hiera_video.video.decode import TIME_LIMIT
-from hiera_video.video.guarded_pool import (
-    MEMORY_LIMIT,
-    SERVER_GONE,
-    end_with_parent,
-    ended_by,
-    fork_server,
-    limited,
-    wants_memory,
-)
+from hiera_video.video.limits import MEMORY_LIMIT, TIME_LIMIT, is_out_of_memory, limited
+from hiera_video.video.processes import SERVER_GONE, end_with_parent, ended_by, fork_server
 
 logger = logging.getLogger("hiera_video")
 
@@ -77,7 +70,7 @@ class SampleReader(Dataset):
             with limited(self.time_limit, self.memory_limit):
                 return read_clips(self.reader, sample)
         except Exception as error:
-            if not wants_memory(error):
+            if not is_out_of_memory(error):
                 raise
             reason = f"needed more than {self.memory_limit / 2**30:.1f} GiB of memory"
             return Failed(sample.video_id, sample.path, reason)
@@ -105,7 +98,7 @@ def init_worker(worker_id: int) -> None:
 
 def worker_context() -> multiprocessing.context.BaseContext:
     """A context that forks workers from a server which has imported what they need."""
-    return fork_server(["hiera_video.video.worker_imports"])
+    return fork_server(PRELOAD)
 
 
 # ---- in the main process ------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from hiera_video.video.guarded_pool import wants_memory
+from hiera_video.video.limits import is_out_of_memory
 
 
 def shortage(error: BaseException) -> str | None:
@@ -14,7 +14,7 @@ def shortage(error: BaseException) -> str | None:
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return text.split(". GPU")[0].rstrip(".")
-    if not wants_memory(error):
+    if not is_out_of_memory(error):
         return None
     asked = re.search(r"tried to allocate (\d+) bytes", text)
     amount = f": {int(asked[1]) / 2**30:.2f} GiB more were asked for" if asked else ""

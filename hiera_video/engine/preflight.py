@@ -18,6 +18,7 @@ from hiera_video.config import DataConfig
 from hiera_video.data.batch import Failed
 from hiera_video.data.datasets import VideoDataset, try_to_read
 from hiera_video.data.manifests.layouts import Manifest
+from hiera_video.data.preload import PRELOAD
 from hiera_video.engine.schedule import Schedule
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
@@ -59,7 +60,7 @@ def map_videos(
     guarded: call it in a child process. A video that crashes its decoder, or takes too much time or
     memory, then yields a `Failed` and does not end the run.
     """
-    with GuardedPool(function) if guarded else contextlib.nullcontext() as pool:
+    with GuardedPool(function, preload=PRELOAD) if guarded else contextlib.nullcontext() as pool:
         for video_id in videos:
             sample = dataset.sample(video_id)
             request = (dataset.reader, sample)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hiera_video.errors import DecodeError
-from hiera_video.video.container import FrameIndex
-from hiera_video.video.decode import VideoInfo, VideoReader
+from hiera_video.video.decode import VideoReader
+from hiera_video.video.info import FrameIndex, VideoInfo
 
 if TYPE_CHECKING:
     from av.video.plane import VideoPlane

@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
 
-    from hiera_video.video.container import FrameIndex
-    from hiera_video.video.decode import VideoInfo
+    from hiera_video.video.info import FrameIndex, VideoInfo
 
 RECIPE = 1
 """Version of the encoder settings below. Copies of another version are not mixed with these."""
@@ -307,12 +306,12 @@ def _frames(
     job: TranscodeJob, info: VideoInfo, index: FrameIndex
 ) -> Iterator[tuple[float, VideoFrame]]:
     """Yield (seconds from the first, decoded frame) of each frame that `read_frames` gives."""
-    from hiera_video.video.container import Deadline
-    from hiera_video.video.readers.pyav import PyavReader
+    from hiera_video.video.container import VideoFile, frames_from_start
+    from hiera_video.video.limits import Deadline
 
     deadline = Deadline(job.source, job.options.time_limit)
-    with contextlib.closing(PyavReader(job.source, index)) as reader:
-        decoded = reader.frames_from_start(deadline)
+    with contextlib.closing(VideoFile(job.source)) as file:
+        decoded = frames_from_start(file, deadline)
         if index.sequential:
             yield from zip(info.times.tolist(), decoded, strict=False)
             return

@@ -49,11 +49,11 @@ def spatial_crops(frames: Tensor, crop_size: int, num_crops: int) -> list[Tensor
     Both are SlowFast's. Raises UserError for another number.
     """
     check_num_crops(num_crops)
-    frames = _cut_to_aspect(frames, num_crops) if _is_strip(frames) else [frames]
-    if len(frames) == num_crops == 3:
-        return [resize(part, crop_size, crop_size) for part in frames]
+    parts = _cut_to_aspect(frames, num_crops) if _is_strip(frames) else [frames]
+    if len(parts) == num_crops == 3:
+        return [resize(part, crop_size, crop_size) for part in parts]
     short = crop_size if num_crops == 3 else -(-crop_size * 256 // 224)
-    resized = resize_short_side(frames[0], short)
+    resized = resize_short_side(parts[0], short)
     spare_y, spare_x = (side - crop_size for side in resized.shape[-2:])
     centre_y, centre_x = (spare_y + 1) // 2, (spare_x + 1) // 2
     corners = [(centre_y, centre_x)]
@@ -65,9 +65,9 @@ def spatial_crops(frames: Tensor, crop_size: int, num_crops: int) -> list[Tensor
 
 
 def planar(frames: Tensor) -> Tensor:
-    """uint8 [T, 3, H, W] with each colour's pixels together: contiguous, as `.contiguous()` gives.
+    """Contiguous uint8 [T, 3, H, W], as `.contiguous()` returns.
 
-    Decoded frames have their colours interleaved; taking them apart is four times as fast in numpy.
+    Decoded frames are channels-last; this copy is four times as fast in numpy as in torch.
     """
     if frames.is_contiguous() or frames.stride(1) != 1:
         return frames.contiguous()

@@ -1,6 +1,6 @@
-"""Which videos the words of a command line mean: files, folders, globs.
+"""Find the videos that a command line names: files, folders, globs.
 
-Light to import: a mistyped name is answered before torch is loaded.
+Light to import: a mistyped name is reported before torch is loaded.
 """
 
 from __future__ import annotations
@@ -24,42 +24,42 @@ PLAYLIST_SUFFIXES = frozenset(
     f".{ending}"
     for ending in ["asx", "concat", "ffconcat", "ismc", "m3u", "m3u8", "mpd", "pls", "sdp", "xspf"]
 )
-"""Lists of videos: found in folders so that they are refused by name, never opened."""
+"""Lists of videos: a search finds them, so that they are reported as refused; never opened."""
 
 
-class Named(NamedTuple):
-    """One file that a command line names, or a path that leads to none."""
+class InputFile(NamedTuple):
+    """One file that a command line names, or a path at which there is none."""
 
     path: str
     error: str | None = None
-    """Why there is nothing to label."""
+    """Why there is no video at this path."""
 
 
 def find_videos(paths: Iterable[str]) -> list[str]:
-    """The files of `named_videos`; UserError where any path leads to none."""
-    named = named_videos(paths)
-    for path, error in named:
+    """The files of `expand_paths`; UserError where any path leads to none."""
+    files = expand_paths(paths)
+    for path, error in files:
         if error is not None:
             raise UserError(f"{path!r}: {error}")
-    return [path for path, _ in named]
+    return [path for path, _ in files]
 
 
-def named_videos(paths: Iterable[str]) -> list[Named]:
-    """What files, folders and globs name, in the order given, each file once.
+def expand_paths(paths: Iterable[str]) -> list[InputFile]:
+    """The files that files, folders and globs name, in the order given, each file once.
 
     A file is taken whatever it is called. A folder is searched with its subfolders for names that
     end like a video or a playlist (in any case, hidden ones aside), in sorted order; a playlist is
     then refused by the decoder, visibly, instead of being passed over. A glob ("clips/**/*.mp4")
     takes what a folder would take, and folders that match are searched.
 
-    A path that is not there, a folder without videos, a folder that may not be read and a glob that
-    matches nothing are one entry each, with the reason: the others are labelled all the same.
-    Raises UserError where that is all there is.
+    A path that does not exist, a folder without videos, a folder that cannot be read and a glob
+    that matches nothing are one entry each, with the reason, so that the others can still be read.
+    Raises UserError where no entry is a file.
     """
-    found: dict[str, Named] = {}
+    found: dict[str, InputFile] = {}
     for path in paths:
-        for named in _videos_of(os.fspath(path)):
-            found.setdefault(os.path.abspath(named.path), named)
+        for file in _expand(os.fspath(path)):
+            found.setdefault(os.path.abspath(file.path), file)
     entries = list(found.values())
     errors = [f"{path!r}: {error}" for path, error in entries if error is not None]
     if errors and len(errors) == len(entries):
@@ -69,49 +69,53 @@ def named_videos(paths: Iterable[str]) -> list[Named]:
 
 
 def is_video(name: str) -> bool:
+    """Whether a name ends like a video's."""
     return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES
 
 
-def is_video_name(path: str) -> bool:
-    """Whether a folder's search takes this name: not hidden, and a video's or playlist's ending."""
+def is_video_or_playlist(path: str) -> bool:
+    """Whether the search of a folder takes this name: not hidden, and ends like either."""
     name = os.path.basename(path)
     suffix = os.path.splitext(name)[1].lower()
     return not name.startswith(".") and suffix in (*VIDEO_SUFFIXES, *PLAYLIST_SUFFIXES)
 
 
-def _videos_of(path: str) -> list[Named]:
+def _expand(path: str) -> list[InputFile]:
     if os.path.isdir(path):
-        return _walk(path) or [Named(path, f"no videos in it or below it; {_looked_for()}")]
-    if os.path.lexists(path):  # first of all: a name may hold the signs of a glob, "clip [1].mp4"
-        return [Named(path)]
+        return _walk(path) or [InputFile(path, f"no videos in it or below it; {_looked_for()}")]
+    if os.path.lexists(path):  # before the glob: names may contain its signs, "clip [1].mp4"
+        return [InputFile(path)]
     if not glob.has_magic(path):
-        return [Named(path, "no such file or folder")]
+        return [InputFile(path, "no such file or folder")]
     matches = sorted(glob.glob(path, recursive=True))
     files = []
     for match in matches:
         if os.path.isdir(match):
             files += _walk(match)
-        elif is_video_name(match):
-            files.append(Named(match))
+        elif is_video_or_playlist(match):
+            files.append(InputFile(match))
     if not files:
         found = f"{len(matches)} names, none of them a video's" if matches else "nothing"
-        return [Named(path, f"matches {found}; {_looked_for()}")]
+        return [InputFile(path, f"matches {found}; {_looked_for()}")]
     return files
 
 
-def _walk(folder: str) -> list[Named]:
-    closed: list[Named] = []
+def _walk(folder: str) -> list[InputFile]:
+    unreadable: list[InputFile] = []
 
-    def note(error: OSError) -> None:
-        closed.append(Named(error.filename, f"cannot look into this folder: {error.strerror}"))
+    def on_error(error: OSError) -> None:
+        reason = f"cannot look into this folder: {error.strerror}"
+        unreadable.append(InputFile(error.filename, reason))
 
     files = []
-    for parent, folders, names in os.walk(folder, onerror=note):
+    for parent, folders, names in os.walk(folder, onerror=on_error):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [
-            Named(os.path.join(parent, name)) for name in sorted(names) if is_video_name(name)
+            InputFile(os.path.join(parent, name))
+            for name in sorted(names)
+            if is_video_or_playlist(name)
         ]
-    return files + closed
+    return files + unreadable
 
 
 def _looked_for() -> str:

@@ -1,4 +1,4 @@
-"""A folder of pictures read like a video, and `open_video`, which takes either.
+"""Read a folder of pictures like a video.
 
 Something-Something and other sets are often kept as one folder of JPEGs per video. Frames are
 ordered by the last number in their names, so that 10.jpg comes after 9.jpg.
@@ -9,25 +9,22 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from types import TracebackType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from hiera_video.errors import DecodeError
-from hiera_video.video.decode import MAX_PIXELS, VideoInfo, VideoReader
+from hiera_video.video.info import VideoInfo
+from hiera_video.video.limits import MAX_PIXELS
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
 FRAMES_PER_SECOND = 30.0
-"""Pictures carry no times; 30 is the rate at which SlowFast's lists have their frames taken out."""
-
-
-def open_video(
-    path: str | os.PathLike, decoder: str = "auto", *, fps: float = FRAMES_PER_SECOND
-) -> VideoReader | FrameFolder:
-    """A reader of a video file, or of a folder of pictures at `fps`. Raises DecodeError."""
-    return FrameFolder(path, fps=fps) if os.path.isdir(path) else VideoReader(path, decoder)
+"""Pictures carry no times; SlowFast's lists of frames are extracted at 30 per second."""
 
 
 class FrameFolder:
@@ -36,12 +33,12 @@ class FrameFolder:
     Raises DecodeError: no pictures there, one that cannot be read, or one of another size.
     """
 
-    def __init__(self, path: str | os.PathLike, *, fps: float = FRAMES_PER_SECOND) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, fps: float = FRAMES_PER_SECOND) -> None:
         self._folder = os.fspath(path)
         try:
             names = os.listdir(self._folder)
         except OSError as error:
-            raise DecodeError(self._folder, error.strerror) from error
+            raise DecodeError(self._folder, error.strerror or str(error)) from error
         pictures = [n for n in names if os.path.splitext(n)[1].lower() in PICTURE_SUFFIXES]
         self._names = sorted((n for n in pictures if not n.startswith(".")), key=_frame_order)
         if not self._names:
@@ -64,24 +61,30 @@ class FrameFolder:
     def __enter__(self) -> FrameFolder:
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def close(self) -> None:
         """Nothing is kept open."""
 
-    def read(self, indices: Iterable[int]) -> torch.Tensor:
+    def read(self, indices: Iterable[int]) -> Tensor:
         """uint8 RGB [len(indices), 3, H, W], channels-last."""
-        indices = np.asarray(list(indices), np.int64)
-        wanted, rows = np.unique(indices, return_inverse=True)
+        asked = np.asarray(list(indices), np.int64)
+        wanted, rows = np.unique(asked, return_inverse=True)
         size = (self.info.height, self.info.width)
         frames = np.empty((len(wanted), *size, 3), np.uint8)
         for row, index in enumerate(wanted.tolist()):
             frames[row] = self._picture(index, size)
         distinct = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        return distinct if np.array_equal(wanted, indices) else distinct[torch.from_numpy(rows)]
+        return distinct if np.array_equal(wanted, asked) else distinct[torch.from_numpy(rows)]
 
-    def _picture(self, index: int, size: tuple[int, int] | None) -> np.ndarray:
+    def _picture(self, index: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:
+        """uint8 [H, W, 3] of one picture; DecodeError where its size is not `size` (H, W)."""
         name = self._names[index]
         try:
             with Image.open(os.path.join(self._folder, name)) as picture:

@@ -1,11 +1,11 @@
-"""A video that is open in another process, where it can do no harm: the demo's way to read files.
+"""Read a video in another process, where it can do no harm: the demo's way to read files.
 
-    with decoding_process() as process:       # guarded_pool.py; starts while torch is imported
+    with decoding_process() as process:       # starts while torch is imported
         with GuardedVideo("clip.mp4", process) as video:
             crops = video.read_crops([0, 8, 16], 224, 3)
 
-What crosses over are the crops that a model takes, uint8, not whole frames: a tenth of the bytes
-for a video of 1080 lines.
+The crops that a model takes travel between the processes, uint8, not whole frames: a tenth of the
+bytes for a video of 1080 lines.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ import torch
 
 from hiera_video.errors import DecodeError
 from hiera_video.video.crops import spatial_crops
-from hiera_video.video.decode import VideoInfo
-from hiera_video.video.frame_folder import open_video
+from hiera_video.video.decode import VideoReader, open_video
+from hiera_video.video.frame_folder import FrameFolder
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
+from hiera_video.video.info import VideoInfo
 
 
 class GuardedVideo:
@@ -33,7 +34,7 @@ class GuardedVideo:
     """
 
     def __init__(
-        self, path: str | os.PathLike, process: GuardedPool, decoder: str = "auto"
+        self, path: str | os.PathLike[str], process: GuardedPool, decoder: str = "auto"
     ) -> None:
         self._process = process
         self._file = (os.fspath(path), decoder)
@@ -48,7 +49,7 @@ class GuardedVideo:
     def read_crops(
         self, indices: Iterable[int], crop_size: int, num_crops: int
     ) -> list[torch.Tensor]:
-        """The frames `indices` [T] cut as `transforms.spatial_crops` does: uint8 [T, 3, S, S] each.
+        """The frames `indices` [T] cut as `crops.spatial_crops` does: uint8 [T, 3, S, S] each.
 
         Errors are those of `VideoReader.read`.
         """
@@ -65,23 +66,23 @@ class GuardedVideo:
 
 # ---- in the other process -----------------------------------------------------------------------
 
-_open_file: tuple[tuple[str, str], Any] | None = None
-"""The file read last, and its reader: windows of a long video are asked for one by one."""
+_open_file: tuple[tuple[str, str], VideoReader | FrameFolder] | None = None
+"""The file read last, and its reader: windows of a long video are requested one by one."""
 
 
-def serve(request: tuple) -> Any:
-    """Answer one question of a `GuardedVideo`."""
+def serve(request: tuple[Any, ...]) -> Any:
+    """Answer one request of a `GuardedVideo`."""
     what, file, *arguments = request
-    reader = _reader(file, anew=what == "open")
+    reader = _reader(file, reopen=what == "open")
     if what == "open":
         return dataclasses.replace(reader.info, index=None)
     indices, crop_size, num_crops = arguments
     return [crop.numpy() for crop in spatial_crops(reader.read(indices), crop_size, num_crops)]
 
 
-def _reader(file: tuple[str, str], *, anew: bool) -> Any:
+def _reader(file: tuple[str, str], *, reopen: bool) -> VideoReader | FrameFolder:
     global _open_file
-    if _open_file is not None and (anew or _open_file[0] != file):
+    if _open_file is not None and (reopen or _open_file[0] != file):
         _open_file[1].close()
         _open_file = None
     if _open_file is None:

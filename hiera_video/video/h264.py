@@ -1,9 +1,9 @@
-"""Whether decoding of H.264 may start at a packet that the container calls a key frame.
+"""Tell whether decoding of H.264 may start at a packet that the container calls a key frame.
 
 Containers mark three different things so: a true restart (IDR); a whole picture whose followers may
-still look back at what came before it (open picture group); and the start of a refresh that takes
-many frames to build a whole picture. After a seek to the last, decoders return wrong pictures and
-say nothing. Numbers: ITU-T H.264, tables 7-1 (NAL unit types) and D.1.8 (recovery point).
+still refer to what came before it (open picture group); and the start of a refresh that takes
+many frames to build a whole picture. After a seek to the last kind, decoders return wrong pictures
+without an error. Numbers: ITU-T H.264, tables 7-1 (NAL unit types) and D.1.8 (recovery point).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _RECOVERY_POINT = 6
 
 
 def starting_point(packet: bytes, extradata: bytes | None) -> str | None:
-    """ "idr", "recovery" (whole, but followers may look back) or None (no place to start)."""
+    """Return "idr", "recovery" (whole, but followers may look back) or None (cannot start here)."""
     found = None
     for kind, unit in _units(packet, extradata or b""):
         if kind == _IDR:

@@ -1,4 +1,4 @@
-"""Which frames of a video a model gets to see: numbers in, frame indices out, no file touched.
+"""Choose the frames of a video that a model sees: numbers in, indices out, no file is touched.
 
 A *clip* is T = `spec.num_frames` indices. Two ways of choosing them (`ClipSpec.segments`):
 
@@ -69,7 +69,7 @@ def dense_clip(start: int, clip_span: Fraction, num_frames: int, video_frames: i
 def training_clip(
     video_frames: int, fps: float, spec: ClipSpec, u: float | Sequence[float]
 ) -> Indices:
-    """One clip at the random place that `u` says: int64 [T].
+    """One clip at a random place: int64 [T].
 
     `u` holds numbers in [0, 1) drawn by the caller: one number for a dense clip (every whole
     start from the first to the last possible one is equally likely); for segments one number per
@@ -78,10 +78,10 @@ def training_clip(
     _check_not_empty(video_frames)
     if spec.segments:
         return segment_clip(video_frames, spec, u)
-    (u,) = np.atleast_1d(np.asarray(u, dtype=np.float64)).tolist()
+    (position,) = np.atleast_1d(np.asarray(u, dtype=np.float64)).tolist()
     clip_span = span(spec.num_frames, spec.sampling_rate, fps, spec.target_fps)
     starts = _last_start(video_frames, clip_span) + 1
-    start = min(int(u * starts), starts - 1)
+    start = min(int(position * starts), starts - 1)
     return dense_clip(start, clip_span, spec.num_frames, video_frames)
 
 
@@ -90,7 +90,7 @@ def uniform_views(video_frames: int, fps: float, spec: ClipSpec, num_views: int)
 
     Dense clips start at the first possible frame, at the last possible one, and evenly between
     them; a single view is the middle one (SlowFast's offset sampling, whose later starts can fall
-    short of the last by rounding; these do not). Segments: see `segment_views`.
+    short of the last by rounding; these cannot). Segments: see `segment_views`.
     """
     _check_not_empty(video_frames)
     _check_views(num_views)
@@ -102,7 +102,7 @@ def uniform_views(video_frames: int, fps: float, spec: ClipSpec, num_views: int)
 
 
 def segment_clip(video_frames: int, spec: ClipSpec, u: float | Sequence[float]) -> Indices:
-    """One frame from each of T equal parts, at the random place in its part: int64 [T].
+    """One frame from each of T equal parts, at a random place in its part: int64 [T].
 
     `u`: numbers in [0, 1), one per segment or one for all. The parts touch: a frame on a boundary
     belongs to both, as in SlowFast.
@@ -129,7 +129,7 @@ def segment_views(video_frames: int, spec: ClipSpec, num_views: int) -> Indices:
 
 @dataclass(frozen=True)
 class WindowClips:
-    """One window of a timeline: its times in seconds and the clips that stand for it."""
+    """One window of a timeline: its times in seconds and its clips."""
 
     start: float
     end: float
@@ -148,8 +148,8 @@ def window_clips(
 
     `times` are the frames' times, [num_frames], in seconds and non-decreasing (`VideoInfo.times`).
     Windows start at 0, `seconds`, 2 * `seconds`, ...; the last one ends with the video. A window
-    in which no frame begins is left out, so that a jump of hours in a damaged file's clock costs
-    nothing.
+    in which no frame begins is left out, so that a jump of hours in the clock of a damaged file
+    does not give thousands of empty windows.
 
     A window longer than a clip gets `num_views` clips spread over it as in `uniform_views`. A
     shorter one gets a single clip around its middle, which looks a little past its borders: the

@@ -1,17 +1,18 @@
-"""What workers need, imported once by the fork server, which they then inherit for nothing.
+"""Imports what processes that read videos need; the fork server runs it once for all of them.
 
-torchcodec alone costs three seconds of processor time to import. Parts that are absent or broken
-here are left out: the worker that uses them will say so.
+torchcodec alone costs three seconds of processor time to import. Modules that are absent or broken
+on this machine are left out: the process that uses them reports the reason.
 """
 
 import contextlib
 import importlib
 
-for name in (
-    "hiera_video.data.loader",
-    "hiera_video.data.transforms.rand_augment",
-    "torchcodec.decoders",
-    "av",
-):
-    with contextlib.suppress(Exception):
-        importlib.import_module(name)
+
+def import_each(*names: str) -> None:
+    """Import modules, passing over those that fail."""
+    for name in names:
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+
+
+import_each("hiera_video.video.guarded_video", "torchcodec.decoders", "av")

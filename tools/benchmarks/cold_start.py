@@ -28,7 +28,7 @@ def main(argv: Sequence[str]) -> int:
 
     # The imports of demo/predict.py before it parses its options.
     from hiera_video.config import Config  # noqa: F401
-    from hiera_video.video.guarded_pool import decoding_process
+    from hiera_video.video.decoding_process import decoding_process
 
     with decoding_process() as process:
         from benchmarks.labelling import TimedProcess, load, time_forward

@@ -26,8 +26,8 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.errors import UserError
 from hiera_video.preparation.transcode import usable_cores
-from hiera_video.video.decode import DECODERS, available_decoders
-from hiera_video.video.frame_folder import open_video
+from hiera_video.video.decode import open_video
+from hiera_video.video.decoders import DECODERS, available_decoders
 
 LIST_REPEATS = 1000
 """Times that the list of a timed loader names each video, so that it does not end while timed."""

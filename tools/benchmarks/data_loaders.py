@@ -20,9 +20,10 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.compat import ensure_pytorchvideo
 from hiera_video.data.loader import LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
+from hiera_video.data.preload import PRELOAD
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.preparation.transcode import usable_cores
-from hiera_video.video.guarded_pool import fork_server
+from hiera_video.video.processes import fork_server
 
 BATCH = 4
 """Videos in a loader's batch: small, so that the first batches come soon."""
@@ -168,7 +169,7 @@ def pytorchvideo_loader(task: ClipTask, workers: int, device: torch.device) -> L
             PyTorchVideoDataset(paths, task.kind, task.spec, task.decoder),
             batch_size=BATCH,
             num_workers=workers,
-            multiprocessing_context=fork_server(["hiera_video.video.worker_imports"]),
+            multiprocessing_context=fork_server(PRELOAD),
             pin_memory=device.type == "cuda",
         )
         iterator = iter(loader)

@@ -24,7 +24,7 @@ from hiera_video.data.batch import Clips, Collate
 from hiera_video.data.datasets import Sample
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.views import views_of
-from hiera_video.video.frame_folder import open_video
+from hiera_video.video.decode import open_video
 
 BY_STAGE = (
     Column("clips", of_table("stages", "kind")),

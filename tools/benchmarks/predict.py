@@ -29,8 +29,8 @@ from hiera_video.errors import RunFailed
 from hiera_video.models import build_model
 from hiera_video.models.weights.resolve import bundled
 from hiera_video.predict import Predictor
-from hiera_video.video.decode import DECODERS
-from hiera_video.video.guarded_pool import decoding_process
+from hiera_video.video.decoders import DECODERS
+from hiera_video.video.decoding_process import decoding_process
 
 RANDOM = "random"
 """Value of --weights: the model's initial weights, written to a file first."""

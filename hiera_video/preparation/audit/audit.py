@@ -16,6 +16,7 @@ import os
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 
+from hiera_video.data.preload import PRELOAD
 from hiera_video.preparation.audit.cache import AuditCache, FileState
 from hiera_video.preparation.audit.checks import check_labels, check_sampling
 from hiera_video.preparation.audit.duplicates import find_duplicates
@@ -31,7 +32,7 @@ __all__ = ["AuditOptions", "AuditResult", "Progress", "audit"]
 _LOOKUP_FILES = 1000
 """Files that are looked up in the cache at a time."""
 
-_PRELOAD = ("hiera_video.preparation.audit.examine", "hiera_video.video.worker_imports")
+_PRELOAD = ("hiera_video.preparation.audit.examine", *PRELOAD)
 """Modules that the fork server imports once for all children; they take seconds."""
 
 _OPEN_SHARE = 0.4

@@ -25,18 +25,10 @@ from hiera_video.preparation.audit.metadata import (
     unusual_properties,
 )
 from hiera_video.preparation.pyav_files import plane_bytes, scan_file
-from hiera_video.video.container import (
-    TIME_LIMIT,
-    Deadline,
-    FrameIndex,
-    choose_stream,
-    error_reason,
-    open_container,
-    prepare_decoder,
-)
-from hiera_video.video.decode import VideoInfo
+from hiera_video.video.container import choose_stream, error_reason, open_container, prepare_decoder
 from hiera_video.video.frame_folder import FrameFolder
-from hiera_video.video.guarded_pool import wants_memory
+from hiera_video.video.info import FrameIndex, VideoInfo
+from hiera_video.video.limits import TIME_LIMIT, Deadline, is_out_of_memory
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -62,7 +54,7 @@ def examine(job: FileJob) -> FileCheck:
     except DecodeError as error:
         return _refused(error.reason)
     except Exception as error:
-        if wants_memory(error):
+        if is_out_of_memory(error):
             raise  # the pool knows the limit and reports it
         # A bug, here or in a library, must not end an audit of days at one file.
         text = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from hiera_video.video.container import TIME_LIMIT, Deadline, FrameIndex, open_container
-from hiera_video.video.decode import VideoInfo
+from hiera_video.video.container import open_container
+from hiera_video.video.info import FrameIndex, VideoInfo
+from hiera_video.video.limits import TIME_LIMIT, Deadline
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from av.video.stream import VideoStream
+    from av.stream import Stream
 
 _EXTENSIONS = {
     "mov": (".mp4", ".m4v", ".mov", ".3gp", ".f4v"),
@@ -77,7 +78,7 @@ def metadata_mismatch(info: VideoInfo, index: FrameIndex) -> str:
         container.close()
 
 
-def _stated_seconds(stream: VideoStream, container: InputContainer) -> float:
+def _stated_seconds(stream: Stream, container: InputContainer) -> float:
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     # Matroska keeps the duration of a stream as a tag, "00:00:03.000000000".

@@ -1,72 +1,75 @@
-"""Frames by decord 0.6, for those who have it: an FFmpeg of 2020, without AV1."""
+"""Read frames with decord 0.6, where it is installed: an FFmpeg of 2020, without AV1."""
 
 from __future__ import annotations
 
 import functools
+import io
 import os
+from typing import Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from hiera_video.errors import DecodeError
-from hiera_video.video.container import Deadline, FrameIndex, error_reason
+from hiera_video.video.container import VideoFile, error_reason
+from hiera_video.video.info import FrameIndex, Integers
+from hiera_video.video.limits import Deadline
 from hiera_video.video.readers.frames import upright
 from hiera_video.video.readers.portions import portions
 from hiera_video.video.readers.remux import remux
 
-# Only these it opens, counts and seeks in by itself without mistakes, and with one video stream.
+# It opens, counts and seeks without mistakes only in these, and with one video stream.
 _NATIVE = {"mov", "avi"}
 
 
 class DecordReader:
     """Reads frames of one file."""
 
-    def __init__(self, path: str, index: FrameIndex, deadline: Deadline):
+    def __init__(self, file: VideoFile, index: FrameIndex, deadline: Deadline) -> None:
         if index.sequential:
             raise DecodeError(
-                path, "its time stamps are missing or repeated; of the decoders only pyav reads it"
+                file.path,
+                "its time stamps are missing or repeated; of the decoders only pyav reads it",
             )
-        self.path, self.index = path, index
-        self._reader = self._open(deadline)
+        self.path, self.index = file.path, index
+        self._reader = self._open(file, deadline)
         counted = ~index.cut_off()
         self._ranks = index.ranks(counted)
         if len(self._reader) != counted.sum():
             raise DecodeError(
-                path, f"decord counts {len(self._reader)} frames, the file has {counted.sum()}"
+                file.path, f"decord counts {len(self._reader)} frames, the file has {counted.sum()}"
             )
 
-    def _open(self, deadline: Deadline):
-        # At damage it starts anew this often, 10240 times by default, which looks like a hang.
+    def _open(self, file: VideoFile, deadline: Deadline) -> Any:
+        # At damage it retries this often, 10240 times by default, which looks like a hang.
         os.environ.setdefault("DECORD_EOF_RETRY_MAX", "64")
         import decord
 
-        # It turns pictures upright itself, in MP4 and MOV, which is all that it gets to see.
+        # It turns pictures upright itself in MP4 and MOV, and is given nothing else.
         index = self.index
-        kind = index.container.split(",")[0]
         native = (
-            kind in _NATIVE
+            index.format in _NATIVE
             and index.num_video_streams == 1
             and index.plain
             and not index.hidden.any()
             and not index.cut_off().any()
         )
-        source = os.path.abspath(self.path)
+        source: str | io.BytesIO = os.path.abspath(self.path)
         if not native:
-            source = remux(self.path, index, ("mp4", "mov"), deadline)
+            source = remux(file, index, ("mp4", "mov"), deadline)
         try:
             return decord.VideoReader(source, ctx=decord.cpu(0), num_threads=1)
         except Exception as error:
             raise DecodeError(self.path, f"decord: {error_reason(error)}") from None
 
-    def close(self) -> None:
-        self._reader = None
-
-    def read(self, wanted: np.ndarray, deadline: Deadline) -> torch.Tensor:
+    def read(self, wanted: Integers, deadline: Deadline) -> Tensor:
         """uint8 RGB [K, 3, H, W], upright, of ascending, distinct indices [K]."""
         width, height = self.index.size
         if self.index.quarter_turns % 2:
             width, height = height, width
-        # It takes lines padded to whole 32 pixels for more channels where that comes out even.
+        # It pads lines to whole 32 pixels, and takes the padding for more channels where the
+        # division leaves no remainder.
         padded = -(-width // 32) * 32
         fetch = self._fetch
         if padded != width and 3 * padded % width == 0:
@@ -80,10 +83,10 @@ class DecordReader:
             deadline.check()
         return upright(np.concatenate(batches), 0)
 
-    def _fetch(self, ranks: list[int]) -> np.ndarray:
+    def _fetch(self, ranks: list[int]) -> NDArray[np.uint8]:
         return self._reader.get_batch(ranks).asnumpy()
 
-    def _fetch_padded(self, ranks: list[int], *, width: int) -> np.ndarray:
+    def _fetch_padded(self, ranks: list[int], *, width: int) -> NDArray[np.uint8]:
         frames = np.stack([self._reader[rank].asnumpy() for rank in ranks])
         lines = frames.reshape(len(ranks), frames.shape[1], -1)[:, :, : 3 * width]
         return lines.reshape(len(ranks), frames.shape[1], width, 3)

@@ -1,12 +1,13 @@
-"""Pictures as a decoder stores them -> the tensor users get."""
+"""Turn pictures as a decoder stores them into the tensor that users get."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 
-def upright(stored: np.ndarray, quarter_turns: int) -> torch.Tensor:
+def upright(stored: NDArray[np.uint8], quarter_turns: int) -> torch.Tensor:
     """uint8 [K, H, W, 3] as stored -> uint8 [K, 3, H', W'] turned counter-clockwise.
 
     Laid out channels-last: no copy where nothing is turned.

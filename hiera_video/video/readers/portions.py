@@ -1,4 +1,4 @@
-"""Work in portions: between two, the time limit is looked at.
+"""Split a read into portions, between which the time limit is checked.
 
 torchcodec and decord cannot be interrupted inside a call, PyAV can after every packet.
 """
@@ -10,15 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from hiera_video.errors import DecodeError
-from hiera_video.video.container import FrameIndex
+from hiera_video.video.info import FrameIndex, Integers
 
 LARGEST = 1 << 32
 """Pixels decoded in one call: about 2,000 pictures of 1920x1080, some ten seconds."""
 
 
-def portions(
-    path: str, index: FrameIndex, wanted: np.ndarray, library: str
-) -> Iterator[np.ndarray]:
+def portions(path: str, index: FrameIndex, wanted: Integers, library: str) -> Iterator[Integers]:
     """Split ascending frame indices [K] so that each part stays below LARGEST.
 
     Raises DecodeError where a single frame is further than that from where decoding can start.

@@ -1,39 +1,45 @@
-"""Frames by PyAV: the reference, and what a fresh machine has.
+"""Read frames with PyAV: the reference, and what a fresh machine has.
 
 One read is a few runs, each from a key frame to the last wanted frame that depends on it. Inside a
-run, frames that nobody wants and no other frame needs are passed over undecoded, and only wanted
+run, frames that are not wanted and that no other frame needs are not decoded, and only wanted
 frames are converted to RGB.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
 from hiera_video.errors import DecodeError
 from hiera_video.video.container import (
-    UNTOLD,
-    Deadline,
-    FrameIndex,
-    check_size,
-    choose_stream,
+    OpenVideo,
+    VideoFile,
     demux,
     error_reason,
-    open_container,
-    prepare_decoder,
+    frames_from_start,
 )
+from hiera_video.video.info import NO_TIME, FrameIndex, Integers
+from hiera_video.video.limits import Deadline, check_size
 from hiera_video.video.readers.frames import upright
+
+if TYPE_CHECKING:
+    from av.video.frame import VideoFrame
 
 # Where leaving out B-frames one by one is known to leave all others bit for bit as they are.
 _SKIPS_UNREFERENCED = {"h264", "hevc"}
 
-# Converted by copying each colour sample to its four pixels, wherever it is said to lie.
+# Converted by copying each colour sample to its four pixels, whatever its stated position.
 _REPLICATED = {"yuv420p", "yuvj420p"}
 
-# Passing over this many packets costs less than one seek.
+# Reading past this many packets costs less than one seek.
 _SHORT_GAP = 8
+
+Pixels = NDArray[np.uint8]
 
 
 @dataclass
@@ -46,30 +52,26 @@ class _Run:
     """Presentation time of each wanted frame -> its row in the output."""
     last: int
     """Packet of the wanted frame that is decoded last."""
+    unneeded: set[int] = field(default_factory=set)
+    """Presentation times of packets that no wanted frame depends on."""
 
 
 class PyavReader:
     """Reads frames of one open file. Not safe to share between threads.
 
     Args:
-        path: as the user gave it.
+        file: stays the caller's, who closes it.
         index: the file's frames; all are scaled to the size of the first.
-        opened: (container, stream) from the scan, to save opening twice; owned from here on.
     """
 
-    def __init__(self, path: str, index: FrameIndex, *, opened=None):
+    def __init__(self, file: VideoFile, index: FrameIndex) -> None:
         from av.video.reformatter import VideoReformatter
 
-        self.path, self.index = path, index
-        self._opened = opened
+        self.file, self.index = file, index
+        self.path = file.path
         self._convert = VideoReformatter()
 
-    def close(self) -> None:
-        if self._opened is not None:
-            self._opened[0].close()
-            self._opened = None
-
-    def read(self, wanted: np.ndarray, deadline: Deadline) -> torch.Tensor:
+    def read(self, wanted: Integers, deadline: Deadline) -> Tensor:
         """uint8 RGB [K, 3, H, W], upright, of ascending, distinct indices [K]."""
         width, height = self.index.size
         out = np.empty((len(wanted), height, width, 3), np.uint8)
@@ -79,7 +81,7 @@ class PyavReader:
             self._read_runs(wanted, out, deadline)
         return upright(out, self.index.quarter_turns)
 
-    def _read_runs(self, wanted: np.ndarray, out: np.ndarray, deadline: Deadline) -> None:
+    def _read_runs(self, wanted: Integers, out: Pixels, deadline: Deadline) -> None:
         for run in self._plan(wanted):
             # A key frame in the middle may turn out to be no clean start (a stream joined from
             # pieces, a recovery point): what is missing then is decoded from the beginning.
@@ -90,7 +92,7 @@ class PyavReader:
 
     # ---- which packets ----
 
-    def _plan(self, wanted: np.ndarray) -> list[_Run]:
+    def _plan(self, wanted: Integers) -> list[_Run]:
         index = self.index
         keys = np.flatnonzero(index.key)
         runs: list[_Run] = []
@@ -99,6 +101,8 @@ class PyavReader:
             before = keys[(keys <= packet) & (index.pts[keys] <= pts)]
             key = int(before[-1]) if len(before) else -1
             if runs and key <= runs[-1].last + _SHORT_GAP:
+                if key > runs[-1].last and index.closed[key]:
+                    runs[-1].unneeded.update(index.pts[runs[-1].last + 1 : key].tolist())
                 runs[-1].rows[pts] = row
                 runs[-1].last = max(runs[-1].last, int(packet))
             else:
@@ -107,7 +111,7 @@ class PyavReader:
 
     # ---- decoding ----
 
-    def _read_run(self, run: _Run, out: np.ndarray, deadline: Deadline) -> bool:
+    def _read_run(self, run: _Run, out: Pixels, deadline: Deadline) -> bool:
         """Fill the rows of `run`, dropping each from it; False where some frames did not come."""
         import av
 
@@ -130,6 +134,8 @@ class PyavReader:
                     if packet.pts is None or packet.pts > self.index.pts[run.key]:
                         return False  # the seek went too far
                     started = True
+                if packet.pts in run.unneeded:
+                    continue
                 if skips and skipping != (packet.pts not in run.rows):
                     skipping = not skipping
                     context.skip_frame = "NONREF" if skipping else "DEFAULT"
@@ -146,16 +152,17 @@ class PyavReader:
             return False
         return not run.rows
 
-    def _keep(self, frames, run: _Run, out: np.ndarray) -> None:
+    def _keep(self, frames: Iterable[VideoFrame], run: _Run, out: Pixels) -> None:
         for frame in frames:
-            row = run.rows.get(frame.pts)
-            if row is not None and not frame.is_corrupt:
+            if frame.pts is None or frame.is_corrupt:
+                continue
+            row = run.rows.pop(frame.pts, None)
+            if row is not None:
                 self._write(frame, out[row])
-                del run.rows[frame.pts]
 
-    def _read_counting(self, wanted: np.ndarray, out: np.ndarray, deadline: Deadline) -> None:
+    def _read_counting(self, wanted: Integers, out: Pixels, deadline: Deadline) -> None:
         rows = {int(i): row for row, i in enumerate(wanted)}
-        for i, frame in enumerate(self.frames_from_start(deadline)):
+        for i, frame in enumerate(frames_from_start(self.file, deadline)):
             row = rows.pop(i, None)
             if row is not None:
                 self._write(frame, out[row])
@@ -163,44 +170,18 @@ class PyavReader:
                 return
         raise self._missing(wanted, rows)
 
-    def frames_from_start(self, deadline: Deadline):
-        """Every frame of the stream as it comes out of the decoder; DecodeError at damage."""
-        import av
-
-        container, stream = self._seek(-1, deadline)
-        stream.codec_context.skip_frame = "DEFAULT"
-        clean = False
-        try:
-            for packet in demux(container, stream):
-                deadline.check()
-                for frame in stream.codec_context.decode(packet if packet.size else None):
-                    clean = clean or not frame.is_corrupt
-                    if frame.is_corrupt and clean:
-                        raise DecodeError(self.path, "damaged video (a frame lacks data)")
-                    if clean:
-                        yield frame
-        except (av.FFmpegError, MemoryError) as error:
-            deadline.check()
-            raise DecodeError(self.path, f"damaged video ({error_reason(error)})") from None
-
-    def _seek(self, key: int, deadline: Deadline):
-        """The open (container, stream), at or before packet `key`; -1 opens the file anew."""
-        if key < 0 or self._opened is None:
-            self.close()
-            container = open_container(self.path, deadline)
-            stream = choose_stream(self.path, container)
-            prepare_decoder(stream)
-            self._opened = container, stream
-            if key <= 0:
-                return self._opened
-        container, stream = self._opened
+    def _seek(self, key: int, deadline: Deadline) -> OpenVideo:
+        """The open file, at or before packet `key`; -1 is its start."""
+        if key < 0 or (key == 0 and not self.file.is_open):
+            return self.file.from_start(deadline)
+        container, stream = opened = self.file.opened(deadline)
         dts, pts = int(self.index.dts[key]), int(self.index.pts[key])
-        container.seek(pts if dts == UNTOLD else min(dts, pts), stream=stream)
-        return self._opened
+        container.seek(pts if dts == NO_TIME else min(dts, pts), stream=stream)
+        return opened
 
     # ---- pixels ----
 
-    def _write(self, frame, row: np.ndarray) -> None:
+    def _write(self, frame: VideoFrame, row: Pixels) -> None:
         """Convert one frame into its row [H, W, 3], scaled where its size differs."""
         check_size(self.path, frame.width, frame.height)
         width, height = self.index.size
@@ -213,20 +194,20 @@ class PyavReader:
             threads=1,
         )
         plane = rgb.planes[0]
-        lines = np.frombuffer(plane, np.uint8).reshape(height, plane.line_size)
+        lines = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
         row[:] = lines[:, : width * 3].reshape(height, width, 3)
 
-    def _missing(self, wanted: np.ndarray, rows: dict[int, int]) -> DecodeError:
+    def _missing(self, wanted: Integers, rows: dict[int, int]) -> DecodeError:
         first = int(wanted[min(rows.values())])
         return DecodeError(self.path, f"damaged video (frame {first} cannot be decoded)")
 
 
-def _without_chroma_position(frame):
-    """The frame, stripped of the note where between the pixels its colour samples lie.
+def _without_chroma_position(frame: VideoFrame) -> VideoFrame:
+    """The frame without the mark that says where between the pixels its colour samples lie.
 
-    Only FFmpeg 7 and later use the note, and only when they filter the colour planes; the older
-    FFmpeg under torchcodec or decord does not, and would come out up to 20 levels apart on edges
-    of colour.
+    Only FFmpeg 7 and later use the mark, and only when they filter the colour planes. The older
+    FFmpeg under torchcodec or decord ignores it: the same frame would come out up to 20 levels
+    apart on edges of colour.
     """
     import av
 
@@ -236,8 +217,8 @@ def _without_chroma_position(frame):
         return frame
     plain = av.VideoFrame(frame.width, frame.height, frame.format.name)
     for source, target in zip(frame.planes, plain.planes, strict=True):
-        lines = np.frombuffer(source, np.uint8).reshape(source.height, source.line_size)
-        into = np.frombuffer(target, np.uint8).reshape(target.height, target.line_size)
+        lines = np.frombuffer(memoryview(source), np.uint8).reshape(source.height, source.line_size)
+        into = np.frombuffer(memoryview(target), np.uint8).reshape(target.height, target.line_size)
         common = min(source.line_size, target.line_size)
         into[:, :common] = lines[:, :common]
     plain.colorspace, plain.color_range = frame.colorspace, frame.color_range

@@ -1,61 +1,78 @@
-"""Frames by torchcodec, which needs FFmpeg's shared libraries on the system."""
+"""Read frames with torchcodec, which needs FFmpeg's shared libraries on the system."""
 
 from __future__ import annotations
 
+import importlib
 import os
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hiera_video.errors import DecodeError
-from hiera_video.video.container import Deadline, FrameIndex, error_reason
+from hiera_video.video.container import VideoFile, error_reason
+from hiera_video.video.info import FrameIndex, Integers, Mask, Seconds
+from hiera_video.video.limits import Deadline
 from hiera_video.video.readers.portions import portions
 from hiera_video.video.readers.remux import remux
 
 # It seeks by time to the wrong place in these, and returns other frames than it was asked for.
 _UNSEEKABLE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"}
 
+LARGE_PACKETS = 8192
+"""Mean bytes per packet above which an MP4 or MOV file is not scanned a second time: torchcodec is
+handed our index. Below, parsing the index costs more than its own scan. Files of other formats
+(Matroska, FLV) cannot always be seeked in before they have been read to the end."""
+
 
 class TorchcodecReader:
     """Reads frames of one file."""
 
-    def __init__(self, path: str, index: FrameIndex, deadline: Deadline):
+    def __init__(self, file: VideoFile, index: FrameIndex, deadline: Deadline) -> None:
         if index.sequential:
             raise DecodeError(
-                path, "its time stamps are missing or repeated; of the decoders only pyav reads it"
+                file.path,
+                "its time stamps are missing or repeated; of the decoders only pyav reads it",
             )
-        self.path, self.index = path, index
-        copied = index.container.split(",")[0] in _UNSEEKABLE or not index.plain
-        self._decoder = self._open(copied, deadline)
+        self.path, self.index = file.path, index
+        copied = needs_copy(index)
+        counted = ~index.cut_off() if copied else ~index.hidden
+        self._decoder = self._open_copy(file, deadline) if copied else self._open_file(counted)
         # It turns pictures by what its own FFmpeg finds in the file; older ones do not look in all
         # kinds of files, a copy in memory does not say, and older torchcodecs do not turn at all.
         turned = round((getattr(self._decoder.metadata, "rotation", None) or 0) / 90)
         self._turns_left = (index.quarter_turns - turned) % 4
-        counted = ~index.cut_off() if copied else ~index.hidden
         self._ranks = index.ranks(counted)
         # Its own clock starts at the first packet it counts.
         ticks = index.frame_pts() - index.pts[counted].min()
         self._times = ticks * float(index.time_base)
         if len(self._decoder) != counted.sum():
             raise DecodeError(
-                path, f"torchcodec counts {len(self._decoder)} frames, the file has {counted.sum()}"
+                self.path,
+                f"torchcodec counts {len(self._decoder)} frames, the file has {counted.sum()}",
             )
 
-    def _open(self, copied: bool, deadline: Deadline):
-        from torchcodec.decoders import VideoDecoder
+    def _open_copy(self, file: VideoFile, deadline: Deadline) -> Any:
+        copy = remux(file, self.index, ("nut",), deadline)
+        return self._open(copy.getvalue(), 0, None)
 
-        source, stream = os.path.abspath(self.path), self.index.stream
-        if copied:
-            source, stream = remux(self.path, self.index, ("nut",), deadline).getvalue(), 0
+    def _open_file(self, counted: Mask) -> Any:
+        index, path = self.index, os.path.abspath(self.path)
+        if index.format == "mov" and index.identity[0] > LARGE_PACKETS * len(index.pts):
+            decoder = self._open(path, index.stream, _frame_mappings(index, counted))
+            if len(decoder) == counted.sum():
+                return decoder
+            # The file was cut off: with our index, torchcodec goes by the count in the header.
+        return self._open(path, index.stream, None)
+
+    def _open(self, source: str | bytes, stream: int, mappings: str | None) -> Any:
         try:
-            return VideoDecoder(source, stream_index=stream, device="cpu", num_ffmpeg_threads=1)
+            return open_decoder(source, stream_index=stream, custom_frame_mappings=mappings)
         except Exception as error:
             raise DecodeError(self.path, f"torchcodec: {error_reason(error)}") from None
 
-    def close(self) -> None:
-        self._decoder = None
-
-    def read(self, wanted: np.ndarray, deadline: Deadline) -> torch.Tensor:
+    def read(self, wanted: Integers, deadline: Deadline) -> Tensor:
         """uint8 RGB [K, 3, H, W], upright, of ascending, distinct indices [K]."""
         batches = []
         for part in portions(self.path, self.index, wanted, "torchcodec"):
@@ -69,7 +86,7 @@ class TorchcodecReader:
         frames = batches[0] if len(batches) == 1 else torch.cat(batches)
         return torch.rot90(frames, self._turns_left, dims=(2, 3)) if self._turns_left else frames
 
-    def _check_times(self, seconds: np.ndarray, part: np.ndarray) -> None:
+    def _check_times(self, seconds: Seconds, part: Integers) -> None:
         """A decoder that met damage may return a neighbour of the frame it was asked for."""
         begin = self._decoder.metadata.begin_stream_seconds
         wrong = np.abs(seconds - begin - self._times[part]) > float(self.index.time_base) / 2 + 1e-6
@@ -77,3 +94,29 @@ class TorchcodecReader:
             raise DecodeError(
                 self.path, f"torchcodec returned another frame than {int(part[wrong.argmax()])}"
             )
+
+
+def needs_copy(index: FrameIndex) -> bool:
+    """Whether torchcodec reads the file from a copy in memory, since it cannot seek in it."""
+    return index.format in _UNSEEKABLE or not index.plain
+
+
+def open_decoder(source: str | bytes, **options: Any) -> Any:
+    """torchcodec's `VideoDecoder` of a file's path or content, on the CPU and on one thread."""
+    # By name: the package does not declare to type checkers what it exports.
+    library = importlib.import_module("torchcodec.decoders")
+    return library.VideoDecoder(source, device="cpu", num_ffmpeg_threads=1, **options)
+
+
+def _frame_mappings(index: FrameIndex, counted: Mask) -> str:
+    """The counted packets (bool [P]) by time, as JSON that spares torchcodec its own scan.
+
+    Of the durations it uses only the last, for an end of the stream that is not asked for here.
+    """
+    pts, key = index.pts[counted], index.closed[counted].astype(np.int64)
+    order = np.argsort(pts, kind="stable")
+    frames = ",".join(
+        f'{{"pts":{time},"duration":1,"key_frame":{is_key}}}'
+        for time, is_key in zip(pts[order].tolist(), key[order].tolist(), strict=True)
+    )
+    return f'{{"frames":[{frames}]}}'
