@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a bare checkout too
 
 from hiera_video import __version__
-from hiera_video.cli import DONE, FAILED, INTERRUPTED, run
+from hiera_video.cli import DONE, FAILED, INTERRUPTED, printable, run
 from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.errors import RunFailed, UserError
@@ -185,7 +185,7 @@ def _label_all(
             outputs.end(prediction)
             if prediction.error is not None:
                 failed += 1
-                progress.write(f"error: {_printable(file)}: {prediction.error}")
+                progress.write(f"error: {printable(file)}: {prediction.error}")
     if failed and len(files) > 1:
         print(f"{failed} of {len(files)} files could not be labelled", file=sys.stderr)
     return FAILED if failed else DONE
@@ -245,7 +245,7 @@ class _Outputs:
     def window(self, prediction: Prediction, window: Window) -> None:
         """Write one more window of its timeline."""
         if not self.as_json:
-            ranked = ", ".join(f"{_printable(x.label)} {x.score:.1%}" for x in window.labels)
+            ranked = ", ".join(f"{printable(x.label)} {x.score:.1%}" for x in window.labels)
             _write(f"  {_clock(window.start)} - {_clock(window.end)}  {ranked}")
         self._rows(prediction, window.labels, window.start, window.end)
 
@@ -282,7 +282,7 @@ class _Outputs:
     def _head(self, prediction: Prediction) -> None:
         if self.headed != prediction.file:
             self.headed = prediction.file
-            _write(_printable(prediction.file))
+            _write(printable(prediction.file))
 
 
 @contextlib.contextmanager
@@ -344,7 +344,7 @@ class _Progress:
 
     def of(self, number: int, file: str) -> Callable[[float], None]:
         """Return the `on_progress` of the `number`-th file."""
-        self.bar.set_description_str(_printable(os.path.basename(file))[:40], refresh=False)
+        self.bar.set_description_str(printable(os.path.basename(file))[:40], refresh=False)
         return lambda share: self.bar.update(number + share - self.bar.n)
 
     def write(self, line: str) -> None:
@@ -368,17 +368,12 @@ def _write(line: str) -> None:
 
 def _row(label: Label) -> str:
     bar = f"{'#' * round(20 * label.score):20} " if sys.stdout.isatty() else ""
-    return f"{label.score:8.2%}  {bar}{_printable(label.label)}"
+    return f"{label.score:8.2%}  {bar}{printable(label.label)}"
 
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds * 10), 600)
     return f"{minutes:3d}:{rest / 10:04.1f}"
-
-
-def _printable(text: str) -> str:
-    """Escape control characters: a file's name must not control the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 if __name__ == "__main__":

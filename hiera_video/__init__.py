@@ -19,6 +19,7 @@ _HOMES = {
     "Predictor": "hiera_video.predict",
     "MODEL_REGISTRY": "hiera_video.registry",
     "DATASET_REGISTRY": "hiera_video.registry",
+    "OBJECTIVE_REGISTRY": "hiera_video.registry",
 }
 __all__ = ["__version__", *_HOMES]
 

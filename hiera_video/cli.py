@@ -90,6 +90,11 @@ class _ImportModule(argparse.Action):
         setattr(namespace, self.dest, [*getattr(namespace, self.dest), values])
 
 
+def printable(text: str) -> str:
+    """Escape control characters: a file's name must not control the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def _print_error(error: BaseException | str, code: int) -> int:
     print(f"error: {error}", file=sys.stderr)
     return code

@@ -32,6 +32,7 @@ from typing import IO, Literal
 import hiera_video
 from hiera_video.errors import UserError
 from hiera_video.files import free_bytes
+from hiera_video.video.processes import usable_cores
 
 OK, WARN, FAIL = "ok", "warn", "FAIL"
 
@@ -363,7 +364,7 @@ LEAST_SHARED_MEMORY = 512 << 20
 
 def machine() -> list[Finding]:
     """Report CPU cores, memory, shared memory and GPUs."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     total, free = _memory()
     findings = [Finding(OK, f"{cores} CPU cores, {_gib(free)} of {_gib(total)} of memory free")]
     with contextlib.suppress(OSError):

@@ -32,10 +32,9 @@ from hiera_video.video import container, decode, decoders, h264, limits
 from hiera_video.video.container import VideoFile
 from hiera_video.video.decode import FrameIndexError, VideoReader, probe, read_frames
 from hiera_video.video.decoders import DECODERS, available_decoders
+from hiera_video.video.readers import portions, remux
 from hiera_video.video.readers import pyav as pyav_reader
 from hiera_video.video.readers import torchcodec as torchcodec_reader
-from hiera_video.video.readers.portions import portions
-from hiera_video.video.readers.remux import remux
 
 # Against PyAV, in levels of 255: mean and largest difference.
 SAME_PIXELS = (0.5, 4)

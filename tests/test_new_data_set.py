@@ -8,7 +8,7 @@ import pytest
 from conftest import REPOSITORY
 from tiny_runs import CLASSES, empty, environment, final, settings, write_videos
 
-from hiera_video.preparation import prepare
+from hiera_video.preparation import manifest_files, prepare
 from hiera_video.registry import DATASET_REGISTRY, import_user_module
 
 MODULE = '''
@@ -93,7 +93,7 @@ def test_it_is_prepared(place, tmp_path, monkeypatch):
         "val": 3,
     }
     prepare.leave_out_missing(prepared)
-    prepare.write(prepared, tmp_path / "lists")
+    manifest_files.write(prepared, tmp_path / "lists")
     lines = (tmp_path / "lists" / "val.csv").read_text().splitlines()
     assert [os.path.basename(line) for line in lines] == [
         "val_fast_00.mp4 0",

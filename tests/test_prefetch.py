@@ -255,7 +255,7 @@ def test_scores_are_the_same_when_prefetched(videos, recorded):
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 4 * 64 * 64, 3))
     world = distributed.init("cpu")
-    ahead = evaluate.score_videos(model, loader, world=world, batch_size=2)
+    ahead = evaluate.score_videos(model, loader, ScoreSettings(2), world=world)
     assert [entry for entry in recorded if entry == "work ends"] == ["work ends"] * 3
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "DevicePrefetcher", DevicePrefetcher)

@@ -23,7 +23,7 @@ from tiny_runs import (
 
 from hiera_video import cli
 from hiera_video.config import load_config
-from hiera_video.engine import manifests, preflight
+from hiera_video.engine import data_source, preflight
 from hiera_video.engine.schedule import build_schedule
 from hiera_video.errors import UserError
 
@@ -316,7 +316,7 @@ def test_only_settings_that_matter_are_compared():
 def test_the_fingerprint_of_a_list_does_not_depend_on_where_it_lies(videos, tmp_path):
     moved = tmp_path / "moved"
     moved.symlink_to(videos)
-    read = manifests.read_manifest
-    here, there = manifests.fingerprint(read(videos)), manifests.fingerprint(read(moved))
+    read = data_source.read_manifest
+    here, there = data_source.fingerprint(read(videos)), data_source.fingerprint(read(moved))
     assert here == there
-    assert manifests.fingerprint(read(videos, "val")) != here
+    assert data_source.fingerprint(read(videos, "val")) != here

@@ -992,7 +992,7 @@ def test_a_disk_that_fills_up_later_keeps_the_last_checkpoint(videos, tmp_path, 
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(videos, tmp_path):
-    with pytest.raises(UserError, match=r"accumulation parts"):
+    with pytest.raises(UserError, match=r"accumulated batches"):
         run(config(videos, tmp_path / "out", "TRAIN.BATCH_SIZE", 10, "TRAIN.GRAD_ACCUM", 10))
 
 

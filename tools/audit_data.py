@@ -33,7 +33,7 @@ from hiera_video.preparation.audit.findings import Findings
 from hiera_video.preparation.audit.lists import read_splits
 from hiera_video.preparation.audit.result import AuditOptions, AuditResult
 from hiera_video.preparation.progress import ProgressLine
-from hiera_video.preparation.transcode import usable_cores
+from hiera_video.video.processes import usable_cores
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,13 +77,13 @@ def report(result: AuditResult, notes: Sequence[str], args: argparse.Namespace) 
         # A name that the terminal cannot show is shown escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
     for line in audit_report.table(result, notes, args.most or None):
-        print(printable(line))
+        print(cli.printable(line))
     if args.json:
         audit_report.write_json(result, notes, Path(args.json))
         print(f"wrote {args.json}")
     if args.write:
         for line in write_lists(result, Path(args.write)):
-            print(printable(line))
+            print(cli.printable(line))
     failures = result.findings.problems + (result.findings.remarks if args.strict else 0)
     return cli.FAILED if failures else cli.DONE
 
@@ -178,12 +178,7 @@ def _number(least: int) -> Callable[[str], int]:
 
 def warn(text: str) -> None:
     """Print a note on stderr."""
-    print(f"note: {printable(text)}", file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """Escape control characters: a file name must not steer the terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    print(f"note: {cli.printable(text)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

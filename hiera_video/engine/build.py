@@ -21,7 +21,7 @@ from hiera_video.data.relabel import fit_labels
 from hiera_video.data.transforms.flips import LabelAwareFlips
 from hiera_video.data.transforms.mixup import MixUpCutMix
 from hiera_video.data.transforms.train import TrainTransform
-from hiera_video.engine import manifests, optim, preflight, tasks
+from hiera_video.engine import data_source, optim, preflight, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
 from hiera_video.engine.schedule import Schedule, build_schedule
@@ -91,8 +91,8 @@ def require_usable(data: TrainingData, world: World, *, guarded: bool) -> None:
 def read_lists(cfg: Config) -> tuple[Manifest, Manifest | None]:
     """Read the lists of training and validation videos; None where nothing is validated."""
     objective = tasks.get(cfg.task)
-    source = manifests.DataSource(cfg.data, cfg.train.dataset, cfg.rng_seed, cfg.synthetic)
-    train_list = manifests.read_split(
+    source = data_source.DataSource(cfg.data, cfg.train.dataset, cfg.rng_seed, cfg.synthetic)
+    train_list = data_source.read_split(
         source,
         "train",
         num_classes=cfg.model.num_classes if objective.labelled else 0,
@@ -103,7 +103,7 @@ def read_lists(cfg: Config) -> tuple[Manifest, Manifest | None]:
         return train_list, None
     names = class_names(cfg, train_list)
     num_classes = cfg.model.num_classes or train_list.num_classes
-    val_list = manifests.read_split(source, "val", num_classes=num_classes)
+    val_list = data_source.read_split(source, "val", num_classes=num_classes)
     if names or val_list.classes:
         val_list = fit_labels(val_list, names=names, count=num_classes, owner="the training list")
     return train_list, val_list
@@ -264,7 +264,7 @@ def checkpoint_writer(
         multi_label=cfg.data.multi_label,
         spec=cfg.data.clip_spec(training=False).to_dict(),
         settings=cfg.to_yaml(),
-        data=manifests.fingerprint(data.train_list),
+        data=data_source.fingerprint(data.train_list),
     )
     return CheckpointWriter(
         folder / "checkpoints",

@@ -10,7 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +25,14 @@ from hiera_video.data.loader import Loader, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
 from hiera_video.engine import checkpoint, memory, preflight, results, tasks
+from hiera_video.engine.data_source import DataSource, read_test_split
 from hiera_video.engine.distributed import World
-from hiera_video.engine.manifests import DataSource, read_test_split
 from hiera_video.engine.meters import format_duration
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.engine.results import Scores
 from hiera_video.engine.run_folder import RunFolder
 from hiera_video.engine.run_logger import RunLogger
+from hiera_video.engine.signals import Stop
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models import build_model
 from hiera_video.models.weights.file import Checkpoint
@@ -39,22 +40,6 @@ from hiera_video.models.weights.load import load_weights
 from hiera_video.models.weights.published import PublishedWeights
 from hiera_video.models.weights.resolve import resolve
 from hiera_video.scoring import ScoreSettings, clip_scores
-
-
-class StopRequest(Protocol):
-    """What a test asks of the signal handler of a run: `train.Stop` is one."""
-
-    @property
-    def requested(self) -> bool:
-        """Whether this process was asked to stop."""
-
-    def exit_code(self, *, saved: bool) -> int:
-        """Return the exit code of the run that stopped."""
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *_: Any) -> None: ...
-
 
 # ---- scores -------------------------------------------------------------------------------------
 
@@ -204,7 +189,7 @@ class VideoProgress:
 # ---- the test -----------------------------------------------------------------------------------
 
 
-def test(cfg: Config, world: World, stop: StopRequest) -> int:
+def test(cfg: Config, world: World, stop: Stop) -> int:
     """Test a checkpoint as TEST says; return the exit code: 0, or `stop.exit_code` if stopped.
 
     Writes results.json, predictions.csv and, with one label per video, confusion.csv,
@@ -221,7 +206,7 @@ def test(cfg: Config, world: World, stop: StopRequest) -> int:
 def _test(
     cfg: Config,
     world: World,
-    stop: StopRequest,
+    stop: Stop,
     *,
     folder: Path,
     weights: str,

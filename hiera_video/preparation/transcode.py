@@ -30,6 +30,7 @@ import numpy as np
 from hiera_video.errors import DataError, DecodeError, RunFailed, UserError
 from hiera_video.files import explained, hold, put_in_place, write_text
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
+from hiera_video.video.processes import usable_cores
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -198,13 +199,6 @@ def _transcode_all(
     with GuardedPool(transcode_file, workers=workers, time_limit=options.time_limit + 30) as pool:
         for job, failure in pool.map(jobs):
             on_done(job, failure)
-
-
-def usable_cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 # ---- one file -----------------------------------------------------------------------------------

@@ -25,9 +25,9 @@ from benchmarks.videos import Recipe, benchmark_videos
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.errors import UserError
-from hiera_video.preparation.transcode import usable_cores
 from hiera_video.video.decode import open_video
 from hiera_video.video.decoders import DECODERS, available_decoders
+from hiera_video.video.processes import usable_cores
 
 LIST_REPEATS = 1000
 """Times that the list of a timed loader names each video, so that it does not end while timed."""

@@ -22,8 +22,7 @@ from hiera_video.data.loader import LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.preload import PRELOAD
 from hiera_video.engine.prefetch import DevicePrefetcher
-from hiera_video.preparation.transcode import usable_cores
-from hiera_video.video.processes import fork_server
+from hiera_video.video.processes import fork_server, usable_cores
 
 BATCH = 4
 """Videos in a loader's batch: small, so that the first batches come soon."""

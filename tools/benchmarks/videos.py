@@ -19,9 +19,9 @@ from torch import Tensor
 
 from benchmarks.measure import progress
 from hiera_video.errors import RunFailed
-from hiera_video.preparation.transcode import usable_cores
 from hiera_video.video.find import find_videos
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
+from hiera_video.video.processes import usable_cores
 
 SECONDS, FPS = 10, 30
 """Of a clip, as in Kinetics."""

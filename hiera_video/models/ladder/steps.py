@@ -39,9 +39,16 @@ def changed_step(base: AblationConfig, ablation: Choices, rung: Choices) -> Abla
 
 
 def register_classifier(
-    name: str, *, step: AblationConfig, sizes: dict[str, Any], num_classes: int, doc: str
+    name: str,
+    *,
+    step: AblationConfig,
+    size: str,
+    arguments: dict[str, Any],
+    num_classes: int,
+    doc: str,
 ) -> None:
-    """Register a classifier of a step; `sizes` and `num_classes` are its usual arguments."""
+    """Register a classifier of a step; `SIZES[size]`, `arguments` and `num_classes` are its usual
+    arguments."""
     usual = num_classes
 
     def build(
@@ -52,22 +59,35 @@ def register_classifier(
         **overrides: Any,
     ) -> Hiera:
         changed = changed_step(step, ablation, rung)
-        return build_classifier(changed, **{**sizes, "num_classes": num_classes, **overrides})
+        usual_arguments = {**SIZES[size], **arguments}
+        return build_classifier(
+            changed, **{**usual_arguments, "num_classes": num_classes, **overrides}
+        )
 
     build.__doc__ = f"{doc}; {usual} classes by default."
     MODEL_REGISTRY.register(name=name)(build)
 
 
 def register_autoencoder(
-    name: str, *, step: AblationConfig, sizes: dict[str, Any], mask_ratio: float, doc: str
+    name: str,
+    *,
+    step: AblationConfig,
+    size: str,
+    arguments: dict[str, Any],
+    mask_ratio: float,
+    doc: str,
 ) -> None:
-    """Register a masked autoencoder of a step; `sizes` and `mask_ratio` are its usual arguments."""
+    """Register a masked autoencoder of a step; `SIZES[size]`, `arguments` and `mask_ratio` are its
+    usual arguments."""
 
     def build(
         *, ablation: Choices = None, rung: Choices = None, **overrides: Any
     ) -> MaskedAutoencoder:
         changed = changed_step(step, ablation, rung)
-        return build_autoencoder(changed, **{**sizes, "mask_ratio": mask_ratio, **overrides})
+        usual_arguments = {**SIZES[size], **arguments}
+        return build_autoencoder(
+            changed, **{**usual_arguments, "mask_ratio": mask_ratio, **overrides}
+        )
 
     build.__doc__ = f"{doc}; mask ratio {mask_ratio}."
     MODEL_REGISTRY.register(name=name)(build)
@@ -75,21 +95,27 @@ def register_autoencoder(
 
 def register_step(name: str, size: str) -> None:
     """Register the models of one step and size: classifiers, and autoencoders if it takes masks."""
-    step, image, video = LADDER[name], SIZES[size], {**SIZES[size], **VIDEO}
+    step = LADDER[name]
     what = f"Step {name} of the ladder from MViTv2 (r0) to Hiera (r5), size {size}"
     images, clips = f"{what}, for 224x224 images", f"{what}, for 16-frame 224x224 clips"
     model = f"ladder_{name}_{size}"
-    register_classifier(f"{model}_224", step=step, sizes=image, num_classes=1000, doc=images)
-    register_classifier(f"{model}_16x224", step=step, sizes=video, num_classes=400, doc=clips)
+    register_classifier(
+        f"{model}_224", step=step, size=size, arguments={}, num_classes=1000, doc=images
+    )
+    register_classifier(
+        f"{model}_16x224", step=step, size=size, arguments=VIDEO, num_classes=400, doc=clips
+    )
     if step.tokens != "grid":
-        for suffix, sizes, ratio, doc in (
-            ("224", image, 0.6, images),
-            ("16x224", video, 0.9, clips),
+        no_changes: dict[str, Any] = {}
+        for suffix, arguments, ratio, doc in (
+            ("224", no_changes, 0.6, images),
+            ("16x224", VIDEO, 0.9, clips),
         ):
             register_autoencoder(
                 f"mae_{model}_{suffix}",
                 step=step,
-                sizes=sizes,
+                size=size,
+                arguments=arguments,
                 mask_ratio=ratio,
                 doc=f"{doc}: masked autoencoder",
             )
