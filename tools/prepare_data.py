@@ -159,7 +159,7 @@ def _add_transcode(layout: argparse.ArgumentParser) -> None:
 
 
 def transcode(prepared: Prepared, args: argparse.Namespace) -> None:
-    """Make the copies, and list them in the place of the videos."""
+    """Make the copies, and list them instead of the videos."""
     from hiera_video.preparation import prepare
     from hiera_video.preparation import transcode as copies
     from hiera_video.preparation.progress import ProgressLine

@@ -415,7 +415,7 @@ class Config(Section):
     num_threads: int = number(0, at_least=0)
     """CPU threads of PyTorch; 0 keeps its default."""
     imports: tuple[str, ...] = setting(())
-    """Your modules to import first, for the models and data sets that they register."""
+    """Your modules to import first, for the models, data sets and objectives that they register."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     hiera: HieraConfig = field(default_factory=HieraConfig)

@@ -324,7 +324,7 @@ class _Child:
         self._renew()
 
     def start_if_killed(self) -> None:
-        """Start a new process in the place of one that `kill` ended."""
+        """Start a new process instead of one that `kill` ended."""
         if self.connection.closed:
             self._launch()
 

@@ -1,9 +1,9 @@
-"""`ladder`: every rung from MViTv2 to Hiera, with the paper's ratios beside ours, and a picture.
+"""`ladder`: every step from MViTv2 to Hiera, with the paper's ratios beside ours, and a picture.
 
-Rungs are those of `hiera_video/models/ladder/ablation.py`; all of them pool keys and values by
+Steps are those of `hiera_video/models/ladder/ablation.py`; all of them pool keys and values by
 (4, 2, 1, 1), as the paper's steps after the first do. The released MViTv2 for video, cut down to
 (8, 4, 2, 1), with a class token, is a row of its own where it is registered: the paper's 20.5
-clips/s are its.
+clips/s belong to it.
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class Rows:
         """Rung -> registered name; the released model where there is one.
 
         Raises:
-            UserError: a rung is not registered.
+            UserError: a step is not registered.
         """
         found = {rung: f"ladder_{rung}_{self.size}_{SUFFIX[self.kind]}" for rung in LADDER_STEPS}
         for name in found.values():
@@ -151,7 +151,7 @@ def default_dtype(device: torch.device) -> list[str]:
 
 
 def cases_of(names: dict[str, str], args: argparse.Namespace, dtypes: Sequence[str]) -> list[Case]:
-    """Every rung in every setting asked for."""
+    """Return every step in every setting."""
     size = None if args.input_size is None else tuple(args.input_size)
     return [
         Case(name, input_size=size, **settings)
@@ -164,11 +164,11 @@ def cases_of(names: dict[str, str], args: argparse.Namespace, dtypes: Sequence[s
 
 
 def rows_of(comparison: Comparison, names: dict[str, str], *, kind: str) -> list[Row]:
-    """Rows with the ratios to the rung before, to R0 and to the released model."""
-    rung_of = {name: rung for rung, name in names.items()}
+    """Add to the rows the ratios to the step before, to R0 and to the released model."""
+    step_of = {name: rung for rung, name in names.items()}
     rows = comparison.rows()
     for row, candidate in zip(rows, measure.measured(comparison.candidates), strict=True):
-        rung = rung_of[row["name"]]
+        rung = step_of[row["name"]]
         case = comparison.case_of[id(candidate)]
         row |= {
             "rung": LABELS.get(rung, rung),
@@ -183,7 +183,7 @@ def rows_of(comparison: Comparison, names: dict[str, str], *, kind: str) -> list
 def ratios(
     comparison: Comparison, candidate: Candidate, rung: str, names: dict[str, str]
 ) -> dict[str, float | None]:
-    """Samples per second over those of the rung before, of R0 and of the released model."""
+    """Return samples per second over those of the step before, of R0 and of the released model."""
     compiled = candidate.facts.get("compiled")
 
     def over(other: str | None) -> float | None:
@@ -193,14 +193,14 @@ def ratios(
         return measure.ratio_of(candidate, found)
 
     return {
-        "step": over(rung_before(rung, names)),
+        "step": over(step_before(rung, names)),
         "ratio": over("r0"),
         "ratio_released": over(RELEASED),
     }
 
 
-def rung_before(rung: str, names: dict[str, str]) -> str | None:
-    """The rung that a step is measured against; None for the first."""
+def step_before(rung: str, names: dict[str, str]) -> str | None:
+    """Return the step that a step is compared with; None for the first."""
     climbed = [r for r in LADDER_STEPS if r in names]
     if rung not in climbed or rung == climbed[0]:
         return None
@@ -210,7 +210,7 @@ def rung_before(rung: str, names: dict[str, str]) -> str | None:
 def paper_ratios(kind: str, rung: str, names: dict[str, str]) -> dict[str, float | None]:
     """The paper's ratios of the same two rows; its video R0 is the cut-down released model."""
     rates = PAPER[kind]
-    before = rung_before(rung, names)
+    before = step_before(rung, names)
     first = "r0" if kind == "image" else RELEASED
     step = None
     if rung in rates and before in rates:
@@ -245,7 +245,7 @@ def notes_of(rows: Sequence[Row], args: argparse.Namespace, device: torch.device
 def draw(
     path: str | Path, rows: Sequence[Row], args: argparse.Namespace, facts: dict[str, object]
 ) -> str:
-    """Samples per second of every rung over R0's, a bar for each setting, and the paper's.
+    """Draw samples per second of every step over those of R0, a bar per setting, and the paper's.
 
     Returns:
         A note on where the picture is, or why there is none.

@@ -1,4 +1,4 @@
-"""One folder per class, with or without splits, or a labels.csv in the place of folders."""
+"""One folder per class, with or without splits, or a labels.csv instead of folders."""
 
 from __future__ import annotations
 
