@@ -132,6 +132,9 @@ class DataConfig(Section):
     """Per-channel RGB mean of pixels in [0, 1]."""
     std: tuple[float, float, float] = number((0.225, 0.225, 0.225), above=0, at_most=1)
     """Per-channel RGB standard deviation of pixels in [0, 1]."""
+    normalize_brightness: bool = setting(False)
+    """Bring each clip to the same levels before MEAN and STD: for dark, pale and overexposed
+    videos. The checkpoint keeps it, for all that use the model."""
     train_crop_size: int = number(224, at_least=1)
     """Side of the square crop in training, pixels."""
     test_crop_size: int = number(224, at_least=1)
@@ -165,6 +168,7 @@ class DataConfig(Section):
             mean=self.mean,
             std=self.std,
             segments=self.segments,
+            normalize_brightness=self.normalize_brightness,
         )
 
 

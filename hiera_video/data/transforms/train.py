@@ -85,7 +85,7 @@ class Pixels(NamedTuple):
 
     def normalized(self, spec: ClipSpec) -> Tensor:
         """Normalise and erase: float32 [3, T, S, S]."""
-        clip = normalize(self.frames, spec.mean, spec.std)
+        clip = normalize(self.frames, spec)
         for erasure in self.erased:
             erasure.erase(clip)
         return clip
