@@ -42,6 +42,14 @@ INSTEAD_OF_KWARGS = {
 """Arguments of `build_model` that have a setting of their own, and that setting."""
 
 
+def _check_ascending(section: Section, name: str) -> None:
+    """Raise ConfigError unless the range of that name does not fall."""
+    least, most = getattr(section, name)
+    if least > most:
+        key = f"{section.prefix}{name.upper()}"
+        raise ConfigError(f"{key}=[{least}, {most}] must be [least, most], ascending")
+
+
 @dataclass(frozen=True)
 class ModelConfig(Section):
     """The model, its head and its loss."""
@@ -152,11 +160,7 @@ class DataConfig(Section):
 
     def check(self) -> None:
         for name in ("train_jitter_scales_relative", "train_jitter_aspect_relative"):
-            least, most = getattr(self, name)
-            if least > most:
-                raise ConfigError(
-                    f"DATA.{name.upper()}=[{least}, {most}] must be [least, most], ascending"
-                )
+            _check_ascending(self, name)
 
     def clip_spec(self, *, training: bool) -> ClipSpec:
         """Sampling, crop and normalisation of a clip, in training or in validation and test."""
@@ -204,10 +208,25 @@ class AugConfig(Section):
     """Fill of the erased box: random noise in every pixel, or zero."""
     re_count: int = number(1, at_least=1)
     """Largest number of boxes erased in one clip."""
+    gamma: tuple[float, float] = number((1.0, 1.0), above=0)
+    """Exponent of the pixels of a training clip: (least, most), log-uniform; above 1 darkens."""
+    gain: tuple[float, float] = number((1.0, 1.0), above=0)
+    """Factor of the pixels of a training clip: (least, most), log-uniform."""
+    noise: float = number(0.0, at_least=0, at_most=1)
+    """Largest standard deviation of Gaussian noise added to a training clip, for pixels in
+    [0, 1]."""
+    blur: float = number(0.0, at_least=0, at_most=1)
+    """Probability that a training clip is blurred lightly in space."""
+    grey: float = number(0.0, at_least=0, at_most=1)
+    """Probability that a training clip loses its colours."""
     symmetries: bool = setting(False)
     """Mirror, transpose and reverse camera-motion clips at random, and change their labels too."""
     mask_ratio: float = number(0.9, above=0, below=1)
     """Share of the mask units hidden from the encoder while pretraining."""
+
+    def check(self) -> None:
+        for name in ("gamma", "gain"):
+            _check_ascending(self, name)
 
 
 @dataclass(frozen=True)
