@@ -231,6 +231,8 @@ WRONG = [
     ("AUG.MASK_RATIO", "1", ["above 0 and below 1"]),
     ("AUG.GAMMA", "2,1", ["AUG.GAMMA=[2.0, 1.0]", "ascending"]),
     ("AUG.GAIN", "0,1", ["above 0"]),
+    ("AUG.SPEED", "1", ["AUG.SPEED", "2 values"]),
+    ("AUG.SPEED", "2,1", ["ascending"]),
     ("AUG.NOISE", "2", ["at least 0 and at most 1"]),
     ("AUG.BLUR", "-1", ["at least 0 and at most 1"]),
     ("AUG.GREY", "1.1", ["at least 0 and at most 1"]),
@@ -373,6 +375,7 @@ def test_overrides_come_in_pairs():
         ["SOLVER.OPTIMIZING_METHOD", "sgd", "SOLVER.MOMENTUM", "0"],
         ["TASK", "pretrain", "MIXUP.ENABLE", "true"],
         ["DATA.MULTI_LABEL", "true"],
+        ["DATA.SEGMENTS", "true", "AUG.SPEED", "[0.5,2]"],
         ["MIXUP.ENABLE", "true", "MIXUP.ALPHA", "0", "MIXUP.CUTMIX_ALPHA", "0"],
     ],
 )

@@ -189,8 +189,10 @@ def test_settings_reach_the_transform_and_the_reader(tmp_path):
     (tmp_path / "train.csv").write_text("a.mp4 0\n")
     manifest = read_manifest(tmp_path)
     words = "AUG.GAMMA [0.5,2] AUG.GAIN [0.3,1.5] AUG.NOISE 0.1 AUG.BLUR 0.5 AUG.GREY 0.3"
-    cfg = load_config(None, words.split())
+    cfg = load_config(None, [*words.split(), "AUG.SPEED", "[0.5,2]"])
     reader = training_set(cfg, manifest).reader
     assert reader.transform.photometric == ALL
+    assert reader.speed == (0.5, 2.0)
     reader = training_set(load_config(None, []), manifest).reader
     assert reader.transform.photometric == Photometric()
+    assert reader.speed == (1.0, 1.0)

@@ -70,6 +70,7 @@ HEAVY = (
     "AUG.NOISE", 0.05,
     "AUG.BLUR", 0.5,
     "AUG.GREY", 0.5,
+    "AUG.SPEED", "[0.5, 2]",
     "AUG.NUM_SAMPLE", 2,
     "TRAIN.EMA_DECAY", 0.9,
     "SOLVER.LAYER_DECAY", 0.8,

@@ -219,13 +219,16 @@ class AugConfig(Section):
     """Probability that a training clip is blurred lightly in space."""
     grey: float = number(0.0, at_least=0, at_most=1)
     """Probability that a training clip loses its colours."""
+    speed: tuple[float, float] = number((1.0, 1.0), above=0)
+    """Factor of the distance between the frames of a training clip: (least, most), log-uniform;
+    above 1 is faster. A clip is never stretched beyond its video."""
     symmetries: bool = setting(False)
     """Mirror, transpose and reverse camera-motion clips at random, and change their labels too."""
     mask_ratio: float = number(0.9, above=0, below=1)
     """Share of the mask units hidden from the encoder while pretraining."""
 
     def check(self) -> None:
-        for name in ("gamma", "gain"):
+        for name in ("gamma", "gain", "speed"):
             _check_ascending(self, name)
 
 
@@ -459,6 +462,11 @@ class Config(Section):
             other = "TASK=pretrain" if self.task == "pretrain" else "DATA.MULTI_LABEL=true"
             raise ConfigError(
                 f"AUG.SYMMETRIES=true cannot be used with {other}: it changes the label of a clip"
+            )
+        if self.data.segments and self.aug.speed != (1, 1):
+            raise ConfigError(
+                f"AUG.SPEED={list(self.aug.speed)} has no meaning with DATA.SEGMENTS=true, whose "
+                "clips always span the whole video; leave it at [1, 1]"
             )
         labelled = self.task == "classify"
         if labelled and self.data.multi_label and self.model.loss_func != "bce_logit":

@@ -144,6 +144,7 @@ def training_set(cfg: Config, manifest: Manifest) -> VideoDataset:
             transform,
             num_temporal=cfg.data.train_crop_num_temporal,
             num_augment=cfg.aug.num_sample,
+            speed=cfg.aug.speed,
             decoder=cfg.data.decoding_backend,
             seed=cfg.rng_seed,
         ),
