@@ -98,7 +98,7 @@ class Batch(NamedTuple):
         erased. A batch that is float32 already is returned as it is."""
         if self.clips.dtype != torch.uint8:
             return self
-        clips = normalize_clips(self.clips, spec.mean, spec.std)
+        clips = normalize_clips(self.clips, spec)
         self.erased.erase(clips)
         return self._replace(clips=clips, erased=Erasures())
 

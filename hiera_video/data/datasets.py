@@ -23,7 +23,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.batch import Clips, Failed
 from hiera_video.data.manifests.listing import quoted
 from hiera_video.data.manifests.manifest import Manifest
-from hiera_video.data.randomness import generator_for, uniform
+from hiera_video.data.randomness import generator_for, log_uniform, uniform
 from hiera_video.data.transforms.train import Crop, Pixels, TrainTransform, directional_classes
 from hiera_video.data.views import read_view_pixels, views_of
 from hiera_video.errors import DataError, DecodeError
@@ -58,7 +58,7 @@ class TrainReader:
     However many clips are asked for, the video is opened once and every frame is decoded once.
     Views are numbered temporal clip by temporal clip.
 
-    Raises DataError for counts below 1.
+    Raises DataError for counts below 1 and for a speed that is no range or has no meaning.
     """
 
     transform: TrainTransform
@@ -66,6 +66,8 @@ class TrainReader:
     num_temporal: int = 1
     num_augment: int = 1
     decoder: str = "auto"
+    speed: tuple[float, float] = (1.0, 1.0)
+    """Least and greatest factor of the distance between frames, log-uniform."""
 
     def __post_init__(self) -> None:
         if min(self.num_temporal, self.num_augment) < 1:
@@ -73,6 +75,11 @@ class TrainReader:
                 f"num_temporal={self.num_temporal} and num_augment={self.num_augment} must be at "
                 "least 1"
             )
+        least, most = self.speed
+        if not 0 < least <= most:
+            raise DataError(f"speed=({least}, {most}) must be (least, most), both above 0")
+        if self.spec.segments and self._changes_speed:
+            raise DataError(f"speed={self.speed} has no meaning for segments: leave it at (1, 1)")
 
     @property
     def spec(self) -> ClipSpec:
@@ -81,6 +88,10 @@ class TrainReader:
     @property
     def clips_per_video(self) -> int:
         return self.num_temporal * self.num_augment
+
+    @property
+    def _changes_speed(self) -> bool:
+        return self.speed != (1, 1)
 
     def __call__(self, sample: Sample) -> list[Pixels]:
         """Read uint8 [T, 3, S, S] for each view, and the boxes to erase. Raises DecodeError."""
@@ -110,8 +121,11 @@ class TrainReader:
 
     def _frame_indices(self, info: VideoInfo, generator: Generator) -> Indices:
         count = self.spec.num_frames if self.spec.segments else 1
-        u = uniform(generator, count)
-        return training_clip(info.num_frames, info.fps, self.spec, u)
+        u, speed = uniform(generator, count), 1.0
+        if self._changes_speed:
+            (place,) = uniform(generator, 1)
+            speed = log_uniform(place, *self.speed)
+        return training_clip(info.num_frames, info.fps, self.spec, u, speed)
 
     def _read(
         self, reader: VideoReader | FrameFolder, views: Sequence[tuple[Indices, Generator]]

@@ -56,6 +56,11 @@ def uniform(generator: Generator, count: int) -> list[float]:
     return torch.rand(count, generator=generator, dtype=torch.float64).tolist()
 
 
+def log_uniform(u: float, least: float, most: float) -> float:
+    """Turn u, uniform in [0, 1), into a number whose logarithm is uniform from least to most."""
+    return least * (most / least) ** u
+
+
 def draw_seed(generator: Generator) -> int:
     """Draw a seed for code that has its own generator."""
     return int(torch.randint(2**62, (), generator=generator))

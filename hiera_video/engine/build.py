@@ -20,6 +20,7 @@ from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
 from hiera_video.data.transforms.flips import LabelAwareFlips
 from hiera_video.data.transforms.mixup import MixUpCutMix
+from hiera_video.data.transforms.photometric import Photometric
 from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import data_source, optim, preflight, tasks
 from hiera_video.engine.distributed import World
@@ -129,6 +130,13 @@ def training_set(cfg: Config, manifest: Manifest) -> VideoDataset:
         erase_prob=cfg.aug.re_prob,
         erase_mode=cfg.aug.re_mode,
         erase_count=cfg.aug.re_count,
+        photometric=Photometric(
+            gamma=cfg.aug.gamma,
+            gain=cfg.aug.gain,
+            noise=cfg.aug.noise,
+            blur=cfg.aug.blur,
+            grey=cfg.aug.grey,
+        ),
     )
     return VideoDataset(
         manifest,
@@ -136,6 +144,7 @@ def training_set(cfg: Config, manifest: Manifest) -> VideoDataset:
             transform,
             num_temporal=cfg.data.train_crop_num_temporal,
             num_augment=cfg.aug.num_sample,
+            speed=cfg.aug.speed,
             decoder=cfg.data.decoding_backend,
             seed=cfg.rng_seed,
         ),
