@@ -21,12 +21,16 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "place": ("epoch", "video", "clip"),
     "augment": ("epoch", "video", "clip", "repeat"),
     "symmetries": ("epoch", "video", "view"),
+    "generated": ("epoch", "video", "clip"),
 }
 """Purpose of random numbers -> the whole numbers that they depend on besides the seed.
 
 Every purpose has its own streams: see `_ENDINGS`."""
 
-_ENDINGS: dict[str, tuple[int, ...]] = {"symmetries": (0x53594D, 0)}
+_ENDINGS: dict[str, tuple[int, ...]] = {
+    "symmetries": (0x53594D, 0),
+    "generated": (0x47454E, 0, 0),
+}
 """Purpose -> numbers that are hashed after its own.
 
 The hash is over the numbers and their count, so no two purposes may have the same count. Changing

@@ -84,6 +84,8 @@ class Pixels(NamedTuple):
     """uint8 [T, 3, S, S], in any layout."""
     erased: tuple[Erasure, ...] = ()
     """In the order in which they are filled; a later one covers an earlier one."""
+    truth: Tensor | None = None
+    """float32 [K, T', G, G]: what is known of a generated clip, over time and cells."""
 
     def normalized(self, spec: ClipSpec) -> Tensor:
         """Normalise and erase: float32 [3, T, S, S]."""

@@ -24,6 +24,7 @@ from hiera_video.data.synthetic.body_motion.motions import (
     there_and_back,
     travel,
 )
+from hiera_video.data.synthetic.body_motion.truth import DOING
 from hiera_video.data.synthetic.body_motion.textures import BOX, CAPSULE, ELLIPSE, OUTLINES
 
 
@@ -37,7 +38,11 @@ class Parts:
     """int [P]: which outline."""
     look: np.ndarray
     """int [P]: parts of one number have one texture (a shirt, skin)."""
+    doing: np.ndarray
+    """float64 [len(DOING)]: what the body does as a whole; 0 for what is no figure."""
 
+
+NOTHING = np.zeros(len(DOING))
 
 # ---- figures ------------------------------------------------------------------------------------
 
@@ -227,9 +232,43 @@ def _with(course: Course, **changed: object) -> Course:
     return Course(**{**course.__dict__, **changed})  # type: ignore[arg-type]
 
 
-def figure(rng: np.random.Generator, course: Course) -> tuple[Parts, np.ndarray]:
-    """Draw a figure that follows a course: its parts, and where its feet are, float64 [N, 2]."""
-    points, scale = _skeleton(rng, course)
+def doing(course: Course, hips: np.ndarray, frames: int) -> np.ndarray:
+    """Sum up the first `frames` times of a course as the numbers of `DOING`.
+
+    hips: float64 [N], their height above the ground, in body heights.
+    """
+
+    def over(values: np.ndarray) -> float:
+        return float(values[frames - 1] - values[0])
+
+    def spread(*names: str) -> float:
+        return float(np.mean([np.std(angle(name)[:frames]) for name in names]))
+
+    def angle(name: str) -> np.ndarray:
+        return np.broadcast_to(course.pose.get(name, 0.0), hips.shape)
+
+    return np.array(
+        [
+            4 * over(hips + course.lift),
+            5 * float(np.ptp(course.lift[:frames])),
+            3 * float(np.std((angle("hip") - angle("hip2"))[:frames])),
+            abs(over(course.path)),
+            0.6 * abs(over(course.turn)),
+            abs(over(course.tilt)),
+            over(angle("lean")),
+            2 * spread("shoulder", "shoulder2", "elbow", "elbow2"),
+        ]
+    ).clip(-2, 2)
+
+
+def figure(
+    rng: np.random.Generator, course: Course, frames: int
+) -> tuple[Parts, np.ndarray]:
+    """Draw a figure that follows a course: its parts, and where its feet are, float64 [N, 2].
+
+    frames: how many of the times are frames of the clip.
+    """
+    points, scale, lowest = _skeleton(rng, course)
     bones = [
         ("head", "neck", "crown", ELLIPSE, 0),
         ("trunk", "hips", "neck", CAPSULE if rng.uniform() < 0.6 else ELLIPSE, 1),
@@ -251,6 +290,7 @@ def figure(rng: np.random.Generator, course: Course) -> tuple[Parts, np.ndarray]
         maps=_bones(starts, ends, np.array(widths))[order],
         outline=np.array([bone[3] for bone in bones])[order],
         look=np.array([bone[4] for bone in bones])[order],
+        doing=doing(course, lowest, frames),
     )
     return parts, points[POINTS.index("ground"), :, :2]
 
@@ -263,9 +303,11 @@ POINTS = (
 right and left side, the end of what the right hand carries, and the ground below the hips."""
 
 
-def _skeleton(rng: np.random.Generator, course: Course) -> tuple[np.ndarray, dict[str, float]]:
-    """Where `POINTS` are, float64 [K, N, 3], on the screen and towards the viewer; and how much wider
-    than the average each limb is."""
+def _skeleton(
+    rng: np.random.Generator, course: Course
+) -> tuple[np.ndarray, dict[str, float], np.ndarray]:
+    """Where `POINTS` are, float64 [K, N, 3], on the screen and towards the viewer; how much wider
+    than the average each limb is; and how far the hips are above the feet, float64 [N]."""
     count = len(course.turn)
     stout = log_uniform(rng, 0.75, 1.5)
     scale = {name: stout * log_uniform(rng, 0.85, 1.2) for name in HALF_WIDTH}
@@ -299,7 +341,8 @@ def _skeleton(rng: np.random.Generator, course: Course) -> tuple[np.ndarray, dic
     point["hand_end"] = point["hand"] + 2 * scale["carried"] * limbs[3]
     lowest = np.maximum(point["foot"][:, 1], point["foot2"][:, 1])
     point["ground"] = lowest[:, None] * np.array([0.0, 1.0, 0.0])
-    return _seen(np.stack([point[name] for name in POINTS]), course, lowest), scale
+    points = _seen(np.stack([point[name] for name in POINTS]), course, lowest)
+    return points, scale, lowest
 
 
 def _direction(forward: np.ndarray, outward: np.ndarray) -> np.ndarray:
@@ -367,6 +410,7 @@ def creature(rng: np.random.Generator, t: Times) -> Parts:
         maps=_bones(starts, ends, halves * slender)[order],
         outline=rng.integers(0, OUTLINES, size=count),
         look=rng.integers(0, 3, size=count),
+        doing=NOTHING,
     )
 
 
@@ -387,7 +431,7 @@ def thing(rng: np.random.Generator, t: Times) -> Parts:
     )
     maps = np.concatenate([0.5 * linear, np.zeros((len(t), 2, 1))], axis=2)[None]
     outline = rng.integers(0, OUTLINES) if rng.uniform() < 0.7 else rng.choice([ELLIPSE, BOX])
-    return Parts(maps, np.array([outline]), np.zeros(1, int))
+    return Parts(maps, np.array([outline]), np.zeros(1, int), NOTHING)
 
 
 def _unit(angle: np.ndarray) -> np.ndarray:

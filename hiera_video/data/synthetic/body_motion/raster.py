@@ -230,6 +230,23 @@ def displacement(
 
 
 @njit(cache=True, nogil=True)
+def cell_means(values: np.ndarray, owner: np.ndarray, cell: int) -> np.ndarray:
+    """Mean over cells of what each pixel's layer is given: float32 [D, H / cell, W / cell].
+
+    values: float32 [L, D]; owner: int16 [H, W].
+    """
+    size, depth = owner.shape[0], values.shape[1]
+    out = np.zeros((depth, size // cell, size // cell), np.float32)
+    share = np.float32(1.0 / (cell * cell))
+    for y in range(size):
+        for x in range(size):
+            layer = owner[y, x]
+            for k in range(depth):
+                out[k, y // cell, x // cell] += share * values[layer, k]
+    return out
+
+
+@njit(cache=True, nogil=True)
 def expose(
     picture: np.ndarray,
     gain: np.ndarray,

@@ -54,6 +54,8 @@ class Scene:
     """float32 [L, 20], see `raster.draw`."""
     body: np.ndarray
     """int32 [L]: which body each layer is a part of; -1: the background."""
+    doing: np.ndarray
+    """float32 [L, D]: what the body of each layer does as a whole, see `figures.DOING`."""
 
     def draw(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Pixels float32 [T, size, size, 3] and the layer that each shows, int16 [T, size, size]."""
@@ -65,6 +67,10 @@ class Scene:
         """Displacement of what frame `start` shows until frame `end`, in sides of the view:
         float32 [4, H / cell, W / cell], see `raster.displacement`."""
         return raster.displacement(self.forward, owner[start], start, end, cell)
+
+    def doing_map(self, owner: np.ndarray, frame: int, *, cell: int = 1) -> np.ndarray:
+        """What the bodies seen in a frame do as a whole: float32 [D, H / cell, W / cell]."""
+        return raster.cell_means(self.doing, owner[frame], cell)
 
     def occluded(self, owner: np.ndarray, start: int, end: int) -> np.ndarray:
         """Which pixels of frame `start` are hidden or out of view in frame `end`: bool [H, W]."""
@@ -82,18 +88,21 @@ class Scene:
 # ---- a random world -----------------------------------------------------------------------------
 
 
-def random_scene(seed: int, t: Times) -> Scene:
-    """Draw the world of a clip: one to five bodies, in the order in which they hide each other."""
+def random_scene(seed: int, t: Times, frames: int) -> Scene:
+    """Draw the world of a clip: one to five bodies, in the order in which they hide each other.
+
+    frames: how many of the times `t` are frames of the clip.
+    """
     rng = stream(seed, "bodies")
-    bodies = [_random_figure(rng, t) for _ in range(rng.choice(4, p=[0.2, 0.5, 0.2, 0.1]))]
+    bodies = [_random_figure(rng, t, frames) for _ in range(rng.choice(4, p=[0.2, 0.5, 0.2, 0.1]))]
     others = rng.choice(4, p=[0.4, 0.3, 0.2, 0.1]) + (not bodies)
     bodies += [_random_other(rng, t) for _ in range(others)]
     rng.shuffle(bodies)  # type: ignore[arg-type] # a list is fine
     return compose(bodies, camera(stream(seed, "camera"), t), stream(seed, "look"))
 
 
-def _random_figure(rng: np.random.Generator, t: Times) -> Body:
-    parts, feet = figures.figure(rng, figures.random_course(rng, t))
+def _random_figure(rng: np.random.Generator, t: Times, frames: int) -> Body:
+    parts, feet = figures.figure(rng, figures.random_course(rng, t), frames)
     return place_figure(rng, parts, feet, t, size=log_uniform(rng, 0.25, 1.2))
 
 
@@ -187,6 +196,9 @@ def compose(bodies: list[Body], view: np.ndarray, rng: np.random.Generator) -> S
         plate=plate.astype(np.int32),
         paint=_paint(rng, forward, texture).astype(np.float32),
         body=body,
+        doing=np.stack([*(one.parts.doing for one in bodies), figures.NOTHING])[body].astype(
+            np.float32
+        ),
     )
 
 
