@@ -11,7 +11,7 @@ from torch import nn
 
 from hiera_video.errors import UserError, first_few
 from hiera_video.labels import load_labels
-from hiera_video.models import baselines, hiera, mae, motion
+from hiera_video.models import baselines, hiera, mae
 from hiera_video.models.hiera import Hiera, HieraEncoder
 from hiera_video.models.ladder import mvit, steps
 from hiera_video.models.ladder.ablation import LADDER, AblationConfig

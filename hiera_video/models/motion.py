@@ -1,9 +1,9 @@
 """Dense motion prediction: Hiera trained to say, for every place of a clip, what moves how.
 
-Linear heads on the maps of several stages predict numbers for a grid of cells: optical flow, what of
-it is not the camera's, and what the body there does (`data/synthetic/body_motion/clips.py`).
-Generated clips carry that truth. Not in the paper, whose models have real video by the million; for
-a small model on a few hundred clips it is the better start.
+Linear heads on the maps of several stages predict numbers for a grid of cells: optical flow, what
+of it is not the camera's, and what the body there does (`data/synthetic/body_motion/truth.py`).
+Generated clips carry that truth. Not in the paper, whose models have real video by the million;
+for a small model on a few hundred clips it is the better start.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Generated clips with their truth, one after the other, for pretraining: nothing is stored.
 
-    frames, truth = draw_clip(seed=7, settings=ClipSettings())
-    frames.shape, truth.shape      # uint8 (8, 64, 64, 3), float32 (14, 4, 16, 16)
+frames, truth = draw_clip(seed=7, settings=ClipSettings())
+frames.shape, truth.shape      # uint8 (8, 64, 64, 3), float32 (14, 4, 16, 16)
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from hiera_video.data.synthetic.body_motion.motions import log_uniform
 from hiera_video.data.synthetic.body_motion.scene import Scene, random_scene
 from hiera_video.data.synthetic.body_motion.streams import stream
 from hiera_video.data.synthetic.body_motion.truth import FAR, FLOW_CHANNELS, GRID, TRUTH_CHANNELS
+
 
 @dataclass(frozen=True)
 class ClipSettings:

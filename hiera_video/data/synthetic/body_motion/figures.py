@@ -11,6 +11,7 @@ from the joints alone.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -24,8 +25,8 @@ from hiera_video.data.synthetic.body_motion.motions import (
     there_and_back,
     travel,
 )
-from hiera_video.data.synthetic.body_motion.truth import DOING
 from hiera_video.data.synthetic.body_motion.textures import BOX, CAPSULE, ELLIPSE, OUTLINES
+from hiera_video.data.synthetic.body_motion.truth import DOING
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def move_to(course: Course, pose: Pose, share: np.ndarray) -> Course:
         name: (1 - share) * course.pose.get(name, 0.0) + share * pose.get(name, 0.0)
         for name in JOINTS
     }
-    return _with(course, pose=blended)
+    return changed(course, pose=blended)
 
 
 def add_gait(
@@ -153,12 +154,15 @@ def add_gait(
     speed = 2 * 0.5 * math.sin(stride) * rate / math.pi * rng.uniform(0.8, 1.2)
     path = course.path + travel(rng, t, 0.0 if on_spot else speed)
     lift = course.lift + (0.04 * np.abs(np.sin(phase)) if running else 0)
-    return _with(course, pose=pose, path=path, lift=lift)
+    return changed(course, pose=pose, path=path, lift=lift)
 
 
-def add_jumps(rng: np.random.Generator, course: Course, t: Times) -> Course:
-    """Crouch, leap and land, once or again and again; arms may swing along."""
-    period = rng.uniform(0.55, 1.3) if rng.uniform() < 0.7 else 10.0
+def add_jumps(
+    rng: np.random.Generator, course: Course, t: Times, *, again: bool | None = None
+) -> Course:
+    """Crouch, leap and land, once or again and again (None: either); arms may swing along."""
+    again = bool(rng.uniform() < 0.7) if again is None else again
+    period = rng.uniform(0.55, 1.3) if again else 10.0
     air, height = rng.uniform(0.3, 0.55), rng.uniform(0.08, 0.35)
     since = np.mod(t - rng.uniform(t[0] - 0.3, t[-1]), max(period, air + 0.2))
     flying = np.clip(since / air, 0, 1)
@@ -179,8 +183,8 @@ def add_jumps(rng: np.random.Generator, course: Course, t: Times) -> Course:
             pose[f"shoulder{side}"] = pose.get(f"shoulder{side}", 0.0) + up * 4 * flying * (
                 1 - flying
             )
-        course = _with(course, pose=pose)
-    return _with(course, lift=lift)
+        course = changed(course, pose=pose)
+    return changed(course, lift=lift)
 
 
 def add_turn(rng: np.random.Generator, course: Course, t: Times) -> Course:
@@ -190,7 +194,7 @@ def add_turn(rng: np.random.Generator, course: Course, t: Times) -> Course:
         angle = sign * rng.uniform(0.4, 2) * math.pi * change(rng, t)
     else:
         angle = sign * log_uniform(rng, 1.0, 7.0) * t
-    return _with(course, turn=course.turn + angle)
+    return changed(course, turn=course.turn + angle)
 
 
 def add_swings(rng: np.random.Generator, course: Course, t: Times) -> Course:
@@ -198,14 +202,14 @@ def add_swings(rng: np.random.Generator, course: Course, t: Times) -> Course:
     pose = dict(course.pose)
     for name in rng.choice(JOINTS, size=int(rng.integers(1, 5)), replace=False):
         pose[name] = pose.get(name, 0.0) + swing(rng, t, 0.9)
-    return _with(course, pose=pose)
+    return changed(course, pose=pose)
 
 
 def add_fall(rng: np.random.Generator, course: Course, t: Times) -> Course:
     """Tip over to one side, or get up again."""
     share = change(rng, t)
     share = share if rng.uniform() < 0.6 else 1 - share
-    return _with(course, tilt=course.tilt + rng.choice([-1, 1]) * rng.uniform(0.6, 1.6) * share)
+    return changed(course, tilt=course.tilt + rng.choice([-1, 1]) * rng.uniform(0.6, 1.6) * share)
 
 
 def random_course(rng: np.random.Generator, t: Times) -> Course:
@@ -228,8 +232,9 @@ def random_course(rng: np.random.Generator, t: Times) -> Course:
     return course
 
 
-def _with(course: Course, **changed: object) -> Course:
-    return Course(**{**course.__dict__, **changed})  # type: ignore[arg-type]
+def changed(course: Course, **parts: object) -> Course:
+    """The course with some of its parts changed."""
+    return dataclasses.replace(course, **parts)  # type: ignore[arg-type]
 
 
 def doing(course: Course, hips: np.ndarray, frames: int) -> np.ndarray:
@@ -261,9 +266,7 @@ def doing(course: Course, hips: np.ndarray, frames: int) -> np.ndarray:
     ).clip(-2, 2)
 
 
-def figure(
-    rng: np.random.Generator, course: Course, frames: int
-) -> tuple[Parts, np.ndarray]:
+def figure(rng: np.random.Generator, course: Course, frames: int) -> tuple[Parts, np.ndarray]:
     """Draw a figure that follows a course: its parts, and where its feet are, float64 [N, 2].
 
     frames: how many of the times are frames of the clip.

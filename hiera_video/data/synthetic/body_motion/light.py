@@ -1,4 +1,4 @@
-"""Light, lens, sensor and compression of generated body motion: clean pixels -> what a camera saves."""
+"""Light, lens, sensor and compression: clean pixels -> what a camera saves."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def travel(rng: np.random.Generator, t: Times, speed: float) -> np.ndarray:
 
 
 def direction(rng: np.random.Generator) -> np.ndarray:
-    """Draw a unit vector in the picture, float64 [2]: more often along the ground than up or down."""
+    """Draw a unit vector in the picture, float64 [2]: rather along the ground than up or down."""
     angle = rng.uniform(0, 2 * math.pi)
     vector = np.array([math.cos(angle), math.sin(angle) * rng.uniform(0.1, 1)])
     return vector / np.hypot(*vector)

@@ -1,8 +1,8 @@
 """The rasteriser: layers that move by affine maps -> pixels, and which layer each pixel shows.
 
 Compiled by numba: drawing a clip layer by layer with whole-picture operations takes ten times as
-long. Every function is plain arithmetic on one pixel after the other, so the clips of a seed are the
-same on every machine, up to rounding.
+long. Every function is plain arithmetic on one pixel after the other, so the clips of a seed are
+the same on every machine, up to rounding.
 """
 
 from __future__ import annotations
@@ -193,9 +193,9 @@ def displacement(
 ) -> np.ndarray:
     """Where what a pixel shows in frame `start` has moved to in frame `end`, in sides of the view.
 
-    Returns float32 [4, H / cell, W / cell], means over cells: the displacement on the screen (x, y),
-    and the displacement besides that of the last layer (the background, which moves with the camera
-    alone).
+    Returns float32 [4, H / cell, W / cell], means over cells: the displacement on the screen
+    (x, y), and the displacement besides that of the last layer (the background, which moves with
+    the camera alone).
 
     forward: float32 [L, T, 2, 3] as `draw` takes it; owner: int16 [H, W], frame `start`'s layers;
     cell: side of a cell in pixels.
@@ -209,9 +209,7 @@ def displacement(
         m, n = inverse[layer, 0], forward[layer, end]
         for row in range(2):
             for column in range(2):
-                maps[layer, 3 * row + column] = (
-                    n[row, 0] * m[0, column] + n[row, 1] * m[1, column]
-                )
+                maps[layer, 3 * row + column] = n[row, 0] * m[0, column] + n[row, 1] * m[1, column]
             maps[layer, 3 * row + 2] = n[row, 0] * m[0, 2] + n[row, 1] * m[1, 2] + n[row, 2]
     out = np.zeros((4, size // cell, size // cell), np.float32)
     back, share = maps[layers - 1], np.float32(1.0 / (cell * cell))
@@ -258,8 +256,8 @@ def expose(
     """From light to the bytes of a camera: uint8 [T, H, W, 3].
 
     picture: float32 [T, H, W, 3]; gain: float32 [T, H, W], the light. curve: float32 [N], the byte
-    (before rounding) of a brightness 0 to 1. grain: float32 [G] of unit noise, of which frame t takes
-    what begins at `offsets[t]`, times `noise` bytes.
+    (before rounding) of a brightness 0 to 1. grain: float32 [G] of unit noise, of which frame t
+    takes what begins at `offsets[t]`, times `noise` bytes.
     """
     frames, height, width, _ = picture.shape
     out = np.empty((frames, height, width, 3), np.uint8)

@@ -1,6 +1,6 @@
 """Generated clips as a data set: what a reader is for video files, without files.
 
-    dataset = VideoDataset(generated_list(1000), GeneratedReader(spec, seed=1), seed=1)
+dataset = VideoDataset(generated_list(1000), GeneratedReader(spec, seed=1), seed=1)
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ class Scene:
     """float32 [L, D]: what the body of each layer does as a whole, see `figures.DOING`."""
 
     def draw(self, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels float32 [T, size, size, 3] and the layer that each shows, int16 [T, size, size]."""
+        """Draw pixels float32 [T, size, size, 3] and the layer that each shows, int16 [T, ...]."""
         return raster.draw(
             self.forward, self.outline, outlines(), self.plate, plates(), self.paint, size
         )
@@ -96,7 +96,7 @@ def random_scene(seed: int, t: Times, frames: int) -> Scene:
     rng = stream(seed, "bodies")
     bodies = [_random_figure(rng, t, frames) for _ in range(rng.choice(4, p=[0.2, 0.5, 0.2, 0.1]))]
     others = rng.choice(4, p=[0.4, 0.3, 0.2, 0.1]) + (not bodies)
-    bodies += [_random_other(rng, t) for _ in range(others)]
+    bodies += [random_other(rng, t) for _ in range(others)]
     rng.shuffle(bodies)  # type: ignore[arg-type] # a list is fine
     return compose(bodies, camera(stream(seed, "camera"), t), stream(seed, "look"))
 
@@ -124,7 +124,7 @@ def place_figure(
     )
 
 
-def _random_other(rng: np.random.Generator, t: Times) -> Body:
+def random_other(rng: np.random.Generator, t: Times) -> Body:
     """Put a creature or a thing somewhere; many of them move, and some stand in the way."""
     parts = figures.creature(rng, t) if rng.uniform() < 0.45 else figures.thing(rng, t)
     place = rng.uniform(-0.5, 0.5, size=2) + np.zeros((len(t), 2))
@@ -145,7 +145,7 @@ def _random_other(rng: np.random.Generator, t: Times) -> Body:
 
 
 def camera(rng: np.random.Generator, t: Times) -> np.ndarray:
-    """Draw the camera's course: world -> view (0 to 1), float64 [N, 2, 3]. Half of them are still."""
+    """Draw the camera's course, world -> view (0 to 1): float64 [N, 2, 3]. Half are still."""
     centre = np.zeros((len(t), 2))
     zoom, angle = 0 * t, 0 * t
     if rng.uniform() < 0.5:
@@ -240,8 +240,8 @@ def _paint(rng: np.random.Generator, maps: np.ndarray, texture: np.ndarray) -> n
 
 
 def _colours(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Draw changes of colours, from bytes to 0..1: float64 [count, 12], each three rows of matrix and
-    offset. Those of one clip are about equally grey: most videos have few colours."""
+    """Draw changes of colours, from bytes to 0..1: float64 [count, 12], three rows of matrix and
+    offset each. Those of one clip are about equally grey: most videos have few colours."""
     grey = rng.uniform() ** 0.5
     order = np.argsort(rng.uniform(size=(count, 3)), axis=1)
     mix = np.eye(3)[order] + rng.normal(0, 0.15, size=(count, 3, 3))

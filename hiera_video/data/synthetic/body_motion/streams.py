@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hiera_video.data.synthetic.seeds import Streams
 
-stream = Streams(("camera", "bodies", "look", "light", "sensor", "file"))
+stream = Streams(("camera", "bodies", "look", "light", "sensor", "file", "action"))
 """Of a clip."""
 
 bank_stream = Streams(("plate", "outline"))

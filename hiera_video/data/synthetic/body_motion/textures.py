@@ -1,4 +1,4 @@
-"""What parts of generated bodies look like: textures (plates) and outlines, drawn once a process."""
+"""What parts of bodies look like: textures (plates) and outlines, drawn once a process."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ CAPSULE, ELLIPSE, BOX = 0, 1, 2
 def plates() -> np.ndarray:
     """Draw the textures of all clips: uint8 [PLATES, S, S, 3], S = PLATE_SIDE; each wraps around.
 
-    A quarter each: noise from smooth to fine, patterns (stripes, checks, dots) over noise, and twice
-    crops of generated stills (dead leaves), whose statistics are those of natural pictures.
+    A quarter are noise from smooth to fine, a quarter patterns (stripes, checks, dots) over noise,
+    and half crops of generated stills (dead leaves), whose statistics are those of photographs.
     """
     drawn = [_noise, _pattern, _still, _still]
     bank = [drawn[n % 4](bank_stream(n, "plate"), n) for n in range(PLATES)]
@@ -69,7 +69,7 @@ def _still(rng: np.random.Generator, number: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def outlines() -> np.ndarray:
-    """Draw the outlines of all clips as signed distances: float32 [OUTLINES, D, D], negative inside.
+    """Draw all outlines as signed distances: float32 [OUTLINES, D, D], negative inside.
 
     Each is about 0.9 in its local coordinates, which run from -1 to 1.
     """

@@ -1,4 +1,4 @@
-"""What is known of a generated clip: the numbers of every cell, their order and their usual spread."""
+"""What is known of a generated clip: the numbers of every cell, their order and usual spread."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ FAR = 4
 
 DOING = ("rise", "jump", "step", "walk", "turn", "fall", "lean", "wave")
 """What a figure does over the frames of a clip, each around -1 to 1: hips go up (or down), feet
-leave the ground, legs swing, it goes somewhere, turns about itself, tips over, bends (or straightens
-up), arms swing. They come after the displacements."""
+leave the ground, legs swing, it goes somewhere, turns about itself, tips over, bends (or
+straightens up), arms swing. They come after the displacements."""
 
 TRUTH_CHANNELS = FLOW_CHANNELS + len(DOING)
 
