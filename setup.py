@@ -42,6 +42,7 @@ setup(
         # other frames of some files.
         "torchcodec": ["torchcodec>=0.15"],
         "decord": ["decord>=0.6"],
+        "generate": ["numba>=0.60"],  # draws bodies that move, for pretraining
         "safetensors": ["safetensors>=0.8"],
         "tensorboard": ["tensorboard>=2.12"],
         "videomae": ["transformers>=5.20"],  # before, VideoMAE's weights have other names

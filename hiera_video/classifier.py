@@ -22,6 +22,7 @@ from hiera_video.labels import load_labels
 from hiera_video.models import build_model
 from hiera_video.models.weights.download import fetch
 from hiera_video.models.weights.file import Checkpoint
+from hiera_video.models.weights.key_names import CLASSIFIER
 from hiera_video.models.weights.load import load_weights
 from hiera_video.models.weights.published import (
     IMAGE_CLIPS,
@@ -193,7 +194,7 @@ def _build(
 ) -> nn.Module:
     """Build the model and load its weights; WeightsError without a trained classifier."""
     untrained = published is not None and published.num_classes is None
-    if checkpoint.is_autoencoder or untrained:
+    if checkpoint.kind != CLASSIFIER or untrained:
         raise WeightsError(
             f"{checkpoint.label} has no trained classifier (it is the result of pretraining); "
             "fine-tune it first, or name fine-tuned weights with --weights"

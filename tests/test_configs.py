@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hiera_video import build_model, load_config
+from hiera_video.config.schema import GENERATED_SETS
 from hiera_video.engine.tasks import OBJECTIVE_REGISTRY
 from hiera_video.labels import known_labels, load_labels
 from hiera_video.models.weights.published import PUBLISHED
@@ -62,6 +63,7 @@ def test_a_recipe_builds_its_model_at_full_size(path):
     frames, side = cfg.data.num_frames, cfg.data.train_crop_size
     assert tuple(model.input_size) == (frames, side, side)
     assert (cfg.task == "pretrain") == cfg.model.model_name.startswith("mae_")
+    assert (cfg.task == "motion") == cfg.model.model_name.startswith("motion_")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=by_name)
@@ -69,7 +71,7 @@ def test_a_recipe_names_what_exists(path):
     cfg = load_config(path)
     assert cfg.task in OBJECTIVE_REGISTRY
     for dataset in (cfg.train.dataset, cfg.test.dataset):
-        assert dataset == "synthetic" or dataset in DATASET_REGISTRY
+        assert dataset in (*GENERATED_SETS, "body_motion") or dataset in DATASET_REGISTRY
     weights = cfg.train.checkpoint_file_path
     if weights and "/" not in weights:
         assert (cfg.model.model_name, weights) in PUBLISHED or weights in bundled()

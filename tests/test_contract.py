@@ -24,6 +24,7 @@ from hiera_video.models.contract import (
     FeatureModel,
     LayeredModel,
     MaskableModel,
+    MotionModel,
     NamedKeysModel,
     TranslatedKeysModel,
     VideoModel,
@@ -41,6 +42,8 @@ VIDEOMAE = {
 }
 SLOW_TO_BUILD = ("mvit_", "torchvision_mvit")
 """Their libraries compute while they build, at full size."""
+KINDS = {"mae": Autoencoder, "motion": MotionModel}
+"""Beginning of a name -> its kind; all others are classifiers."""
 MASKLESS = ("ladder_r0_", "mvitv2_")
 
 
@@ -79,7 +82,7 @@ def clips_of(model, batch: int = 2):
 def test_every_registered_model_keeps_the_contract(name):
     model = on_meta(name)
     assert isinstance(model, VideoModel)
-    assert isinstance(model, Autoencoder if name.startswith("mae_") else Classifier)
+    assert isinstance(model, KINDS.get(name.partition("_")[0], Classifier))
     assert len(model.input_size) in (2, 3)
     assert all(isinstance(side, int) for side in model.input_size)
     parameters = {parameter for parameter, _ in model.named_parameters()}
@@ -105,6 +108,11 @@ def test_every_registered_model_is_called_by_position(name):
     if isinstance(model, Autoencoder):
         assert others[0].name == "keep"
         return  # a mask of a meta tensor cannot be counted; `test_model_calls` runs some
+    if isinstance(model, MotionModel):
+        with torch.no_grad():
+            predictions = model(clips_of(model))
+        assert tuple(p.shape[1] for p in predictions) == model.channels
+        return
     with torch.no_grad():
         logits = model(clips_of(model), *(other.default for other in others))
     assert logits.shape == (2, model.num_classes)
@@ -115,7 +123,7 @@ def test_every_registered_model_is_called_by_position(name):
 def test_models_of_this_package_have_the_optional_parts(name):
     model = on_meta(name)
     assert isinstance(model, LayeredModel)
-    if isinstance(model, Autoencoder):
+    if isinstance(model, Autoencoder | MotionModel):
         assert isinstance(model.encoder, HieraEncoder)
         return
     assert isinstance(model, FeatureModel)
@@ -133,7 +141,7 @@ def test_models_of_this_package_have_the_optional_parts(name):
 
 
 def test_isinstance_works_on_every_protocol():
-    for protocol in (VideoModel, Classifier, Autoencoder, LayeredModel, FeatureModel,
+    for protocol in (VideoModel, Classifier, Autoencoder, MotionModel, LayeredModel, FeatureModel,
                      MaskableModel, AnyCropModel, NamedKeysModel, TranslatedKeysModel):  # fmt: skip
         assert not isinstance(torch.nn.Linear(1, 1), protocol)
         assert protocol.__module__ == contract.__name__

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiera_video import build_model
+from hiera_video.data.synthetic.body_motion.truth import TRUTH_CHANNELS
 from hiera_video.engine import tasks
 from hiera_video.errors import UserError
 
@@ -28,6 +29,7 @@ class FakeBatch(NamedTuple):
     labels: Tensor
     video_ids: Tensor
     views: Tensor
+    truth: Tensor
 
 
 def fake_batch(count=3, classes=4, frames=4):
@@ -37,6 +39,7 @@ def fake_batch(count=3, classes=4, frames=4):
         labels=torch.arange(count) % classes,
         video_ids=torch.arange(count) + 10,
         views=torch.zeros(count, dtype=torch.int64),
+        truth=torch.randn(count, TRUTH_CHANNELS, frames // 2, 16, 16, generator=generator),
     )
 
 

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a c
 from hiera_video import cli
 from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
+from hiera_video.config.schema import GENERATED_SETS
 from hiera_video.errors import UserError
 from hiera_video.preparation.audit import report as audit_report
 from hiera_video.preparation.audit.audit import audit
@@ -90,7 +91,7 @@ def report(result: AuditResult, notes: Sequence[str], args: argparse.Namespace) 
 
 def list_settings(cfg: Config, *, configured: bool) -> dict[str, Any]:
     """Return the arguments of `read_manifest` from a config. Without --cfg, labels are optional."""
-    dataset = "folder" if cfg.train.dataset == "synthetic" else cfg.train.dataset
+    dataset = "folder" if cfg.train.dataset in GENERATED_SETS else cfg.train.dataset
     plain = not configured and cfg.data.format == "auto"
     return {
         "format": "auto" if plain else dataset if cfg.data.format == "auto" else cfg.data.format,

@@ -50,6 +50,10 @@ def _check_ascending(section: Section, name: str) -> None:
         raise ConfigError(f"{key}=[{least}, {most}] must be [least, most], ascending")
 
 
+GENERATED_SETS = {"synthetic": "data/camera_motion", "body_actions": "data/body_actions"}
+"""TRAIN.DATASET of the generated sets of files -> where each goes without DATA.PATH_TO_DATA_DIR."""
+
+
 @dataclass(frozen=True)
 class ModelConfig(Section):
     """The model, its head and its loss."""
@@ -408,12 +412,13 @@ class TensorboardConfig(Section):
 
 @dataclass(frozen=True)
 class SyntheticConfig(Section):
-    """The built-in camera-motion data set, made when it is needed as real MP4 files."""
+    """The built-in data sets: camera motions and actions of figures, made when they are needed as
+    real MP4 files, and the stream of generated clips."""
 
     prefix = "SYNTHETIC."
 
     num_train: int = number(192, at_least=1)
-    """Training videos."""
+    """Training videos; of the stream, clips of an epoch."""
     num_val: int = number(48, at_least=1)
     """Validation videos."""
     size: int = number(96, at_least=16)
@@ -429,7 +434,8 @@ class Config(Section):
     """All settings of a run. Only what builds a run sees all of them; the rest takes a section."""
 
     task: str = setting("classify")
-    """classify: labels. pretrain: masked autoencoding, no labels. Or an objective of IMPORTS."""
+    """classify: labels. pretrain: masked autoencoding, no labels. motion: dense motion of generated
+    clips. Or an objective of IMPORTS."""
     output_dir: str = setting("runs/default")
     """Folder for checkpoints, metrics and pictures."""
     rng_seed: int = number(1, at_least=0, at_most=2**63 - 1)

@@ -90,7 +90,8 @@ class Batch(NamedTuple):
             for name, tensor in self.device_tensors().items()
         }
         noise = moved.pop("noise", None)
-        return self._replace(**moved, erased=self.erased._replace(noise=noise))
+        erased = self.erased._replace(noise=noise)
+        return self._replace(**moved, erased=erased)  # type: ignore[arg-type] # by their names
 
     def device_tensors(self) -> dict[str, Tensor]:
         """The tensors that `to` moves, by the names of their fields; and the erasures' noise."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from hiera_video.data.batch import Clips, Failed
-from hiera_video.data.datasets import Sample, TestReader, TrainReader, VideoDataset, read_clips
+from hiera_video.data.datasets import ClipReader, Sample, VideoDataset, read_clips
 from hiera_video.data.preload import PRELOAD
 from hiera_video.errors import RunFailed
 from hiera_video.video.limits import MEMORY_LIMIT, TIME_LIMIT, is_out_of_memory, limited
@@ -48,7 +48,7 @@ class SampleReader(Dataset):
     Each worker records in `reading` which video it is reading.
     """
 
-    reader: TrainReader | TestReader
+    reader: ClipReader
     reading: Tensor | None
     """int64 [workers], shared memory; None where the main process reads."""
     time_limit: float

@@ -10,15 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hiera_video.config.schema import DataConfig, SyntheticConfig
+from hiera_video.config.schema import GENERATED_SETS, DataConfig, SyntheticConfig
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.data.manifests.splits import MissingSplit
 from hiera_video.data.synthetic.body_motion import reader as body_motion
 from hiera_video.engine.preflight import flat_settings
 from hiera_video.errors import DataError
-
-SYNTHETIC_FOLDER = "data/camera_motion"
-"""Where the camera-motion set goes if DATA.PATH_TO_DATA_DIR is empty."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +24,9 @@ class DataSource:
 
     data: DataConfig
     dataset: str
-    """TRAIN.DATASET or TEST.DATASET; "synthetic" is the camera-motion set, made where it is not
-    there yet, and "body_motion" the stream of generated clips without labels."""
+    """TRAIN.DATASET or TEST.DATASET; "synthetic" is the camera-motion set and "body_actions" the
+    actions of generated figures, made where they are not there yet; "body_motion" is the stream of
+    generated clips without labels."""
     seed: int
     """RNG_SEED, of the split into training and validation."""
     synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
@@ -59,8 +57,8 @@ def read_split(
     if source.dataset == body_motion.NAME:
         return body_motion.generated_list(source.synthetic.num_train)
     path, format = data.path_to_data_dir, source.dataset
-    if source.dataset == "synthetic":
-        path = str(make_synthetic(path or SYNTHETIC_FOLDER, source.synthetic))
+    if source.dataset in GENERATED_SETS:
+        path = str(make_synthetic(path, source.dataset, source.synthetic))
         format = "folder"
     elif not path or not os.path.lexists(os.path.expanduser(path)):
         raise DataError(_no_data(path))
@@ -150,17 +148,26 @@ def _same_place(one: str, other: str) -> bool:
     return len(paths) == 2 and paths[0] == paths[1]
 
 
-def make_synthetic(folder: str | Path, settings: SyntheticConfig) -> Path:
-    """Make the camera-motion set of the SYNTHETIC settings, unless it is there; its folder."""
+def make_synthetic(folder: str, dataset: str, settings: SyntheticConfig) -> Path:
+    """Make a generated set of files, unless it is there; its folder.
+
+    folder: where; "" for the usual place. dataset: which, of GENERATED_SETS.
+    """
+    folder = folder or GENERATED_SETS[dataset]
+    sizes = {
+        "num_train": settings.num_train,
+        "num_val": settings.num_val,
+        "size": settings.size,
+        "frames": settings.frames,
+    }
+    if dataset == "body_actions":
+        body_motion.require_numba()
+        from hiera_video.data.synthetic.body_motion import actions
+
+        return actions.make_actions(folder, actions.ActionSettings(**sizes))
     from hiera_video.data.synthetic import camera_motion
 
-    form = camera_motion.SetSettings(
-        num_train=settings.num_train,
-        num_val=settings.num_val,
-        size=settings.size,
-        frames=settings.frames,
-        plain=settings.plain,
-    )
+    form = camera_motion.SetSettings(**sizes, plain=settings.plain)
     return camera_motion.make_dataset(folder, form)
 
 

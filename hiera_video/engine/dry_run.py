@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hiera_video.config import Config
+from hiera_video.config.schema import GENERATED_SETS
 from hiera_video.engine import build, meters, optim, preflight, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.engine.log import describe_run
@@ -218,7 +219,7 @@ def _full_schedule(dry: DryRun, plan: Schedule, per_step: float, videos_per_step
 
 def _missing_data(cfg: Config) -> str:
     """Return why the data cannot be used; "" where it is there."""
-    if cfg.train.dataset in ("synthetic", "body_motion"):
+    if cfg.train.dataset in (*GENERATED_SETS, "body_motion"):
         return ""
     path = cfg.data.path_to_data_dir
     if path and Path(path).expanduser().exists():

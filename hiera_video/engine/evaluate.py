@@ -362,7 +362,7 @@ def _num_classes(stored: Checkpoint, weights: str, expected: int) -> int:
     """
     if stored.num_classes is None:
         raise UserError(
-            f"{weights} has no classifier to test (a pretrained autoencoder has none): "
+            f"{weights} has no classifier to test (a pretrained model has none): "
             "fine-tune it first, with TRAIN.CHECKPOINT_FILE_PATH"
         )
     if expected and expected != stored.num_classes:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hiera_video.data.batch import Clips
+from hiera_video.data.batch import Clips, Collate
 from hiera_video.data.datasets import VideoDataset, read_sample
 from hiera_video.engine import meters, preflight, tasks
 from hiera_video.engine.distributed import World
@@ -170,9 +170,10 @@ def draw_picture(
                     break
     if not chosen:
         return
-    clips = torch.stack([item.clips[0].normalized(dataset.spec) for item in chosen])
-    clips = clips.to(next(model.parameters()).device)
-    video_ids = torch.tensor([item.video_id for item in chosen])
+    multi_label = dataset.manifest.multi_label
+    collate = Collate(dataset.spec, dataset.manifest.num_classes if multi_label else 0)
+    batch = collate([item._replace(clips=item.clips[:1]) for item in chosen])
+    batch = batch.to(next(model.parameters()).device).normalized(dataset.spec)
     model.eval()
-    picture = objective.picture(model, clips, video_ids, spec=dataset.spec, seed=dataset.seed)
+    picture = objective.picture(model, batch, spec=dataset.spec, seed=dataset.seed)
     logger.add_image(objective.picture_name, picture, step)

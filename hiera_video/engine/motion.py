@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.batch import Batch
 from hiera_video.data.synthetic.body_motion.truth import FLOW_CHANNELS, TRUTH_SCALE
-from hiera_video.engine.tasks import Objective, StepSettings
+from hiera_video.engine.tasks import Objective, StepSettings, unwrap
 from hiera_video.errors import UserError
 from hiera_video.registry import OBJECTIVE_REGISTRY
 
@@ -26,6 +28,7 @@ class MotionPrediction(Objective):
     spread, so that neither the fast nor the common decides alone.
     """
 
+    picture_name = "motion"
     metrics = ("flow_loss", "flow_zero", "doing_loss", "doing_zero")
 
     def step(
@@ -38,6 +41,8 @@ class MotionPrediction(Objective):
                 "TASK motion needs clips with their truth, which generated ones have: set "
                 "TRAIN.DATASET body_motion"
             )
+        if not hasattr(unwrap(model), "predict_stages"):
+            raise UserError(f"TASK motion needs a motion_hiera_* model, not {type(model).__name__}")
         with settings.autocast():
             predictions = model(batch.clips)
         truth = scaled_truth(batch.truth)
@@ -66,6 +71,31 @@ class MotionPrediction(Objective):
     def hint(self, error: str) -> str:
         """Say which models predict motion."""
         return ". TASK motion needs a model that predicts motion: MODEL.MODEL_NAME motion_hiera_..."
+
+    @torch.no_grad()
+    def picture(self, model: nn.Module, batch: Batch, *, spec: ClipSpec, seed: int) -> Tensor:
+        """Draw of each clip every second frame, the true flow and the predicted one: the colour is
+        the direction, its strength the speed."""
+        assert batch.truth is not None  # `step` has come before
+        predicted = model(batch.clips)[-1][:, :2].float().cpu()
+        wanted = scaled_truth(batch.truth)[:, :2].cpu()
+        frames = batch.clips[:, :, :: batch.clips.shape[2] // wanted.shape[2]].float().cpu()
+        mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (spec.mean, spec.std))
+        side = frames.shape[-1]
+        shown = [(frames * std + mean).clamp(0, 1), flow_colours(wanted), flow_colours(predicted)]
+        rows = torch.stack([F.interpolate(x, (x.shape[2], side, side)) for x in shown], dim=1)
+        return rows.permute(2, 0, 1, 4, 3, 5).flatten(4, 5).flatten(1, 3)
+
+
+def flow_colours(flow: Tensor) -> Tensor:
+    """Colour a flow [B, 2, T, H, W]: float RGB [B, 3, T, H, W] in [0, 1], black where it is still.
+
+    Red moves right, and the colours of the rainbow follow clockwise; full strength from 2 on.
+    """
+    angle = torch.atan2(flow[:, 1], flow[:, 0])
+    strength = (flow.square().sum(1).sqrt() / 2).clamp(max=1)
+    turns = [angle, angle - 2 * math.pi / 3, angle + 2 * math.pi / 3]
+    return torch.stack([(0.5 + 0.5 * turn.cos()) * strength for turn in turns], dim=1)
 
 
 def scaled_truth(truth: Tensor) -> Tensor:

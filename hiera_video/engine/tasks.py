@@ -107,13 +107,11 @@ class Objective(Protocol):
         """Return what to add to the error of a model that cannot be built for this objective."""
         return ""
 
-    def picture(
-        self, model: nn.Module, clips: Tensor, video_ids: Tensor, *, spec: ClipSpec, seed: int
-    ) -> Tensor:
+    def picture(self, model: nn.Module, batch: Batch, *, spec: ClipSpec, seed: int) -> Tensor:
         """Draw what the model does with clips: float RGB [3, height, width] in [0, 1].
 
-        model: in eval mode. clips: normalised float32 [B, 3, T, S, S] on the device; video_ids:
-        int64 [B]. spec: the mean and standard deviation they are normalised by.
+        model: in eval mode. batch: on the device, normalised. spec: the mean and standard deviation
+        that its clips are normalised by.
         """
         raise NotImplementedError(f"{type(self).__name__} has a picture_name and draws no picture")
 
@@ -268,12 +266,11 @@ class MaskedPretraining(Objective):
             return ". TASK pretrain needs a masked autoencoder: MODEL.MODEL_NAME mae_hiera_..."
         return ""
 
-    def picture(
-        self, model: nn.Module, clips: Tensor, video_ids: Tensor, *, spec: ClipSpec, seed: int
-    ) -> Tensor:
+    def picture(self, model: nn.Module, batch: Batch, *, spec: ClipSpec, seed: int) -> Tensor:
         """Draw input, what the encoder saw and the reconstruction, with the masks of epoch 0."""
-        views = torch.zeros_like(video_ids)
-        keep = keep_masks(as_autoencoder(model), video_ids, views, epoch=0, seed=seed)
+        inner = as_autoencoder(model)
+        keep = keep_masks(inner, batch.video_ids, batch.views, epoch=0, seed=seed)
+        clips = batch.clips
         return reconstruction(model, clips, keep.to(clips.device), mean=spec.mean, std=spec.std)
 
 

@@ -6,8 +6,9 @@ A model is an `nn.Module` under a registered name. All that a model *needs* is
 
 with arguments that may be given by position, because exporters, tracers and profilers do so.
 Softmax is never part of a model. Every model of this package has the rest of `VideoModel` too,
-every classifier that of `Classifier`, every masked autoencoder that of `Autoencoder`. The other
-protocols are optional: each of them enables one feature, and a model that lacks it is used without.
+every classifier that of `Classifier`, every masked autoencoder that of `Autoencoder`, every
+predictor of motion that of `MotionModel`. The other protocols are optional: each of them enables
+one feature, and a model that lacks it is used without.
 
     member                       used for                         without it
     input_size                   comparing clips with the model   clips are not compared
@@ -18,6 +19,7 @@ protocols are optional: each of them enables one feature, and a model that lacks
     no_weight_decay              SOLVER.WEIGHT_DECAY              all matrices decay
     num_layers, layer_id         SOLVER.LAYER_DECAY below 1       an error that says so
     random_keep, mask_ratio, ... TASK pretrain                    an error that says so
+    channels, predictions        TASK motion                      an error that says so
     key_names                    changing a head by class names   Hiera's names are assumed
     read_published_keys          weights under other names        torchvision's and timm's names of
                                                                   MViTv2 and Hiera are known
@@ -39,6 +41,7 @@ from torch import Tensor
 
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
+from hiera_video.models.motion import MotionPredictor
 from hiera_video.models.weights.key_names import KeyNames
 
 
@@ -103,6 +106,20 @@ class Autoencoder(VideoModel, Protocol):
 
     def reconstruct(self, clips: Tensor, pred: Tensor, keep: Tensor) -> Tensor:
         """Clips, `MAEOutput.pred` and mask -> pixels [B, C, T', H, W] or [B, C, H, W] to show."""
+        ...
+
+
+@runtime_checkable
+class MotionModel(VideoModel, Protocol):
+    """A model that predicts numbers for a grid of cells over a clip."""
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Numbers of a cell, for each of the predictions."""
+        ...
+
+    def forward(self, clips: Tensor) -> list[Tensor]:
+        """Normalised pixels [B, C, *input_size] -> predictions [B, channels, T', G, G]."""
         ...
 
 
@@ -188,3 +205,5 @@ if TYPE_CHECKING:  # the type checker holds this package's own models to the con
     _MASKABLE: type[MaskableModel] = Hiera
     _AUTOENCODER: type[Autoencoder] = MaskedAutoencoder
     _LAYERED_AUTOENCODER: type[LayeredModel] = MaskedAutoencoder
+    _MOTION: type[MotionModel] = MotionPredictor
+    _LAYERED_MOTION: type[LayeredModel] = MotionPredictor

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import RunFailed, WeightsError, first_few
 from hiera_video.files import atomic_write, explained
-from hiera_video.models.weights.key_names import HIERA_KEYS
+from hiera_video.models.weights.key_names import HIERA_KEYS, kind_of
 from hiera_video.models.weights.mvit_keys import head_weight
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ class Checkpoint:
     """Key of the classifier's weight, if it has a classifier."""
 
     @property
-    def is_autoencoder(self) -> bool:
-        """Whether these are the weights of a masked autoencoder, with its decoder."""
-        return "mask_token" in self.state_dict
+    def kind(self) -> str:
+        """What these are the weights of, see `kind_of`."""
+        return kind_of(self.state_dict)
 
     @property
     def num_classes(self) -> int | None:

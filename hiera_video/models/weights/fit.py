@@ -16,7 +16,14 @@ from hiera_video.classes import ClassMatch
 from hiera_video.errors import WeightsError
 from hiera_video.models.tokens import TokenLayout
 from hiera_video.models.weights.file import Checkpoint
-from hiera_video.models.weights.key_names import HIERA_KEYS, KeyNames
+from hiera_video.models.weights.key_names import (
+    AUTOENCODER,
+    CLASSIFIER,
+    HIERA_KEYS,
+    MOTION,
+    KeyNames,
+    kind_of,
+)
 from hiera_video.models.weights.mvit_keys import to_published
 
 
@@ -68,9 +75,9 @@ class Fit:
         """Which row of the checkpoint's head each class has, where both sides have names."""
 
     @property
-    def for_autoencoder(self) -> bool:
-        """Whether the model is a masked autoencoder."""
-        return "mask_token" in self.model_state
+    def kind(self) -> str:
+        """What the model is, see `kind_of`."""
+        return kind_of(self.model_state)
 
     def leave_out(self, keys: Iterable[str]) -> None:
         """Remove tensors of the checkpoint on purpose."""
@@ -148,30 +155,33 @@ def shape_text(tensor: Tensor) -> str:
 
 
 def fit_task(fit: Fit, *, allowed: bool) -> None:
-    """Take the encoder out of an autoencoder for a classifier, or out of a classifier for an
-    autoencoder where that is `allowed`.
+    """Take the encoder out of a pretrained model for a classifier, or out of any other for a model
+    that is to be pretrained, where that is `allowed`.
 
     Raises WeightsError where it is not.
     """
-    names = fit.names
-    if fit.checkpoint.is_autoencoder and not fit.for_autoencoder:
-        fit.leave_out_all(names.decoder)
-        fit.keep_initial_all(names.classifier)
-        fit.notes.append(
-            f"encoder taken out of an autoencoder: {len(fit.left_out)} tensors of its "
-            f"{names.decoder_words} are left out; {names.classifier_words} keep their initial "
-            "values"
+    names, there, here = fit.names, fit.checkpoint.kind, fit.kind
+    if there == here:
+        return
+    if here != CLASSIFIER and not allowed:
+        raise fit.error(
+            f"it is {_a(there)}'s and the model is {_a(here)}, whose decoder would start from "
+            f"scratch. Name {_a(here)}'s weights, or ask for the encoder alone "
+            "(into_autoencoder=True)"
         )
-    elif fit.for_autoencoder and not fit.checkpoint.is_autoencoder:
-        if not allowed:
-            raise fit.error(
-                "it is a classifier's and the model is an autoencoder, whose decoder would start "
-                "from scratch. Name an autoencoder's weights, or ask for the encoder alone "
-                "(into_autoencoder=True)"
-            )
-        fit.leave_out_all(names.classifier)
-        fit.keep_initial_all(names.decoder)
-        fit.notes.append(
-            f"encoder taken out of a classifier: its {names.classifier_words} are left out; the "
-            f"autoencoder's {names.decoder_words} keep their initial values"
-        )
+    fit.leave_out_all(names.classifier if there == CLASSIFIER else names.decoder)
+    fit.keep_initial_all(names.classifier if here == CLASSIFIER else names.decoder)
+    words = {
+        CLASSIFIER: names.classifier_words,
+        AUTOENCODER: names.decoder_words,
+        MOTION: names.motion_words,
+    }
+    fit.notes.append(
+        f"encoder taken out of {_a(there)}: {len(fit.left_out)} tensors of its {words[there]} are "
+        f"left out; the {here}'s {words[here]} keep their initial values"
+    )
+
+
+def _a(kind: str) -> str:
+    """The kind with its article."""
+    return f"an {kind}" if kind[0] in "aeiou" else f"a {kind}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from hiera_video.classes import ClassMatch, in_order_note, match_classes
 from hiera_video.errors import first_few
 from hiera_video.models.weights.fit import Fit, shape_text
+from hiera_video.models.weights.key_names import CLASSIFIER
 
 
 def fit_head(fit: Fit, wanted: Sequence[str] | None) -> list[int]:
@@ -57,7 +58,7 @@ def fit_head(fit: Fit, wanted: Sequence[str] | None) -> list[int]:
 
 def _leave_out_head(fit: Fit, *, outputs: int) -> None:
     """Leave out the head, and all that only a classifier has, for a model that has none."""
-    if fit.for_autoencoder:
+    if fit.kind != CLASSIFIER:
         return
     if not any(key.startswith(fit.names.classifier) for key in fit.model_state):
         fit.leave_out_all(fit.names.classifier)
@@ -157,7 +158,7 @@ def _require_known_head(fit: Fit, wanted: Sequence[str] | None) -> None:
     """Refuse other classes than the checkpoint's for a model that does not say what its head is."""
     stored, outputs = fit.checkpoint.classes, fit.checkpoint.num_classes
     known = fit.names.head[0] in fit.model_state
-    if not wanted or outputs is None or known or fit.for_autoencoder:
+    if not wanted or outputs is None or known or fit.kind != CLASSIFIER:
         return
     match = _match_names(fit, wanted, outputs=outputs)
     if match is None and outputs == len(wanted):

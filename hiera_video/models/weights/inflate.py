@@ -10,6 +10,7 @@ import re
 import torch
 
 from hiera_video.models.weights.fit import Fit
+from hiera_video.models.weights.key_names import AUTOENCODER
 
 PATCH_KERNEL = "patch_embed.proj.weight"
 POOL_KERNEL = re.compile(r"\.attn\.pool_[qkv]\.weight$")
@@ -46,7 +47,7 @@ def _leave_out_decoder(fit: Fit) -> list[str]:
     The rows of decoder_pred are (channel, row, column) for images but (row, column, channel) for
     video: of equal shape, so they would load and predict nonsense.
     """
-    if not (fit.for_autoencoder and fit.checkpoint.is_autoencoder):
+    if not fit.kind == fit.checkpoint.kind == AUTOENCODER:
         return []
     fit.leave_out_all(fit.names.decoder)
     fit.keep_initial_all(fit.names.decoder)

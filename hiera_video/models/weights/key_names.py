@@ -1,13 +1,23 @@
-"""The keys of the parts of a state dict that only a classifier or only an autoencoder has.
+"""The keys of the parts of a state dict that only a classifier, or only a model in pretraining has.
 
-Classifiers and autoencoders share an encoder; the rest is found by its keys when the weights of one
-are loaded into the other, or a head is replaced. A model of another library has its keys in an
-attribute `key_names`; for models without one they are Hiera's.
+Classifiers, autoencoders and predictors of motion share an encoder; the rest is found by its keys
+when the weights of one are loaded into another, or a head is replaced. A model of another library
+has its keys in an attribute `key_names`; for models without one they are Hiera's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
+
+CLASSIFIER, AUTOENCODER, MOTION = "classifier", "autoencoder", "predictor of motion"
+
+
+def kind_of(keys: Collection[str]) -> str:
+    """Tell what a state dict is of: CLASSIFIER, or what was pretrained as AUTOENCODER or MOTION."""
+    if "mask_token" in keys:
+        return AUTOENCODER
+    return MOTION if any(key.startswith("decoder_heads.") for key in keys) else CLASSIFIER
 
 
 @dataclass(frozen=True)
@@ -20,8 +30,9 @@ class KeyNames:
     """Beginnings of the keys that only a classifier has."""
     classifier_words: str
     decoder: tuple[str, ...] = ()
-    """Beginnings of the keys that only an autoencoder has."""
+    """Beginnings of the keys that only a model in pretraining has, an autoencoder or another."""
     decoder_words: str = ""
+    motion_words: str = "heads"
 
 
 HIERA_KEYS = KeyNames(

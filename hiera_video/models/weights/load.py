@@ -5,7 +5,7 @@ the model is then exactly as it was. What is fitted on purpose is said in the re
 
 * other classes: rows of the head are placed by the names of their classes, new ones are randomly
   initialised; without names, another number of classes replaces the head (`head`);
-* an autoencoder's file for a classifier: the encoder is taken out of it (`fit`);
+* a pretrained model's file for a classifier: the encoder is taken out of it (`fit`);
 * another clip length or frame size: position embeddings are resized (`positions`);
 * an image model's file for a video model: the patch kernel is repeated over time (`inflate`).
 """

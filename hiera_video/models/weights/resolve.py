@@ -15,6 +15,7 @@ from hiera_video.errors import WeightsError
 from hiera_video.labels import load_labels
 from hiera_video.models.weights.download import fetch
 from hiera_video.models.weights.file import FILE_ENDINGS, Checkpoint, read_checkpoint
+from hiera_video.models.weights.key_names import CLASSIFIER
 from hiera_video.models.weights.mvit_keys import published_model
 from hiera_video.models.weights.published import (
     PUBLISHED,
@@ -110,7 +111,7 @@ def _published_by_file_name(
     row = by_file_name(text.replace("\\", "/").rsplit("/", 1)[-1], model_name)
     if row is None or row.num_classes != replace(checkpoint, head=row.head).num_classes:
         return None
-    return row if checkpoint.is_autoencoder == (row.num_classes is None) else None
+    return row if (checkpoint.kind != CLASSIFIER) == (row.num_classes is None) else None
 
 
 def _head_of(checkpoint: Checkpoint, model_name: str | None) -> str:

@@ -77,11 +77,10 @@ def _opacity(outlines: np.ndarray, number: int, u: float, v: float, sharpness: f
 @njit(cache=True, nogil=True)
 def draw(
     forward: np.ndarray,
-    outline: np.ndarray,
-    outlines: np.ndarray,
-    plate: np.ndarray,
-    plates: np.ndarray,
+    looks: np.ndarray,
     paint: np.ndarray,
+    outlines: np.ndarray,
+    plates: np.ndarray,
     size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw the layers of a clip: pixels float32 [T, size, size, 3], near 0 to 1, and the layer that
@@ -90,12 +89,13 @@ def draw(
     Layers are ordered from the nearest to the farthest; the last one covers everything.
 
     forward: float32 [L, T, 2, 3], local coordinates (-1 to 1) -> view (0 to 1, y down).
-    outline: int32 [L], the outline of each layer in `outlines` float32 [O, D, D]; -1: no edge.
-    plate: int32 [L], the texture of each layer in `plates` uint8 [P, S, S, 3], which wraps around.
+    looks: int32 [2, L], the outline of each layer in `outlines` float32 [O, D, D] (-1: no edge),
+        and its texture in `plates` uint8 [P, S, S, 3], which wraps around.
     paint: float32 [L, 20]: local coordinates -> texels (6), the colours' matrix and offset (12),
         and the shading along local x and y (2).
     """
     layers, frames = forward.shape[:2]
+    outline, plate = looks[0], looks[1]
     inverse, boxes = inverted(forward), bounding_boxes(forward, size)
     picture = np.empty((frames, size, size, 3), np.float32)
     owner = np.empty((frames, size, size), np.int16)

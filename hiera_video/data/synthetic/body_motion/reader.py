@@ -5,6 +5,7 @@ dataset = VideoDataset(generated_list(1000), GeneratedReader(spec, seed=1), seed
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,13 +45,7 @@ class GeneratedReader:
                 f"16, in steady time: not {spec.num_frames} frames of {spec.crop_size} px"
                 f"{' in segments' * spec.segments} (DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE)"
             )
-        try:
-            import numba  # noqa: F401 (is it there?)
-        except ImportError:
-            raise UserError(
-                "generated body motion is drawn by numba, which is not installed: "
-                "pip install 'hiera_video[generate]' (or pip install numba)"
-            ) from None
+        require_numba()
 
     def __call__(self, sample: Sample) -> list[Pixels]:
         """Draw uint8 [T, 3, S, S] and the truth of each clip, see `clips.draw_clip`."""
@@ -72,6 +67,15 @@ class GeneratedReader:
             pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
             clips.append(Pixels(pixels, truth=torch.from_numpy(truth)))
         return clips
+
+
+def require_numba() -> None:
+    """Raise UserError where numba is not installed."""
+    if importlib.util.find_spec("numba") is None:
+        raise UserError(
+            "generated bodies are drawn by numba, which is not installed: "
+            "pip install 'hiera_video[generate]' (or pip install numba)"
+        )
 
 
 def generated_list(count: int) -> Manifest:

@@ -59,9 +59,8 @@ class Scene:
 
     def draw(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw pixels float32 [T, size, size, 3] and the layer that each shows, int16 [T, ...]."""
-        return raster.draw(
-            self.forward, self.outline, outlines(), self.plate, plates(), self.paint, size
-        )
+        looks = np.stack([self.outline, self.plate])
+        return raster.draw(self.forward, looks, self.paint, outlines(), plates(), size)
 
     def flow(self, owner: np.ndarray, start: int, end: int, *, cell: int = 1) -> np.ndarray:
         """Displacement of what frame `start` shows until frame `end`, in sides of the view:
@@ -97,7 +96,7 @@ def random_scene(seed: int, t: Times, frames: int) -> Scene:
     bodies = [_random_figure(rng, t, frames) for _ in range(rng.choice(4, p=[0.2, 0.5, 0.2, 0.1]))]
     others = rng.choice(4, p=[0.4, 0.3, 0.2, 0.1]) + (not bodies)
     bodies += [random_other(rng, t) for _ in range(others)]
-    rng.shuffle(bodies)  # type: ignore[arg-type] # a list is fine
+    rng.shuffle(bodies)
     return compose(bodies, camera(stream(seed, "camera"), t), stream(seed, "look"))
 
 
