@@ -189,12 +189,13 @@ def course(label, seed=0):
     rng = np.random.default_rng(seed)
     walked = actions.action_course(rng, label, t)
     parts, feet = figures.figure(rng, walked, len(t))
-    return dict(zip(truth.DOING, parts.doing, strict=True)), parts, feet
+    return dict(zip(truth.BODY, parts.doing, strict=True)), parts, feet
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_figures_do_what_their_labels_say(seed):
     seen = {label: course(label, seed)[0] for label in ACTIONS}
+    assert all(doing.pop("figure") == 1 for doing in seen.values())
     assert all(abs(value) < 1e-6 for value in seen["stand still"].values())
     assert seen["sit down"]["rise"] < -0.3
     assert seen["stand up"]["rise"] > 0.3

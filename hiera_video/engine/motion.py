@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.batch import Batch
-from hiera_video.data.synthetic.body_motion.truth import FLOW_CHANNELS, TRUTH_SCALE
+from hiera_video.data.synthetic.body_motion.truth import (
+    DOING_SCALE,
+    FIGURE_SHARE,
+    FLOW_CHANNELS,
+    FLOW_SCALE,
+)
 from hiera_video.engine.tasks import Objective, StepSettings, unwrap
 from hiera_video.errors import UserError
 from hiera_video.registry import OBJECTIVE_REGISTRY
@@ -45,18 +50,17 @@ class MotionPrediction(Objective):
             raise UserError(f"TASK motion needs a motion_hiera_* model, not {type(model).__name__}")
         with settings.autocast():
             predictions = model(batch.clips)
-        truth = scaled_truth(batch.truth)
-        losses = [
-            F.smooth_l1_loss(p.float(), truth[:, : p.shape[1]], beta=BETA) for p in predictions
-        ]
+        wanted, weights = targets(batch.truth)
+        losses = [errors(given, wanted, weights).mean() for given in predictions]
         out = {"loss": torch.stack(losses).mean()}
-        last = predictions[-1].detach().float()
-        parts = {"flow": slice(0, FLOW_CHANNELS), "doing": slice(FLOW_CHANNELS, None)}
-        for name, part in parts.items():
-            given, wanted = last[:, part], truth[:, part]
-            loss = F.smooth_l1_loss(given, wanted, beta=BETA)
-            zero = F.smooth_l1_loss(torch.zeros_like(wanted), wanted, beta=BETA)
-            out[f"{name}_loss"], out[f"{name}_zero"] = len(truth) * loss, len(truth) * zero
+        with torch.no_grad():
+            last = predictions[-1]
+            found = errors(last, wanted, weights)
+            nothing = errors(torch.zeros_like(last), wanted, weights)
+            parts = {"flow": slice(0, FLOW_CHANNELS), "doing": slice(FLOW_CHANNELS + 1, None)}
+            for name, part in parts.items():
+                out[f"{name}_loss"] = len(wanted) * found[:, part].mean()
+                out[f"{name}_zero"] = len(wanted) * nothing[:, part].mean()
         return out
 
     def logged(
@@ -78,7 +82,7 @@ class MotionPrediction(Objective):
         the direction, its strength the speed."""
         assert batch.truth is not None  # `step` has come before
         predicted = model(batch.clips)[-1][:, :2].float().cpu()
-        wanted = scaled_truth(batch.truth)[:, :2].cpu()
+        wanted = targets(batch.truth)[0][:, :2].cpu()
         frames = batch.clips[:, :, :: batch.clips.shape[2] // wanted.shape[2]].float().cpu()
         mean, std = (torch.tensor(v).view(3, 1, 1, 1) for v in (spec.mean, spec.std))
         side = frames.shape[-1]
@@ -98,9 +102,25 @@ def flow_colours(flow: Tensor) -> Tensor:
     return torch.stack([(0.5 + 0.5 * turn.cos()) * strength for turn in turns], dim=1)
 
 
-def scaled_truth(truth: Tensor) -> Tensor:
-    """The truth of clips, float32 [B, K, T', G, G], with displacements compressed, in units of its
-    usual spread."""
-    flow, doing = truth[:, :FLOW_CHANNELS].asinh(), truth[:, FLOW_CHANNELS:]
-    scale = truth.new_tensor(TRUTH_SCALE).view(1, -1, 1, 1, 1)
-    return torch.cat([flow, doing], dim=1) / scale
+def targets(truth: Tensor) -> tuple[Tensor, Tensor]:
+    """What to predict from the truth of clips, float32 [B, K, T', G, G], and the weights of the
+    errors, of the same shape.
+
+    Displacements are compressed and in units of their usual spread. What a figure does is asked
+    only where there is one: elsewhere, which is nearly everywhere, the answer would be zero.
+    """
+    flow, cover = truth[:, :FLOW_CHANNELS], truth[:, FLOW_CHANNELS : FLOW_CHANNELS + 1]
+    doing = truth[:, FLOW_CHANNELS + 1 :] / cover.clamp(min=0.05)
+    scales = [truth.new_tensor(v).view(1, -1, 1, 1, 1) for v in (FLOW_SCALE, DOING_SCALE)]
+    wanted = torch.cat([flow.asinh() / scales[0], 2 * cover, doing / scales[1]], dim=1)
+    weights = torch.ones_like(wanted)
+    weights[:, FLOW_CHANNELS + 1 :] = cover / FIGURE_SHARE
+    return wanted, weights
+
+
+def errors(given: Tensor, wanted: Tensor, weights: Tensor) -> Tensor:
+    """Weighted smooth L1 errors of a prediction, float32 [B, k, T', G, G]; k may be fewer than the
+    numbers that are known."""
+    count = given.shape[1]
+    found = F.smooth_l1_loss(given.float(), wanted[:, :count], beta=BETA, reduction="none")
+    return found * weights[:, :count]

@@ -43,7 +43,7 @@ class MotionPredictor(nn.Module):
         self,
         *args: Any,
         predict_stages: Sequence[int] = (1, 2, 3),
-        channels: Sequence[int] = (2, 14, 14),
+        channels: Sequence[int] = (2, 15, 15),
         grid: int = 16,
         **kwargs: Any,
     ) -> None:

@@ -26,7 +26,7 @@ from hiera_video.data.synthetic.body_motion.motions import (
     travel,
 )
 from hiera_video.data.synthetic.body_motion.textures import BOX, CAPSULE, ELLIPSE, OUTLINES
-from hiera_video.data.synthetic.body_motion.truth import DOING
+from hiera_video.data.synthetic.body_motion.truth import BODY
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Parts:
     look: np.ndarray
     """int [P]: parts of one number have one texture (a shirt, skin)."""
     doing: np.ndarray
-    """float64 [len(DOING)]: what the body does as a whole; 0 for what is no figure."""
+    """float64 [len(BODY)]: what the body is and does as a whole; 0 for what is no figure."""
 
 
-NOTHING = np.zeros(len(DOING))
+NOTHING = np.zeros(len(BODY))
 
 # ---- figures ------------------------------------------------------------------------------------
 
@@ -238,7 +238,7 @@ def changed(course: Course, **parts: object) -> Course:
 
 
 def doing(course: Course, hips: np.ndarray, frames: int) -> np.ndarray:
-    """Sum up the first `frames` times of a course as the numbers of `DOING`.
+    """Sum up the first `frames` times of a course as the numbers of `BODY`.
 
     hips: float64 [N], their height above the ground, in body heights.
     """
@@ -254,9 +254,10 @@ def doing(course: Course, hips: np.ndarray, frames: int) -> np.ndarray:
 
     return np.array(
         [
+            1.0,
             4 * over(hips + course.lift),
             5 * float(np.ptp(course.lift[:frames])),
-            3 * float(np.std((angle("hip") - angle("hip2"))[:frames])),
+            1.5 * float(np.std((angle("hip") - angle("hip2"))[:frames])),
             abs(over(course.path)),
             0.6 * abs(over(course.turn)),
             abs(over(course.tilt)),

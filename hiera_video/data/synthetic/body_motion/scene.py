@@ -55,7 +55,7 @@ class Scene:
     body: np.ndarray
     """int32 [L]: which body each layer is a part of; -1: the background."""
     doing: np.ndarray
-    """float32 [L, D]: what the body of each layer does as a whole, see `figures.DOING`."""
+    """float32 [L, D]: what the body of each layer does as a whole, see `truth.BODY`."""
 
     def draw(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw pixels float32 [T, size, size, 3] and the layer that each shows, int16 [T, ...]."""

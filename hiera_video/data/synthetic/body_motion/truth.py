@@ -12,13 +12,22 @@ FAR = 4
 DOING = ("rise", "jump", "step", "walk", "turn", "fall", "lean", "wave")
 """What a figure does over the frames of a clip, each around -1 to 1: hips go up (or down), feet
 leave the ground, legs swing, it goes somewhere, turns about itself, tips over, bends (or
-straightens up), arms swing. They come after the displacements."""
+straightens up), arms swing."""
 
-TRUTH_CHANNELS = FLOW_CHANNELS + len(DOING)
+BODY = ("figure", *DOING)
+"""Numbers of a body as a whole: 1 for a figure (0 for other things), and what it does. They come
+after the displacements. In a cell they are means over its pixels."""
+
+TRUTH_CHANNELS = FLOW_CHANNELS + len(BODY)
 
 GRID = 16
 """The truth has this many cells along each side."""
 
-TRUTH_SCALE = (0.64, 0.52, 0.40, 0.38, 0.69, 0.61, 0.1, 0.1, 0.25, 0.12, 0.15, 0.08, 0.1, 0.1)
-"""Standard deviations over 600 clips, of displacements after asinh; at least 0.08, so that what is
-rare does not outweigh the rest."""
+FLOW_SCALE = (0.64, 0.52, 0.40, 0.38, 0.69, 0.61)
+"""Standard deviations over 600 clips, of displacements after asinh."""
+
+FIGURE_SHARE = 0.15
+"""Share of the picture that figures cover, about."""
+
+DOING_SCALE = (0.34, 0.39, 0.41, 0.46, 0.60, 0.20, 0.25, 0.30)
+"""Standard deviations over 440 figures, about."""
