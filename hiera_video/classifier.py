@@ -227,8 +227,7 @@ def _usual_spec(model: nn.Module, name: str, checkpoint: Checkpoint, warn: Warn)
     spec = replace(usual, num_frames=frames, crop_size=crop)
     warn(
         f"{checkpoint.label} does not say how its clips are sampled and normalised; using "
-        f"{spec.num_frames}x{spec.sampling_rate} at {spec.target_fps:g} fps, mean {spec.mean}, "
-        f"std {spec.std}"
+        f"{spec.in_words()}"
     )
     return spec
 

@@ -30,6 +30,9 @@ class ClipSpec:
     """Per-channel RGB standard deviation of pixels in [0, 1]."""
     segments: bool = False
     """True: one frame from each of `num_frames` equal parts of the video (Something-Something)."""
+    normalize_brightness: bool = False
+    """True: each clip is brought to the same levels before mean and std; how, says
+    `data/transforms/normalize.py`."""
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "sampling_rate", "crop_size"):
@@ -45,8 +48,23 @@ class ClipSpec:
             object.__setattr__(self, name, value)
 
     def to_dict(self) -> dict[str, Any]:
-        """Convert to numbers and lists, as a checkpoint stores them."""
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        """Convert to numbers and lists, as a checkpoint stores them.
+
+        `normalize_brightness` is left out where it is off: versions that do not know it refuse
+        what they do not know, and can read such a checkpoint.
+        """
+        stored = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(self).items()}
+        if not self.normalize_brightness:
+            del stored["normalize_brightness"]
+        return stored
+
+    def in_words(self) -> str:
+        """For messages: "16x4 at 30 fps, mean (0.45, 0.45, 0.45), std (0.225, 0.225, 0.225)"."""
+        brightness = ", brightness normalised" if self.normalize_brightness else ""
+        return (
+            f"{self.num_frames}x{self.sampling_rate} at {self.target_fps:g} fps, "
+            f"mean {self.mean}, std {self.std}{brightness}"
+        )
 
     @classmethod
     def from_dict(cls, stored: dict[str, Any]) -> ClipSpec:

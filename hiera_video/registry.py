@@ -112,7 +112,7 @@ MODEL_REGISTRY = Registry("model", home="hiera_video.models")
 DATASET_REGISTRY = Registry("data set", home="hiera_video.data.manifests.layouts")
 """Readers `name(source) -> Manifest`, for TRAIN.DATASET, TEST.DATASET and DATA.FORMAT."""
 
-OBJECTIVE_REGISTRY = Registry("objective", home="hiera_video.engine.tasks")
+OBJECTIVE_REGISTRY = Registry("objective", home="hiera_video.engine.objectives")
 """What TASK names: classes without arguments that follow `hiera_video.engine.tasks.Objective`."""
 
 

@@ -127,12 +127,12 @@ def test_the_input_is_left_as_it_was():
 def test_with_everything_off_it_is_the_test_transform():
     frames = noise(4, 3, 32, 32)
     transform = TrainTransform(SPEC, area=(1, 1), aspect=(1, 1), flip=0)
-    assert torch.equal(transform(frames, generator()), normalize(frames, SPEC.mean, SPEC.std))
+    assert torch.equal(transform(frames, generator()), normalize(frames, SPEC))
 
 
 def test_half_of_the_clips_are_mirrored_and_none_if_flip_is_off():
     frames = noise(1, 3, 32, 32)
-    plain = normalize(frames, SPEC.mean, SPEC.std)
+    plain = normalize(frames, SPEC)
     for flip, least, most in ((0.5, 70, 130), (0.0, 0, 0), (1.0, 200, 200)):
         transform = TrainTransform(SPEC, area=(1, 1), aspect=(1, 1), flip=flip)
         clips = [transform(frames, generator(seed)) for seed in range(200)]

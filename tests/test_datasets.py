@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -225,6 +226,41 @@ def test_clips_hold_the_pictures_of_their_video_in_order(manifest):
             starts.add(int(own[0]))
     assert min(starts) <= 2
     assert max(starts) >= 14
+
+
+def test_the_speed_of_a_clip_is_drawn_from_the_range(manifest):
+    """Spans of 8 x speed of the 24 frames: 4 to 16 frames, log-uniform."""
+    dataset = training(manifest, PLAIN, speed=(0.5, 2.0))
+    info = SimpleNamespace(num_frames=24, fps=30.0)
+    drawn = [dataset.reader.draw(info, dataset.sample(i % 12, i // 12)) for i in range(600)]
+    spans = np.array([np.ptp(indices) + 1 for ((indices, _),) in drawn])
+    assert (spans.min(), spans.max()) == (4, 15)
+    assert np.median(spans) == pytest.approx(7.5, abs=0.6)  # 8, truncated to whole frames
+    assert pictures(training(manifest, PLAIN, speed=(2.0, 2.0))[0, 0][0][None])[0] in [
+        [start, start + 5, start + 10, start + 15] for start in range(9)
+    ]
+    assert all(
+        torch.equal(dataset[epoch, 3][0], training(manifest, PLAIN, speed=(0.5, 2.0))[epoch, 3][0])
+        for epoch in range(3)
+    )
+
+
+def test_a_speed_of_one_draws_the_clips_that_no_speed_draws(manifest):
+    for epoch in range(3):
+        (plain,), (one,) = (
+            training(manifest, **settings)[epoch, 5] for settings in ({}, {"speed": (1, 1)})
+        )
+        assert torch.equal(plain, one)
+
+
+def test_a_speed_that_is_no_range_or_has_no_meaning_is_refused():
+    for speed in ((0, 1), (2, 1)):
+        with pytest.raises(DataError, match=rf"speed=\({speed[0]}, {speed[1]}\)"):
+            TrainReader(PLAIN, speed=speed)
+    segments = TrainTransform(ClipSpec(segments=True))
+    with pytest.raises(DataError, match="no meaning for segments"):
+        TrainReader(segments, speed=(0.5, 2))
+    TrainReader(segments, speed=(1, 1))
 
 
 @pytest.fixture

@@ -102,6 +102,47 @@ def test_training_clips_start_anywhere_a_test_clip_can():
     assert last.tolist() == uniform_views(70, 30.0, SPEC, 2)[1].tolist()
 
 
+def test_a_faster_clip_takes_frames_further_apart_from_the_same_video():
+    spec = ClipSpec(num_frames=4, sampling_rate=4)
+    assert training_clip(100, 30.0, spec, 0.0).tolist() == [0, 5, 10, 15]
+    assert training_clip(100, 30.0, spec, 0.0, 1.0).tolist() == [0, 5, 10, 15]
+    assert training_clip(100, 30.0, spec, 0.0, 2.0).tolist() == [0, 10, 20, 31]
+    assert training_clip(100, 30.0, spec, 0.0, 0.5).tolist() == [0, 2, 4, 7]
+    assert training_clip(100, 30.0, spec, 0.999, 2.0).tolist() == [68, 78, 88, 99]
+    assert training_clip(100, 30.0, spec, 0.0, 0.01).tolist() == [0, 0, 0, 0]
+    # No faster than fits: the end would stand still.
+    assert training_clip(22, 30.0, spec, 0.5, 2.0).tolist() == [0, 7, 14, 21]
+    assert (
+        training_clip(10, 30.0, spec, 0.5, 2.0).tolist()
+        == training_clip(10, 30.0, spec, 0.5).tolist()
+    )
+    image = ClipSpec(num_frames=1)
+    assert training_clip(10, 30.0, image, 0.95, 3.0).tolist() == [9]
+
+
+@given(
+    video_frames=st.integers(1, 3000),
+    fps=st.floats(0.01, 1000),
+    num_frames=st.sampled_from([1, 2, 8, 16, 32]),
+    speed=st.floats(0.01, 100),
+    u=st.floats(0, 1, exclude_max=True),
+)
+def test_no_speed_leads_out_of_the_video_or_to_an_end_that_stands_still(
+    video_frames, fps, num_frames, speed, u
+):
+    spec = ClipSpec(num_frames=num_frames)
+    plain = training_clip(video_frames, fps, spec, u)
+    clip = training_clip(video_frames, fps, spec, u, speed)
+    assert clip.shape == (num_frames,)
+    assert 0 <= clip.min() <= clip.max() < video_frames
+    assert (np.diff(clip) >= 0).all()
+    if speed >= 1:
+        assert np.ptp(clip) >= np.ptp(plain) - 1
+        assert (clip == video_frames - 1).sum() <= max(1, (plain == video_frames - 1).sum())
+    else:
+        assert np.ptp(clip) <= np.ptp(plain) + 1
+
+
 @given(
     video_frames=st.integers(1, 3000),
     fps=st.floats(0.01, 1000),

@@ -4,12 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.transforms.normalize import normalize, normalize_clips
 from hiera_video.errors import UserError
 from hiera_video.video import crops
 from hiera_video.video.crops import planar, resize_short_side, spatial_crops
 
 pytestmark = pytest.mark.numbers
+
+COLOURS = ClipSpec(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 def ramp(height: int, width: int, frames: int = 2) -> Tensor:
@@ -111,7 +114,7 @@ def test_shrinking_averages_instead_of_picking_pixels():
 
 def test_normalisation_is_per_channel_and_puts_channels_first():
     frames = torch.randint(0, 256, (5, 3, 7, 7), dtype=torch.uint8)
-    clip = normalize(frames, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    clip = normalize(frames, COLOURS)
     assert clip.shape == (3, 5, 7, 7)
     assert clip.dtype == torch.float32
     for channel, (mean, std) in enumerate([(0.485, 0.229), (0.456, 0.224), (0.406, 0.225)]):
@@ -124,12 +127,11 @@ def test_clips_normalised_together_are_bit_for_bit_those_normalised_alone(interl
     frames = torch.randint(0, 256, (3, 5, 3, 7, 9), dtype=torch.uint8)  # [B, T, 3, H, W]
     if interleaved:
         frames = frames.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    clips = normalize_clips(frames.transpose(1, 2), mean, std)
+    clips = normalize_clips(frames.transpose(1, 2), COLOURS)
     assert clips.shape == (3, 3, 5, 7, 9)
     assert clips.is_contiguous()
-    assert torch.equal(clips, torch.stack([normalize(clip, mean, std) for clip in frames]))
-    assert normalize_clips(frames[:0].transpose(1, 2), mean, std).shape == (0, 3, 5, 7, 9)
+    assert torch.equal(clips, torch.stack([normalize(clip, COLOURS) for clip in frames]))
+    assert normalize_clips(frames[:0].transpose(1, 2), COLOURS).shape == (0, 3, 5, 7, 9)
 
 
 def test_planes_are_what_contiguous_gives():

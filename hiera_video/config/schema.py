@@ -42,6 +42,14 @@ INSTEAD_OF_KWARGS = {
 """Arguments of `build_model` that have a setting of their own, and that setting."""
 
 
+def _check_ascending(section: Section, name: str) -> None:
+    """Raise ConfigError unless the range of that name does not fall."""
+    least, most = getattr(section, name)
+    if least > most:
+        key = f"{section.prefix}{name.upper()}"
+        raise ConfigError(f"{key}=[{least}, {most}] must be [least, most], ascending")
+
+
 @dataclass(frozen=True)
 class ModelConfig(Section):
     """The model, its head and its loss."""
@@ -132,6 +140,9 @@ class DataConfig(Section):
     """Per-channel RGB mean of pixels in [0, 1]."""
     std: tuple[float, float, float] = number((0.225, 0.225, 0.225), above=0, at_most=1)
     """Per-channel RGB standard deviation of pixels in [0, 1]."""
+    normalize_brightness: bool = setting(False)
+    """Bring each clip to the same levels before MEAN and STD: for dark, pale and overexposed
+    videos. The checkpoint keeps it, for all that use the model."""
     train_crop_size: int = number(224, at_least=1)
     """Side of the square crop in training, pixels."""
     test_crop_size: int = number(224, at_least=1)
@@ -149,11 +160,7 @@ class DataConfig(Section):
 
     def check(self) -> None:
         for name in ("train_jitter_scales_relative", "train_jitter_aspect_relative"):
-            least, most = getattr(self, name)
-            if least > most:
-                raise ConfigError(
-                    f"DATA.{name.upper()}=[{least}, {most}] must be [least, most], ascending"
-                )
+            _check_ascending(self, name)
 
     def clip_spec(self, *, training: bool) -> ClipSpec:
         """Sampling, crop and normalisation of a clip, in training or in validation and test."""
@@ -165,6 +172,7 @@ class DataConfig(Section):
             mean=self.mean,
             std=self.std,
             segments=self.segments,
+            normalize_brightness=self.normalize_brightness,
         )
 
 
@@ -200,10 +208,28 @@ class AugConfig(Section):
     """Fill of the erased box: random noise in every pixel, or zero."""
     re_count: int = number(1, at_least=1)
     """Largest number of boxes erased in one clip."""
+    gamma: tuple[float, float] = number((1.0, 1.0), above=0)
+    """Exponent of the pixels of a training clip: (least, most), log-uniform; above 1 darkens."""
+    gain: tuple[float, float] = number((1.0, 1.0), above=0)
+    """Factor of the pixels of a training clip: (least, most), log-uniform."""
+    noise: float = number(0.0, at_least=0, at_most=1)
+    """Largest standard deviation of Gaussian noise added to a training clip, for pixels in
+    [0, 1]."""
+    blur: float = number(0.0, at_least=0, at_most=1)
+    """Probability that a training clip is blurred lightly in space."""
+    grey: float = number(0.0, at_least=0, at_most=1)
+    """Probability that a training clip loses its colours."""
+    speed: tuple[float, float] = number((1.0, 1.0), above=0)
+    """Factor of the distance between the frames of a training clip: (least, most), log-uniform;
+    above 1 is faster. A clip is never stretched beyond its video."""
     symmetries: bool = setting(False)
     """Mirror, transpose and reverse camera-motion clips at random, and change their labels too."""
     mask_ratio: float = number(0.9, above=0, below=1)
     """Share of the mask units hidden from the encoder while pretraining."""
+
+    def check(self) -> None:
+        for name in ("gamma", "gain", "speed"):
+            _check_ascending(self, name)
 
 
 @dataclass(frozen=True)
@@ -436,6 +462,11 @@ class Config(Section):
             other = "TASK=pretrain" if self.task == "pretrain" else "DATA.MULTI_LABEL=true"
             raise ConfigError(
                 f"AUG.SYMMETRIES=true cannot be used with {other}: it changes the label of a clip"
+            )
+        if self.data.segments and self.aug.speed != (1, 1):
+            raise ConfigError(
+                f"AUG.SPEED={list(self.aug.speed)} has no meaning with DATA.SEGMENTS=true, whose "
+                "clips always span the whole video; leave it at [1, 1]"
             )
         labelled = self.task == "classify"
         if labelled and self.data.multi_label and self.model.loss_func != "bce_logit":

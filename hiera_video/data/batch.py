@@ -79,26 +79,35 @@ class Batch(NamedTuple):
     """The videos of this batch that could not be read."""
     erased: Erasures = Erasures()
     """The boxes that `normalized` erases."""
+    truth: Tensor | None = None
+    """float32 [B, K, T', G, G]: what is known of generated clips, over time and cells; None for
+    videos."""
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch with its clips and labels on `device`."""
-        clips, labels, *noise = (
-            tensor.to(device, non_blocking=non_blocking) for tensor in self.device_tensors()
-        )
-        erased = self.erased._replace(noise=noise[0]) if noise else self.erased
-        return self._replace(clips=clips, labels=labels, erased=erased)
+        moved = {
+            name: tensor.to(device, non_blocking=non_blocking)
+            for name, tensor in self.device_tensors().items()
+        }
+        noise = moved.pop("noise", None)
+        return self._replace(**moved, erased=self.erased._replace(noise=noise))
 
-    def device_tensors(self) -> tuple[Tensor, ...]:
-        """The tensors that `to` moves."""
-        noise = () if self.erased.noise is None else (self.erased.noise,)
-        return (self.clips, self.labels, *noise)
+    def device_tensors(self) -> dict[str, Tensor]:
+        """The tensors that `to` moves, by the names of their fields; and the erasures' noise."""
+        tensors = {
+            "clips": self.clips,
+            "labels": self.labels,
+            "truth": self.truth,
+            "noise": self.erased.noise,
+        }
+        return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def normalized(self, spec: ClipSpec) -> Batch:
         """The batch as models take it: contiguous float32 clips [B, 3, T, S, S], normalised and
         erased. A batch that is float32 already is returned as it is."""
         if self.clips.dtype != torch.uint8:
             return self
-        clips = normalize_clips(self.clips, spec.mean, spec.std)
+        clips = normalize_clips(self.clips, spec)
         self.erased.erase(clips)
         return self._replace(clips=clips, erased=Erasures())
 
@@ -128,6 +137,7 @@ class Collate:
             views=torch.cat(views) if views else counts,
             failed=failed,
             erased=_erasures(pixels),
+            truth=_truth(pixels),
         )
 
     def _labels(self, labels: Sequence[int | tuple[int, ...]]) -> Tensor:
@@ -152,6 +162,12 @@ def _stack(clips: Sequence[Tensor]) -> Tensor:
     if clips[0].stride(1) == 1:
         return default_collate([clip.permute(0, 2, 3, 1) for clip in clips]).permute(0, 4, 1, 2, 3)
     return default_collate(list(clips)).transpose(1, 2)
+
+
+def _truth(clips: Sequence[Pixels]) -> Tensor | None:
+    """What is known of all clips of a batch, stacked; None where they are videos."""
+    known = [clip.truth for clip in clips if clip.truth is not None]
+    return default_collate(known) if known else None
 
 
 def _erasures(clips: Sequence[Pixels]) -> Erasures:

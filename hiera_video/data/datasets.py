@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.batch import Clips, Failed
 from hiera_video.data.manifests.listing import quoted
 from hiera_video.data.manifests.manifest import Manifest
-from hiera_video.data.randomness import generator_for, uniform
+from hiera_video.data.randomness import generator_for, log_uniform, uniform
 from hiera_video.data.transforms.train import Crop, Pixels, TrainTransform, directional_classes
 from hiera_video.data.views import read_view_pixels, views_of
 from hiera_video.errors import DataError, DecodeError
@@ -44,6 +44,29 @@ class Sample(NamedTuple):
     """Why the video must not be opened: it ended the worker processes that tried."""
 
 
+class ClipReader(Protocol):
+    """What turns a sample into clips. Readers are sent to worker processes: plain, frozen data."""
+
+    @property
+    def spec(self) -> ClipSpec:
+        """The form of every clip."""
+        ...
+
+    @property
+    def random(self) -> bool:
+        """Whether clips differ from epoch to epoch, for training."""
+        ...
+
+    @property
+    def clips_per_video(self) -> int:
+        """How many clips a sample gives."""
+        ...
+
+    def __call__(self, sample: Sample) -> list[Pixels]:
+        """Read the clips. Raises DecodeError."""
+        ...
+
+
 # ---- one video -> its clips ---------------------------------------------------------------------
 
 _DECODED_BYTES = 128 << 20
@@ -58,7 +81,7 @@ class TrainReader:
     However many clips are asked for, the video is opened once and every frame is decoded once.
     Views are numbered temporal clip by temporal clip.
 
-    Raises DataError for counts below 1.
+    Raises DataError for counts below 1 and for a speed that is no range or has no meaning.
     """
 
     transform: TrainTransform
@@ -66,6 +89,9 @@ class TrainReader:
     num_temporal: int = 1
     num_augment: int = 1
     decoder: str = "auto"
+    speed: tuple[float, float] = (1.0, 1.0)
+    """Least and greatest factor of the distance between frames, log-uniform."""
+    random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if min(self.num_temporal, self.num_augment) < 1:
@@ -73,6 +99,11 @@ class TrainReader:
                 f"num_temporal={self.num_temporal} and num_augment={self.num_augment} must be at "
                 "least 1"
             )
+        least, most = self.speed
+        if not 0 < least <= most:
+            raise DataError(f"speed=({least}, {most}) must be (least, most), both above 0")
+        if self.spec.segments and self._changes_speed:
+            raise DataError(f"speed={self.speed} has no meaning for segments: leave it at (1, 1)")
 
     @property
     def spec(self) -> ClipSpec:
@@ -81,6 +112,10 @@ class TrainReader:
     @property
     def clips_per_video(self) -> int:
         return self.num_temporal * self.num_augment
+
+    @property
+    def _changes_speed(self) -> bool:
+        return self.speed != (1, 1)
 
     def __call__(self, sample: Sample) -> list[Pixels]:
         """Read uint8 [T, 3, S, S] for each view, and the boxes to erase. Raises DecodeError."""
@@ -110,8 +145,11 @@ class TrainReader:
 
     def _frame_indices(self, info: VideoInfo, generator: Generator) -> Indices:
         count = self.spec.num_frames if self.spec.segments else 1
-        u = uniform(generator, count)
-        return training_clip(info.num_frames, info.fps, self.spec, u)
+        u, speed = uniform(generator, count), 1.0
+        if self._changes_speed:
+            (place,) = uniform(generator, 1)
+            speed = log_uniform(place, *self.speed)
+        return training_clip(info.num_frames, info.fps, self.spec, u, speed)
 
     def _read(
         self, reader: VideoReader | FrameFolder, views: Sequence[tuple[Indices, Generator]]
@@ -149,6 +187,7 @@ class TestReader:
     num_views: int = 1
     num_crops: int = 1
     decoder: str = "auto"
+    random: ClassVar[bool] = False
 
     @property
     def clips_per_video(self) -> int:
@@ -172,7 +211,7 @@ def _take(frames: Tensor, rows: np.ndarray) -> Tensor:
     return frames[torch.from_numpy(rows)]
 
 
-def read_clips(reader: TrainReader | TestReader, sample: Sample) -> Clips | Failed:
+def read_clips(reader: ClipReader, sample: Sample) -> Clips | Failed:
     """Read the clips of a video; `Failed` with the reason where it cannot be decoded."""
     if sample.unreadable:
         return Failed(sample.video_id, sample.path, sample.unreadable)
@@ -182,12 +221,12 @@ def read_clips(reader: TrainReader | TestReader, sample: Sample) -> Clips | Fail
         return Failed(sample.video_id, sample.path, str(error.reason))
 
 
-def read_sample(request: tuple[TrainReader | TestReader, Sample]) -> Clips | Failed:
+def read_sample(request: tuple[ClipReader, Sample]) -> Clips | Failed:
     """`read_clips` with one argument, for a process of its own (`GuardedPool`)."""
     return read_clips(*request)
 
 
-def try_to_read(request: tuple[TrainReader | TestReader, Sample]) -> Failed | None:
+def try_to_read(request: tuple[ClipReader, Sample]) -> Failed | None:
     """Read a video and keep only the failure, if any, for a process of its own (`GuardedPool`)."""
     item = read_clips(*request)
     return item if isinstance(item, Failed) else None
@@ -204,7 +243,8 @@ class VideoDataset(Dataset):
 
     Args:
         manifest: the videos and their labels.
-        reader: `TrainReader` for training, `TestReader` for validation and tests.
+        reader: `TrainReader` for training, `TestReader` for validation and tests; or another one.
+        seed: of the order of the videos; a `TrainReader` has its own.
         labelled: whether the labels are used; False for pretraining.
 
     Attributes:
@@ -218,15 +258,15 @@ class VideoDataset(Dataset):
     """
 
     def __init__(
-        self, manifest: Manifest, reader: TrainReader | TestReader, *, labelled: bool = True
+        self, manifest: Manifest, reader: ClipReader, *, seed: int = 0, labelled: bool = True
     ) -> None:
         self.manifest = manifest
         self.reader = reader
         self.spec = reader.spec
         self.clips_per_video = reader.clips_per_video
         self.unreadable: dict[int, str] = {}
-        self.train = isinstance(reader, TrainReader)
-        self.seed = 0
+        self.train = reader.random
+        self.seed = seed
         if isinstance(reader, TrainReader):
             self.seed = reader.seed
             if reader.transform.flip and labelled:

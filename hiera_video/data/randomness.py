@@ -21,12 +21,16 @@ PURPOSES: dict[str, tuple[str, ...]] = {
     "place": ("epoch", "video", "clip"),
     "augment": ("epoch", "video", "clip", "repeat"),
     "symmetries": ("epoch", "video", "view"),
+    "generated": ("epoch", "video", "clip"),
 }
 """Purpose of random numbers -> the whole numbers that they depend on besides the seed.
 
 Every purpose has its own streams: see `_ENDINGS`."""
 
-_ENDINGS: dict[str, tuple[int, ...]] = {"symmetries": (0x53594D, 0)}
+_ENDINGS: dict[str, tuple[int, ...]] = {
+    "symmetries": (0x53594D, 0),
+    "generated": (0x47454E, 0, 0),
+}
 """Purpose -> numbers that are hashed after its own.
 
 The hash is over the numbers and their count, so no two purposes may have the same count. Changing
@@ -54,6 +58,11 @@ def epoch_order(num_videos: int, seed: int, epoch: int) -> np.ndarray:
 def uniform(generator: Generator, count: int) -> list[float]:
     """Draw `count` numbers in [0, 1)."""
     return torch.rand(count, generator=generator, dtype=torch.float64).tolist()
+
+
+def log_uniform(u: float, least: float, most: float) -> float:
+    """Turn u, uniform in [0, 1), into a number whose logarithm is uniform from least to most."""
+    return least * (most / least) ** u
 
 
 def draw_seed(generator: Generator) -> int:

@@ -75,7 +75,7 @@ def read_views(reader: Reader, views: Indices, spec: ClipSpec, num_crops: int) -
     pixels = read_view_pixels(reader, views, spec, num_crops)
     clips = torch.empty(len(pixels), 3, *pixels[0].shape[:1], *pixels[0].shape[2:])
     for clip, frames in zip(clips, pixels, strict=True):
-        normalize_clips(frames.transpose(0, 1)[None], spec.mean, spec.std, out=clip[None])
+        normalize_clips(frames.transpose(0, 1)[None], spec, out=clip[None])
     return clips
 
 

@@ -18,8 +18,10 @@ from hiera_video.data.datasets import TestReader, TrainReader, VideoDataset
 from hiera_video.data.loader import Loader, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
+from hiera_video.data.synthetic.body_motion import reader as body_motion
 from hiera_video.data.transforms.flips import LabelAwareFlips
 from hiera_video.data.transforms.mixup import MixUpCutMix
+from hiera_video.data.transforms.photometric import Photometric
 from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import data_source, optim, preflight, tasks
 from hiera_video.engine.distributed import World
@@ -118,8 +120,13 @@ def class_names(cfg: Config, manifest: Manifest) -> list[str]:
 
 
 def training_set(cfg: Config, manifest: Manifest) -> VideoDataset:
-    """Build the training data set: random clips, as DATA and AUG describe them."""
+    """Build the training data set: random clips, as DATA and AUG describe them, or generated ones,
+    which need no augmentation."""
     spec = cfg.data.clip_spec(training=True)
+    if manifest.name == body_motion.NAME:
+        views = cfg.data.train_crop_num_temporal
+        reader = body_motion.GeneratedReader(spec, seed=cfg.rng_seed, clips_per_video=views)
+        return VideoDataset(manifest, reader, seed=cfg.rng_seed)
     transform = TrainTransform(
         spec,
         area=cfg.data.train_jitter_scales_relative,
@@ -129,6 +136,13 @@ def training_set(cfg: Config, manifest: Manifest) -> VideoDataset:
         erase_prob=cfg.aug.re_prob,
         erase_mode=cfg.aug.re_mode,
         erase_count=cfg.aug.re_count,
+        photometric=Photometric(
+            gamma=cfg.aug.gamma,
+            gain=cfg.aug.gain,
+            noise=cfg.aug.noise,
+            blur=cfg.aug.blur,
+            grey=cfg.aug.grey,
+        ),
     )
     return VideoDataset(
         manifest,
@@ -136,6 +150,7 @@ def training_set(cfg: Config, manifest: Manifest) -> VideoDataset:
             transform,
             num_temporal=cfg.data.train_crop_num_temporal,
             num_augment=cfg.aug.num_sample,
+            speed=cfg.aug.speed,
             decoder=cfg.data.decoding_backend,
             seed=cfg.rng_seed,
         ),

@@ -13,6 +13,7 @@ from typing import Any
 from hiera_video.config.schema import DataConfig, SyntheticConfig
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.data.manifests.splits import MissingSplit
+from hiera_video.data.synthetic.body_motion import reader as body_motion
 from hiera_video.engine.preflight import flat_settings
 from hiera_video.errors import DataError
 
@@ -27,7 +28,7 @@ class DataSource:
     data: DataConfig
     dataset: str
     """TRAIN.DATASET or TEST.DATASET; "synthetic" is the camera-motion set, made where it is not
-    there yet."""
+    there yet, and "body_motion" the stream of generated clips without labels."""
     seed: int
     """RNG_SEED, of the split into training and validation."""
     synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
@@ -55,6 +56,8 @@ def read_split(
     Raises DataError: data that is missing, empty or cannot be read; labels out of range.
     """
     data = source.data
+    if source.dataset == body_motion.NAME:
+        return body_motion.generated_list(source.synthetic.num_train)
     path, format = data.path_to_data_dir, source.dataset
     if source.dataset == "synthetic":
         path = str(make_synthetic(path or SYNTHETIC_FOLDER, source.synthetic))

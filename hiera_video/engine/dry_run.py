@@ -218,7 +218,7 @@ def _full_schedule(dry: DryRun, plan: Schedule, per_step: float, videos_per_step
 
 def _missing_data(cfg: Config) -> str:
     """Return why the data cannot be used; "" where it is there."""
-    if cfg.train.dataset == "synthetic":
+    if cfg.train.dataset in ("synthetic", "body_motion"):
         return ""
     path = cfg.data.path_to_data_dir
     if path and Path(path).expanduser().exists():

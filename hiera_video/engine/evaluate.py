@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -381,6 +382,6 @@ def _differences(stored: Checkpoint, spec: ClipSpec, *, multi_label: bool) -> li
         )
     if stored.spec is None or stored.spec == spec:
         return notes
-    theirs, ours = stored.spec.to_dict(), spec.to_dict()
+    theirs, ours = asdict(stored.spec), asdict(spec)
     changed = [f"{k} {theirs[k]} there, {ours[k]} here" for k in ours if theirs[k] != ours[k]]
     return [*notes, f"the checkpoint was trained with other clips: {'; '.join(changed)}"]

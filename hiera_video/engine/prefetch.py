@@ -106,7 +106,7 @@ class CopyStream:
         """Make the computing stream wait for the copy; returns the batch, ready to be used."""
         compute = torch.cuda.current_stream(self._device)
         compute.wait_stream(self._copies)
-        for tensor in batch.device_tensors():
+        for tensor in batch.device_tensors().values():
             # The memory belongs to the copying stream, which must not reuse it before this stream
             # is done with it.
             tensor.record_stream(compute)

@@ -11,11 +11,12 @@ from torch import nn
 
 from hiera_video.errors import UserError, first_few
 from hiera_video.labels import load_labels
-from hiera_video.models import baselines, hiera, mae
+from hiera_video.models import baselines, hiera, mae, motion
 from hiera_video.models.hiera import Hiera, HieraEncoder
 from hiera_video.models.ladder import mvit, steps
 from hiera_video.models.ladder.ablation import LADDER, AblationConfig
 from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
+from hiera_video.models.motion import MotionPredictor
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "HieraEncoder",
     "MAEOutput",
     "MaskedAutoencoder",
+    "MotionPredictor",
     "build_model",
     "list_models",
 ]

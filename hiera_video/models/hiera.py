@@ -261,6 +261,15 @@ class HieraEncoder(nn.Module):
         """Initialise one module, not its children, as `init_layer`."""
         init_layer(module, bias=bias)
 
+    def reset_parameters(self) -> None:
+        """Initialise as published: weights normal 0.02, biases of linear layers and norms 0.02."""
+        self.apply(partial(self.init_module, bias=0.02))
+        for name, parameter in self.named_parameters():
+            if self.is_position(name):
+                nn.init.normal_(parameter, std=INIT_STD)
+        if self.contrast_stem:
+            init_contrast(self.patch_embed.proj.weight)
+
     def stage_pools(self, stage: int) -> int:
         """Number of poolings before the end of `stage` (0-based)."""
         return min(stage, self.q_pool)
@@ -390,13 +399,8 @@ class Hiera(HieraEncoder):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Initialise as published: weights normal 0.02, biases of linear layers and norms 0.02."""
-        self.apply(partial(self.init_module, bias=0.02))
-        for name, parameter in self.named_parameters():
-            if self.is_position(name):
-                nn.init.normal_(parameter, std=INIT_STD)
-        if self.contrast_stem:
-            init_contrast(self.patch_embed.proj.weight)
+        """Initialise as published, the head smaller."""
+        super().reset_parameters()
         self.reset_head()
 
     def reset_head(self) -> None:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError
+from hiera_video.models.encoder_keys import publish_encoder_keys
 from hiera_video.models.hiera import (
     INIT_STD,
     SIZES,
@@ -117,8 +118,7 @@ class MaskedAutoencoder(nn.Module):
             mlp_ratio=kwargs.get("mlp_ratio", 4.0),
         )
         self._add_decoder(block, depth=decoder_depth)
-        self.register_state_dict_post_hook(_drop_encoder_prefix)
-        self.register_load_state_dict_pre_hook(_add_encoder_prefix)
+        publish_encoder_keys(self)
         self.reset_parameters()
 
     def _add_fusion(self) -> None:
@@ -392,32 +392,6 @@ class MaskedAutoencoder(nn.Module):
         shown = pred.float() * scale + hidden.mean(-1, keepdim=True)
         flat = original.flatten(0, 1).index_copy(0, deleted, shown.flatten(0, 1))
         return self.pixels_from_tokens(flat.unflatten(0, original.shape[:2]))
-
-
-def _drop_encoder_prefix(
-    module: nn.Module, state: dict[str, Any], prefix: str, _metadata: Any
-) -> None:
-    """Save the published keys: `encoder.blocks...` becomes `blocks...`, in place, in order."""
-    ours = f"{prefix}encoder."
-    items = [
-        (prefix + key.removeprefix(ours) if key.startswith(ours) else key, state[key])
-        for key in list(state)
-    ]
-    state.clear()
-    state.update(items)
-
-
-def _add_encoder_prefix(
-    module: nn.Module, state: dict[str, Any], prefix: str, *_unused: Any
-) -> None:
-    """Load the published keys: keys that are not the autoencoder's own are the encoder's."""
-    own = {name.split(".")[0] for name, _ in module.named_parameters()} - {"encoder"}
-    for key in list(state):
-        if not key.startswith(prefix):
-            continue
-        first = key.removeprefix(prefix).split(".")[0]
-        if first not in own and first != "encoder":
-            state[f"{prefix}encoder.{key.removeprefix(prefix)}"] = state.pop(key)
 
 
 # ---- the registered variants --------------------------------------------------------------

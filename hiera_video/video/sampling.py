@@ -67,19 +67,29 @@ def dense_clip(start: int, clip_span: Fraction, num_frames: int, video_frames: i
 
 
 def training_clip(
-    video_frames: int, fps: float, spec: ClipSpec, u: float | Sequence[float]
+    video_frames: int,
+    fps: float,
+    spec: ClipSpec,
+    u: float | Sequence[float],
+    speed: float = 1.0,
 ) -> Indices:
     """One clip at a random place: int64 [T].
 
     `u` holds numbers in [0, 1) drawn by the caller: one number for a dense clip (every whole
     start from the first to the last possible one is equally likely); for segments one number per
     segment, or one for all of them.
+
+    A dense clip of `speed` 2 shows the video twice as fast: it spans twice the frames, or as many
+    as there are, since a clip that is longer than its video would end standing still.
     """
     _check_not_empty(video_frames)
     if spec.segments:
         return segment_clip(video_frames, spec, u)
     (position,) = np.atleast_1d(np.asarray(u, dtype=np.float64)).tolist()
     clip_span = span(spec.num_frames, spec.sampling_rate, fps, spec.target_fps)
+    if spec.num_frames > 1:
+        most = max(clip_span, Fraction(video_frames))
+        clip_span = max(Fraction(1), min(clip_span * Fraction(speed), most))
     starts = _last_start(video_frames, clip_span) + 1
     start = min(int(position * starts), starts - 1)
     return dense_clip(start, clip_span, spec.num_frames, video_frames)

@@ -1,4 +1,4 @@
-"""Random transforms of training clips: crop, flip, RandAugment, erase.
+"""Random transforms of training clips: crop, flip, RandAugment, light, erase.
 
 A clip goes in as uint8 [T, 3, H, W] and comes out as float32 [3, T, S, S]; or half way as `Pixels`,
 which the device that computes normalises. Every random choice is made once per clip, so that all
@@ -8,7 +8,8 @@ clip.
     transform = TrainTransform(spec, area=(0.08, 1.0), rand_augment="rand-m7-mstd0.5-inc1")
     clip = transform(frames, torch.Generator().manual_seed(1))
 
-The order is timm's: crop, flip, RandAugment, normalise, erase. SlowFast runs RandAugment on the
+The order is timm's: crop, flip, RandAugment, normalise, erase; with a change of the light, which
+timm does not have, after RandAugment. SlowFast runs RandAugment on the
 whole picture before the crop. That is the same distribution, except for the pixels that a shift or
 rotation leaves empty; after the crop, RandAugment has a third of the pixels to process.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -27,6 +28,7 @@ from torch import Generator, Tensor
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.randomness import uniform
 from hiera_video.data.transforms.normalize import normalize
+from hiera_video.data.transforms.photometric import Photometric
 from hiera_video.errors import UserError
 from hiera_video.video.crops import resize
 
@@ -82,10 +84,12 @@ class Pixels(NamedTuple):
     """uint8 [T, 3, S, S], in any layout."""
     erased: tuple[Erasure, ...] = ()
     """In the order in which they are filled; a later one covers an earlier one."""
+    truth: Tensor | None = None
+    """float32 [K, T', G, G]: what is known of a generated clip, over time and cells."""
 
     def normalized(self, spec: ClipSpec) -> Tensor:
         """Normalise and erase: float32 [3, T, S, S]."""
-        clip = normalize(self.frames, spec.mean, spec.std)
+        clip = normalize(self.frames, spec)
         for erasure in self.erased:
             erasure.erase(clip)
         return clip
@@ -114,6 +118,8 @@ class TrainTransform:
     """"pixel": noise in every pixel of every frame; "const": zero, the mean colour."""
     erase_count: int = 1
     """Largest number of boxes erased in a clip."""
+    photometric: Photometric = field(default_factory=Photometric)
+    """Exposure, noise, blur and colour; by default unchanged."""
 
     def __post_init__(self) -> None:
         for name in ("area", "aspect"):
@@ -138,20 +144,24 @@ class TrainTransform:
         """Augment cropped uint8 [T, 3, S, S] and draw the boxes to erase after normalisation."""
         if policy := self._policy():
             frames = policy(frames, generator)
+        erased = self._draw_erasures(frames, generator)
+        # Drawn last: the boxes are the same with any light.
+        return Pixels(self.photometric(frames, generator), erased)
+
+    def finish(self, frames: Tensor, generator: Generator) -> Tensor:
+        """Augment, normalise and erase: cropped uint8 [T, 3, S, S] -> float32 [3, T, S, S]."""
+        return self.augment(frames, generator).normalized(self.spec)
+
+    def _draw_erasures(self, frames: Tensor, generator: Generator) -> tuple[Erasure, ...]:
         if not self.erase_prob:
-            return Pixels(frames)
-        erased = draw_erasures(
+            return ()
+        return draw_erasures(
             (3, len(frames), *frames.shape[-2:]),
             generator,
             prob=self.erase_prob,
             mode=self.erase_mode,
             most=self.erase_count,
         )
-        return Pixels(frames, erased)
-
-    def finish(self, frames: Tensor, generator: Generator) -> Tensor:
-        """Augment, normalise and erase: cropped uint8 [T, 3, S, S] -> float32 [3, T, S, S]."""
-        return self.augment(frames, generator).normalized(self.spec)
 
     def _policy(self) -> RandAugment | None:
         if not self.rand_augment:

@@ -1,0 +1,87 @@
+"""Generated clips as a data set: what a reader is for video files, without files.
+
+    dataset = VideoDataset(generated_list(1000), GeneratedReader(spec, seed=1), seed=1)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from hiera_video.clip_spec import ClipSpec
+from hiera_video.data.datasets import Sample
+from hiera_video.data.manifests.manifest import UNLABELLED, Manifest, PathTable
+from hiera_video.data.randomness import draw_seed, generator_for
+from hiera_video.data.transforms.train import Pixels
+from hiera_video.errors import UserError
+
+NAME = "body_motion"
+
+SPEEDS = (0.5, 1.6)
+"""Time between the frames of a clip, in multiples of the spec's: (least, most)."""
+
+
+@dataclass(frozen=True)
+class GeneratedReader:
+    """Draws clips of body motion, new ones in every epoch.
+
+    Raises UserError for clips that the generator cannot draw, or without numba, which draws them.
+    """
+
+    spec: ClipSpec
+    seed: int = 0
+    clips_per_video: int = 1
+    random: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        if spec.num_frames % 2 or spec.crop_size % 16 or spec.segments:
+            raise UserError(
+                f"generated clips have an even number of frames and a side that is a multiple of "
+                f"16, in steady time: not {spec.num_frames} frames of {spec.crop_size} px"
+                f"{' in segments' * spec.segments} (DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE)"
+            )
+        try:
+            import numba  # noqa: F401 (is it there?)
+        except ImportError:
+            raise UserError(
+                "generated body motion is drawn by numba, which is not installed: "
+                "pip install 'hiera_video[generate]' (or pip install numba)"
+            ) from None
+
+    def __call__(self, sample: Sample) -> list[Pixels]:
+        """Draw uint8 [T, 3, S, S] and the truth of each clip, see `clips.draw_clip`."""
+        # Imported here: numba takes a second to load, and other data sets do without.
+        from hiera_video.data.synthetic.body_motion.clips import ClipSettings, draw_clip
+
+        spec = self.spec
+        step = spec.sampling_rate / spec.target_fps
+        settings = ClipSettings(
+            frames=spec.num_frames,
+            size=spec.crop_size,
+            seconds=(step * SPEEDS[0], step * SPEEDS[1]),
+        )
+        clips = []
+        for clip in range(self.clips_per_video):
+            numbers = (sample.epoch, sample.video_id, clip)
+            seed = draw_seed(generator_for("generated", self.seed, *numbers))
+            frames, truth = draw_clip(seed, settings)
+            pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+            clips.append(Pixels(pixels, truth=torch.from_numpy(truth)))
+        return clips
+
+
+def generated_list(count: int) -> Manifest:
+    """List `count` generated clips, without labels."""
+    return Manifest(
+        paths=PathTable.of("generated", [b"clip %d" % number for number in range(count)]),
+        labels=np.full(count, UNLABELLED, np.int64),
+        label_ends=None,
+        classes=None,
+        num_classes=0,
+        name=NAME,
+        classes_from="bodies and things that move, drawn as they are needed, new in every epoch",
+    )
