@@ -35,7 +35,7 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
 
 from hiera_video import cli
-from hiera_video.errors import UserError
+from hiera_video.errors import DecodeError, RunFailed, UserError
 
 if TYPE_CHECKING:
     from evidence_rows.action_sets import ActionSet
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from evidence_rows.tables import Table
 
 ROOT = Path(__file__).resolve().parent.parent
+CONFIG = ROOT / "configs" / "small" / "finetune_folder.yaml"
 KINDS = ("hand-made", "frozen", "fine-tuning")
 
 
@@ -63,12 +64,11 @@ def main(argv: Sequence[str]) -> int:
     rows = chosen_rows(args, progress)
     work = Work(rows, sets, seeds=args.seeds, kept=ResultFiles(args.out / "results"))
     try:
-        work.run(progress)
+        return work.run(progress)
     finally:
         # however it ends: what is done is worth reading
         if work.results:
             report(args, work)
-    return cli.DONE
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -101,6 +101,14 @@ def arguments() -> argparse.ArgumentParser:
         default="4x3",
         metavar="KxS",
         help="windows x crops that a frozen encoder sees of a video (default: 4x3)",
+    )
+    add("--cfg", type=Path, default=CONFIG, metavar="FILE", help="config of the fine-tuning rows")
+    add(
+        "--set",
+        nargs="+",
+        default=[],
+        metavar="KEY VALUE",
+        help="settings of every fine-tuning row, over the config's",
     )
     add("--out", type=Path, default=Path("runs/evidence"), help="what is done is kept there")
     add("--json", type=Path, metavar="FILE", help="write tables and all answers to FILE")
@@ -142,16 +150,24 @@ def chosen_rows(args: argparse.Namespace, progress: Progress) -> list[Row]:
     """The rows of --rows, in the order of the table. UserError for a name that fits none."""
     from evidence_rows.encoders import RANDOM
     from evidence_rows.feature_files import FeatureStore
+    from evidence_rows.finetuning import Trainer, finetuning_rows
     from evidence_rows.rows import frozen_rows, hand_made_rows
 
     from hiera_video.data.views import parse_views
     from hiera_video.models.weights.resolve import bundled
 
+    overrides = list(args.set)
     if args.quick:
         args.seeds, args.views = 1, "1x1"
+        overrides += ["SOLVER.MAX_EPOCH", "1", "SOLVER.WARMUP_EPOCHS", "0"]
     encoders = list(dict.fromkeys(args.encoders or [*bundled(), RANDOM]))
     store = FeatureStore(args.out / "features", progress)
-    rows = [*hand_made_rows(store), *frozen_rows(store, encoders, parse_views(args.views))]
+    trainer = Trainer(args.cfg, tuple(overrides), args.out, progress)
+    rows = [
+        *hand_made_rows(store),
+        *frozen_rows(store, encoders, parse_views(args.views)),
+        *finetuning_rows(trainer, encoders),
+    ]
     for wanted in args.rows:
         if not any(fits(row, wanted) for row in rows):
             names = ", ".join(row.name for row in rows)
@@ -180,22 +196,35 @@ class Work:
     missing: list[str] = field(default_factory=list)
     """Sentences about rows that were left out."""
 
-    def run(self, progress: Progress) -> None:
-        """Do what is not done yet; `results` grows."""
+    def run(self, progress: Progress) -> int:
+        """Do what is not done yet; `results` grows. Returns the exit code.
+
+        A row that fails is left, and the others go on: a night's work must not end with one run.
+        """
         jobs = list(self._jobs())
-        progress.expect([row.kind for row, _ in jobs])
+        progress.expect([row.name for row, _ in jobs])
+        code, failed = cli.DONE, set[str]()
         for row, job in jobs:
             result = self.kept.find(job)
             if result is not None:
                 progress.job_kept(f"{job.text}: {result.accuracy():.1f} %")
-            elif row.missing:
+            elif row.missing or row.name in failed:
                 progress.job_dropped()
                 continue
             else:
-                result = self._done(row, job)
+                try:
+                    result = self._done(row, job)
+                except (RunFailed, DecodeError, UserError) as error:
+                    code = cli.FAILED
+                    failed.add(row.name)
+                    self.missing.append(f"{row.name} is unfinished: {job.text} failed")
+                    progress.job_dropped()
+                    progress.say(f"error: {job.text}: {error}")
+                    continue
                 text = f"{job.text}: {result.accuracy():.1f} % ({result.seconds:.0f} s)"
                 progress.job_done(text, result.seconds)
             self.results.append(result)
+        return code
 
     def _jobs(self) -> Iterator[tuple[Row, Job]]:
         from evidence_rows.results import Job

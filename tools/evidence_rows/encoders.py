@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from hiera_video.errors import UserError
 from hiera_video.models import build_model
 from hiera_video.models.weights.load import load_weights
 from hiera_video.models.weights.resolve import resolve
-from hiera_video.scoring import choose_device
+from hiera_video.scoring import choose_device, takes_images
 from hiera_video.video.decode import open_video
 
 RANDOM = "random"
@@ -40,7 +40,9 @@ class Encoder:
     name: str
     """For the table."""
     model: nn.Module
-    """Has `stage_features`; in eval mode, on its device."""
+    """In eval mode, on its device."""
+    stages: Callable[[Tensor], list[Tensor]]
+    """Its `stage_features`: clips [B, 3, T, H, W] -> a map [B, T, rows, columns, C] each."""
     spec: ClipSpec
     weights: str
     """Hash of its parameters."""
@@ -77,13 +79,17 @@ def fresh_encoder(weights: str, seed: int) -> Encoder:
 def _encoder(name: str, model: nn.Module, spec: ClipSpec) -> Encoder:
     # a model for pretraining holds its encoder, a classifier is one
     inner = model if hasattr(model, "stage_features") else getattr(model, "encoder", None)
-    if not isinstance(inner, nn.Module) or not hasattr(inner, "stage_features"):
-        raise UserError(f"--encoders {name}: a {type(model).__name__} has no stages to read")
+    stages: Callable[[Tensor], list[Tensor]] | None = getattr(inner, "stage_features", None)
+    if not isinstance(inner, nn.Module) or stages is None or takes_images(inner):
+        raise UserError(
+            f"--encoders {name}: a {type(model).__name__} has no stages of clips to read"
+        )
     digest = hashlib.blake2b(digest_size=8)
     for key, value in inner.state_dict().items():
         digest.update(key.encode())
         digest.update(value.contiguous().numpy().tobytes())
-    return Encoder(name, inner.to(choose_device("auto")).eval(), spec, digest.hexdigest())
+    model = inner.to(choose_device("auto")).eval()
+    return Encoder(name, model, stages, spec, digest.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -136,11 +142,11 @@ class StageFeatures:
     def _pooled_stages(self, clips: Sequence[Tensor]) -> list[Tensor]:
         """Clips uint8 [T, 3, H, W] -> for each stage float32 [clips, D], on the CPU."""
         device = next(self.encoder.model.parameters()).device
-        spec, batches = self.encoder.spec, []
+        batches = []
         for start in range(0, len(clips), _CLIPS_A_PASS):
             pixels = torch.stack(list(clips[start : start + _CLIPS_A_PASS])).transpose(1, 2)
-            batch = normalize_clips(pixels.to(device), spec.mean, spec.std)
-            maps = self.encoder.model.stage_features(batch)
+            batch = normalize_clips(pixels.to(device), self.encoder.spec)
+            maps = self.encoder.stages(batch)
             batches.append([pooled(one).float().cpu() for one in maps])
         return [torch.cat(stage) for stage in zip(*batches, strict=True)]
 

@@ -87,13 +87,15 @@ class FeatureStore:
 
 def _write(file: Path, describer: Describer, videos: Videos) -> None:
     described = [describer.describe(video) for video in videos]
-    arrays = {
-        f"{control}/{block}": np.stack([one[control, block] for one in described])
+    # half precision: the features of six clips of each window are many
+    arrays: dict[str, Any] = {
+        f"{control}/{block}": np.stack([one[control, block] for one in described]).astype(
+            np.float16
+        )
         for control, block in described[0]
     }
     with files.atomic_write(file) as out:
-        # half precision: the features of six clips of each window are many
-        np.savez(out, **{key: array.astype(np.float16) for key, array in arrays.items()})
+        np.savez(out, **arrays)
 
 
 def digest(value: Any) -> str:

@@ -5,6 +5,7 @@ The baseline to beat on small sets of actions: it knows nothing but motion, from
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from evidence_rows.action_sets import Video
 from evidence_rows.controls import changed
 from evidence_rows.feature_files import Array
 from evidence_rows.pictures import (
+    FPS,
     GAMMA,
     SIDE,
     WHITE,
@@ -30,9 +32,6 @@ GRIDS = {"1x1x3": (1, 1, 3), "2x2x3": (2, 2, 3), "3x3x3": (3, 3, 3), "4x4x2": (4
 """Name of a block -> its cells: rows, columns, parts in time."""
 
 DIRECTIONS = 8
-
-GAP = 3
-"""Frames from one picture to the next: a tenth of a second moves further than the noise does."""
 
 SMOOTHING = 1.5
 """Standard deviation of the blur before, in pixels: dark footage is mostly noise."""
@@ -55,8 +54,8 @@ class FlowFeatures:
     def settings(self) -> dict[str, Any]:
         return {
             "version": 1,
-            "pictures": [SIDE, GAMMA, WHITE],
-            "flow": [GAP, SMOOTHING, NOISE, DIRECTIONS],
+            "pictures": [SIDE, FPS, GAMMA, WHITE],
+            "flow": [SMOOTHING, NOISE, DIRECTIONS],
             "grids": GRIDS,
             "controls": self.controls,
         }
@@ -85,10 +84,10 @@ def dense_flow(greys: Tensor) -> Tensor:
         cv2.GaussianBlur(one, (0, 0), SMOOTHING)
         for one in greys.mul(255).round().to(torch.uint8).numpy()
     ]
-    pairs = list(zip(blurred[:-GAP:GAP], blurred[GAP::GAP], strict=True))
+    pairs = list(itertools.pairwise(blurred))
     if not pairs:
         return torch.zeros(1, 2, *greys.shape[1:])
-    method = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     flows = [method.calc(first, then, None) for first, then in pairs]
     return torch.from_numpy(np.stack(flows)).movedim(-1, 1)
 
