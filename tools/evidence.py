@@ -98,9 +98,9 @@ def arguments() -> argparse.ArgumentParser:
     )
     add(
         "--views",
-        default="4x3",
+        default="4x1",
         metavar="KxS",
-        help="windows x crops that a frozen encoder sees of a video (default: 4x3)",
+        help="windows x crops that a frozen encoder sees of a video (default: 4x1)",
     )
     add("--cfg", type=Path, default=CONFIG, metavar="FILE", help="config of the fine-tuning rows")
     add(

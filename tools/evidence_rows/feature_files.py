@@ -89,10 +89,8 @@ def _write(file: Path, describer: Describer, videos: Videos) -> None:
     described = [describer.describe(video) for video in videos]
     # half precision: the features of six clips of each window are many
     arrays: dict[str, Any] = {
-        f"{control}/{block}": np.stack([one[control, block] for one in described]).astype(
-            np.float16
-        )
-        for control, block in described[0]
+        f"{key[0]}/{key[1]}": np.stack([one[key] for one in described]).astype(np.float16)
+        for key in described[0]
     }
     with files.atomic_write(file) as out:
         np.savez(out, **arrays)

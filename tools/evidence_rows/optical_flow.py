@@ -87,7 +87,7 @@ def dense_flow(greys: Tensor) -> Tensor:
     pairs = list(itertools.pairwise(blurred))
     if not pairs:
         return torch.zeros(1, 2, *greys.shape[1:])
-    method = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    method: Any = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     flows = [method.calc(first, then, None) for first, then in pairs]
     return torch.from_numpy(np.stack(flows)).movedim(-1, 1)
 

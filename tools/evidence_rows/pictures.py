@@ -19,7 +19,7 @@ from evidence_rows.feature_files import Array
 from hiera_video.video.decode import open_video
 
 SIDE = 128
-"""Longer side of the pictures that hand-made features are made of."""
+"""Longer side of the pictures that hand-made features are made of, at most."""
 
 FPS = 10
 """Frames a second: in a tenth of a second people move further than the noise of dark footage."""
@@ -39,7 +39,7 @@ def read_pictures(path: str) -> Tensor:
         first = (info.num_frames - count) // 2
         frames = reader.read(range(first, first + count, step))
     height, width = frames.shape[-2:]
-    scale = SIDE / max(height, width)
+    scale = min(SIDE / max(height, width), 1.0)
     size = round(height * scale), round(width * scale)
     small = F.interpolate(frames.float(), size, mode="bilinear", antialias=scale < 1)
     return small.round().clamp(0, 255).to(torch.uint8)
