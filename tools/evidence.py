@@ -202,7 +202,7 @@ class Work:
         A row that fails is left, and the others go on: a night's work must not end with one run.
         """
         jobs = list(self._jobs())
-        progress.expect([row.name for row, _ in jobs])
+        progress.expect([(row.name, row.kind) for row, _ in jobs])
         code, failed = cli.DONE, set[str]()
         for row, job in jobs:
             result = self.kept.find(job)

@@ -17,41 +17,45 @@ class Progress:
     """Prints the progress of a list of jobs, and of the work inside a job."""
 
     def __init__(self) -> None:
-        self._kinds: list[str] = []
+        self._jobs: list[tuple[str, str]] = []
         self._done = 0
         self._seconds: dict[str, list[float]] = {}
 
-    def expect(self, kinds: list[str]) -> None:
-        """Say what is to do: the kind of each job, in order; those of a kind take about as long."""
-        self._kinds = kinds
+    def expect(self, jobs: list[tuple[str, str]]) -> None:
+        """Say what is to do: the row and the kind of each job, in order.
+
+        Jobs of one row take about as long; of a row that was not seen yet, as others of its kind.
+        """
+        self._jobs = jobs
 
     def job_done(self, text: str, seconds: float) -> None:
         """Count a job as done and print a line about it."""
-        kind = self._kinds[self._done]
+        for name in self._jobs[self._done]:
+            self._seconds.setdefault(name, []).append(seconds)
         self._done += 1
-        self._seconds.setdefault(kind, []).append(seconds)
-        self.say(f"[{self._done}/{len(self._kinds)}] {text}; {self._left()}")
+        self.say(f"[{self._done}/{len(self._jobs)}] {text}; {self._left()}")
 
     def job_kept(self, text: str) -> None:
         """Count a job whose result is there from an earlier call."""
-        self._kinds.pop(self._done)
+        self._jobs.pop(self._done)
         self.say(f"kept: {text}")
 
     def job_dropped(self) -> None:
         """Count out a job that cannot be done here."""
-        self._kinds.pop(self._done)
+        self._jobs.pop(self._done)
 
     def say(self, line: str) -> None:
         """Print a line."""
         print(line, file=sys.stderr, flush=True)
 
     def _left(self) -> str:
-        """The time that the remaining jobs take, from the mean of those of their kind."""
-        means = {kind: sum(times) / len(times) for kind, times in self._seconds.items()}
-        rest = self._kinds[self._done :]
-        known = [means[kind] for kind in rest if kind in means]
-        more = "at least " if len(known) < len(rest) else ""
-        return f"{more}{format_duration(sum(known))} left"
+        """The time that the remaining jobs take, in words."""
+        means = {name: sum(times) / len(times) for name, times in self._seconds.items()}
+        rest = self._jobs[self._done :]
+        known = [means.get(row, means.get(kind)) for row, kind in rest]
+        seconds = [mean for mean in known if mean is not None]
+        more = "at least " if len(seconds) < len(rest) else ""
+        return f"{more}{format_duration(sum(seconds))} left"
 
     @contextlib.contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
