@@ -46,6 +46,7 @@ setup(
         "safetensors": ["safetensors>=0.8"],
         "tensorboard": ["tensorboard>=2.12"],
         "videomae": ["transformers>=5.20"],  # before, VideoMAE's weights have other names
+        "evidence": ["scikit-learn>=1.4", "opencv-python-headless>=4.9.0.80"],  # tools/evidence.py
         "test": [
             "pytest>=7.4",
             "pytest-xdist>=3.5",

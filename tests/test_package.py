@@ -201,7 +201,8 @@ def test_the_oldest_lock_is_at_the_lower_ends(python, wheel):
 @pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
 def test_the_locks_pin_the_same_packages(python):
     new, old = (set(locked(lock, python)) for lock in LOCKS)
-    assert new - old == {"torchcodec"}
+    narwhals = {"narwhals"} if python != "3.10" else set()  # the newer scikit-learn asks for it
+    assert new - old == {"torchcodec"} | narwhals
     assert old - new == {"attrs"}  # the older hypothesis asks for it
 
 

@@ -1,0 +1,356 @@
+"""tools/evidence.py: the table, its rows, and what keeps it honest, on sets that are made here."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from evidence_rows import finetuning, readouts, rows, tables
+from evidence_rows.action_sets import read_set
+from evidence_rows.controls import CONTROLS, PLAIN, changed, relit
+from evidence_rows.feature_files import FeatureStore
+from evidence_rows.progress import Progress
+from evidence_rows.readouts import NEIGHBOURS, choose, grouped_folds
+from evidence_rows.results import Job
+from scripts import load_script
+
+from hiera_video.data.synthetic.mp4 import encode
+from hiera_video.errors import RunFailed, UserError
+
+CLASSES = {"down": (2, 0), "left": (0, -2), "right": (0, 2)}
+"""Class -> how far its texture moves in a frame, in rows and columns."""
+
+SIDE, FRAMES, FPS = 64, 18, 10
+KNN = "frozen camera_motion: k-NN"
+
+
+def write_video(path, label, seed):
+    """A texture that moves as its class says; one frame says nothing about the class."""
+    rng = np.random.default_rng(seed)
+    coarse = torch.from_numpy(rng.uniform(30, 220, size=(1, 3, 16, 16))).float()
+    texture = torch.nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bicubic")[0]
+    down, right = CLASSES[label]
+    moved = [texture.roll((down * t, right * t), (1, 2)) for t in range(FRAMES)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encode(path, torch.stack(moved).clamp(0, 255).to(torch.uint8), fps=FPS, crf=18)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder with a set that is laid out like dark_actions; of `scfd` there is nothing."""
+    folder = tmp_path_factory.mktemp("data")
+    listed = []
+    for split, count in (("train", 4), ("val", 2)):
+        for label in CLASSES:
+            for i in range(count):
+                path = f"{split}/{label}/{i}.mp4"
+                write_video(folder / "dark_actions" / path, label, len(listed))
+                listed.append([path, label, split, f"scene {i // 2}" if split == "train" else ""])
+    with (folder / "dark_actions" / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["path", "label", "split", "scene"], *listed])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """A folder for results that the tests share: features of frozen encoders are computed once."""
+    return tmp_path_factory.mktemp("out")
+
+
+@pytest.fixture(scope="module")
+def tool():
+    return load_script("tools/evidence.py")
+
+
+def call(tool, data, out, *words, row=KNN):
+    """Run the tool with one row and one window a video; the exit code."""
+    words = ["--data", data, "--out", out, "--views", "1x1", "--seeds", 1, "--rows", row, *words]
+    return tool.main([str(word) for word in words])
+
+
+def job_of(action_set, row, part=0):
+    return Job(row.name, action_set, action_set.parts[part], seed=0, settings=row.settings(0))
+
+
+def knn_row(out):
+    store = FeatureStore(out / "features", Progress())
+    return next(r for r in rows.frozen_rows(store, ["camera_motion"], (1, 1)) if r.name == KNN)
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def test_the_table_and_all_that_is_written(tool, data, out, tmp_path, capsys):
+    files = tmp_path / "all.json", tmp_path / "table.md"
+    code = call(tool, data, out, "--sets", "dark_actions", "scfd", "--json", files[0], "--markdown",
+                files[1])  # fmt: skip
+    printed = capsys.readouterr()
+    assert code == 0
+    assert "scfd is left out: there is no folder" in printed.err
+    assert "dark_actions: 3 classes, chance 33.3 %, 18 test videos in 2 parts" in printed.out
+    record = json.loads(files[0].read_text())
+    (line,) = record["tables"][0]["lines"]
+    first, second = record["results"]
+    assert [first["part"], second["part"]] == ["train -> val", "val -> train"]
+    assert [len(first["videos"]), len(second["videos"])] == [6, 12]
+    right = [np.mean(np.equal(r["predicted"]["plain"], r["labels"])) for r in record["results"]]
+    assert line["top1"] == pytest.approx(100 * np.mean(right))
+    assert line["low"] <= line["top1"] <= line["high"]
+    assert f"| {KNN} | {line['top1']:.1f} |" in files[1].read_text()
+    # the bundled model knows motion, and these classes are nothing else
+    assert line["top1"] > 80
+    assert line["controls"]["one frame"] < 60
+    assert line["controls"]["reversed"] < 50
+    swapped = [
+        said for said, label in zip(second["predicted"]["reversed"], second["labels"], strict=True)
+        if label == 1
+    ]  # fmt: skip
+    assert swapped.count(2) > 2, "what moves to the left moves to the right, backwards"
+
+
+def test_what_is_done_is_not_done_again(tool, data, out, capsys, monkeypatch):
+    assert call(tool, data, out, "--sets", "dark_actions") == 0
+    first = capsys.readouterr().out
+
+    def fail(*_):
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(rows.FeatureRow, "run", fail)
+    assert call(tool, data, out, "--sets", "dark_actions") == 0
+    assert capsys.readouterr().out == first
+
+
+def test_an_interrupted_call_leaves_its_results(tool, data, out, tmp_path, capsys, monkeypatch):
+    done, run = [], rows.FeatureRow.run
+
+    def interrupt_second(self, job):
+        if len(done) == 1:
+            raise KeyboardInterrupt
+        done.append(job.part.name)
+        return run(self, job)
+
+    monkeypatch.setattr(rows.FeatureRow, "run", interrupt_second)
+    (tmp_path / "features").symlink_to(out / "features")
+    with pytest.raises(KeyboardInterrupt):
+        call(tool, data, tmp_path, "--sets", "dark_actions")
+    assert "6 test videos in 1 part" in capsys.readouterr().out
+    done.clear()
+    assert call(tool, data, tmp_path, "--sets", "dark_actions") == 0
+    assert done == ["val -> train"]
+
+
+def test_nothing_to_do_and_wrong_use(tool, data, out, capsys):
+    assert call(tool, data / "nowhere", out) == 1
+    assert "none of the sets is here" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no such set; choose from dark_actions, scfd"):
+        call(tool, data, out, "--sets", "ucf101")
+    with pytest.raises(UserError, match="--rows nosuch: no such row; there are one frame"):
+        call(tool, data, out, row="nosuch")
+
+
+def test_a_row_whose_library_is_missing_is_left_out(tool, data, out, capsys, monkeypatch):
+    call(tool, data, out, "--sets", "dark_actions")
+    find = rows.importlib.util.find_spec
+    monkeypatch.setattr(
+        rows.importlib.util, "find_spec", lambda name: None if name == "cv2" else find(name)
+    )
+    words = ["--sets", "dark_actions", "--data", str(data), "--out", str(out), "--views", "1x1"]
+    assert tool.main([*words, "--seeds", "1", "--rows", "optical flow", KNN]) == 0
+    printed = capsys.readouterr().out
+    assert "optical flow: not installed: pip install opencv-python-headless" in printed
+    assert KNN in printed
+
+
+def test_a_row_that_fails_leaves_the_others(tool, data, out, capsys, monkeypatch):
+    def fail(self, job):
+        raise RunFailed("no space")
+
+    monkeypatch.setattr(finetuning.FineTuning, "run", fail)
+    words = ["--sets", "dark_actions", "--data", str(data), "--out", str(out), "--views", "1x1"]
+    assert tool.main([*words, "--seeds", "1", "--rows", "scratch", KNN]) == 1
+    printed = capsys.readouterr()
+    assert printed.err.count("no space") == 1
+    assert "scratch is unfinished" in printed.out
+    assert KNN in printed.out
+
+
+# ---- honesty ------------------------------------------------------------------------------------
+
+
+def test_test_labels_decide_nothing(data, out):
+    action_set = read_set("dark_actions", data)
+    part = action_set.parts[0]
+    row = knn_row(out)
+    answers = row.run(job_of(action_set, row))
+    other = replace(part.test, labels=np.roll(part.test.labels, 2))
+    relabelled = replace(action_set, parts=(replace(part, test=other),))
+    assert row.run(job_of(relabelled, row)) == answers
+
+
+def test_test_clips_decide_nothing(data, out, monkeypatch):
+    action_set = read_set("dark_actions", data)
+    row = knn_row(out)
+    answers = row.run(job_of(action_set, row))
+    plain = FeatureStore.plain
+
+    def spoilt(self, describer, videos):
+        blocks = plain(self, describer, videos)
+        held = [video.name.startswith("val/") for video in videos]
+        for features in blocks.values():
+            features[held] = 1e3
+        return blocks
+
+    monkeypatch.setattr(FeatureStore, "plain", spoilt)
+    spoilt_answers = row.run(job_of(action_set, row))
+    assert spoilt_answers.chosen == answers.chosen
+    for control in CONTROLS:  # their clips are read from elsewhere: the same classifier answers
+        assert spoilt_answers.predicted[control] == answers.predicted[control]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_group_is_on_both_sides(seed):
+    rng = np.random.default_rng(seed)
+    count = int(rng.integers(8, 60))
+    groups = [f"scene {g}" for g in rng.integers(0, rng.integers(2, 12), size=count)]
+    labels = rng.integers(0, 4, size=count).tolist()
+    folds = grouped_folds(labels, groups, folds=4, seed=seed)
+    assert (np.sum(folds, axis=0) == 1).all(), "each video is held out once"
+    for held in folds:
+        inside = {g for g, h in zip(groups, held, strict=True) if h}
+        outside = {g for g, h in zip(groups, held, strict=True) if not h}
+        assert inside
+        assert not inside & outside
+
+
+def test_folds_have_the_classes_alike():
+    labels = [i % 2 for i in range(80)]
+    groups = [str(i // 4) for i in range(80)]
+    folds = grouped_folds(labels, groups, folds=4, seed=0)
+    assert [np.bincount(np.array(labels)[held]).tolist() for held in folds] == [[10, 10]] * 4
+
+
+def test_the_block_that_generalises_to_other_groups_is_chosen():
+    """A block that knows the group perfectly predicts the training labels, and nothing else."""
+    rng = np.random.default_rng(0)
+    group = np.repeat(np.arange(12), 5)
+    labels = group % 3
+    noise = 0.1 * rng.normal(size=(60, 2, 12)).astype(np.float32)
+    blocks = {
+        "place": noise + np.eye(12, dtype=np.float32)[group][:, None],
+        "motion": noise + 0.5 * np.eye(12, dtype=np.float32)[labels][:, None],
+    }
+    folds = grouped_folds(labels.tolist(), group.astype(str).tolist(), folds=4, seed=0)
+    choice = choose(NEIGHBOURS, blocks, labels, folds, None)
+    assert choice.block == "motion"
+    assert choice.accuracy == 100
+
+
+# ---- controls -----------------------------------------------------------------------------------
+
+
+def test_every_control_changes_the_clip():
+    clip = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, 3, 6, 5), np.uint8))
+    shown = {control: changed(clip, control, "a.mp4") for control in CONTROLS}
+    for control, frames in shown.items():
+        assert frames.shape == clip.shape, control
+        assert frames.dtype == torch.uint8, control
+        assert not torch.equal(frames, clip), control
+        assert torch.equal(frames, changed(clip, control, "a.mp4")), "the same again"
+    assert torch.equal(changed(clip, PLAIN, "a.mp4"), clip)
+    assert all(torch.equal(frame, clip[4]) for frame in shown["one frame"])
+    assert torch.equal(shown["reversed"].flip(0), clip)
+    means = clip.float().mean((1, 2, 3))
+    assert torch.equal(shown["shuffled"].float().mean((1, 2, 3)).sort()[0], means.sort()[0])
+    assert not torch.equal(shown["shuffled"], changed(clip, "shuffled", "b.mp4"))
+    assert (shown["brighter"] >= clip).all()
+    assert (shown["darker"] <= clip).all()
+
+
+def test_light_is_gain_and_gamma_in_whole_levels():
+    levels = torch.tensor([0, 64, 128, 255], dtype=torch.uint8)
+    expected = [round(255 * min(1.0, 1.6 * (v / 255) ** 0.6)) for v in (0, 64, 128, 255)]
+    assert relit(levels, gain=1.6, gamma=0.6).tolist() == expected
+
+
+# ---- numbers ------------------------------------------------------------------------------------
+
+
+def test_intervals():
+    rng = np.random.default_rng(0)
+    assert tables.interval([np.ones((3, 40), bool)]) == (100, 100)
+    few, many = (rng.uniform(size=(1, n)) < 0.5 for n in (50, 800))
+    narrow, wide = tables.interval([many]), tables.interval([few])
+    assert narrow[0] < 100 * many.mean() < narrow[1]
+    # two standard errors on either side
+    assert wide[1] - wide[0] == pytest.approx(4 * 50 / 50**0.5, rel=0.15)
+    assert narrow[1] - narrow[0] == pytest.approx(4 * 50 / 800**0.5, rel=0.15)
+
+
+def test_nearest_neighbours_by_hand():
+    features = np.array([[1, 0], [1, 0.1], [0, 1]], np.float32)
+    scores = readouts.fit_neighbours(features, np.array([3, 3, 5]), {"k": 2})
+    found = scores(np.array([[2, 0], [0, 3]], np.float32))
+    assert found.argmax(axis=1).tolist() == [0, 1]
+    assert found[0] == pytest.approx([2.0, 0.0], abs=0.01)
+
+
+# ---- the other rows -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("readout", [readouts.SVM, readouts.LINEAR], ids=lambda r: r.name)
+def test_readouts_of_scikit_learn(readout):
+    pytest.importorskip("sklearn")
+    rng = np.random.default_rng(0)
+    for classes in (2, 3):  # scikit-learn gives two classes one column
+        labels = np.arange(30) % classes + 1
+        features = rng.normal(size=(30, 2, 5)).astype(np.float32)
+        features[..., :3] += 5 * np.eye(4)[labels][:, None, 1:]
+        fit = readouts.VideoClassifier.fit(readout, features, labels, 3)
+        assert (fit(readout.grid[-1]).predict(features) == labels).mean() > 0.8
+
+
+def test_hand_made_rows(tool, data, tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    pytest.importorskip("cv2")
+    assert call(tool, data, tmp_path, "--quick", "--json", tmp_path / "all.json", row="hand-made",
+                ) == 0  # fmt: skip
+    found = json.loads((tmp_path / "all.json").read_text())["results"]
+    assert [r["row"] for r in found] == ["one frame", "mean frame", "motion energy", "optical flow"]
+    right = {r["row"]: np.mean(np.equal(r["predicted"]["plain"], r["labels"])) for r in found}
+    assert right["optical flow"] > 0.8
+    assert right["one frame"] < 0.8
+
+
+def test_fine_tuning_row_runs_the_trainer(tool, data, tmp_path, capsys, monkeypatch):
+    # asked about unchanged clips, the model answers as in the trainer's own test
+    monkeypatch.setitem(CONTROLS, "same", lambda clip, seed: clip)
+    tiny = {
+        "MODEL.KWARGS": "{embed_dim: 8, num_heads: 1, stages: [1, 1, 1, 1]}",
+        "DATA.NUM_FRAMES": 4,
+        "DATA.RANDOM_FLIP": False,
+        "DATA_LOADER.NUM_WORKERS": 0,
+        "TRAIN.BATCH_SIZE": 4,
+    }
+    words = ["--sets", "dark_actions", "--quick", "--json", tmp_path / "all.json", "--set"]
+    words += [word for pair in tiny.items() for word in pair]
+    assert call(tool, data, tmp_path, *words, row="scratch") == 0
+    (result,) = json.loads((tmp_path / "all.json").read_text())["results"]
+    assert result["videos"][0] == "val/down/0.mp4"
+    assert result["predicted"]["same"] == result["predicted"]["plain"]
+    assert set(result["predicted"]) == {PLAIN, *CONTROLS}
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "results.json").is_file()
+    assert not (run / "checkpoints").exists()
+
+
+def test_a_failing_trainer_says_why(tmp_path):
+    trainer = finetuning.Trainer(tmp_path / "no.yaml", (), tmp_path, Progress())
+    tuning = finetuning.FineTuning(trainer, None)
+    with pytest.raises(RunFailed, match=r"exit code 2; its last lines:\n  error: .*no\.yaml"):
+        tuning._call(
+            [finetuning.sys.executable, str(finetuning.TOOL), "--cfg", str(trainer.config)]
+        )

@@ -1,0 +1,169 @@
+"""Small sets of actions: which videos are trained on, which are tested, and what belongs together.
+
+A further set is one function in `ACTION_SETS`; `split_folder` is all of it for a folder in a usual
+layout. No set may be divided at random where clips of one scene would be on both sides.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+from hiera_video.data.manifests.layouts import read_manifest
+from hiera_video.data.manifests.manifest import Manifest
+from hiera_video.errors import DataError, UserError
+
+
+class Video(NamedTuple):
+    """One video of a set."""
+
+    name: str
+    """Its path below the root of the set."""
+    path: str
+    size: int
+    """Of the file, in bytes: a changed file has other features."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One division of a set: a classifier learns from `train` and is counted on `test`."""
+
+    name: str
+    train: Manifest
+    test: Manifest
+
+
+@dataclass(frozen=True)
+class ActionSet:
+    """A set of labelled videos and the divisions that it is tested in."""
+
+    name: str
+    parts: tuple[Part, ...]
+    groups: Mapping[str, str]
+    """Path of a video below the root -> what it shares with others (a scene, a source). Settings
+    are chosen with whole groups held out. A video that is not in it is a group of its own."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of the labels."""
+        names = self.parts[0].train.classes
+        assert names is not None
+        return names
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of guessing, in percent."""
+        return 100 / len(self.classes)
+
+    @property
+    def videos(self) -> list[Video]:
+        """All videos of all parts, each once, in the order of their names."""
+        manifests = [m for part in self.parts for m in (part.train, part.test)]
+        paths = {m.paths.relative(i): m.paths[i] for m in manifests for i in range(len(m))}
+        return [Video(name, path, os.path.getsize(path)) for name, path in sorted(paths.items())]
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of videos, labels, groups and parts: results of other lists do not count."""
+        digest = hashlib.blake2b(digest_size=8)
+        for video in self.videos:
+            digest.update(f"{video.name}\0{video.size}\0{self.groups.get(video.name)}\n".encode())
+        for part in self.parts:
+            for manifest in (part.train, part.test):
+                for i in range(len(manifest)):
+                    digest.update(f"{manifest.paths.relative(i)}\0{manifest.label(i)}\n".encode())
+            digest.update(part.name.encode())
+        return digest.hexdigest()
+
+    def groups_of(self, manifest: Manifest) -> list[str]:
+        """The group of each video of a manifest."""
+        names = names_of(manifest)
+        return [self.groups.get(name) or name for name in names]
+
+
+def names_of(manifest: Manifest) -> list[str]:
+    """The videos of a manifest as its list names them."""
+    return [manifest.paths.relative(i) for i in range(len(manifest))]
+
+
+class MissingSet(UserError):
+    """The data of a set is not on this machine."""
+
+
+def read_set(name: str, data: Path) -> ActionSet:
+    """Read a set by its name, from the folder of all sets. MissingSet: it is not there."""
+    if name not in ACTION_SETS:
+        raise UserError(f"--sets {name}: no such set; choose from {', '.join(ACTION_SETS)}")
+    return ACTION_SETS[name](data)
+
+
+def shortened(action_set: ActionSet) -> ActionSet:
+    """The set with its first part alone."""
+    return replace(action_set, parts=action_set.parts[:1])
+
+
+# ---- the sets -----------------------------------------------------------------------------------
+
+
+def dark_actions(data: Path) -> ActionSet:
+    """Six actions filmed in the dark, in both directions of its split."""
+    return split_folder("dark_actions", data / "dark_actions", group_by="scene")
+
+
+def scfd(data: Path) -> ActionSet:
+    """Fight or no fight, in five folds that share no source."""
+    folder = _existing("scfd", data / "scfd_small")
+    parts = []
+    for fold in range(5):
+        train = read_manifest(folder, "train", fold=fold)
+        test = read_manifest(folder, "val", fold=fold, classes=train.classes)
+        parts.append(Part(f"fold {fold}", train, test))
+    return ActionSet("scfd", tuple(parts), read_groups(folder, "source"))
+
+
+def split_folder(name: str, folder: Path, *, group_by: str) -> ActionSet:
+    """A folder with a split train and val, tested on val and, the other way round, on train.
+
+    group_by: column of its labels.csv.
+    """
+    folder = _existing(name, folder)
+    train = read_manifest(folder, "train")
+    val = read_manifest(folder, "val", classes=train.classes)
+    parts = (Part("train -> val", train, val), Part("val -> train", val, train))
+    return ActionSet(name, parts, read_groups(folder, group_by))
+
+
+ACTION_SETS: dict[str, Callable[[Path], ActionSet]] = {
+    "dark_actions": dark_actions,
+    "scfd": scfd,
+    # a generated set: a function that makes it below `data` unless it is there, and then returns
+    # split_folder("generated", folder, group_by="...")
+}
+"""Name for --sets -> function that reads the set from the folder of all sets."""
+
+
+def _existing(name: str, folder: Path) -> Path:
+    if not folder.is_dir():
+        raise MissingSet(f"{name} is left out: there is no folder {folder} (--data names another)")
+    return folder
+
+
+def read_groups(folder: Path, column: str) -> dict[str, str]:
+    """Path -> entry of a column of labels.csv, for the videos that have one.
+
+    Raises DataError where there is no such file or column.
+    """
+    file = folder / "labels.csv"
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as lines:
+            rows = list(csv.DictReader(lines))
+    except OSError as error:
+        raise DataError(f"cannot read {file}: {error.strerror}") from None
+    if not rows or not {"path", column} <= rows[0].keys():
+        raise DataError(f"{file} has no columns 'path' and {column!r}")
+    return {row["path"]: row[column] for row in rows if row[column]}
