@@ -126,6 +126,19 @@ def scfd(data: Path) -> ActionSet:
     return ActionSet("scfd", tuple(parts), read_groups(folder, "source"))
 
 
+def generated(data: Path) -> ActionSet:
+    """Ten actions of generated figures, made in GENERATED_FOLDER unless they are there.
+
+    Settings of recipes are chosen on this set, never on the test part of a real one.
+    """
+    from hiera_video.data.synthetic.body_motion.actions import make_actions
+
+    folder = make_actions(GENERATED_FOLDER)
+    train = read_manifest(folder, "train")
+    val = read_manifest(folder, "val", classes=train.classes)
+    return ActionSet("generated", (Part("train -> val", train, val),), {})
+
+
 def split_folder(name: str, folder: Path, *, group_by: str) -> ActionSet:
     """A folder with a split train and val, tested on val and, the other way round, on train.
 
@@ -138,11 +151,13 @@ def split_folder(name: str, folder: Path, *, group_by: str) -> ActionSet:
     return ActionSet(name, parts, read_groups(folder, group_by))
 
 
+GENERATED_FOLDER = "data/generated_actions"
+"""Below the current folder."""
+
 ACTION_SETS: dict[str, Callable[[Path], ActionSet]] = {
     "dark_actions": dark_actions,
     "scfd": scfd,
-    # a generated set: a function that makes it below `data` unless it is there, and then returns
-    # split_folder("generated", folder, group_by="...")
+    "generated": generated,
 }
 """Name for --sets -> function that reads the set from the folder of all sets."""
 

@@ -8,15 +8,27 @@ the same on every machine, up to rounding.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from numba import njit
+
+
+def _compiled(function: Callable) -> Callable:
+    """Compile a function at its first call; the result is kept for other processes where it can be
+    written, which a read-only installation may not allow."""
+    try:
+        compiled: Callable = njit(cache=True, nogil=True)(function)
+    except RuntimeError:
+        compiled = njit(nogil=True)(function)
+    return compiled
+
 
 SOFT_EDGE = 0.7
 """Width of an edge in pixels of the picture: what one sees is antialiased."""
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def bounding_boxes(forward: np.ndarray, size: int) -> np.ndarray:
     """Pixels that each layer may cover: int32 [L, T, 4] (top, left, bottom, right).
 
@@ -36,7 +48,7 @@ def bounding_boxes(forward: np.ndarray, size: int) -> np.ndarray:
     return boxes
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def inverted(maps: np.ndarray) -> np.ndarray:
     """Invert affine maps, float32 [L, T, 2, 3]."""
     out = np.empty_like(maps)
@@ -74,7 +86,7 @@ def _opacity(outlines: np.ndarray, number: int, u: float, v: float, sharpness: f
     return min(np.float32(1), max(np.float32(0), inside))
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def draw(
     forward: np.ndarray,
     looks: np.ndarray,
@@ -140,7 +152,7 @@ def draw(
     return picture, owner
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _layers_of_row(
     boxes: np.ndarray, t: int, outline: np.ndarray, y: int, active: np.ndarray
 ) -> int:
@@ -187,7 +199,7 @@ def _sample(
     )
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def displacement(
     forward: np.ndarray, owner: np.ndarray, start: int, end: int, cell: int
 ) -> np.ndarray:
@@ -227,7 +239,7 @@ def displacement(
     return out
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def cell_means(values: np.ndarray, owner: np.ndarray, cell: int) -> np.ndarray:
     """Mean over cells of what each pixel's layer is given: float32 [D, H / cell, W / cell].
 
@@ -244,7 +256,7 @@ def cell_means(values: np.ndarray, owner: np.ndarray, cell: int) -> np.ndarray:
     return out
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def expose(
     picture: np.ndarray,
     gain: np.ndarray,
@@ -275,7 +287,7 @@ def expose(
     return out
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def rounded_cosines(frames: np.ndarray, basis: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """Round the cosines of every block of 8 x 8 pixels to steps: uint8 [T, H, W, 3], as given.
 
@@ -304,7 +316,7 @@ def rounded_cosines(frames: np.ndarray, basis: np.ndarray, steps: np.ndarray) ->
     return out
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _product(basis: np.ndarray, values: np.ndarray, out: np.ndarray, transposed: bool) -> None:
     """Write (basis @ values).T to `out`, or with the transposed basis; twice is a transform in both
     directions. All float32 [8, 8]."""
