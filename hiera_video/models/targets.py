@@ -255,7 +255,8 @@ def oriented_gradients(pictures: Tensor) -> Tensor:
 
     Bin k is for directions from 20 k to 20 (k + 1) degrees, counted so that a vertical edge is in
     the middle of bin 4 and a horizontal one is at the beginning of bin 0. In a mirror bin k is
-    bin 8 - k (but what is exactly horizontal stays in bin 0).
+    bin 8 - k (but what is exactly horizontal stays in bin 0, as all is in the outermost columns of
+    the picture, where the reflection leaves no difference across).
     """
     *leading, height, width = pictures.shape
     x = pictures.detach().float().reshape(-1, height, width)
@@ -270,7 +271,8 @@ def oriented_gradients(pictures: Tensor) -> Tensor:
     chosen = direction.floor().remainder(HOG_BINS)
     # one bin after the other: all at once would take the memory of nine clips
     bins = [_cell_sums(torch.where(chosen == k, length, 0.0)) for k in range(HOG_BINS)]
-    return F.normalize(torch.stack(bins, dim=1), dim=1).unflatten(0, leading)
+    found = F.normalize(torch.stack(bins, dim=1), dim=1)
+    return found.reshape(*leading, *found.shape[1:])
 
 
 def _cell_sums(x: Tensor) -> Tensor:
