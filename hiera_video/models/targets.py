@@ -212,7 +212,7 @@ class FlowTarget(Target):
 
     def maps(self, clips: Tensor, truth: Tensor | None) -> Tensor:
         """The truth itself, [B, 6, T', 16, 16]."""
-        wanted = (len(clips), FLOW_NUMBERS, self.times, FLOW_CELLS, FLOW_CELLS)
+        wanted = (clips.shape[0], FLOW_NUMBERS, self.times, FLOW_CELLS, FLOW_CELLS)
         if truth is None or truth.shape != wanted:
             given = "none" if truth is None else f"one of shape {tuple(truth.shape)}"
             raise UserError(
