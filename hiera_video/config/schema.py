@@ -101,6 +101,9 @@ class HieraConfig(Section):
     decode_ratio: float | None = number(None, above=0, at_most=1)
     """Share of the masked units that a pretraining step decodes; below 1 is faster, but not what
     the paper does. None and 1 decode all."""
+    target: str = choice("pixels", ("pixels", "hog", "flow"))
+    """What an autoencoder predicts: pixels, histograms of oriented gradients (Table 3 of the
+    paper), or the optical flow of generated clips (TRAIN.DATASET body_motion)."""
 
 
 @dataclass(frozen=True)
@@ -504,6 +507,8 @@ class Config(Section):
             arguments["decoder_depth"] = self.hiera.decoder_depth
             arguments["decoder_num_heads"] = self.hiera.decoder_num_heads
             arguments["decode_ratio"] = self.hiera.decode_ratio
+            if self.hiera.target != "pixels":  # which all autoencoders predict without being told
+                arguments["target"] = self.hiera.target
             del arguments["head_dropout"]  # an autoencoder has no classifier
         arguments.update(self.model.kwargs)
         return {name: value for name, value in arguments.items() if value is not None}

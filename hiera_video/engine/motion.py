@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -15,8 +14,8 @@ from hiera_video.data.synthetic.body_motion.truth import (
     DOING_SCALE,
     FIGURE_SHARE,
     FLOW_CHANNELS,
-    FLOW_SCALE,
 )
+from hiera_video.engine.flow import flow_colours, per_channel, scaled_flow
 from hiera_video.engine.tasks import Objective, StepSettings, unwrap
 from hiera_video.errors import UserError
 from hiera_video.registry import OBJECTIVE_REGISTRY
@@ -91,17 +90,6 @@ class MotionPrediction(Objective):
         return rows.permute(2, 0, 1, 4, 3, 5).flatten(4, 5).flatten(1, 3)
 
 
-def flow_colours(flow: Tensor) -> Tensor:
-    """Colour a flow [B, 2, T, H, W]: float RGB [B, 3, T, H, W] in [0, 1], black where it is still.
-
-    Red moves right, and the colours of the rainbow follow clockwise; full strength from 2 on.
-    """
-    angle = torch.atan2(flow[:, 1], flow[:, 0])
-    strength = (flow.square().sum(1).sqrt() / 2).clamp(max=1)
-    turns = [angle, angle - 2 * math.pi / 3, angle + 2 * math.pi / 3]
-    return torch.stack([(0.5 + 0.5 * turn.cos()) * strength for turn in turns], dim=1)
-
-
 def targets(truth: Tensor) -> tuple[Tensor, Tensor]:
     """What to predict from the truth of clips, float32 [B, K, T', G, G], and the weights of the
     errors, of the same shape.
@@ -109,10 +97,10 @@ def targets(truth: Tensor) -> tuple[Tensor, Tensor]:
     Displacements are compressed and in units of their usual spread. What a figure does is asked
     only where there is one: elsewhere, which is nearly everywhere, the answer would be zero.
     """
-    flow, cover = truth[:, :FLOW_CHANNELS], truth[:, FLOW_CHANNELS : FLOW_CHANNELS + 1]
+    cover = truth[:, FLOW_CHANNELS : FLOW_CHANNELS + 1]
     doing = truth[:, FLOW_CHANNELS + 1 :] / cover.clamp(min=0.05)
-    scales = [truth.new_tensor(v).view(1, -1, 1, 1, 1) for v in (FLOW_SCALE, DOING_SCALE)]
-    wanted = torch.cat([flow.asinh() / scales[0], 2 * cover, doing / scales[1]], dim=1)
+    doing = doing / per_channel(DOING_SCALE, truth)
+    wanted = torch.cat([scaled_flow(truth), 2 * cover, doing], dim=1)
     weights = torch.ones_like(wanted)
     weights[:, FLOW_CHANNELS + 1 :] = cover / FIGURE_SHARE
     return wanted, weights

@@ -19,7 +19,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, cast, runtime_checkable
+from typing import Any, ClassVar, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
@@ -28,7 +28,9 @@ from torch import Tensor, nn
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.batch import Batch
+from hiera_video.engine.flow import scaled_flow
 from hiera_video.engine.metrics import topk_correct
+from hiera_video.engine.pictures import target_rows
 from hiera_video.errors import UserError
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.tokens import keep_from_noise, num_kept
@@ -253,9 +255,11 @@ class MaskedPretraining(Objective):
         inner = as_autoencoder(model)
         keep = keep_masks(inner, batch.video_ids, batch.views, epoch=epoch, seed=settings.seed)
         clips = batch.clips.squeeze(2) if takes_images(unwrap(model)) else batch.clips
-        known = {}
+        known: dict[str, Any] = {}
         if isinstance(inner, MaskedAutoencoder):
             known["kept"] = num_kept(inner.num_mask_units, inner.mask_ratio)
+            if inner.target.needs_truth:
+                known["truth"] = true_flow(batch)
         with settings.autocast():
             out = model(clips, keep.to(clips.device, non_blocking=True), **known)
         return {"loss": out.loss}
@@ -267,11 +271,25 @@ class MaskedPretraining(Objective):
         return ""
 
     def picture(self, model: nn.Module, batch: Batch, *, spec: ClipSpec, seed: int) -> Tensor:
-        """Draw input, what the encoder saw and the reconstruction, with the masks of epoch 0."""
+        """Draw input, what the encoder saw and the reconstruction, with the masks of epoch 0; for
+        another target than pixels that target before its prediction."""
         inner = as_autoencoder(model)
         keep = keep_masks(inner, batch.video_ids, batch.views, epoch=0, seed=seed)
-        clips = batch.clips
-        return reconstruction(model, clips, keep.to(clips.device), mean=spec.mean, std=spec.std)
+        clips, truth = batch.clips, None
+        if isinstance(inner, MaskedAutoencoder) and inner.target.needs_truth:
+            truth = true_flow(batch)
+        keep = keep.to(clips.device)
+        return reconstruction(model, clips, keep, mean=spec.mean, std=spec.std, truth=truth)
+
+
+def true_flow(batch: Batch) -> Tensor:
+    """Return the flow of clips as the target `flow` predicts it; UserError where it is unknown."""
+    if batch.truth is None:
+        raise UserError(
+            "HIERA.TARGET flow needs clips with their truth, which generated ones have: set "
+            "TRAIN.DATASET body_motion"
+        )
+    return scaled_flow(batch.truth)
 
 
 def keep_masks(
@@ -301,30 +319,49 @@ def reconstruction(
     *,
     mean: Sequence[float],
     std: Sequence[float],
-    most_frames: int = 8,
+    truth: Tensor | None = None,
 ) -> Tensor:
     """Draw input, what the encoder saw and reconstruction: float RGB [3, height, width] in [0, 1].
 
-    Three rows for every clip, its frames side by side.
-    clips: normalised float32 [B, 3, T, H, W]; keep: bool [B, U].
+    Three rows for every clip, its frames side by side; another target than pixels has a row of its
+    own before its prediction.
+    clips: normalised float32 [B, 3, T, H, W]; keep: bool [B, U]; truth: as `true_flow`, if the
+    model's target needs it.
     """
     inner = as_autoencoder(model)
     if takes_images(unwrap(model)):
         clips = clips.squeeze(2)
+    scale, shift = (clips.new_tensor(v).view(3, 1, 1, 1) for v in (std, mean))
+    if isinstance(inner, MaskedAutoencoder) and inner.target.name != "pixels":
+        hidden, *drawn = target_rows(inner, clips, keep, truth)
+    else:
+        painted, hidden = painted_pixels(model, clips, keep)
+        drawn = [painted * scale + shift]
+    shown = clips if clips.ndim == 5 else clips.unsqueeze(2)
+    shown = shown[:, :, :: shown.shape[2] // hidden.shape[2]]
+    grey = torch.zeros_like(shown)  # 0 is the mean colour
+    seen = [x * scale + shift for x in (shown, torch.where(hidden, grey, shown))]
+    rows = torch.stack([*seen, *drawn], dim=1)[:, :, :, :MOST_FRAMES]
+    pixels = rows.float().cpu().clamp(0, 1)  # [B, rows, 3, F, H, W]
+    return pixels.permute(2, 0, 1, 4, 3, 5).flatten(4, 5).flatten(1, 3)
+
+
+MOST_FRAMES = 8
+"""Frames of a clip in the pictures of a reconstruction."""
+
+
+def painted_pixels(model: nn.Module, clips: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """Return pixels with the hidden ones as predicted, normalised [B, 3, T', H, W], and which ones
+    those are, bool of the same shape."""
+    inner = as_autoencoder(model)
     pred = unwrap(model)(clips, keep).pred
     painted = inner.reconstruct(clips, pred, keep)
     # In a black clip every token has mean 0 and the smallest possible deviation, 1e-3: a prediction
     # of 1000 makes the hidden pixels white.
     hidden = inner.reconstruct(torch.zeros_like(clips), torch.full_like(pred, 1000.0), keep) > 0.5
-    if clips.ndim == 4:
-        clips, painted, hidden = (x.unsqueeze(2) for x in (clips, painted, hidden))
-    shown = clips[:, :, :: clips.shape[2] // painted.shape[2]]
-    grey = torch.zeros_like(shown)  # 0 is the mean colour
-    rows = torch.stack([shown, torch.where(hidden, grey, shown), painted], dim=1)
-    rows = rows[:, :, :, :most_frames].float().cpu()  # [B, 3 rows, 3, F, H, W]
-    scale, shift = (torch.tensor(v).view(3, 1, 1, 1) for v in (std, mean))
-    pixels = (rows * scale + shift).clamp(0, 1)
-    return pixels.permute(2, 0, 1, 4, 3, 5).flatten(4, 5).flatten(1, 3)
+    if painted.ndim == 4:
+        painted, hidden = painted.unsqueeze(2), hidden.unsqueeze(2)
+    return painted, hidden
 
 
 # ---- random streams -----------------------------------------------------------------------------

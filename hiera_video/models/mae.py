@@ -1,9 +1,9 @@
-"""Masked autoencoder: Hiera pretrained by deleting mask units and predicting their pixels.
+"""Masked autoencoder: Hiera pretrained by deleting mask units and predicting what was there.
 
 The encoder sees only the kept units (a tenth of a clip). The outputs of its stages are fused at
 the final resolution. A small transformer over all units, with a learned token in place of each
 deleted one, predicts the pixels that were deleted, and the loss is computed on those alone (paper,
-section 3.1 and Table 11).
+section 3.1 and Table 11). Other targets than pixels are in `targets.py`.
 
 Tokens stay unit-major in the decoder too: its attention is global, so their order does not matter
 as long as the positions have the same order.
@@ -31,29 +31,27 @@ from hiera_video.models.hiera import (
 )
 from hiera_video.models.inputs import check_clips
 from hiera_video.models.layers import CONVOLUTIONS, LAYER_NORM_EPS, Block, BlockConfig
+from hiera_video.models.targets import TokenGrid, build_target
 from hiera_video.models.tokens import (
     count_kept,
     num_kept,
     pick_units,
     raster_to_units,
     unit_ids,
-    units_to_raster,
 )
 from hiera_video.registry import MODEL_REGISTRY
-
-TARGET_EPS = 1e-6
-"""Added to the variance of a token's pixels where they are normalised."""
 
 
 class MAEOutput(NamedTuple):
     """Output of a masked autoencoder."""
 
     loss: Tensor
-    """Mean squared error on normalised pixels of the deleted tokens; a float32 scalar."""
+    """Mean squared error on the targets (normalised pixels) of the deleted tokens; a float32
+    scalar."""
     pred: Tensor
-    """Predicted pixels [B, D, n, P] of the decoded units: units in raster order, tokens of a unit
-    in raster order, P values of one token (see `MaskedAutoencoder.pixel_tokens`). D is U - k, all
-    deleted units, or fewer with `decode_ratio` below 1."""
+    """Predictions [B, D, n, P] of the decoded units: units in raster order, tokens of a unit in
+    raster order, P values of one token (see `targets.TokenGrid.split`). D is U - k, all deleted
+    units, or fewer with `decode_ratio` below 1."""
     keep: Tensor
     """The mask used, bool [B, U], True = visible."""
     decoded: Tensor | None = None
@@ -72,6 +70,8 @@ class MaskedAutoencoder(nn.Module):
         decode_ratio: share of the deleted units that a training step decodes and computes its loss
             on, drawn anew in each step. Values below 1 are not in the paper: the decoder, more than
             half of a step, costs less and sees fewer mask tokens. In evaluation all are decoded.
+        target: what is predicted: `pixels`, `hog` or `flow`, see `targets.py`. The flow is known of
+            generated clips only.
         kwargs: arguments of the encoder, see `HieraEncoder`.
 
     The state dict has the published flat keys (`blocks.0...`, not `encoder.blocks.0...`).
@@ -91,6 +91,7 @@ class MaskedAutoencoder(nn.Module):
         decoder_num_heads: int = 16,
         mask_ratio: float = 0.6,
         decode_ratio: float = 1.0,
+        target: str = "pixels",
         **kwargs: Any,
     ) -> None:
         super().__init__()
@@ -108,7 +109,10 @@ class MaskedAutoencoder(nn.Module):
             raise UserError(f"a video autoencoder cannot pool time: q_stride={layout.q_stride}")
         self.mask_ratio, self.decode_ratio = mask_ratio, decode_ratio
         self.final_unit = layout.unit_shape(pools)
-        self.pred_stride = self.encoder.patch_embed.stride[-1] * layout.q_stride[-1] ** pools
+        stem = self.encoder.patch_embed
+        self.token_grid = TokenGrid(layout, pools, tuple(stem.stride), stem.proj.in_channels)
+        self.pred_stride = self.token_grid.side
+        self.target = build_target(target, self.token_grid)
 
         self._add_fusion()
         block = BlockConfig(
@@ -143,8 +147,7 @@ class MaskedAutoencoder(nn.Module):
         self.decoder_pos_embed = nn.Parameter(torch.zeros(1, tokens, width))
         self.decoder_blocks = nn.ModuleList(Block(block) for _ in range(depth))
         self.decoder_norm = nn.LayerNorm(width, eps=LAYER_NORM_EPS)
-        in_chans = self.encoder.patch_embed.proj.in_channels
-        self.decoder_pred = nn.Linear(width, self.pred_stride ** min(2, layout.dims) * in_chans)
+        self.decoder_pred = nn.Linear(width, self.target.values_per_token)
 
     # ---- sizes and names of parameters --------------------------------------------------
 
@@ -209,9 +212,13 @@ class MaskedAutoencoder(nn.Module):
     # ---- forward ------------------------------------------------------------------------
 
     def forward(
-        self, clips: Tensor, keep: Tensor | None = None, kept: int | None = None
+        self,
+        clips: Tensor,
+        keep: Tensor | None = None,
+        kept: int | None = None,
+        truth: Tensor | None = None,
     ) -> MAEOutput:
-        """Delete units, encode the rest, predict the deleted pixels.
+        """Delete units, encode the rest, predict the deleted pixels, or another target of them.
 
         All arguments may be given by position.
 
@@ -221,9 +228,12 @@ class MaskedAutoencoder(nn.Module):
                 `mask_ratio` from the default generator.
             kept: number of units that `keep` leaves in each clip, if it is known (see
                 `tokens.count_kept`).
+            truth: what is known of the clips: for the target `flow` the displacements [B, 6, T',
+                16, 16] as they are to be predicted. Other targets do not read it.
 
         Raises:
-            UserError: the model cannot take `clips`, or `keep` is not a usable mask.
+            UserError: the model cannot take `clips`, `keep` is not a usable mask, or the target
+                needs a `truth` and did not get one.
         """
         check_clips(clips, self.encoder.clip_shape, weight=self.encoder.patch_embed.proj.weight)
         batch, units = clips.shape[0], self.num_mask_units
@@ -239,7 +249,8 @@ class MaskedAutoencoder(nn.Module):
         wanted = unit_ids(decoded, count)
         latent = self.encode_units(clips, keep, visible)
         pred = self.decode_units(latent, visible, wanted)
-        return MAEOutput(self.loss(pred, self.targets(clips, wanted)), pred, keep, decoded)
+        loss = self.loss(pred, self.targets(clips, wanted, truth))
+        return MAEOutput(loss, pred, keep, decoded)
 
     def choose_decoded(self, keep: Tensor, deleted: int) -> tuple[Tensor, int]:
         """Return the units to decode, bool [B, U], and their number per clip.
@@ -282,7 +293,7 @@ class MaskedAutoencoder(nn.Module):
         return fused
 
     def decode_units(self, latent: Tensor, visible: Tensor, wanted: Tensor) -> Tensor:
-        """Kept features [B, k, n, C] -> predicted pixels of the wanted units [B, D, n, P].
+        """Kept features [B, k, n, C] -> predictions for the wanted units [B, D, n, P].
 
         `visible` and `wanted` are flat positions of units, see `unit_ids`. Attention is global, so
         the visible units may come first and the wanted ones after them.
@@ -303,65 +314,26 @@ class MaskedAutoencoder(nn.Module):
         raster = self.decoder_pos_embed.unflatten(1, layout.grid_shape(self.encoder.q_pool))
         return raster_to_units(raster, layout.unit_grid).flatten(2, -2)
 
-    # ---- pixels -------------------------------------------------------------------------
+    # ---- targets ------------------------------------------------------------------------
 
     def pixel_tokens(self, clips: Tensor) -> Tensor:
-        """Return the pixels of every token, [B, U, n, P], raster in units and in tokens.
+        """Return the pixels of every token, [B, U, n, P], see `targets.TokenGrid.split`.
 
-        For a video these are those of the first frame of each temporal patch ("time-strided"
-        target). The P values are ordered (row, column, channel) for video and (channel, row,
-        column) for images, as the released decoders were trained.
+        For a video these are those of the first frame of each temporal patch.
         """
-        layout = self.encoder.layout
-        side, dims = self.pred_stride, layout.dims
-        if dims == 3:
-            clips = clips[:, :, :: self.encoder.patch_embed.stride[0]]
-            patch = (1, side, side)
-        else:
-            patch = (side,) * dims
-        sizes = [
-            s
-            for u, n, p in zip(layout.unit_grid, self.final_unit, patch, strict=True)
-            for s in (u, n, p)
-        ]
-        x = clips.reshape(clips.shape[0], clips.shape[1], *sizes)
-        unit, inner, pixel = (range(2 + i, 2 + 3 * dims, 3) for i in range(3))
-        last = (*pixel, 1) if dims == 3 else (1, *pixel)
-        x = x.permute(0, *unit, *inner, *last)
-        return x.reshape(
-            clips.shape[0],
-            layout.num_units,
-            math.prod(self.final_unit),
-            math.prod(patch) * clips.shape[1],
-        )
+        return self.token_grid.split(self.token_grid.frames(clips))
 
     def pixels_from_tokens(self, tokens: Tensor) -> Tensor:
         """Invert `pixel_tokens`: [B, U, n, P] -> pixels [B, C_in, ...]."""
-        layout, side = self.encoder.layout, self.pred_stride
-        patch = (1, side, side) if layout.dims == 3 else (side,) * layout.dims
-        channels = self.encoder.patch_embed.proj.in_channels
-        order = (*patch, channels) if layout.dims == 3 else (channels, *patch)
-        x = tokens.unflatten(-1, order)
-        if layout.dims != 3:
-            x = x.movedim(3, -1)
-        x = units_to_raster(x.flatten(3).unflatten(2, self.final_unit), layout.unit_grid)
-        x = x.unflatten(-1, (*patch, channels))
-        dims = layout.dims
-        pairs = [axis for d in range(dims) for axis in (1 + d, 1 + dims + d)]
-        x = x.permute(0, x.dim() - 1, *pairs)
-        grid = layout.grid_shape(self.encoder.q_pool)
-        return x.reshape(x.shape[0], channels, *(g * p for g, p in zip(grid, patch, strict=True)))
+        return self.token_grid.join(tokens, self.token_grid.patch(self.pred_stride))
 
-    def targets(self, clips: Tensor, wanted: Tensor) -> Tensor:
-        """Return the normalised pixels of the units at flat positions `wanted`: [B, D, n, P].
+    def targets(self, clips: Tensor, wanted: Tensor, truth: Tensor | None = None) -> Tensor:
+        """Return what is to be predicted of the units at flat positions `wanted`: [B, D, n, P].
 
-        Each token is normalised over its pixels and channels together, with the unbiased
-        variance, always in float32.
+        Always in float32. Pixels are normalised: those of each token and all channels together,
+        with the unbiased variance. `truth` as in `forward`.
         """
-        pixels = pick_units(self.pixel_tokens(clips), wanted).float()
-        return (pixels - pixels.mean(-1, keepdim=True)) / (
-            pixels.var(-1, keepdim=True) + TARGET_EPS
-        ).sqrt()
+        return self.target.normalise(pick_units(self.target.tokens(clips, truth), wanted))
 
     @staticmethod
     def loss(pred: Tensor, target: Tensor) -> Tensor:
@@ -369,29 +341,32 @@ class MaskedAutoencoder(nn.Module):
         return (pred.float() - target).square().mean()
 
     @torch.no_grad()
-    def reconstruct(self, clips: Tensor, pred: Tensor, keep: Tensor) -> Tensor:
-        """Return pixels to look at: the visible ones unchanged, the deleted ones as predicted.
+    def reconstruct(
+        self, clips: Tensor, pred: Tensor, keep: Tensor, truth: Tensor | None = None
+    ) -> Tensor:
+        """Return maps to look at: the visible tokens as they are, the deleted ones as predicted.
 
-        Predictions are normalised pixels. Mean and variance of each token are taken from the
-        original, so this shows predicted structure, not predicted brightness.
+        For the target `pixels` these are pixels. Predictions are normalised pixels. Mean and
+        variance of each token are taken from the original, so this shows predicted structure, not
+        predicted brightness.
 
         Args:
             clips: normalised pixels [B, C_in, *input_size].
             pred: [B, U - k, n, P] as `forward` returns it if all deleted units are decoded.
             keep: bool [B, U].
+            truth: as in `forward`.
 
         Returns:
             Pixels [B, C_in, T', H, W] with T' the predicted frames (every second one), or
-            [B, C_in, H, W] for images.
+            [B, C_in, H, W] for images; for another target its maps in place of pixels (see
+            `targets.Target.maps`).
         """
-        original = self.pixel_tokens(clips).float()
+        original = self.target.tokens(clips, truth).float()
         kept = count_kept(keep, batch=clips.shape[0], num_units=self.num_mask_units)
         deleted = unit_ids(~keep, self.num_mask_units - kept)
-        hidden = pick_units(original, deleted)
-        scale = (hidden.var(-1, keepdim=True) + TARGET_EPS).sqrt()
-        shown = pred.float() * scale + hidden.mean(-1, keepdim=True)
+        shown = self.target.restore(pred.float(), pick_units(original, deleted))
         flat = original.flatten(0, 1).index_copy(0, deleted, shown.flatten(0, 1))
-        return self.pixels_from_tokens(flat.unflatten(0, original.shape[:2]))
+        return self.target.join(flat.unflatten(0, original.shape[:2]))
 
 
 # ---- the registered variants --------------------------------------------------------------

@@ -31,7 +31,8 @@ from hiera_video.models.baselines.adapter import (
     use_library_keys,
 )
 from hiera_video.models.inputs import check_clips
-from hiera_video.models.mae import TARGET_EPS, MAEOutput
+from hiera_video.models.mae import MAEOutput
+from hiera_video.models.targets import TARGET_EPS
 from hiera_video.models.tokens import count_kept
 from hiera_video.models.weights.key_names import KeyNames
 from hiera_video.registry import MODEL_REGISTRY
