@@ -14,11 +14,12 @@ from evidence_rows.action_sets import read_set
 from evidence_rows.controls import CONTROLS, PLAIN, changed, relit
 from evidence_rows.feature_files import FeatureStore
 from evidence_rows.progress import Progress
-from evidence_rows.readouts import NEIGHBOURS, choose, grouped_folds
+from evidence_rows.readouts import NEIGHBOURS, choose
 from evidence_rows.results import Job
 from scripts import load_script
 
 from hiera_video.data.synthetic.mp4 import encode
+from hiera_video.engine.folds import grouped_folds
 from hiera_video.errors import RunFailed, UserError
 
 CLASSES = {"down": (2, 0), "left": (0, -2), "right": (0, 2)}

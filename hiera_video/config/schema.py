@@ -308,6 +308,11 @@ class TrainConfig(Section):
     """balanced weights the loss of a class by the inverse of its number of videos."""
     linear_probe: bool = setting(False)
     """Train the head alone; the backbone stays as it was loaded."""
+    probe: bool = setting(False)
+    """Before the first step, fit the head to clips of the frozen encoder, by logistic regression.
+    For small sets; the model needs a readout (MODEL.KWARGS {readout_stages: [2, 3]})."""
+    probe_views: int = number(8, at_least=1)
+    """Random clips of each training video that the probe is fitted to."""
     picture_period: int = number(0, at_least=0)
     """Epochs between pictures of the autoencoder's reconstructions; 0 is off."""
 
@@ -337,7 +342,8 @@ class TestConfig(Section):
     num_spatial_crops: int = number(3, at_least=1, at_most=3)
     """Crops per clip (S): 1 the centre, 3 along the longer side."""
     checkpoint_file_path: str = setting("")
-    """Weights to test: a file, a URL or a published name; empty tests the model just trained."""
+    """Weights to test: a file, a URL or a published name; empty tests the model just trained, best
+    the best.pyth of OUTPUT_DIR."""
     mixed_precision: str = choice("train", ("train", "off", "bf16", "fp16"))
     """Number format of the test's forward pass; train: that of TRAIN.MIXED_PRECISION. Validation
     during training always uses that of the training."""
@@ -370,8 +376,9 @@ class SolverConfig(Section):
     warmup_start_lr: float = number(1e-8, at_least=0)
     """Learning rate of the first step. If an epoch is a single step, the warm-up begins one step
     later on its line, so that no epoch is lost."""
-    max_epoch: int = number(30, at_least=1)
-    """Passes over the list of videos (a paper's "effective epochs" divided by the repeats)."""
+    max_epoch: int = number(30, at_least=0)
+    """Passes over the list of videos (a paper's "effective epochs" divided by the repeats); 0 is
+    for TRAIN.PROBE alone."""
     max_steps: int = number(0, at_least=0)
     """Train for this many optimizer steps, schedule included; 0: MAX_EPOCH decides."""
     momentum: float = number(0.9, at_least=0, below=1)
@@ -394,7 +401,7 @@ class SolverConfig(Section):
                     f"SOLVER.{name.upper()}={getattr(self, name)} must be at most "
                     f"SOLVER.BASE_LR={self.base_lr}"
                 )
-        if self.warmup_epochs > self.max_epoch:
+        if self.warmup_epochs > self.max_epoch > 0:
             raise ConfigError(
                 f"SOLVER.WARMUP_EPOCHS={self.warmup_epochs} must be at most "
                 f"SOLVER.MAX_EPOCH={self.max_epoch}"
@@ -477,11 +484,27 @@ class Config(Section):
                 f"AUG.SPEED={list(self.aug.speed)} has no meaning with DATA.SEGMENTS=true, whose "
                 "clips always span the whole video; leave it at [1, 1]"
             )
+        self._check_probe()
         labelled = self.task == "classify"
         if labelled and self.data.multi_label and self.model.loss_func != "bce_logit":
             raise ConfigError(
                 f"DATA.MULTI_LABEL=true needs MODEL.LOSS_FUNC=bce_logit, "
                 f"not {self.model.loss_func!r}"
+            )
+
+    def _check_probe(self) -> None:
+        solver = self.solver
+        if not self.train.probe:
+            if not solver.max_epoch and not solver.max_steps:
+                raise ConfigError(
+                    "SOLVER.MAX_EPOCH=0 trains nothing; it is for TRAIN.PROBE=true alone"
+                )
+            return
+        if self.task != "classify":
+            raise ConfigError(f"TRAIN.PROBE=true needs TASK=classify, not {self.task!r}")
+        if self.data.multi_label:
+            raise ConfigError(
+                "TRAIN.PROBE=true is for one label a video, and DATA.MULTI_LABEL=true for several"
             )
 
     def model_arguments(self) -> dict[str, Any]:

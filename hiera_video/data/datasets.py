@@ -178,6 +178,27 @@ class TrainReader:
 
 
 @dataclass(frozen=True)
+class FixedClips:
+    """Reads the random clips of epoch 0 whenever it is asked: for what goes through all training
+    videos once and does not train, such as a probe."""
+
+    reader: TrainReader
+    random: ClassVar[bool] = False
+
+    @property
+    def spec(self) -> ClipSpec:
+        return self.reader.spec
+
+    @property
+    def clips_per_video(self) -> int:
+        return self.reader.clips_per_video
+
+    def __call__(self, sample: Sample) -> list[Pixels]:
+        """Read the clips of the video. Raises DecodeError."""
+        return self.reader(sample._replace(epoch=0))
+
+
+@dataclass(frozen=True)
 class TestReader:
     """Reads the fixed views of a test: `num_views` clips spread over the video x `num_crops`."""
 

@@ -5,6 +5,7 @@ These functions see a whole Config; what they build takes a section of it or pla
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,16 @@ from torch import Tensor, nn
 
 from hiera_video.config import Config, SolverConfig
 from hiera_video.config.schema import MixupConfig
-from hiera_video.data.datasets import TestReader, TrainReader, VideoDataset
+from hiera_video.data.datasets import FixedClips, TestReader, TrainReader, VideoDataset
 from hiera_video.data.loader import Loader, LoaderSettings, build_loader
-from hiera_video.data.manifests.layouts import Manifest
+from hiera_video.data.manifests.layouts import Manifest, video_groups
 from hiera_video.data.relabel import fit_labels
 from hiera_video.data.synthetic.body_motion import reader as body_motion
 from hiera_video.data.transforms.flips import LabelAwareFlips
 from hiera_video.data.transforms.mixup import MixUpCutMix
 from hiera_video.data.transforms.photometric import Photometric
 from hiera_video.data.transforms.train import TrainTransform
-from hiera_video.engine import data_source, optim, preflight, tasks
+from hiera_video.engine import data_source, optim, preflight, probe, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
 from hiera_video.engine.schedule import Schedule, build_schedule
@@ -203,6 +204,29 @@ def validation_loader(cfg: Config, data: TrainingData, world: World) -> Loader |
     )
 
 
+def probe_loader(cfg: Config, data: TrainingData, world: World) -> Loader:
+    """Build the loader of this process's share of the training videos, each once, with the clips
+    that TRAIN.PROBE is fitted to."""
+    reader = data.dataset.reader
+    if not isinstance(reader, TrainReader):
+        raise UserError("TRAIN.PROBE needs videos; these clips are generated as they are needed")
+    places = -(-cfg.train.probe_views // reader.num_augment)
+    dataset = VideoDataset(
+        data.train_list, FixedClips(dataclasses.replace(reader, num_temporal=places))
+    )
+    dataset.unreadable = data.dataset.unreadable  # found by either, avoided by both
+    return build_loader(
+        dataset,
+        LoaderSettings(
+            batch_size=max(1, cfg.test.batch_size // dataset.clips_per_video),
+            num_workers=cfg.data_loader.num_workers,
+            rank=world.rank,
+            world_size=world.size,
+            pin_memory=cfg.data_loader.pin_memory,
+        ),
+    )
+
+
 def plan_of(cfg: Config, dataset: VideoDataset, world: World) -> Schedule:
     """Compute steps, epochs and learning rates; DataError where the batch does not divide."""
     loader = training_loader(cfg, dataset, world)
@@ -345,6 +369,20 @@ def class_weights(cfg: Config, data: TrainingData, device: torch.device) -> Tens
     present = torch.from_numpy(data.train_list.class_counts())
     counts[: len(present)] = present
     return tasks.balanced_weights(counts).to(device)
+
+
+def probe_labels(cfg: Config, data: TrainingData, video_ids: Tensor) -> probe.Labels:
+    """Return classes, groups and class weights of the training videos that could be read."""
+    weights = class_weights(cfg, data, torch.device("cpu"))
+    if weights is None:
+        weights = torch.ones(data.num_classes)
+    groups = video_groups(data.train_list, cfg.data.group_by)
+    ids = video_ids.tolist()
+    return probe.Labels(
+        of_videos=torch.tensor([data.train_list.label(i) for i in ids]),
+        groups=[groups[i] for i in ids],
+        class_weights=weights.double(),
+    )
 
 
 def mixing_of(mixup: MixupConfig, num_classes: int) -> MixUpCutMix | None:

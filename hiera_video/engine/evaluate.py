@@ -187,6 +187,10 @@ class VideoProgress:
         )
 
 
+BEST_OF_RUN = "best"
+"""TEST.CHECKPOINT_FILE_PATH that means the best checkpoint of OUTPUT_DIR."""
+
+
 # ---- the test -----------------------------------------------------------------------------------
 
 
@@ -334,10 +338,12 @@ def _read_test_list(cfg: Config, stored: Checkpoint, num_classes: int) -> Manife
 
 
 def _find_checkpoint(test: TestConfig, output_dir: str, log: Callable[[str], None]) -> str:
-    """Return TEST.CHECKPOINT_FILE_PATH, or the newest checkpoint of OUTPUT_DIR."""
+    """Return TEST.CHECKPOINT_FILE_PATH, or the newest or best checkpoint of OUTPUT_DIR."""
+    folder = Path(output_dir).expanduser() / "checkpoints"
+    if test.checkpoint_file_path == BEST_OF_RUN:
+        return str(folder / checkpoint.BEST)
     if test.checkpoint_file_path:
         return test.checkpoint_file_path
-    folder = Path(output_dir).expanduser() / "checkpoints"
     newest = checkpoint.latest(folder, log)
     if newest is None:
         raise UserError(

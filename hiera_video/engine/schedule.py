@@ -54,7 +54,7 @@ class Schedule:
     def notes(self) -> list[str]:
         """Notes for the user of a run that is too short for its schedule."""
         notes = []
-        if self.total_steps < FEW_STEPS and not self.max_steps_set:
+        if 0 < self.total_steps < FEW_STEPS and not self.max_steps_set:
             epochs = -(-2 * FEW_STEPS // self.steps_per_epoch)
             notes.append(
                 "a model learns little from few optimizer steps, and these are "

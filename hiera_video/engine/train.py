@@ -24,6 +24,7 @@ from hiera_video.engine import (
     evaluate,
     head_rows,
     optim,
+    probe,
     results,
     tasks,
 )
@@ -74,6 +75,8 @@ def train(cfg: Config, world: World, stop: Stop) -> int:
         build.require_usable(data, world, guarded=cfg.data_loader.num_workers > 0)
         plan = build.plan_of(cfg, data.dataset, world)
         state, identity = build.initial_state(cfg, data, world.device)
+        if cfg.train.probe:
+            probe.require_memory(state.model, clips=len(data.dataset) * cfg.train.probe_views)
         checkpoints = build.checkpoint_writer(cfg, data, plan, state.model, identity)
         val_loader = build.validation_loader(cfg, data, world)
         world.run_on_main(require_space, checkpoints, state.model, cfg.solver, cfg.train, plan)
@@ -91,8 +94,11 @@ def train(cfg: Config, world: World, stop: Stop) -> int:
 
         # ---- loop -------------------------------------------------------------------------
         with stop:
+            fitted = cfg.train.probe and not run.resumed
+            if fitted and not run.fit_probe():
+                return run.end_unsaved()
             with run.saved_on_failure():
-                if run.validation_is_missing():
+                if fitted or run.validation_is_missing():
                     run.finish_epoch()
                 batches = DevicePrefetcher(loader, world.device, data.dataset.spec)
                 run.start_training()
@@ -132,6 +138,8 @@ class TrainingRun:
     """None where the objective is not validated."""
     stopping: bool = False
     """Whether the run ends early because a process received a signal."""
+    resumed: bool = False
+    """Whether the run goes on from a checkpoint, its own or another's."""
     clock: StepTimer = field(default_factory=StepTimer)
     objective: tasks.Objective = field(init=False)
     log: TrainingLog = field(init=False)
@@ -159,6 +167,7 @@ class TrainingRun:
         stored = find_checkpoint(
             cfg.train, checkpoints.folder, self.world, self.logger.info, checkpoints.numbers
         )
+        self.resumed = stored is not None
         weights = cfg.train.checkpoint_file_path
         if stored is None and weights:
             start_from_weights(
@@ -216,11 +225,37 @@ class TrainingRun:
     def validation_is_missing(self) -> bool:
         """Return whether the run stopped between the end of an epoch and its validation."""
         step, last = self.state.step, self.state.step == self.plan.total_steps
-        if self.val_loader is None or not step or not self.at_end_of_epoch:
+        if self.val_loader is None or not self.at_end_of_epoch:
             return False
+        if not step and not self.cfg.train.probe:
+            return False  # a random head is not worth it
         if not is_due(self.cfg.train.eval_period, self.epoch, last):
             return False
         return not self.world.run_on_main(_is_validated, self.folder.path, step)
+
+    def fit_probe(self) -> bool:
+        """Fit the head to the frozen encoder; returns False where a signal interrupted it."""
+        cfg, world, state = self.cfg, self.world, self.state
+        loader = build.probe_loader(cfg, self.data, world)
+        precision = tasks.PRECISION[cfg.train.mixed_precision]
+        features = probe.read_features(
+            state.model,
+            loader,
+            tasks.StepSettings(device=world.device, precision=precision),
+            batch_size=cfg.test.batch_size,
+            world=world,
+            stopped=lambda: self.stop.requested,
+        )
+        loader.close()
+        if features is None:
+            return False
+        labels = build.probe_labels(cfg, self.data, features.video_ids)
+        found = world.run_on_main(probe.fit, features.rows, labels, seed=cfg.rng_seed)
+        probe.write(state.model, found)
+        if state.ema is not None:
+            state.ema = optim.Ema(state.model, cfg.train.ema_decay)
+        self.logger.info(str(found))
+        return True
 
     # ---- one step ---------------------------------------------------------------------------
 
@@ -374,6 +409,15 @@ class TrainingRun:
                 ) from error
             else:
                 raise
+
+    def end_unsaved(self) -> int:
+        """Log that the probe was interrupted; returns the exit code."""
+        self.stop.obeyed = True
+        self.logger.info(
+            f"stopped by {self.stop.name} in the probe; nothing was saved. The same command begins "
+            "again"
+        )
+        return self.stop.exit_code(saved=False)
 
     def end(self) -> int:
         """Log how the run ended; returns the exit code."""

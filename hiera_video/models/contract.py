@@ -142,7 +142,8 @@ class FeatureModel(Protocol):
     """Optional: a classifier in two steps, `forward(x) == forward_head(forward_features(x))`."""
 
     def forward_features(self, clips: Tensor) -> Tensor:
-        """Pixels [B, C, *input_size] -> features before the head; Hiera's are [B, U, n, C]."""
+        """Pixels [B, C, *input_size] -> features before the head; Hiera's are [B, U, n, C], with a
+        readout [B, D]."""
         ...
 
     def forward_head(self, features: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from hiera_video.errors import UserError
 from hiera_video.models.inputs import check_clips
 from hiera_video.models.layers import LAYER_NORM_EPS, Block, BlockConfig, Head, PatchEmbed
+from hiera_video.models.readout import Readout, check_readout_stages
 from hiera_video.models.tokens import (
     TokenLayout,
     count_kept,
@@ -300,10 +301,16 @@ class HieraEncoder(nn.Module):
         """Add the positions to the tokens of all units, [B, U, n, C]."""
         return tokens + self.positions()
 
-    def forward_stages(self, tokens: Tensor) -> list[Tensor]:
-        """First-stage tokens [B, k, n, C] -> tokens at the end of every stage, unit-major."""
+    def forward_stages(self, tokens: Tensor, last: int | None = None) -> list[Tensor]:
+        """First-stage tokens [B, k, n, C] -> tokens at the end of every stage, unit-major.
+
+        last: the last stage (0-based) that is needed; None: all are.
+        """
         outputs: list[Tensor] = []
+        end = self.stage_ends[-1 if last is None else last]
         for i, block in enumerate(self.blocks):
+            if i > end:
+                break
             if self.act_checkpoint and torch.is_grad_enabled():
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
@@ -375,9 +382,12 @@ class Hiera(HieraEncoder):
     """Hiera as a classifier: mean over tokens, LayerNorm, dropout, one linear layer.
 
     Args:
-        num_classes: outputs; 0 returns the normed mean feature [B, C] instead of logits.
+        num_classes: outputs; 0 returns the feature [B, C] before the linear layer, not logits.
         head_dropout: dropout before the linear layer.
         head_init_scale: factor on the linear layer's initial weight and bias.
+        readout_stages: stages (0-based) that the head reads through a `Readout`, in place of the
+            mean of the last one. What comes after them is not run and not trained. For small models
+            with a frozen encoder; empty: the published head.
         kwargs: see `HieraEncoder`.
     """
 
@@ -387,14 +397,23 @@ class Hiera(HieraEncoder):
         num_classes: int = 1000,
         head_dropout: float = 0.0,
         head_init_scale: float = 0.001,
+        readout_stages: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         if num_classes < 0:
             raise UserError(f"num_classes={num_classes} must be 0 (features) or more")
-        dim = self.stage_dims[-1]
+        check_readout_stages(readout_stages, len(self.stages))
         self.num_classes, self.head_init_scale = num_classes, head_init_scale
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS)
+        self.readout_stages = tuple(readout_stages)
+        self.readout: Readout | None = None
+        dim = self.stage_dims[-1]
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if not readout_stages else nn.Identity()
+        if readout_stages:
+            self.readout = Readout([self.stage_dims[stage] for stage in readout_stages])
+            dim = self.readout.dim
+            for block in self.blocks[self.stage_ends[readout_stages[-1]] + 1 :]:
+                block.requires_grad_(False)  # several processes wait for every gradient
         self.head = Head(dim, num_classes, head_dropout) if num_classes else nn.Identity()
         self.reset_parameters()
 
@@ -411,9 +430,29 @@ class Hiera(HieraEncoder):
                 self.head.projection.weight.mul_(self.head_init_scale)
                 self.head.projection.bias.mul_(self.head_init_scale)
 
-    def forward_head(self, tokens: Tensor) -> Tensor:
-        """Last-stage tokens [B, k, n, C] -> logits [B, num_classes]."""
-        logits: Tensor = self.head(self.norm(tokens.mean(dim=(1, 2))))
+    def forward_features(
+        self, clips: Tensor, keep: Tensor | None = None, kept: int | None = None
+    ) -> Tensor:
+        """Pixels -> what `forward_head` takes: tokens of the last stage [B, k, n, C]; with a
+        readout its features [B, D], before they are standardised."""
+        if self.readout is None:
+            return super().forward_features(clips, keep, kept=kept)
+        if keep is not None:
+            raise UserError(
+                f"a model with readout_stages={self.readout_stages} reads whole clips: it takes no "
+                "mask"
+            )
+        stages = self.forward_stages(self.embed(clips), last=self.readout_stages[-1])
+        maps = [self.stage_map(stages[i], i, dense=True) for i in self.readout_stages]
+        features: Tensor = self.readout(maps)
+        return features
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Features of `forward_features` -> logits [B, num_classes]."""
+        if self.readout is not None:
+            logits: Tensor = self.head(self.readout.standardised(features))
+        else:
+            logits = self.head(self.norm(features.mean(dim=(1, 2))))
         return logits
 
     def forward(self, clips: Tensor, keep: Tensor | None = None, kept: int | None = None) -> Tensor:

@@ -21,8 +21,9 @@ from evidence_rows.encoders import (
 )
 from evidence_rows.feature_files import Describer, FeatureStore
 from evidence_rows.pictures import PictureFeatures
-from evidence_rows.readouts import READOUTS, SVM, Readout, VideoClassifier, choose, grouped_folds
+from evidence_rows.readouts import READOUTS, SVM, Readout, VideoClassifier, choose
 from evidence_rows.results import Job
+from hiera_video.engine.folds import grouped_folds
 
 COMPONENTS = 60
 """Principal components of a stage's features that are read."""

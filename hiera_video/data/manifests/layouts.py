@@ -50,6 +50,7 @@ __all__ = [
     "read_class_names",
     "read_folder",
     "read_manifest",
+    "video_groups",
 ]
 
 
@@ -111,10 +112,10 @@ def _share_of_split(manifest: Manifest, source: Source) -> Manifest:
     is_folder = source.path.is_dir()
     if not (is_folder if source.hold_out is None else source.hold_out):
         if source.hold_out is None:
-            return replace(manifest, sources=None)
+            return manifest
         kind = "folder" if is_folder else "list"
         note = f"all {len(manifest)} videos of {source.path}: the {kind} has no splits"
-        return replace(manifest, sources=None, notes=(*manifest.notes, note))
+        return replace(manifest, notes=(*manifest.notes, note))
     held_out = hold_out(_entries(manifest, source), source)
     wanted = source.split != "train"
     kept = np.full(len(manifest), not wanted)
@@ -125,17 +126,27 @@ def _share_of_split(manifest: Manifest, source: Source) -> Manifest:
         f"no split of its own: {kept.sum()} of {len(manifest)} videos are {source.split} "
         f"(val_fraction {source.val_fraction:g}, seed {source.seed})"
     )
-    return replace(manifest.select(kept), sources=None, notes=(*manifest.notes, note))
+    return replace(manifest.select(kept), notes=(*manifest.notes, note))
 
 
 def _entries(manifest: Manifest, source: Source) -> list[VideoEntry]:
     """The videos with what decides which are held out: class and group."""
-    group_of = group_extractor("" if manifest.sources else source.group_by)
+    groups = video_groups(manifest, source.group_by)
     entries = []
     for i in range(len(manifest)):
         path, label = manifest.paths.relative(i), manifest.label(i)
         labels = label if isinstance(label, tuple) else (label,) if label >= 0 else ()
         names = [manifest.classes[n] if manifest.classes else str(n) for n in labels]
-        group = manifest.sources[i] if manifest.sources else group_of(path)
-        entries.append(VideoEntry(path, ";".join(names), group or path))
+        entries.append(VideoEntry(path, ";".join(names), groups[i]))
     return entries
+
+
+def video_groups(manifest: Manifest, group_by: str) -> list[str]:
+    """The group of each video, whose videos must not be divided; of an unknown one its path.
+
+    group_by: DATA.GROUP_BY; as a regular expression it counts only where the data does not name the
+    recordings itself. Raises DataError where it is neither that nor a column of the data.
+    """
+    paths = [manifest.paths.relative(i) for i in range(len(manifest))]
+    sources = manifest.sources or map(group_extractor(group_by), paths)
+    return [source or path for source, path in zip(sources, paths, strict=True)]

@@ -77,7 +77,7 @@ class Manifest:
         classes_from: where the labels and their names come from, in words.
         undivided: whether the data has no splits of its own, so that a share may be held out.
         sources: the recording that each video was cut from ("" where unknown), where a column or a
-            folder names it; kept only where the data is undivided.
+            folder names it.
     """
 
     paths: PathTable

@@ -66,8 +66,7 @@ def read_list(
         raise MissingSplit(f"{file}: no videos for {source.split}")
     root = _root(source, file, columns.path(int(kept.argmax())))
     manifest = _manifest(columns, labels, source, name, root)
-    if not has_splits:
-        manifest = _mark_undivided(manifest, columns)
+    manifest = replace(manifest, undivided=not has_splits, sources=_sources(columns))
     if not kept.all():
         manifest = manifest.select(kept)
     return replace(manifest, notes=(*notes, *split_notes))
@@ -332,13 +331,13 @@ def _classes_from(columns: ListColumns, labels: Labels, source: Source) -> str:
     return f"{text}, in the order of the names given" if source.classes else f"{text}, no names"
 
 
-def _mark_undivided(manifest: Manifest, columns: ListColumns) -> Manifest:
-    """The manifest with `undivided` set, and with the sources of the videos."""
+def _sources(columns: ListColumns) -> list[str] | None:
+    """The source of each video of the list; None where no column names it."""
     sources = columns.others.get("source")
     if sources is None:
-        return replace(manifest, undivided=True)
+        return None
     names = list(sources.codes)
-    return replace(manifest, undivided=True, sources=[names[code] for code in sources.rows])
+    return [names[code] for code in sources.rows]
 
 
 def _root(source: Source, file: Path, first: str) -> str:

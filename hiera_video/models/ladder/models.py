@@ -137,8 +137,11 @@ class LadderEncoder(HieraEncoder):
 class LadderClassifier(LadderEncoder, Hiera):
     """`Hiera` as a step of the ladder; arguments as `LadderEncoder` and `Hiera`."""
 
-    def forward_head(self, tokens: Tensor) -> Tensor:
-        """Last-stage tokens [B, k, n, C] -> logits [B, num_classes]."""
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Features of `forward_features` -> logits [B, num_classes]."""
+        if self.readout is not None:
+            return super().forward_head(features)
+        tokens = features
         if self.ablation.final == "mean_norm":
             return super().forward_head(self.without_cls(tokens))
         if self.ablation.final == "cls":

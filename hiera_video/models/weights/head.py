@@ -32,6 +32,8 @@ def fit_head(fit: Fit, wanted: Sequence[str] | None) -> list[int]:
         WeightsError: names and outputs differ in number, or rows cannot be placed.
     """
     key = fit.names.head[0]
+    if _reads_otherwise(fit):
+        return _leave_out_readout(fit, wanted)
     stored, own = fit.tensors.get(key), fit.model_state.get(key)
     if stored is None or stored.dim() < 2:
         _require_known_head(fit, wanted)
@@ -54,6 +56,37 @@ def fit_head(fit: Fit, wanted: Sequence[str] | None) -> list[int]:
     return _replace_head(
         fit, f"head replaced: {stored.shape[0]} -> {own.shape[0]} classes, randomly initialised"
     )
+
+
+def _reads_otherwise(fit: Fit) -> bool:
+    """Whether both sides are classifiers whose heads read other features."""
+    key = fit.names.readout
+    if not key or fit.kind != CLASSIFIER or fit.checkpoint.kind != CLASSIFIER:
+        return False
+    stored, own = fit.tensors.get(key), fit.model_state.get(key)
+    if stored is None or own is None:
+        headless = stored is None and fit.names.head[0] not in fit.tensors
+        return (stored is None) != (own is None) and not headless
+    return stored.shape != own.shape
+
+
+def _leave_out_readout(fit: Fit, wanted: Sequence[str] | None) -> list[int]:
+    """Leave out a head that reads other features; returns the rows of the model's, all new.
+
+    Raises WeightsError where the model was to have the outputs of the checkpoint.
+    """
+    own = fit.model_state.get(fit.names.head[0])
+    if own is not None and wanted is None and own.shape[0] == fit.checkpoint.num_classes:
+        raise fit.error(
+            "its head reads other stages than the model's, so its scores would be lost: build the "
+            "model with its readout_stages, or give classes=[...] for a new head"
+        )
+    fit.leave_out_all(fit.names.classifier)
+    fit.keep_initial_all(fit.names.classifier)
+    fit.notes.append(
+        "head replaced: the model's reads other stages than the checkpoint's; randomly initialised"
+    )
+    return [] if own is None else list(range(own.shape[0]))
 
 
 def _leave_out_head(fit: Fit, *, outputs: int) -> None:

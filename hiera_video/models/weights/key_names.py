@@ -33,12 +33,16 @@ class KeyNames:
     """Beginnings of the keys that only a model in pretraining has, an autoencoder or another."""
     decoder_words: str = ""
     motion_words: str = "heads"
+    readout: str = ""
+    """Key of a tensor that only a head with a `Readout` has, and whose length is what it reads;
+    empty: no model of the family has one."""
 
 
 HIERA_KEYS = KeyNames(
     head=("head.projection.weight", "head.projection.bias"),
-    classifier=("norm.", "head."),
+    classifier=("norm.", "head.", "readout."),
     classifier_words="norm and head",
+    readout="readout.mean",
     # encoder_norm was trained on the sum of several stages' features, which the classifier's norm
     # does not get, and the authors do not load it into classifiers either
     decoder=("decoder_", "mask_token", "encoder_norm.", "multi_scale_fusion_heads."),

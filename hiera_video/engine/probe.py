@@ -1,0 +1,362 @@
+"""A linear probe before the first step: the head, fitted to features of the frozen encoder.
+
+A hundred videos are too few to train an encoder from a random head: its first gradients are noise,
+and then it learns rooms and faces by heart. So the head comes first, by logistic regression on a
+few random clips of each training video. How strongly it is regularised is chosen by
+cross-validation on whole groups of training videos. What fine-tuning then changes starts from a
+head that fits, and has to beat it.
+
+Shapes: N videos, S clips of each, D numbers of a clip, K classes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hiera_video.data.loader import Loader
+from hiera_video.engine import memory, tasks
+from hiera_video.engine.distributed import World
+from hiera_video.engine.folds import grouped_folds
+from hiera_video.engine.prefetch import DevicePrefetcher
+from hiera_video.errors import RunFailed, UserError
+from hiera_video.models.layers import Head
+from hiera_video.models.readout import Readout
+from hiera_video.scoring import takes_images
+
+STRENGTHS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+"""What L2 is chosen from, for features of unit length: loss + L2 / 2 * the squares of all weights.
+From strong to weak: of equals the first counts."""
+
+UNCHOSEN = 1e-2
+"""The strength where there is nothing to choose by: fewer than two groups of videos."""
+
+FOLDS = 5
+
+MOST_BYTES = 4 << 30
+"""Most memory for the features, which are all needed at once."""
+
+_BIAS = 1e-4
+"""L2 of the biases: just enough that one of a class without videos does not grow for ever."""
+
+
+class Features(NamedTuple):
+    """What the frozen encoder says about the training videos."""
+
+    video_ids: Tensor
+    """int64 [N], ascending."""
+    rows: Tensor
+    """float32 [N, S, D], on the CPU."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What is known of the videos with features."""
+
+    of_videos: Tensor
+    """int64 [N]."""
+    groups: Sequence[str]
+    """Videos of one group are held out together, [N]."""
+    class_weights: Tensor
+    """float64 [K]: the weight of a video of each class."""
+
+    def select(self, kept: Tensor) -> Labels:
+        """The same of the videos where `kept`, bool [N], is true."""
+        groups = list(itertools.compress(self.groups, kept.tolist()))
+        return Labels(self.of_videos[kept], groups, self.class_weights)
+
+
+class Linear(NamedTuple):
+    """A linear classifier, float64."""
+
+    weight: Tensor
+    """[K, D]."""
+    bias: Tensor
+    """[K]."""
+
+    def videos_right(self, rows: Tensor, labels: Tensor) -> int:
+        """Count the videos [N, S, D] that are right by the mean of their clips' probabilities."""
+        scores = (rows @ self.weight.T + self.bias).softmax(dim=2).mean(dim=1)
+        return int((scores.argmax(dim=1) == labels).sum())
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted head, and how it was chosen."""
+
+    mean: Tensor
+    std: Tensor
+    head: Linear
+    strength: float
+    accuracy: float | None
+    """In cross-validation, percent; None where there was none."""
+    folds: int
+    videos: int
+    clips: int
+    """Of each video."""
+
+    def __str__(self) -> str:
+        chosen = "not cross-validated: the videos are of one group"
+        if self.accuracy is not None:
+            chosen = f"{self.accuracy:.1f} % by {self.folds}-fold cross-validation"
+        return (
+            f"probe: {self.videos} videos x {self.clips} clips, L2 {self.strength:g} of "
+            f"{len(STRENGTHS)}, {chosen}"
+        )
+
+
+# ---- the model ----------------------------------------------------------------------------------
+
+
+def parts_of(model: nn.Module) -> tuple[Readout, Head]:
+    """Return readout and head of a model; UserError where it has none."""
+    readout, head = getattr(model, "readout", None), getattr(model, "head", None)
+    if not isinstance(readout, Readout) or not isinstance(head, Head):
+        raise UserError(
+            f"TRAIN.PROBE needs a model with a readout; {type(model).__name__} has none as it is "
+            "set up here: a hiera_* model with MODEL.KWARGS {readout_stages: [2, 3]} has one"
+        )
+    return readout, head
+
+
+def require_memory(model: nn.Module, *, clips: int) -> None:
+    """Raise UserError where the features of so many clips are too many to be held at once."""
+    size = 4 * clips * parts_of(model)[0].dim
+    if size > MOST_BYTES:
+        raise UserError(
+            f"TRAIN.PROBE would hold the features of {clips} clips, {size / 2**30:.1f} GiB, and is "
+            f"for at most {MOST_BYTES / 2**30:.0f}: it is meant for small sets. Lower "
+            "TRAIN.PROBE_VIEWS, or set TRAIN.PROBE False"
+        )
+
+
+@torch.no_grad()
+def write(model: nn.Module, probe: Probe) -> None:
+    """Put a probe into readout and head of the model."""
+    readout, head = parts_of(model)
+    readout.mean.copy_(probe.mean)
+    readout.std.copy_(probe.std)
+    head.projection.weight.copy_(probe.head.weight)
+    head.projection.bias.copy_(probe.head.bias)
+
+
+# ---- features -----------------------------------------------------------------------------------
+
+_BARRIERS = itertools.count()
+"""A number for each barrier: the count is the same on every process."""
+
+
+def read_features(
+    model: nn.Module,
+    loader: Loader,
+    settings: tasks.StepSettings,
+    *,
+    batch_size: int,
+    world: World,
+    stopped: Callable[[], bool],
+) -> Features | None:
+    """Compute the features of all videos of a loader; every process returns those of all.
+
+    Returns None if any process was asked to stop.
+
+    Args:
+        model: on `world.device`; it is put into eval mode.
+        loader: this process's share of the videos, each once.
+        settings: number format of the forward pass.
+        batch_size: most clips of a forward pass.
+        world: the processes.
+        stopped: whether this process was asked to stop.
+
+    Raises RunFailed: no video can be read, features that are not finite, too little memory; or
+    another process failed.
+    """
+    part = None
+    try:
+        part = _own_features(model, loader, settings, batch_size, world, stopped)
+    except Exception as error:
+        # As in `evaluate.score_videos`: a signal is no failure, and the others must not wait.
+        if not world.any_stopped(stopped()):
+            world.report_failure()
+            _raise_memory_error(error, batch_size)
+            raise
+    world.barrier_or_stop(f"features {next(_BARRIERS)}", stopped)
+    parts = world.all_gather(None if world.any_stopped(stopped()) else part)
+    complete = [part for part in parts if part is not None]
+    return _merged(complete, loader) if len(complete) == len(parts) else None
+
+
+@torch.no_grad()
+def _own_features(
+    model: nn.Module,
+    loader: Loader,
+    settings: tasks.StepSettings,
+    batch_size: int,
+    world: World,
+    stopped: Callable[[], bool],
+) -> Features | None:
+    """Compute the features of this process's share; None if any process was asked to stop."""
+    readout, _ = parts_of(model)
+    features: Callable[[Tensor], Tensor] = model.forward_features  # type: ignore[assignment]
+    clips_per_video = loader.dataset.clips_per_video
+    model.eval()
+    ids = [torch.zeros(0, dtype=torch.int64)]
+    rows = [torch.zeros(0, clips_per_video, readout.dim)]
+    batches = DevicePrefetcher(loader, world.device, loader.dataset.spec)
+    for batch in batches:
+        if world.any_stopped(stopped()):
+            return None
+        if not len(batch.video_ids):
+            continue
+        clips = batch.clips.squeeze(2) if takes_images(model) else batch.clips
+        with settings.autocast():
+            found = [features(part) for part in clips.split(batch_size)]
+        batches.fetch()
+        ids.append(batch.video_ids[::clips_per_video])  # the clips of a video are neighbours
+        rows.append(torch.cat(found).float().cpu().unflatten(0, (-1, clips_per_video)))
+    return Features(torch.cat(ids), torch.cat(rows))
+
+
+def _raise_memory_error(error: Exception, batch_size: int) -> None:
+    shortage = memory.shortage(error)
+    if shortage is not None:
+        raise RunFailed(
+            f"{shortage}, in the probe, with {batch_size} clips per forward pass: lower "
+            "TEST.BATCH_SIZE"
+        ) from error
+
+
+def _merged(parts: Sequence[Features], loader: Loader) -> Features:
+    """Merge the features of all processes, in the order of the list."""
+    video_ids = torch.cat([part.video_ids for part in parts])
+    if not len(video_ids):
+        raise RunFailed(
+            f"none of the {len(loader.dataset)} training videos could be read; the first reasons: "
+            f"{loader.failures.reasons()}"
+        )
+    order = video_ids.argsort()
+    rows = torch.cat([part.rows for part in parts])[order]
+    if not torch.isfinite(rows).all():
+        raise RunFailed("the model's features are not finite: its first weights are broken")
+    return Features(video_ids[order], rows)
+
+
+# ---- fitting ------------------------------------------------------------------------------------
+
+
+def fit(rows: Tensor, labels: Labels, *, seed: int) -> Probe:
+    """Fit a head to features [N, S, D], with the strength that cross-validation prefers.
+
+    seed: of the division into folds.
+    """
+    strength, accuracy, folds = _chosen_strength(rows, labels, seed=seed)
+    standard = _Standard.of(rows)
+    strengths = STRENGTHS[: STRENGTHS.index(strength) + 1]
+    head = _fit_path(standard(rows), labels, strengths)[-1]
+    return Probe(
+        mean=standard.mean.float(),
+        std=standard.std.float(),
+        head=Linear(head.weight.float(), head.bias.float()),
+        strength=strength,
+        accuracy=accuracy,
+        folds=folds,
+        videos=rows.shape[0],
+        clips=rows.shape[1],
+    )
+
+
+def _chosen_strength(rows: Tensor, labels: Labels, *, seed: int) -> tuple[float, float | None, int]:
+    """Return the strength, its accuracy in percent (None: nothing to choose by) and the folds."""
+    held_out = grouped_folds(labels.of_videos.tolist(), labels.groups, folds=FOLDS, seed=seed)
+    if len(held_out) < 2:
+        return UNCHOSEN, None, 0
+    right = np.zeros(len(STRENGTHS), dtype=int)
+    for mask in held_out:
+        held = torch.from_numpy(mask)
+        train = labels.select(~held)
+        if len(train.of_videos.unique()) < 2:
+            continue  # nothing to tell apart: all of them count as wrong
+        standard = _Standard.of(rows[~held])
+        queries, answers = standard(rows[held]), labels.of_videos[held]
+        for i, head in enumerate(_fit_path(standard(rows[~held]), train, STRENGTHS)):
+            right[i] += head.videos_right(queries, answers)
+    best = int(right.argmax())
+    return STRENGTHS[best], 100 * int(right[best]) / len(rows), len(held_out)
+
+
+@dataclass(frozen=True)
+class _Standard:
+    """Standardises features as `Readout.standardised`, in float64."""
+
+    mean: Tensor
+    std: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor) -> _Standard:
+        clips = rows.flatten(0, 1).double()
+        std = clips.std(dim=0, correction=0)
+        # what hardly varies would only be noise if it were scaled up
+        return cls(clips.mean(dim=0), std.clamp(min=1e-3 * float(std.max()) + 1e-12))
+
+    def __call__(self, rows: Tensor) -> Tensor:
+        return (rows.double() - self.mean) / (self.std * rows.shape[-1] ** 0.5)
+
+
+def _fit_path(rows: Tensor, labels: Labels, strengths: Sequence[float]) -> list[Linear]:
+    """Fit a classifier of each strength to standardised rows [N, S, D], the next from the last.
+
+    With fewer clips than numbers, the weights are sums of clips: the same problem in as many
+    coordinates as there are clips, which is exact and far smaller.
+    """
+    clips = rows.flatten(0, 1)
+    targets = labels.of_videos.repeat_interleave(rows.shape[1])
+    importance = labels.class_weights[targets]
+    axes, coordinates = None, clips
+    if clips.shape[0] < clips.shape[1]:
+        sizes, vectors = torch.linalg.eigh(clips @ clips.T)
+        kept = sizes > 1e-10 * sizes[-1]
+        lengths = sizes[kept].sqrt()
+        axes = clips.T @ (vectors[:, kept] / lengths)  # [D, R], orthonormal
+        coordinates = vectors[:, kept] * lengths
+    classes = len(labels.class_weights)
+    parameters = torch.zeros(classes, coordinates.shape[1] + 1, dtype=torch.float64)
+    path = []
+    for strength in strengths:
+        parameters = _minimum(parameters, coordinates, targets, importance, strength)
+        weight = parameters[:, :-1]
+        path.append(Linear(weight if axes is None else weight @ axes.T, parameters[:, -1]))
+    return path
+
+
+def _minimum(
+    start: Tensor, rows: Tensor, targets: Tensor, importance: Tensor, strength: float
+) -> Tensor:
+    """Minimise the weighted cross-entropy plus L2, from `start`, weights and biases [K, R + 1]."""
+    parameters = start.clone().requires_grad_()
+    share = importance / importance.sum()
+    optimizer = torch.optim.LBFGS(
+        [parameters],
+        max_iter=500,
+        tolerance_grad=1e-9,
+        tolerance_change=1e-13,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        weight, bias = parameters[:, :-1], parameters[:, -1]
+        losses = F.cross_entropy(rows @ weight.T + bias, targets, reduction="none")
+        total = (share * losses).sum() + strength / 2 * weight.square().sum()
+        total = total + _BIAS / 2 * bias.square().sum()
+        total.backward()
+        return total
+
+    optimizer.step(loss)
+    return parameters.detach()
