@@ -5,12 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from hiera_video import Predictor, load_config
+from hiera_video import Predictor, build_model, load_config
 from hiera_video.config import Config
 from hiera_video.data.synthetic import camera_motion as synthetic
 from hiera_video.data.synthetic.camera_motion import CLIP_SPEC, LABELS
+from hiera_video.errors import WeightsError
+from hiera_video.models.weights.load import load_weights
 from hiera_video.models.weights.resolve import bundled, resolve
 
+SMALL = Path(__file__).resolve().parent.parent / "configs" / "small"
+MOTION_RECIPE, FOLDER_RECIPE = SMALL / "motion_pretrain.yaml", SMALL / "finetune_folder.yaml"
 RECIPE = Path(__file__).resolve().parent.parent / "configs" / "small" / "camera_motion.yaml"
 
 
@@ -42,6 +46,25 @@ def test_it_names_the_motion_of_scenes_it_has_never_seen(predictor, tmp_path):
         synthetic.write_clip(path, label, 70_000_000 + 16 * number)
         right += predictor(path).labels[0].label == label
     assert right >= 41, f"{right} of 45, graded clips"
+
+
+def test_the_encoder_of_motion_is_small_and_starts_a_classifier():
+    path = bundled()["motion"]
+    assert path.stat().st_size <= 8 << 20
+    checkpoint, published = resolve("motion")
+    assert published is None
+    recipe = load_config(MOTION_RECIPE)
+    made_with = Config.from_yaml(checkpoint.settings)
+    assert (made_with.task, made_with.train.dataset) == ("motion", "body_motion")
+    assert made_with.model == recipe.model
+    assert checkpoint.spec == recipe.data.clip_spec(training=False)
+    folder = load_config(FOLDER_RECIPE)
+    assert folder.data.clip_spec(training=False) == checkpoint.spec
+    model = build_model("hiera_tiny_16x224", num_classes=3, **folder.model_arguments())
+    report = load_weights(model, checkpoint)
+    assert "encoder taken out of a predictor of motion" in report.notes[0]
+    with pytest.raises(WeightsError, match="no trained classifier"):
+        Predictor.load(weights="motion", device="cpu")
 
 
 @pytest.mark.numbers

@@ -28,8 +28,8 @@ def rates(plan, steps=None):
 
 
 def test_where_an_epoch_is_one_step_no_epoch_is_lost_at_next_to_nothing():
-    """Eight videos in the recipe for small folders: 12 steps, the first of which warms up."""
-    solver = load_config(REPOSITORY / "configs/small/finetune_folder.yaml").solver
+    """Eight videos and twelve epochs: 12 steps, the first of which warms up."""
+    solver = SolverConfig(base_lr=5e-4, warmup_epochs=1, max_epoch=12)
     first, second, *_ = rates(plan(8, 16, solver))
     assert first == pytest.approx(solver.base_lr / 2, rel=1e-3)
     assert second == solver.base_lr

@@ -178,7 +178,7 @@ def fit_task(fit: Fit, *, allowed: bool) -> None:
     }
     fit.notes.append(
         f"encoder taken out of {_a(there)}: {len(fit.left_out)} tensors of its {words[there]} are "
-        f"left out; the {here}'s {words[here]} keep their initial values"
+        f"left out; {words[here]} keep their initial values"
     )
 
 
