@@ -244,8 +244,8 @@ def test_the_fit_is_the_minimum(numbers):
     scores = standard.flatten(0, 1) @ weight.T + bias
     loss = torch.nn.functional.cross_entropy(scores, labels.repeat_interleave(3))
     (loss + 5e-3 * weight.square().sum() + 5e-5 * bias.square().sum()).backward()
-    assert weight.grad.abs().max() < 1e-7
-    assert bias.grad.abs().max() < 1e-7
+    assert weight.grad.abs().max() < 1e-6
+    assert bias.grad.abs().max() < 1e-6
 
 
 def test_a_probe_says_what_was_chosen():
@@ -259,6 +259,13 @@ def test_a_probe_says_what_was_chosen():
     assert same(tuple(found.head), tuple(probe.fit(rows, of_toys(labels), seed=1).head))
     noise = torch.randn(24, 3, 50, generator=torch.Generator().manual_seed(1))
     assert probe.fit(noise, of_toys(labels), seed=1).accuracy < 60
+
+
+def test_of_strengths_that_cannot_be_told_apart_the_strongest_is_chosen():
+    accuracies = np.array([0.40, 0.45, 0.47, 0.50, 0.49, 0.48, 0.40])
+    assert probe._simplest(accuracies, videos=100) == 1  # 50 % of 100 videos: +-5 %
+    assert probe._simplest(accuracies, videos=10_000) == 3
+    assert probe._simplest(np.zeros(7), videos=10) == 0
 
 
 def test_videos_of_one_group_do_not_choose():
