@@ -31,7 +31,7 @@ from hiera_video.models.weights.published import (
     PublishedWeights,
     names_for,
 )
-from hiera_video.models.weights.resolve import bundled, resolve
+from hiera_video.models.weights.resolve import BUNDLED_CLASSIFIER, bundled, resolve
 from hiera_video.registry import MODEL_REGISTRY
 from hiera_video.scoring import takes_any_crop, takes_images
 
@@ -147,10 +147,9 @@ def _default_weights(model: str | None, warn: Warn) -> tuple[Checkpoint, Publish
     try:
         fetch(trained[0].url)
     except WeightsError as error:
-        packaged = bundled() if model is None else {}
-        if not packaged:
+        if model is not None or BUNDLED_CLASSIFIER not in bundled():
             raise
-        checkpoint, _ = resolve(next(iter(packaged)))
+        checkpoint, _ = resolve(BUNDLED_CLASSIFIER)
         warn(_bundled_warning(checkpoint, trained[0], error))
         return checkpoint, None
     return resolve(str(trained[0]), name)

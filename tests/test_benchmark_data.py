@@ -294,7 +294,7 @@ def arguments(**changes):
 @pytest.fixture
 def bundled():
     """The small model that comes with the package, at one view."""
-    (name,) = predict.bundled()
+    name = predict.BUNDLED_CLASSIFIER
     return predict.Choice(None, name, name, views="1x1")
 
 

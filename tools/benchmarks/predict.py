@@ -27,7 +27,7 @@ from benchmarks.videos import Recipe, benchmark_videos
 from hiera_video.data.views import parse_views
 from hiera_video.errors import RunFailed
 from hiera_video.models import build_model
-from hiera_video.models.weights.resolve import bundled
+from hiera_video.models.weights.resolve import BUNDLED_CLASSIFIER
 from hiera_video.predict import Predictor
 from hiera_video.video.decoders import DECODERS
 from hiera_video.video.decoding_process import decoding_process
@@ -151,8 +151,7 @@ class Choice:
 def choices(args: argparse.Namespace, folder: Path) -> Iterator[Choice]:
     """The predictor asked for; by default the bundled model and a base one with random weights."""
     if args.model is None and args.weights is None:
-        for name in list(bundled())[:1]:
-            yield Choice(None, name, name)
+        yield Choice(None, BUNDLED_CLASSIFIER, BUNDLED_CLASSIFIER)
         yield with_random_weights("hiera_base_16x224", folder)
     elif args.weights == RANDOM or args.weights is None:
         yield with_random_weights(args.model or "hiera_base_16x224", folder)

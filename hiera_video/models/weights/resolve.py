@@ -80,6 +80,10 @@ def _read_named(text: str, model_name: str | None) -> Checkpoint:
 BUNDLED = Path(__file__).resolve().parents[2] / "bundled"
 
 
+BUNDLED_CLASSIFIER = "camera_motion"
+"""The one of them that names classes; the others are to be fine-tuned."""
+
+
 def bundled() -> dict[str, Path]:
     """The checkpoints that come with the package, by name."""
     return {path.stem: path for path in sorted(BUNDLED.glob("*.pyth"))}
@@ -151,7 +155,8 @@ def _no_such_weights(text: str, model_name: str | None) -> str:
     """The message for unknown weights: what was given, near names, and what is allowed."""
     ways = "a local file, an https:// address, or a published name"
     if packaged := bundled():
-        ways += f", or {', '.join(packaged)}, which is part of this package"
+        names = " and ".join(packaged)
+        ways += f", or {names}, which {'is' if len(packaged) == 1 else 'are'} part of this package"
     if "/" in text or "\\" in text or Path(text).suffix in FILE_ENDINGS:
         return f"no such weights file: {text}; --weights takes {ways} (hiera_base_16x224.mae_k400)"
     own = names_for(model_name) if model_name else []
