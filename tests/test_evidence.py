@@ -198,18 +198,18 @@ def test_test_clips_decide_nothing(data, out, monkeypatch):
     answers = row.run(job_of(action_set, row))
     plain = FeatureStore.plain
 
-    def spoilt(self, describer, videos):
+    def other_test_clips(self, describer, videos):
         blocks = plain(self, describer, videos)
         held = [video.name.startswith("val/") for video in videos]
         for features in blocks.values():
             features[held] = 1e3
         return blocks
 
-    monkeypatch.setattr(FeatureStore, "plain", spoilt)
-    spoilt_answers = row.run(job_of(action_set, row))
-    assert spoilt_answers.chosen == answers.chosen
+    monkeypatch.setattr(FeatureStore, "plain", other_test_clips)
+    other_answers = row.run(job_of(action_set, row))
+    assert other_answers.chosen == answers.chosen
     for control in CONTROLS:  # their clips are read from elsewhere: the same classifier answers
-        assert spoilt_answers.predicted[control] == answers.predicted[control]
+        assert other_answers.predicted[control] == answers.predicted[control]
 
 
 @pytest.mark.parametrize("seed", range(20))

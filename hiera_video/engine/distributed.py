@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 BACKENDS = ("nccl", "gloo")
+_BARRIERS = itertools.count()
+"""A number for each barrier of `gather_parts`: the count is the same on every process."""
+
 _STOP, _FAILED = "stop", "failed"
 _POLL_SECONDS = 0.2
 """Seconds between looks into the store."""
@@ -128,6 +132,38 @@ class World:
         """Tell the processes that wait in `barrier_or_stop` that this one will not come."""
         if self.store is not None:
             self.store.set(_FAILED, "1")
+
+    def gather_parts(
+        self,
+        compute: Callable[[], T | None],
+        *,
+        name: str,
+        stopped: Callable[[], bool],
+        explain: Callable[[Exception], None],
+    ) -> list[T] | None:
+        """Let each process compute its part of one thing and return all parts, by rank.
+
+        compute: returns this process's part; None if it notices that a process was asked to stop.
+        name: of what is computed, for the barrier. stopped: whether this process was asked to stop.
+        explain: raises a better error for some errors of `compute`.
+
+        Returns None if any process was asked to stop. Raises what `compute` raises, RunFailed where
+        another process failed.
+        """
+        part = None
+        try:
+            part = compute()
+        except Exception as error:
+            # A signal to all processes ends the loader's workers too: that is no failure. And no
+            # process may leave without a word: the others would wait for it in `all_gather`.
+            if not self.any_stopped(stopped()):
+                self.report_failure()
+                explain(error)
+                raise
+        self.barrier_or_stop(f"{name} {next(_BARRIERS)}", stopped)
+        parts = self.all_gather(None if self.any_stopped(stopped()) else part)
+        complete = [part for part in parts if part is not None]
+        return complete if len(complete) == len(parts) else None
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """Wrap the model in DistributedDataParallel; on one process, return it as it is."""

@@ -6,7 +6,6 @@ in `n_failed` and never replaced: metrics are over the videos that were scored, 
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -77,20 +76,13 @@ def score_videos(
     Raises RunFailed: no video can be read, scores that are not finite, too little memory; or
     another process failed.
     """
-    part = None
-    try:
-        part = _score_own(model, loader, settings, world, stopped, on_video)
-    except Exception as error:
-        # A signal to all processes ends the loader's workers too: that is no failure. And no
-        # process may leave without a word: the others would wait for it in `all_gather`.
-        if not world.any_stopped(stopped()):
-            world.report_failure()
-            _raise_memory_error(error, settings.batch_size)
-            raise
-    world.barrier_or_stop(f"scored {next(_BARRIERS)}", stopped)
-    parts = world.all_gather(None if world.any_stopped(stopped()) else part)
-    complete = [part for part in parts if part is not None]
-    return _merged(complete) if len(complete) == len(parts) else None
+    parts = world.gather_parts(
+        lambda: _score_own(model, loader, settings, world, stopped, on_video),
+        name="scored",
+        stopped=stopped,
+        explain=lambda error: _raise_memory_error(error, settings.batch_size),
+    )
+    return None if parts is None else _merged(parts)
 
 
 def _raise_memory_error(error: Exception, batch_size: int) -> None:
@@ -101,10 +93,6 @@ def _raise_memory_error(error: Exception, batch_size: int) -> None:
             f"{shortage}, with {batch_size} views per forward pass: lower TEST.BATCH_SIZE, which "
             "changes no result"
         ) from error
-
-
-_BARRIERS = itertools.count()
-"""A number for each barrier: the count is the same on every process."""
 
 
 class _Part(NamedTuple):

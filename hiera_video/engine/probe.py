@@ -150,9 +150,6 @@ def write(model: nn.Module, probe: Probe) -> None:
 
 # ---- features -----------------------------------------------------------------------------------
 
-_BARRIERS = itertools.count()
-"""A number for each barrier: the count is the same on every process."""
-
 
 def read_features(
     model: nn.Module,
@@ -178,19 +175,13 @@ def read_features(
     Raises RunFailed: no video can be read, features that are not finite, too little memory; or
     another process failed.
     """
-    part = None
-    try:
-        part = _own_features(model, loader, settings, batch_size, world, stopped)
-    except Exception as error:
-        # As in `evaluate.score_videos`: a signal is no failure, and the others must not wait.
-        if not world.any_stopped(stopped()):
-            world.report_failure()
-            _raise_memory_error(error, batch_size)
-            raise
-    world.barrier_or_stop(f"features {next(_BARRIERS)}", stopped)
-    parts = world.all_gather(None if world.any_stopped(stopped()) else part)
-    complete = [part for part in parts if part is not None]
-    return _merged(complete, loader) if len(complete) == len(parts) else None
+    parts = world.gather_parts(
+        lambda: _own_features(model, loader, settings, batch_size, world, stopped),
+        name="features",
+        stopped=stopped,
+        explain=lambda error: _raise_memory_error(error, batch_size),
+    )
+    return None if parts is None else _merged(parts, loader)
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError
-from hiera_video.models.encoder_keys import publish_encoder_keys
+from hiera_video.models.encoder_model import EncoderModel
 from hiera_video.models.hiera import (
     INIT_STD,
     SIZES,
@@ -58,7 +58,7 @@ class MAEOutput(NamedTuple):
     """The units that `pred` and the loss cover, bool [B, U]; None: all deleted units."""
 
 
-class MaskedAutoencoder(nn.Module):
+class MaskedAutoencoder(EncoderModel):
     """Encoder, multi-scale fusion, decoder and loss.
 
     Args:
@@ -102,7 +102,7 @@ class MaskedAutoencoder(nn.Module):
             )
         if not 0.0 < decode_ratio <= 1.0:
             raise UserError(f"decode_ratio={decode_ratio!r} must be above 0 and at most 1 (all)")
-        self.encoder = self.kwargs_of(*args, **{"q_pool": 2, **kwargs})
+        self.set_encoder(self.kwargs_of(*args, **{"q_pool": 2, **kwargs}))
         layout, pools = self.encoder.layout, self.encoder.q_pool
         num_kept(layout.num_units, mask_ratio)  # raises for a ratio out of range
         if layout.dims == 3 and layout.q_stride[0] != 1:
@@ -122,7 +122,6 @@ class MaskedAutoencoder(nn.Module):
             mlp_ratio=kwargs.get("mlp_ratio", 4.0),
         )
         self._add_decoder(block, depth=decoder_depth)
-        publish_encoder_keys(self)
         self.reset_parameters()
 
     def _add_fusion(self) -> None:
@@ -152,29 +151,9 @@ class MaskedAutoencoder(nn.Module):
     # ---- sizes and names of parameters --------------------------------------------------
 
     @property
-    def input_size(self) -> tuple[int, ...]:
-        """Pixels along each dimension of the input."""
-        return self.encoder.input_size
-
-    @property
     def num_mask_units(self) -> int:
         """U, the mask units of one clip."""
         return self.encoder.num_mask_units
-
-    @property
-    def num_layers(self) -> int:
-        """The largest `layer_id`."""
-        return self.encoder.num_layers
-
-    def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer decay: as in the encoder; the decoder counts as last."""
-        if name.startswith("encoder."):
-            return self.encoder.layer_id(name.removeprefix("encoder."))
-        return self.num_layers
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that must not be decayed: the encoder's positions."""
-        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
     def random_keep(
         self, batch: int, mask_ratio: float | None = None, generator: torch.Generator | None = None

@@ -15,13 +15,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from hiera_video.errors import UserError
-from hiera_video.models.encoder_keys import publish_encoder_keys
+from hiera_video.models.encoder_model import EncoderModel
 from hiera_video.models.hiera import SIZES, VIDEO, HieraEncoder
 from hiera_video.models.layers import LAYER_NORM_EPS
 from hiera_video.registry import MODEL_REGISTRY
 
 
-class MotionPredictor(nn.Module):
+class MotionPredictor(EncoderModel):
     """An encoder with a linear head on some of its stages.
 
     Args:
@@ -48,7 +48,7 @@ class MotionPredictor(nn.Module):
         **kwargs: Any,
     ) -> None:
         super().__init__()
-        self.encoder = self.kwargs_of(*args, **kwargs)
+        self.set_encoder(self.kwargs_of(*args, **kwargs))
         self.predict_stages, self.channels, self.grid = (
             tuple(predict_stages),
             tuple(channels),
@@ -64,7 +64,6 @@ class MotionPredictor(nn.Module):
             width = self.encoder.stage_dims[stage]
             self.decoder_norms.append(nn.LayerNorm(width, eps=LAYER_NORM_EPS))
             self.decoder_heads.append(nn.Linear(width, count * math.prod(self._cells(stage))))
-        publish_encoder_keys(self)
         self.reset_parameters()
 
     def _cells(self, stage: int) -> tuple[int, int]:
@@ -77,28 +76,6 @@ class MotionPredictor(nn.Module):
                 f"{stage}"
             )
         return self.grid // rows, self.grid // columns
-
-    # ---- sizes and names of parameters --------------------------------------------------
-
-    @property
-    def input_size(self) -> tuple[int, ...]:
-        """Pixels along each dimension of the input."""
-        return self.encoder.input_size
-
-    @property
-    def num_layers(self) -> int:
-        """The largest `layer_id`."""
-        return self.encoder.num_layers
-
-    def layer_id(self, name: str) -> int:
-        """Depth of a parameter for layer decay: as in the encoder; the heads count as last."""
-        if name.startswith("encoder."):
-            return self.encoder.layer_id(name.removeprefix("encoder."))
-        return self.num_layers
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of the parameters that must not be decayed: the encoder's positions."""
-        return {f"encoder.{name}" for name in self.encoder.no_weight_decay()}
 
     def reset_parameters(self) -> None:
         """Initialise as a classifier; the first prediction is close to zero."""

@@ -19,7 +19,7 @@ from evidence_rows.feature_files import Array
 from hiera_video.video.decode import open_video
 
 SIDE = 128
-"""Longer side of the pictures that hand-made features are made of, at most."""
+"""Pixels: pictures for hand-made features are made smaller until no side is longer."""
 
 FPS = 10
 """Frames a second: in a tenth of a second people move further than the noise of dark footage."""
