@@ -310,7 +310,7 @@ class TrainConfig(Section):
     """Train the head alone; the backbone stays as it was loaded."""
     probe: bool = setting(False)
     """Before the first step, fit the head to clips of the frozen encoder, by logistic regression.
-    For small sets; the model needs a readout (MODEL.KWARGS {readout_stages: [2, 3]})."""
+    For small sets; the model needs a readout (MODEL.KWARGS {readout_stages: [3]})."""
     probe_views: int = number(8, at_least=1)
     """Random clips of each training video that the probe is fitted to."""
     picture_period: int = number(0, at_least=0)
