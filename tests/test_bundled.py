@@ -67,6 +67,14 @@ def test_the_encoder_of_motion_is_small_and_starts_a_classifier():
         Predictor.load(weights="motion", device="cpu")
 
 
+def test_what_is_pretrained_on_a_folder_fits_the_recipe_that_follows():
+    before, after = load_config(SMALL / "pretrain_folder.yaml"), load_config(FOLDER_RECIPE)
+    assert before.data.clip_spec(training=False) == after.data.clip_spec(training=False)
+    encoder = dict(after.model.kwargs)
+    del encoder["readout_stages"]
+    assert before.model.kwargs == encoder
+
+
 @pytest.mark.numbers
 def test_it_needs_the_order_of_the_frames(predictor):
     """Played backwards, a pan left is a pan right, and the model must say so."""

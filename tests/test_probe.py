@@ -470,6 +470,23 @@ def test_a_model_without_a_readout_is_refused(tmp_path):
         run(config(videos, tmp_path / "out", "TRAIN.PROBE", "true"))
 
 
+@pytest.mark.parametrize(("least", "steps"), [(25, 0), (24, 6), (0, 6)])
+def test_the_number_of_videos_decides_about_fine_tuning(motions, tmp_path, least, steps):
+    """And one line says so."""
+    out = tmp_path / "out"
+    more = ("SOLVER.MAX_EPOCH", 1, "TRAIN.PROBE_ALONE_BELOW", least)
+    assert run(config(motions, out, *more, task=READOUT)) == 0
+    assert final(out)["step"] == steps
+    said = re.findall(r"24 training videos, .*", (out / "stdout.log").read_text())
+    expected = {25: "fewer than 25: the probe alone", 24: "24 or more: fine-tuning follows"}
+    assert len(said) == (least > 0)
+    if said:
+        assert expected[least] in said[0]
+    before = losses(out)
+    assert run(config(motions, out, *more, task=READOUT)) == 0  # it resumes as what it was
+    assert losses(out) == before
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

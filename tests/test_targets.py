@@ -12,7 +12,7 @@ from small_models import DECODER, IMAGE, VIDEO, autoencoder, held, image_autoenc
 from small_models import video as classifier
 from tiny_runs import PRETRAIN, config, final, interrupted, losses, run, same, write_videos
 
-from hiera_video import build_model
+from hiera_video import build_model, load_config
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.config.schema import HieraConfig
 from hiera_video.data.batch import Batch
@@ -325,6 +325,16 @@ def test_flow_of_real_videos_is_refused():
     with torch.no_grad():  # the others ask for none
         for target in ("pixels", "hog"):
             objective.step(tiny(target), batch, epoch=0, settings=settings)
+
+
+@pytest.mark.parametrize(
+    "words", [("TASK", "motion"), ("TASK", "pretrain", "HIERA.TARGET", "flow")], ids=str
+)
+def test_truth_is_asked_for_before_videos_are_read(tmp_path, words):
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ConfigError, match=r"TRAIN\.DATASET to body_motion, not 'video'"):
+        load_config(tmp_path / "empty.yaml", list(words))
+    load_config(tmp_path / "empty.yaml", [*words, "TRAIN.DATASET", "body_motion"])
 
 
 def test_the_setting_reaches_the_model_of_pretraining_alone(tmp_path):

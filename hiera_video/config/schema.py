@@ -53,6 +53,9 @@ def _check_ascending(section: Section, name: str) -> None:
 GENERATED_SETS = {"synthetic": "data/camera_motion", "body_actions": "data/body_actions"}
 """TRAIN.DATASET of the generated sets of files -> where each goes without DATA.PATH_TO_DATA_DIR."""
 
+SETS_WITH_TRUTH = ("body_motion",)
+"""TRAIN.DATASET of clips that come with what is known of them, optical flow and more."""
+
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
@@ -313,6 +316,8 @@ class TrainConfig(Section):
     For small sets; the model needs a readout (MODEL.KWARGS {readout_stages: [3]})."""
     probe_views: int = number(8, at_least=1)
     """Random clips of each training video that the probe is fitted to."""
+    probe_alone_below: int = number(0, at_least=0)
+    """With fewer training videos than this the probe is all: no epochs follow. 0: always train."""
     picture_period: int = number(0, at_least=0)
     """Epochs between pictures of the autoencoder's reconstructions; 0 is off."""
 
@@ -485,6 +490,7 @@ class Config(Section):
                 "clips always span the whole video; leave it at [1, 1]"
             )
         self._check_probe()
+        self._check_truth()
         labelled = self.task == "classify"
         if labelled and self.data.multi_label and self.model.loss_func != "bce_logit":
             raise ConfigError(
@@ -505,6 +511,17 @@ class Config(Section):
         if self.data.multi_label:
             raise ConfigError(
                 "TRAIN.PROBE=true is for one label a video, and DATA.MULTI_LABEL=true for several"
+            )
+
+    def _check_truth(self) -> None:
+        """Refuse to predict what is known of generated clips from others, before any is read."""
+        wants = {"motion": "TASK=motion"}.get(self.task)
+        if self.task == "pretrain" and self.hiera.target == "flow":
+            wants = "HIERA.TARGET=flow"
+        if wants and self.train.dataset not in SETS_WITH_TRUTH:
+            raise ConfigError(
+                f"{wants} needs clips with their truth, which generated ones have: set "
+                f"TRAIN.DATASET to {' or '.join(SETS_WITH_TRUTH)}, not {self.train.dataset!r}"
             )
 
     def model_arguments(self) -> dict[str, Any]:

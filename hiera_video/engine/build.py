@@ -77,6 +77,24 @@ def training_data(cfg: Config, world: World) -> TrainingData:
     )
 
 
+def choose_by_size(cfg: Config, data: TrainingData) -> tuple[Config, list[str]]:
+    """Return the settings for as many training videos as there are, and notes on what was chosen.
+
+    With too few of them for fine-tuning, see TRAIN.PROBE_ALONE_BELOW, no epochs are left.
+    """
+    videos, least, solver = len(data.dataset), cfg.train.probe_alone_below, cfg.solver
+    if not cfg.train.probe or not least or not (solver.max_steps or solver.max_epoch):
+        return cfg, []
+    if videos >= least:
+        return cfg, [f"{videos} training videos, {least} or more: fine-tuning follows the probe"]
+    note = (
+        f"{videos} training videos, fewer than {least}: the probe alone, without fine-tuning "
+        "(TRAIN.PROBE_ALONE_BELOW 0 fine-tunes all the same)"
+    )
+    none = dataclasses.replace(solver, max_epoch=0, max_steps=0)
+    return dataclasses.replace(cfg, solver=none), [note]
+
+
 def require_usable(data: TrainingData, world: World, *, guarded: bool) -> None:
     """Raise UserError where all videos are of one class, RunFailed where none can be read.
 

@@ -27,6 +27,7 @@ from hiera_video.engine.run_logger import RunLogger
 from hiera_video.engine.schedule import Schedule
 from hiera_video.engine.state import TrainingState, start_from_weights
 from hiera_video.engine.step import Forward, set_mode, update
+from hiera_video.models.weights.resolve import bundled
 from hiera_video.scoring import native_on_cpu
 
 STAND_INS = 4
@@ -94,8 +95,12 @@ def _scaled_down(cfg: Config, world: World) -> tuple[Config, list[str]]:
 
 def _measure(dry: DryRun, world: World, logger: RunLogger) -> None:
     """Build the run, take its steps and print what they cost."""
+    data = build.training_data(dry.cfg, world)
+    choices: list[str] = []
+    if not dry.generated:
+        cfg, choices = build.choose_by_size(dry.cfg, data)
+        dry = dataclasses.replace(dry, cfg=cfg)
     cfg = dry.cfg
-    data = build.training_data(cfg, world)
     if data.labelled and not dry.generated:
         preflight.require_classes(data.train_list)
     plan = build.plan_of(cfg, data.dataset, world)
@@ -112,7 +117,7 @@ def _measure(dry: DryRun, world: World, logger: RunLogger) -> None:
     else:
         logger.info(str(plan))
         logger.info(data.train_list.describe_classes())
-    for note in [*([] if dry.generated else data.notes), *loader.notes]:
+    for note in [*([] if dry.generated else data.notes), *loader.notes, *choices]:
         logger.info(f"note: {note}")
 
     set_mode(state.model, linear_probe=cfg.train.linear_probe)
@@ -138,7 +143,7 @@ def _load_weights(
 ) -> None:
     """Load the weights that the run starts from, if they are a file; nothing is downloaded."""
     weights = dry.cfg.train.checkpoint_file_path
-    if Path(weights).expanduser().is_file():
+    if weights in bundled() or Path(weights).expanduser().is_file():
         # The classes of generated clips cannot be compared with those of the weights.
         classes = None if dry.generated else data.classes
         name = dry.cfg.model.model_name
@@ -195,6 +200,9 @@ def _costs(
 def _full_schedule(dry: DryRun, plan: Schedule, per_step: float, videos_per_step: int) -> str:
     """Return how many steps the run has and how long they take."""
     solver = dry.cfg.solver
+    if not solver.max_epoch and not solver.max_steps:
+        views = dry.cfg.train.probe_views
+        return f"no steps, the probe alone: {views} clips of each training video, forward only"
     total, videos, guess = plan.total_steps, plan.videos, ""
     if dry.part < 1 and not solver.max_steps:
         total = max(1, round(total * dry.part))

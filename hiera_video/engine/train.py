@@ -72,6 +72,7 @@ def train(cfg: Config, world: World, stop: Stop) -> int:
     ):
         # ---- build ------------------------------------------------------------------------
         data = build.training_data(cfg, world)
+        cfg, choices = build.choose_by_size(cfg, data)
         build.require_usable(data, world, guarded=cfg.data_loader.num_workers > 0)
         plan = build.plan_of(cfg, data.dataset, world)
         state, identity = build.initial_state(cfg, data, world.device)
@@ -85,7 +86,7 @@ def train(cfg: Config, world: World, stop: Stop) -> int:
         run = TrainingRun(
             cfg, world, stop, folder, logger, data, plan, state, checkpoints, val_loader
         )
-        notes = run.resume()
+        notes = [*choices, *run.resume()]
         loader = build.training_loader(
             cfg, data.dataset, world, start=state.step, end=plan.total_steps
         )
@@ -201,7 +202,7 @@ class TrainingRun:
             self.logger.info(classes.note)
         return notes
 
-    def log_start(self, loader_notes: Sequence[str], resume_notes: Sequence[str]) -> None:
+    def log_start(self, loader_notes: Sequence[str], notes: Sequence[str]) -> None:
         """Write the settings, open the logs, and log what the run is and where it begins."""
         cfg, world, state, path = self.cfg, self.world, self.state, self.folder.path
         world.run_on_main(drop_records_after, path, state.step)
@@ -219,7 +220,7 @@ class TrainingRun:
                 f"going on from {self.checkpoints.last_good}, after step {state.step} of "
                 f"{self.plan.total_steps}"
             )
-        for note in resume_notes:
+        for note in notes:
             self.logger.info(f"note: {note}")
 
     def validation_is_missing(self) -> bool:
