@@ -93,7 +93,7 @@ def choose_split(
 
 
 _NOT_INDEPENDENT = "no independent figure"
-_CHOSEN = f"the best checkpoint is chosen on it, and this is {_NOT_INDEPENDENT}"
+_CHOSEN = f"the best checkpoint is chosen on it, so with several epochs this is {_NOT_INDEPENDENT}"
 
 
 def _missing_split(split: str, available: Mapping[str, str], kind: str, place: object) -> str:
