@@ -72,6 +72,22 @@ def test_who_runs_out_of_memory_is_out_and_the_others_go_on(monkeypatch):
     assert (len(modest.seconds), modest.failed) == (3, "")
 
 
+def test_a_size_that_a_kernel_cannot_be_launched_for_is_a_remark(monkeypatch):
+    monkeypatch.setattr(measure, "SHORTEST", 0.0)
+
+    def fails(text):
+        raise RuntimeError(text)
+
+    refused = "CUDA error: invalid configuration argument"
+    huge = Candidate({"name": "huge"}, run=lambda: fails(f"{refused}\nmore about it"))
+    modest = logging([], "modest")
+    measure.interleave([huge, modest], repeats=2, device=CPU)
+    assert (huge.failed, len(modest.seconds)) == (refused, 2)
+    broken = Candidate({}, run=lambda: fails("CUDA error: an illegal memory access"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        measure.interleave([broken], repeats=1, device=CPU)
+
+
 def test_a_row_is_arithmetic_on_the_measurements():
     ours = Candidate({"who": "a"}, run=int, samples=2, gmacs=4.0, seconds=[1.0, 2.0, 4.0])
     row = measure.row_of(ours, peak=8.0)

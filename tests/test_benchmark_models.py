@@ -28,6 +28,7 @@ from benchmarks.measure import Candidate, CannotMeasure
 from benchmarks.steps import OURS, REFERENCE, TIMM, Case, CaseBuilder
 from randomness import redraw
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hiera_video import build_model
 from hiera_video.errors import UserError
@@ -246,6 +247,32 @@ def test_explicit_attention_has_no_fused_kernel(tiny):
     assert "aten::_scaled_dot_product_flash_attention_for_cpu" in called["fused"]
     assert not any("flash" in key for key in called["explicit"])
     assert "aten::_scaled_dot_product_attention_math" in called["explicit"]
+
+
+class Products(TorchDispatchMode):
+    """Collects the number formats of batched matrix products."""
+
+    def __init__(self):
+        super().__init__()
+        self.formats = set()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func == torch.ops.aten.bmm.default:
+            self.formats.add(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("bf16", torch.bfloat16), ("fp32", torch.float32)])
+def test_explicit_attention_multiplies_in_the_format_of_its_row(tiny, dtype, expected):
+    """PyTorch's own choice for halves is float32: it would be another measurement."""
+    case = Case(
+        "hiera_tiny_224", input_size=(64, 64), attention="explicit", dtype=dtype, mode="train"
+    )
+    step = CaseBuilder(CPU).candidate(case).run
+    with Products() as products:
+        step()
+    assert products.formats == {expected}
+    assert not torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()  # as it was
 
 
 def test_autocast_and_pure_differ_in_the_weights(tiny):

@@ -5,11 +5,13 @@ import warnings
 
 import pytest
 import torch
+import torch.nn.functional as F
 from randomness import redraw, relative_error
 from torch.utils.flop_counter import FlopCounterMode
 
 from hiera_video import build_model, list_models
 from hiera_video.errors import UserError
+from hiera_video.models import layers
 from hiera_video.models.tokens import unit_ids
 
 # exact parameters and measured multiply-adds (G): paper Table 2 and counts of the reference
@@ -415,3 +417,44 @@ def test_clips_of_another_size_are_refused(shape):
     model = small("hiera_tiny_16x224")
     with pytest.raises(UserError, match=r"takes \[B, 3, 4, 64, 96\]"):
         model(torch.zeros(shape))
+
+
+# ---- attention ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("most", [1, 5, 7, 64])
+@pytest.mark.parametrize(
+    "name", ["hiera_base_16x224", "mae_hiera_base_16x224", "ladder_r3_base_16x224"]
+)
+def test_more_sequences_than_one_call_takes_change_nothing(monkeypatch, name, most):
+    """CUDA ends at 65,535, which a CPU test cannot reach: the limit is lowered instead."""
+    model = redraw(small(name)).eval()
+    clips = clips_for(model)
+    arguments = (model.random_keep(2),) if name.startswith("mae") else ()
+    calls = []
+
+    def result():
+        out = model(clips, *arguments)
+        out = out.loss if hasattr(out, "loss") else out
+        model.zero_grad()
+        out.square().sum().backward()
+        return [out.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+    whole = result()
+    original = F.scaled_dot_product_attention
+
+    def counted(q, *args, **kwargs):
+        calls.append(q.shape[0])
+        return original(q, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
+    monkeypatch.setitem(layers.MOST_SEQUENCES, "cpu", most)
+    parts = result()
+    assert max(calls) <= most
+    assert len(parts) == len(whole)
+    for part, one in zip(parts, whole, strict=True):
+        assert relative_error(part, one) < 1e-5
+
+
+def test_the_limit_of_cuda_is_known_and_only_for_cuda():
+    assert layers.MOST_SEQUENCES == {"cuda": 65_535}

@@ -117,6 +117,30 @@ def pixel_mask(keep: Tensor, layout: TokenLayout, clips: Tensor) -> Tensor:
     return mask.to(clips.dtype)
 
 
+MOST_SEQUENCES: dict[str, int] = {"cuda": 65_535}
+"""Kind of device -> sequences that its attention kernels take in one call: CUDA launches one block
+for each along a dimension of the grid that ends there. Other devices know no limit."""
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Attend, q [B', h, Nq, d], k and v [B', h, Nk, d], bias [B', h, Nq, Nk] -> [B', h, Nq, d].
+
+    A batch of mask units soon has more sequences than a call may have: 168 clips of 392 units do.
+    They are then computed in as few calls as possible, each of about the same size.
+    """
+    most = MOST_SEQUENCES.get(q.device.type)
+    if most is None or q.shape[0] <= most:  # no comparison of a size that an exporter leaves open
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    calls = -(-q.shape[0] // most)
+    pieces = [(None,) * calls if t is None else t.tensor_split(calls) for t in (q, k, v, bias)]
+    return torch.cat(
+        [
+            F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+            for q, k, v, bias in zip(*pieces, strict=True)
+        ]
+    )
+
+
 class MaskUnitAttention(nn.Module):
     """Multi-head attention inside each mask unit (`local`) or over all units, with Q pooling.
 
@@ -140,7 +164,7 @@ class MaskUnitAttention(nn.Module):
         # local: every unit is a sequence of its own; global: one sequence of all units
         fold = (0, 1) if self.local else (1, 2)
         q, k, v = (t.flatten(*fold).transpose(1, 2) for t in (q, k, v))  # (B', h, N, d)
-        x = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        x = attend(q, k, v).transpose(1, 2)
         return self.proj(x.reshape(batch, units, n // self.q_pool, -1))
 
 

@@ -8,6 +8,7 @@ ratios of neighbouring measurements.
 from __future__ import annotations
 
 import math
+import re
 import statistics
 import sys
 import time
@@ -163,6 +164,11 @@ def progress(text: str) -> None:
         print(f"\r{text:<70}", end="\r" if not text else "", file=sys.stderr, flush=True)
 
 
+_LAUNCH_ERROR = re.compile(r"CUDA error: invalid (configuration|argument)")
+"""A kernel that cannot be launched for this size. Unlike other CUDA errors it leaves the card
+usable: the other sizes can still be measured."""
+
+
 def _or_mark_failed(candidate: Candidate, step: Callable[..., None], *arguments: Any) -> None:
     """Run a step of a candidate's measurement; where it cannot be measured, note why."""
     try:
@@ -171,6 +177,10 @@ def _or_mark_failed(candidate: Candidate, step: Callable[..., None], *arguments:
         candidate.failed = "out of memory"
     except CannotMeasure as reason:
         candidate.failed = str(reason)
+    except RuntimeError as error:
+        if not _LAUNCH_ERROR.match(str(error)):
+            raise
+        candidate.failed = str(error).splitlines()[0]
     if candidate.failed:  # outside the handlers, whose tracebacks hold the tensors
         torch.cuda.empty_cache()
 

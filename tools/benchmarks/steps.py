@@ -11,7 +11,7 @@ import copy
 import functools
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
 from typing import Any
@@ -262,6 +262,18 @@ def _forward_explicit(model: nn.Module, clips: Tensor) -> Tensor:
         return outcome(model, clips)
 
 
+@contextlib.contextmanager
+def _products_of_halves() -> Iterator[None]:
+    """Compute the separate products of attention in the number format of the model; PyTorch would
+    otherwise compute those of bf16 and fp16 in float32. Not part of what is compiled."""
+    before = torch.backends.cuda.fp16_bf16_reduction_math_sdp_allowed()
+    torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)
+    try:
+        yield
+    finally:
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(before)
+
+
 FORWARD = {"fused": _forward_fused, "explicit": _forward_explicit}
 """Two functions instead of one with a flag: torch.compile keeps its code by function, and does not
 compile again for another kind of attention."""
@@ -317,10 +329,14 @@ class Step:
     def _labels(self, logits: Tensor) -> Tensor:
         return self.labels % logits.shape[1]
 
-    def _precision(self) -> contextlib.AbstractContextManager[object]:
-        if not self.autocast:
-            return contextlib.nullcontext()
-        return torch.autocast(self.clips.device.type, dtype=self.dtype)
+    @contextlib.contextmanager
+    def _precision(self) -> Iterator[None]:
+        with _products_of_halves():
+            if not self.autocast:
+                yield
+                return
+            with torch.autocast(self.clips.device.type, dtype=self.dtype):
+                yield
 
     def _compile(self) -> None:
         # beyond this limit, torch would run uncompiled without a warning

@@ -33,7 +33,7 @@ from hiera_video.models.ladder.relative_positions import (
     relative_bias,
     table_length,
 )
-from hiera_video.models.layers import LAYER_NORM_EPS, Block, BlockConfig, convolve
+from hiera_video.models.layers import LAYER_NORM_EPS, Block, BlockConfig, attend, convolve
 from hiera_video.models.tokens import TokenLayout
 
 MAX_POOL: Mapping[int, Callable[..., Tensor]] = {
@@ -204,7 +204,7 @@ class PoolingAttention(nn.Module):
         # local: every unit is a sequence of its own; global: one sequence of all units
         fold = (0, 1) if self.local else (1, 2)
         q, k, v = (t.flatten(*fold).transpose(1, 2) for t in (q, k, v))  # (B', h, N, d)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(q))
+        x = attend(q, k, v, self._bias(q))
         if self.residual:
             x = x + self._without_cls(q)
         mixed = x.transpose(1, 2).reshape(batch, units, -1, x.shape[1] * x.shape[3])
