@@ -5,10 +5,12 @@ import os
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 import torch
 from conftest import REPOSITORY
+from torch.distributed import HashStore
 
 from hiera_video.engine import distributed
 from hiera_video.errors import UserError
@@ -125,9 +127,39 @@ def test_half_set_variables_and_missing_devices(monkeypatch):
     assert distributed.pick_device("cuda", local_rank=1) == torch.device("cuda", 1)
     with pytest.raises(UserError, match="3 processes on this machine want a GPU each and it has 2"):
         distributed.pick_device("auto", local_rank=2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)  # srun --gpus-per-task=1
+    assert distributed.pick_device("cuda", local_rank=5) == torch.device("cuda", 0)
     for name, value in {"RANK": 0, "LOCAL_RANK": 0, "MASTER_ADDR": "x", "MASTER_PORT": 1}.items():
         monkeypatch.setenv(name, str(value))
+    with pytest.raises(UserError, match="'cuda:1' names one GPU, and 2 processes need one each"):
+        distributed.init("cuda:1")
     with pytest.raises(UserError, match=r"'mpi'.*nccl, gloo"):
         distributed.init("cpu", "mpi")
     with pytest.raises(UserError, match="use gloo"):
         distributed.init("cpu", "nccl")
+
+
+def test_processes_that_share_a_gpu_are_named_and_all_of_them_end():
+    """One card for all, as number 0 of each, is told apart from a card for each."""
+
+    def outcomes(gpus):
+        store, found = HashStore(), {}
+
+        def ask(rank):
+            try:
+                distributed.require_own_gpus(store, gpus[rank], rank=rank, size=len(gpus))
+                found[rank] = ""
+            except UserError as error:
+                found[rank] = str(error)
+
+        threads = [threading.Thread(target=ask, args=(rank,)) for rank in range(len(gpus))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        return [found[rank] for rank in range(len(gpus))]
+
+    assert outcomes(["a, H100, 1", "a, H100, 2", "b, H100, 1"]) == ["", "", ""]
+    said = outcomes(["a, H100, 1", "a, H100, 2", "a, H100, 2"])
+    assert len(set(said)) == 1
+    assert said[0].startswith("processes 1, 2 were given the same GPU (a, H100, 2)")

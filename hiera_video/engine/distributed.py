@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -183,12 +184,16 @@ class World:
 def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
     """Return the device that `auto`, `cpu` or `cuda` means, one GPU per local process.
 
+    A launcher may show each process one card alone (srun --gpus-per-task=1): it is then number 0
+    for all of them, whatever their local rank. `require_own_gpus` tells whether it is so.
     Raises UserError where there is no such device.
     """
     device = choose_device(wanted)
     if device.type != "cuda" or device.index is not None:
         return device
     count = torch.cuda.device_count()
+    if count == 1:
+        return torch.device("cuda", 0)
     if local_rank >= count:
         raise UserError(
             f"{local_rank + 1} processes on this machine want a GPU each and it has {count}; "
@@ -204,12 +209,12 @@ def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 
     torchrun picks the port (--standalone), and nothing is fixed here.
 
     Args:
-        device: auto, cpu or cuda.
+        device: auto, cpu or cuda; on one process also one GPU by number, cuda:1.
         backend: nccl (GPUs), gloo (CPUs; works on GPUs too) or auto.
         timeout_minutes: how long a collective waits.
 
     Raises UserError: another device or backend, variables that are only partly set, more local
-    processes than GPUs.
+    processes than GPUs, a GPU that two processes would share.
     """
     size = int(os.environ.get("WORLD_SIZE") or 1)
     if size == 1:
@@ -220,6 +225,11 @@ def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 
         raise UserError(
             f"WORLD_SIZE is {size} but {', '.join(missing)} is not set; start "
             "several processes with: torchrun --nproc-per-node N tools/run_net.py ..."
+        )
+    if ":" in device:
+        raise UserError(
+            f"device {device!r} names one GPU, and {size} processes need one each: set DEVICE "
+            "cuda, and choose the cards with the variable CUDA_VISIBLE_DEVICES"
         )
     rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
     own_device = _use(pick_device(device, local_rank))
@@ -236,6 +246,8 @@ def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 
     timeout = timedelta(minutes=timeout_minutes)
     store, _, _ = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
+    if own_device.type == "cuda":
+        require_own_gpus(PrefixStore("gpus", store), _gpu_name(own_device), rank=rank, size=size)
     dist.init_process_group(
         backend,
         store=PrefixStore("group", store),
@@ -250,6 +262,31 @@ def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 
         local_rank=local_rank,
         store=PrefixStore("world", store),
     )
+
+
+def require_own_gpus(store: Store, own: str, *, rank: int, size: int) -> None:
+    """Raise UserError, in every process, where two of them compute on one GPU.
+
+    own: a name of this process's GPU that no other GPU of any machine has. Found out before the
+    first collective, in which NCCL would fail without saying why, or hang.
+    """
+    store.set(str(rank), own)
+    ranks_of: dict[str, list[int]] = {}
+    for other in range(size):
+        ranks_of.setdefault(store.get(str(other)).decode(), []).append(other)
+    shared = [(gpu, ranks) for gpu, ranks in ranks_of.items() if len(ranks) > 1]
+    if shared:
+        gpu, ranks = shared[0]
+        raise UserError(
+            f"processes {', '.join(map(str, ranks))} were given the same GPU ({gpu}); each needs "
+            "one of its own: start as many processes as there are GPUs, or set DEVICE cpu"
+        )
+
+
+def _gpu_name(device: torch.device) -> str:
+    """Name a GPU so that no other has the name: machine, model, identity."""
+    facts = torch.cuda.get_device_properties(device)
+    return f"{socket.gethostname()}, {facts.name}, {facts.uuid}"
 
 
 def _use(device: torch.device) -> torch.device:
