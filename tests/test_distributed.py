@@ -163,3 +163,23 @@ def test_processes_that_share_a_gpu_are_named_and_all_of_them_end():
     said = outcomes(["a, H100, 1", "a, H100, 2", "a, H100, 2"])
     assert len(set(said)) == 1
     assert said[0].startswith("processes 1, 2 were given the same GPU (a, H100, 2)")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "cores", "processes", "expected"),
+    [
+        (0, "cuda", 64, 1, 0),
+        (5, "cpu", 2, 1, 5),
+        (-1, "cpu", 1, 1, 1),
+        (-1, "cpu", 64, 1, 2),  # the model needs the others
+        (-1, "cuda", 1, 1, 1),
+        (-1, "cuda", 12, 1, 11),
+        (-1, "cuda", 128, 1, 16),
+        (-1, "cuda", 96, 8, 11),
+        (-1, "cuda", 4, 8, 1),
+    ],
+)
+def test_workers_follow_the_cores(monkeypatch, wanted, device, cores, processes, expected):
+    monkeypatch.setattr(distributed, "usable_cores", lambda: cores)
+    world = distributed.World(device=torch.device(device), local_size=processes)
+    assert world.loader_workers(wanted) == expected

@@ -10,6 +10,7 @@ import sys
 from typing import NamedTuple
 
 import pytest
+import torch
 import yaml
 from tiny_runs import (
     CLASSES,
@@ -23,7 +24,8 @@ from tiny_runs import (
 
 from hiera_video import cli
 from hiera_video.config import load_config
-from hiera_video.engine import data_source, preflight
+from hiera_video.engine import data_source, dry_run, preflight
+from hiera_video.engine.distributed import World
 from hiera_video.engine.schedule import build_schedule
 from hiera_video.errors import UserError
 
@@ -240,7 +242,7 @@ def test_a_reader_that_goes_away_is_no_traceback(videos, empty, tmp_path):
 
 # ---- dry runs -----------------------------------------------------------------------------------
 
-FINDINGS = ("peak memory", "time per step", "samples per second", "full schedule")
+FINDINGS = ("peak memory", "time per step", "samples per second", "limit", "full schedule")
 
 
 def test_a_dry_run_on_the_data_writes_nothing(run_net, videos, empty, tmp_path):
@@ -280,6 +282,24 @@ def test_a_recipe_for_gpus_runs_dry_on_a_cpu(run_net, empty, tmp_path):
     videos = float(re.search(r"([\d.e+]+) videos", found["samples per second"])[1])
     assert videos == pytest.approx(256 / per_step, rel=0.01)
     assert f"{240_000 // 256 * 10} steps over 240000 videos" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("waiting", "said"), [(0.5, "limit: the loader, with 3"), (0.1, "limit: the model on this CPU")]
+)
+def test_a_dry_run_says_whether_loader_or_device_is_the_limit(waiting, said):
+    cfg = load_config(None, ["DATA_LOADER.NUM_WORKERS", "3"])
+    dry = dry_run.DryRun(cfg, steps=1, generated=False, part=1.0)
+    assert dry_run._limit(dry, World(device=torch.device("cpu")), waiting).startswith(said)
+
+
+def test_a_dry_run_of_a_probe_alone_says_so(run_net, videos, empty, tmp_path):
+    words = ("MODEL.KWARGS", "{embed_dim: 16, num_heads: 1, stages: [1, 1, 1, 1], readout_stages: [3]}",
+             "TRAIN.PROBE", "true", "TRAIN.PROBE_ALONE_BELOW", 5)  # fmt: skip
+    done = run_net("--cfg", empty, *settings(videos, tmp_path / "out", *words), "--dry-run", 1)
+    assert done.returncode == 0, done.stderr
+    assert "note: 4 training videos, fewer than 5: the probe alone" in done.stdout
+    assert "full schedule: no steps, the probe alone: 8 clips of each training video" in done.stdout
 
 
 # ---- what is checked beforehand -----------------------------------------------------------------

@@ -192,8 +192,9 @@ class DataLoaderConfig(Section):
 
     prefix = "DATA_LOADER."
 
-    num_workers: int = number(2, at_least=0)
-    """Processes that decode videos; 0 decodes in the training process."""
+    num_workers: int = number(-1, at_least=-1)
+    """Processes that decode videos, for each process of the run; 0 decodes in the training process.
+    -1: by the cores that this machine lends, see `World.loader_workers`."""
     pin_memory: bool = setting(True)
     """Page-locked batches, which are copied to a GPU while it computes; no effect on a CPU."""
 

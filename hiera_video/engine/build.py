@@ -195,7 +195,7 @@ def training_loader(
         dataset,
         LoaderSettings(
             batch_size=cfg.train.batch_size,
-            num_workers=cfg.data_loader.num_workers,
+            num_workers=world.loader_workers(cfg.data_loader.num_workers),
             rank=world.rank,
             world_size=world.size,
             grad_accum=cfg.train.grad_accum,
@@ -214,7 +214,7 @@ def validation_loader(cfg: Config, data: TrainingData, world: World) -> Loader |
         data.validation,
         LoaderSettings(
             batch_size=cfg.test.batch_size,
-            num_workers=cfg.data_loader.num_workers,
+            num_workers=world.loader_workers(cfg.data_loader.num_workers),
             rank=world.rank,
             world_size=world.size,
             pin_memory=cfg.data_loader.pin_memory,
@@ -237,7 +237,7 @@ def probe_loader(cfg: Config, data: TrainingData, world: World) -> Loader:
         dataset,
         LoaderSettings(
             batch_size=max(1, cfg.test.batch_size // dataset.clips_per_video),
-            num_workers=cfg.data_loader.num_workers,
+            num_workers=world.loader_workers(cfg.data_loader.num_workers),
             rank=world.rank,
             world_size=world.size,
             pin_memory=cfg.data_loader.pin_memory,

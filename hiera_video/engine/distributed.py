@@ -17,12 +17,20 @@ from torch import Tensor, nn
 
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.scoring import choose_device
+from hiera_video.video.processes import usable_cores
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 T = TypeVar("T")
 BACKENDS = ("nccl", "gloo")
+
+MOST_WORKERS = 16
+"""Processes that decode for one GPU unless the user asks for more; each holds batches in memory."""
+
+WORKERS_BESIDE_A_CPU = 2
+"""The same where the model computes on the CPU, too."""
+
 _BARRIERS = itertools.count()
 """A number for each barrier of `gather_parts`: the count is the same on every process."""
 
@@ -41,6 +49,8 @@ class World:
     """Number of processes, torch's world size."""
     local_rank: int = 0
     """Rank among the processes of this machine."""
+    local_size: int = 1
+    """Number of processes on this machine."""
     store: Store | None = None
     """Key-value store that all processes share; None on one process. One process sets a key and the
     others look it up when they can: unlike in a collective, nobody waits."""
@@ -49,6 +59,16 @@ class World:
     def is_main(self) -> bool:
         """Whether this is rank 0, the only process that writes files and prints."""
         return self.rank == 0
+
+    def loader_workers(self, wanted: int) -> int:
+        """Return how many processes decode for this one: `wanted`, or for -1 as many as the cores
+        allow. A GPU needs one core of its share to be fed, and a CPU nearly all to compute."""
+        if wanted >= 0:
+            return wanted
+        share = usable_cores() // self.local_size
+        if self.device.type == "cuda":
+            return max(1, min(share - 1, MOST_WORKERS))
+        return max(1, min(share, WORKERS_BESIDE_A_CPU))
 
     def all_reduce(self, tensor: Tensor) -> Tensor:
         """Sum `tensor` over all processes, in place, and return it."""
@@ -260,6 +280,7 @@ def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 
         rank=rank,
         size=size,
         local_rank=local_rank,
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
         store=PrefixStore("world", store),
     )
 

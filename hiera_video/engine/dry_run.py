@@ -29,9 +29,13 @@ from hiera_video.engine.state import TrainingState, start_from_weights
 from hiera_video.engine.step import Forward, set_mode, update
 from hiera_video.models.weights.resolve import bundled
 from hiera_video.scoring import native_on_cpu
+from hiera_video.video.processes import usable_cores
 
 STAND_INS = 4
 """Generated videos; the lists name them again and again."""
+
+MOST_WAITING = 0.15
+"""Share of the time that steps may wait for data before the loader is said to be the limit."""
 
 CLIPS_ON_CPU = 4
 """Clips of a step, per process, on a CPU: a minute for Hiera-B."""
@@ -123,14 +127,16 @@ def _measure(dry: DryRun, world: World, logger: RunLogger) -> None:
     set_mode(state.model, linear_probe=cfg.train.linear_probe)
     batches, clock = DevicePrefetcher(loader, world.device, data.dataset.spec), StepTimer()
     seconds: list[float] = []
+    waits: list[float] = []
     for number in range(1, dry.steps + 1):
-        began = time.perf_counter()
+        began, waited = time.perf_counter(), clock.data_seconds
         loss, norm = _take_step(cfg, state, forward, batches, clock)
         seconds.append(time.perf_counter() - began)
+        waits.append(clock.data_seconds - waited)
         logger.info(
             f"step {number}/{dry.steps}: loss {loss:.4f}, grad norm {norm:.3g}, {seconds[-1]:.2f} s"
         )
-    for line in _costs(dry, world, plan, seconds, clock):
+    for line in _costs(dry, world, plan, seconds, waits):
         logger.info(line)
 
 
@@ -179,22 +185,38 @@ def _costs(
     world: World,
     plan: Schedule,
     seconds: list[float],
-    clock: StepTimer,
+    waits: list[float],
 ) -> list[str]:
-    """Return what whole steps cost; the first, which warms up, is left out if there are others."""
+    """Return what whole steps cost; the first, which warms up, is left out if there are others.
+
+    seconds, waits: of each step, and of them until its data was there.
+    """
     counted = seconds[1:] or seconds
     per_step = sum(counted) / len(counted) / dry.part
     videos_per_step = round(plan.videos_per_step / dry.part)
     memory = max(world.all_gather(meters.peak_memory(world.device)))
     where = "GPU memory" if world.device.type == "cuda" else "memory of the process"
+    waiting = sum(waits[1:] or waits) / sum(counted)
     return [
         f"peak {where}: {meters.format_gib(memory)}iB",
-        f"time per step: {per_step:.3f} s ({clock.data_seconds / clock.seconds:.0%} waiting for "
+        f"time per step: {per_step:.3f} s ({waiting:.0%} waiting for "
         f"data), {'without the first' if len(seconds) > 1 else 'with the warm-up of the first'}",
         f"samples per second: {videos_per_step * plan.clips_per_video / per_step:.3g} clips, "
         f"{videos_per_step / per_step:.3g} videos",
+        _limit(dry, world, waiting),
         f"full schedule: {_full_schedule(dry, plan, per_step, videos_per_step)}",
     ]
+
+
+def _limit(dry: DryRun, world: World, waiting: float) -> str:
+    """Return what would have to be faster for faster steps: the loader or the device."""
+    workers = world.loader_workers(dry.cfg.data_loader.num_workers)
+    if waiting > MOST_WAITING:
+        return (
+            f"limit: the loader, with {workers} worker processes on {usable_cores()} cores: more "
+            "of both (DATA_LOADER.NUM_WORKERS), or smaller videos (tools/prepare_data.py)"
+        )
+    return f"limit: the model on this {world.device.type.upper().replace('CUDA', 'GPU')}"
 
 
 def _full_schedule(dry: DryRun, plan: Schedule, per_step: float, videos_per_step: int) -> str:

@@ -268,7 +268,7 @@ def _build_test_loader(cfg: Config, world: World, manifest: Manifest) -> Loader:
         dataset,
         LoaderSettings(
             batch_size=max(1, cfg.test.batch_size // (views * crops)),
-            num_workers=cfg.data_loader.num_workers,
+            num_workers=world.loader_workers(cfg.data_loader.num_workers),
             rank=world.rank,
             world_size=world.size,
             pin_memory=cfg.data_loader.pin_memory,

@@ -73,7 +73,7 @@ def train(cfg: Config, world: World, stop: Stop) -> int:
         # ---- build ------------------------------------------------------------------------
         data = build.training_data(cfg, world)
         cfg, choices = build.choose_by_size(cfg, data)
-        build.require_usable(data, world, guarded=cfg.data_loader.num_workers > 0)
+        build.require_usable(data, world, guarded=cfg.data_loader.num_workers != 0)
         plan = build.plan_of(cfg, data.dataset, world)
         state, identity = build.initial_state(cfg, data, world.device)
         if cfg.train.probe:
@@ -353,7 +353,7 @@ class TrainingRun:
                 self.state.model,
                 self.data.dataset,
                 step=step,
-                guarded=cfg.data_loader.num_workers > 0,
+                guarded=cfg.data_loader.num_workers != 0,
             )
         self.logger.draw_curves(last=last)
 
