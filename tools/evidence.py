@@ -56,13 +56,14 @@ def main(argv: Sequence[str]) -> int:
     from evidence_rows.progress import Progress
     from evidence_rows.results import ResultFiles
 
+    progress = Progress()
+    rows, left_out = runnable_rows(args, chosen_rows(args, progress))
     sets = read_sets(args)
     if not sets:
         print("error: none of the sets is here", file=sys.stderr)
         return cli.FAILED
-    progress = Progress()
-    rows = chosen_rows(args, progress)
-    work = Work(rows, sets, seeds=args.seeds, kept=ResultFiles(args.out / "results"))
+    kept = ResultFiles(args.out / "results")
+    work = Work(rows, sets, seeds=args.seeds, kept=kept, missing=left_out)
     try:
         return work.run(progress)
     finally:
@@ -175,6 +176,28 @@ def chosen_rows(args: argparse.Namespace, progress: Progress) -> list[Row]:
     return [row for row in rows if any(fits(row, wanted) for wanted in args.rows)]
 
 
+def runnable_rows(args: argparse.Namespace, rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """The rows that can run, and sentences about those that are left out: weights that come with
+    the package and do not fit the config. UserError for any other row: nothing is begun."""
+    from evidence_rows.finetuning import FROM
+
+    runnable, left_out = [], []
+    for row in rows:
+        try:
+            row.check()
+        except UserError as error:
+            if args.encoders or not row.name.startswith(FROM) or row.name in args.rows:
+                raise UserError(
+                    f"the row {row.name!r} cannot run with {args.cfg}: {error}\nName a config of "
+                    "the same model (--cfg, --set MODEL.KWARGS ...), or other rows (--rows)"
+                ) from None
+            left_out.append(f"{row.name} is left out: these weights do not fit {args.cfg.name}")
+            print(f"note: {left_out[-1]}", file=sys.stderr)
+        else:
+            runnable.append(row)
+    return runnable, left_out
+
+
 def fits(row: Row, wanted: str) -> bool:
     """Whether a word of --rows means this row."""
     return wanted in (row.kind, row.name) or fnmatch.fnmatchcase(row.name, wanted)
@@ -241,7 +264,6 @@ class Work:
                         yield row, Job(row.name, action_set, part, seed, row.settings(seed))
 
     def _done(self, row: Row, job: Job) -> Result:
-        from evidence_rows.action_sets import names_of
         from evidence_rows.results import Result
 
         began = time.monotonic()
@@ -251,7 +273,7 @@ class Work:
             action_set=job.action_set.name,
             part=job.part.name,
             seed=job.seed,
-            videos=names_of(job.part.test),
+            videos=job.action_set.names_of(job.part.test),
             labels=job.part.test.labels.tolist(),
             predicted=answers.predicted,
             chosen=answers.chosen,
