@@ -91,6 +91,14 @@ def arguments() -> argparse.ArgumentParser:
         help=f"names, patterns in quotes, or kinds: {', '.join(KINDS)} (default: all)",
     )
     add(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="ROW",
+        help="rows by name: also print by how many points every other row is better, and the 95 %% "
+        "interval of the difference",
+    )
+    add(
         "--encoders",
         nargs="+",
         metavar="WEIGHTS",
@@ -173,7 +181,12 @@ def chosen_rows(args: argparse.Namespace, progress: Progress) -> list[Row]:
         if not any(fits(row, wanted) for row in rows):
             names = ", ".join(row.name for row in rows)
             raise UserError(f"--rows {wanted}: no such row; there are {names}")
-    return [row for row in rows if any(fits(row, wanted) for wanted in args.rows)]
+    chosen = [row for row in rows if any(fits(row, wanted) for wanted in args.rows)]
+    for other in args.against:
+        if other not in [row.name for row in chosen]:
+            names = ", ".join(row.name for row in chosen)
+            raise UserError(f"--against {other}: not a row of this table; there are {names}")
+    return chosen
 
 
 def runnable_rows(args: argparse.Namespace, rows: list[Row]) -> tuple[list[Row], list[str]]:
@@ -295,9 +308,9 @@ def report(args: argparse.Namespace, work: Work) -> None:
     for action_set in work.sets:
         results = [r for r in work.results if r.action_set == action_set.name]
         if results:
-            made.append(tables.table_of(action_set, results, work.missing))
+            made.append(tables.table_of(action_set, results, work.missing, args.against))
             print(tables.plain_text(made[-1]), end="\n\n")
-    print(tables.HOW)
+    print(tables.how(made))
     command = shlex.join(["python", "tools/evidence.py", *sys.argv[1:]])
     if args.json:
         tables.write_json(args.json, made, work.results, command=command)
