@@ -3,21 +3,24 @@
     python tools/evidence.py --sets dark_actions scfd --seeds 3 --data ../shared/data
     python tools/evidence.py --rows hand-made frozen --encoders camera_motion runs/mine/last.pyth
     python tools/evidence.py --rows 'frozen *: SVM' --json evidence.json --markdown evidence.md
+    python tools/evidence.py --rows fine-tuning --encoders runs/mine/last.pyth --against scratch
     python tools/evidence.py --quick
 
 Rows: hand-made features (one frame, mean of 8 frames, motion energy, optical flow) with a support
 vector machine; the stages of frozen encoders, read out by a support vector machine, a linear probe
-and nearest neighbours; and fine-tuning from scratch, by the recipe, and from each encoder, with
-the real trainer. All settings of classifiers are chosen by cross-validation inside the training
-videos, with whole scenes or sources held out. Controls change the test clips: one frame repeated,
-frames shuffled or reversed, other light.
+and nearest neighbours; and, with the real trainer, the recipe of --cfg (`recipe`, and from each
+other encoder), its probe alone (`probe`), and fine-tuning without a probe from the same weights and
+from random ones (`fine-tuning without probe`, `scratch`): what pretraining is worth at equal steps.
+All settings of classifiers are chosen by cross-validation inside the training videos, with whole
+scenes or sources held out; of a run the last epoch is tested. Controls change the test clips: one
+frame repeated, frames shuffled or reversed, other light. --against ROW compares all rows with one.
 
 What is done is kept in --out: after an interruption the same command goes on, and a further row or
 set adds only its own work. A row whose libraries are not installed is left out, with
 the command that installs them.
 
-Exit codes: 0 done; 1 none of the sets is here, or a row failed; 2 wrong use; 130 interrupted, and
-the table of what is done was printed.
+Exit codes: 0 done; 1 none of the sets is here, or a row failed; 2 wrong use, or weights that do not
+fit the model of --cfg; 130 interrupted, and the table of what is done was printed.
 """
 
 from __future__ import annotations

@@ -63,6 +63,9 @@ SAME_IN_ALL_RUNS = {
 }
 """What keeps the table honest, whatever the config says."""
 
+OF_A_RUN = ("DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "OUTPUT_DIR", "RNG_SEED")
+"""What each run has of its own."""
+
 LISTS = 2
 """Version of what the lists tell a run: 2 names files below the folder of the set, and groups."""
 
@@ -85,9 +88,6 @@ class Trainer:
         for key in self.overrides[::2]:
             if key.upper() in (*SAME_IN_ALL_RUNS, *OF_A_RUN):
                 raise UserError(f"--set {key}: every fine-tuning row has its own; leave it out")
-
-
-OF_A_RUN = ("DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "OUTPUT_DIR", "RNG_SEED")
 
 
 @dataclass(frozen=True)
