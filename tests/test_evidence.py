@@ -2,57 +2,33 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from evidence_clips import write_set
 from evidence_rows import finetuning, readouts, rows, tables
 from evidence_rows.action_sets import read_set
 from evidence_rows.controls import CONTROLS, PLAIN, changed, relit
 from evidence_rows.feature_files import FeatureStore
 from evidence_rows.progress import Progress
 from evidence_rows.readouts import NEIGHBOURS, choose
-from evidence_rows.results import Job
+from evidence_rows.results import Job, Result
 from scripts import load_script
 
-from hiera_video.data.synthetic.mp4 import encode
 from hiera_video.engine.folds import grouped_folds
 from hiera_video.errors import RunFailed, UserError
 
-CLASSES = {"down": (2, 0), "left": (0, -2), "right": (0, 2)}
-"""Class -> how far its texture moves in a frame, in rows and columns."""
-
-SIDE, FRAMES, FPS = 64, 18, 10
 KNN = "frozen camera_motion: k-NN"
-
-
-def write_video(path, label, seed):
-    """A texture that moves as its class says; one frame says nothing about the class."""
-    rng = np.random.default_rng(seed)
-    coarse = torch.from_numpy(rng.uniform(30, 220, size=(1, 3, 16, 16))).float()
-    texture = torch.nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bicubic")[0]
-    down, right = CLASSES[label]
-    moved = [texture.roll((down * t, right * t), (1, 2)) for t in range(FRAMES)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    encode(path, torch.stack(moved).clamp(0, 255).to(torch.uint8), fps=FPS, crf=18)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """A folder with a set that is laid out like dark_actions; of `scfd` there is nothing."""
     folder = tmp_path_factory.mktemp("data")
-    listed = []
-    for split, count in (("train", 4), ("val", 2)):
-        for label in CLASSES:
-            for i in range(count):
-                path = f"{split}/{label}/{i}.mp4"
-                write_video(folder / "dark_actions" / path, label, len(listed))
-                listed.append([path, label, split, f"scene {i // 2}" if split == "train" else ""])
-    with (folder / "dark_actions" / "labels.csv").open("w", newline="") as file:
-        csv.writer(file).writerows([["path", "label", "split", "scene"], *listed])
+    write_set(folder / "dark_actions", train=4, val=2, listed=True)
     return folder
 
 
@@ -291,6 +267,58 @@ def test_intervals():
     assert narrow[1] - narrow[0] == pytest.approx(4 * 50 / 800**0.5, rel=0.15)
 
 
+def results_of(row, right, seeds=1):
+    """Results of a row in two parts; right: bool [videos] of either, the same for all seeds."""
+    return [
+        Result(row, "toys", part, seed, list("abcdefghij" * 10), [1] * 100, {PLAIN: list(right)})
+        for part in ("there", "back")
+        for seed in range(seeds)
+    ]
+
+
+def test_differences_are_paired():
+    rng = np.random.default_rng(0)
+    base = rng.uniform(size=100) < 0.5
+    better = base.copy()
+    better[np.flatnonzero(~base)[:10]] = True
+    base, better, same = (results_of("row", x.astype(int), 3) for x in (base, better, base.copy()))
+    assert tables.difference(base, same) == tables.Difference(0, 0, 0)
+    found = tables.difference(better, base)
+    back = tables.difference(base, better)
+    assert (found.points, back.points) == (pytest.approx(10), pytest.approx(-10))
+    # two parts of 100 videos, of which one in ten differs: two standard errors on either side
+    assert found.high - found.low == pytest.approx(4 * 30 / 200**0.5, rel=0.15)
+    assert found.low > 0, "each row alone has an interval of 14 points: only the pairs tell"
+    assert back.high < 0
+
+
+def test_rows_of_other_seeds_are_not_compared():
+    right = np.ones(100, int)
+    first, more = results_of("first", right), results_of("more", right, seeds=2)
+    assert tables.line_of("more", more, {"first": first, "more": more}).against == {}
+    line = tables.line_of("more", more[::2], {"first": first})
+    assert line.against == {"first": tables.Difference(0, 0, 0)}
+
+
+def test_the_table_against_a_row(tool, data, out, tmp_path, capsys):
+    other = "frozen random: k-NN"
+    words = ["--sets", "dark_actions", "--encoders", "camera_motion", "random", "--against"]
+    written = ["--json", tmp_path / "all.json", "--markdown", tmp_path / "table.md"]
+    assert call(tool, data, out, *words, other, *written, row="frozen *: k-NN") == 0
+    printed = capsys.readouterr().out
+    first, second = json.loads((tmp_path / "all.json").read_text())["tables"][0]["lines"]
+    found = first["against"][other]
+    assert found["points"] == pytest.approx(first["top1"] - second["top1"])
+    assert second["against"] == {}
+    cell = f"{found['points']:+.1f} ({found['low']:+.1f} to {found['high']:+.1f})"
+    for text in (printed, (tmp_path / "table.md").read_text()):
+        assert f"minus {other}" in text
+        assert cell in text
+        assert "a difference is in points" in text
+    with pytest.raises(UserError, match="--against recipe: not a row of this table; there are fro"):
+        call(tool, data, out, *words, "recipe")
+
+
 def test_nearest_neighbours_by_hand():
     features = np.array([[1, 0], [1, 0.1], [0, 1]], np.float32)
     scores = readouts.fit_neighbours(features, np.array([3, 3, 5]), {"k": 2})
@@ -324,34 +352,3 @@ def test_hand_made_rows(tool, data, tmp_path, capsys):
     right = {r["row"]: np.mean(np.equal(r["predicted"]["plain"], r["labels"])) for r in found}
     assert right["optical flow"] > 0.8
     assert right["one frame"] < 0.8
-
-
-def test_fine_tuning_row_runs_the_trainer(tool, data, tmp_path, capsys, monkeypatch):
-    # asked about unchanged clips, the model answers as in the trainer's own test
-    monkeypatch.setitem(CONTROLS, "same", lambda clip, seed: clip)
-    tiny = {
-        "MODEL.KWARGS": "{embed_dim: 8, num_heads: 1, stages: [1, 1, 1, 1]}",
-        "DATA.NUM_FRAMES": 4,
-        "DATA.RANDOM_FLIP": False,
-        "DATA_LOADER.NUM_WORKERS": 0,
-        "TRAIN.BATCH_SIZE": 4,
-    }
-    words = ["--sets", "dark_actions", "--quick", "--json", tmp_path / "all.json", "--set"]
-    words += [word for pair in tiny.items() for word in pair]
-    assert call(tool, data, tmp_path, *words, row="scratch") == 0
-    (result,) = json.loads((tmp_path / "all.json").read_text())["results"]
-    assert result["videos"][0] == "val/down/0.mp4"
-    assert result["predicted"]["same"] == result["predicted"]["plain"]
-    assert set(result["predicted"]) == {PLAIN, *CONTROLS}
-    (run,) = (tmp_path / "runs").iterdir()
-    assert (run / "results.json").is_file()
-    assert not (run / "checkpoints").exists()
-
-
-def test_a_failing_trainer_says_why(tmp_path):
-    trainer = finetuning.Trainer(tmp_path / "no.yaml", (), tmp_path, Progress())
-    tuning = finetuning.FineTuning(trainer, None)
-    with pytest.raises(RunFailed, match=r"exit code 2; its last lines:\n  error: .*no\.yaml"):
-        tuning._call(
-            [finetuning.sys.executable, str(finetuning.TOOL), "--cfg", str(trainer.config)]
-        )

@@ -3,21 +3,24 @@
     python tools/evidence.py --sets dark_actions scfd --seeds 3 --data ../shared/data
     python tools/evidence.py --rows hand-made frozen --encoders camera_motion runs/mine/last.pyth
     python tools/evidence.py --rows 'frozen *: SVM' --json evidence.json --markdown evidence.md
+    python tools/evidence.py --rows fine-tuning --encoders runs/mine/last.pyth --against scratch
     python tools/evidence.py --quick
 
 Rows: hand-made features (one frame, mean of 8 frames, motion energy, optical flow) with a support
 vector machine; the stages of frozen encoders, read out by a support vector machine, a linear probe
-and nearest neighbours; and fine-tuning from scratch, by the recipe, and from each encoder, with
-the real trainer. All settings of classifiers are chosen by cross-validation inside the training
-videos, with whole scenes or sources held out. Controls change the test clips: one frame repeated,
-frames shuffled or reversed, other light.
+and nearest neighbours; and, with the real trainer, the recipe of --cfg (`recipe`, and from each
+other encoder), its probe alone (`probe`), and fine-tuning without a probe from the same weights and
+from random ones (`fine-tuning without probe`, `scratch`): what pretraining is worth at equal steps.
+All settings of classifiers are chosen by cross-validation inside the training videos, with whole
+scenes or sources held out; of a run the last epoch is tested. Controls change the test clips: one
+frame repeated, frames shuffled or reversed, other light. --against ROW compares all rows with one.
 
 What is done is kept in --out: after an interruption the same command goes on, and a further row or
 set adds only its own work. A row whose libraries are not installed is left out, with
 the command that installs them.
 
-Exit codes: 0 done; 1 none of the sets is here, or a row failed; 2 wrong use; 130 interrupted, and
-the table of what is done was printed.
+Exit codes: 0 done; 1 none of the sets is here, or a row failed; 2 wrong use, or weights that do not
+fit the model of --cfg; 130 interrupted, and the table of what is done was printed.
 """
 
 from __future__ import annotations
@@ -56,13 +59,14 @@ def main(argv: Sequence[str]) -> int:
     from evidence_rows.progress import Progress
     from evidence_rows.results import ResultFiles
 
+    progress = Progress()
+    rows, left_out = runnable_rows(args, chosen_rows(args, progress))
     sets = read_sets(args)
     if not sets:
         print("error: none of the sets is here", file=sys.stderr)
         return cli.FAILED
-    progress = Progress()
-    rows = chosen_rows(args, progress)
-    work = Work(rows, sets, seeds=args.seeds, kept=ResultFiles(args.out / "results"))
+    kept = ResultFiles(args.out / "results")
+    work = Work(rows, sets, seeds=args.seeds, kept=kept, missing=left_out)
     try:
         return work.run(progress)
     finally:
@@ -88,6 +92,14 @@ def arguments() -> argparse.ArgumentParser:
         default=list(KINDS),
         metavar="ROW",
         help=f"names, patterns in quotes, or kinds: {', '.join(KINDS)} (default: all)",
+    )
+    add(
+        "--against",
+        nargs="+",
+        default=[],
+        metavar="ROW",
+        help="rows by name: also print by how many points every other row is better, and the 95 %% "
+        "interval of the difference",
     )
     add(
         "--encoders",
@@ -172,7 +184,34 @@ def chosen_rows(args: argparse.Namespace, progress: Progress) -> list[Row]:
         if not any(fits(row, wanted) for row in rows):
             names = ", ".join(row.name for row in rows)
             raise UserError(f"--rows {wanted}: no such row; there are {names}")
-    return [row for row in rows if any(fits(row, wanted) for wanted in args.rows)]
+    chosen = [row for row in rows if any(fits(row, wanted) for wanted in args.rows)]
+    for other in args.against:
+        if other not in [row.name for row in chosen]:
+            names = ", ".join(row.name for row in chosen)
+            raise UserError(f"--against {other}: not a row of this table; there are {names}")
+    return chosen
+
+
+def runnable_rows(args: argparse.Namespace, rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """The rows that can run, and sentences about those that are left out: weights that come with
+    the package and do not fit the config. UserError for any other row: nothing is begun."""
+    from evidence_rows.finetuning import FROM
+
+    runnable, left_out = [], []
+    for row in rows:
+        try:
+            row.check()
+        except UserError as error:
+            if args.encoders or not row.name.startswith(FROM) or row.name in args.rows:
+                raise UserError(
+                    f"the row {row.name!r} cannot run with {args.cfg}: {error}\nName a config of "
+                    "the same model (--cfg, --set MODEL.KWARGS ...), or other rows (--rows)"
+                ) from None
+            left_out.append(f"{row.name} is left out: these weights do not fit {args.cfg.name}")
+            print(f"note: {left_out[-1]}", file=sys.stderr)
+        else:
+            runnable.append(row)
+    return runnable, left_out
 
 
 def fits(row: Row, wanted: str) -> bool:
@@ -241,7 +280,6 @@ class Work:
                         yield row, Job(row.name, action_set, part, seed, row.settings(seed))
 
     def _done(self, row: Row, job: Job) -> Result:
-        from evidence_rows.action_sets import names_of
         from evidence_rows.results import Result
 
         began = time.monotonic()
@@ -251,7 +289,7 @@ class Work:
             action_set=job.action_set.name,
             part=job.part.name,
             seed=job.seed,
-            videos=names_of(job.part.test),
+            videos=job.action_set.names_of(job.part.test),
             labels=job.part.test.labels.tolist(),
             predicted=answers.predicted,
             chosen=answers.chosen,
@@ -273,9 +311,9 @@ def report(args: argparse.Namespace, work: Work) -> None:
     for action_set in work.sets:
         results = [r for r in work.results if r.action_set == action_set.name]
         if results:
-            made.append(tables.table_of(action_set, results, work.missing))
+            made.append(tables.table_of(action_set, results, work.missing, args.against))
             print(tables.plain_text(made[-1]), end="\n\n")
-    print(tables.HOW)
+    print(tables.how(made))
     command = shlex.join(["python", "tools/evidence.py", *sys.argv[1:]])
     if args.json:
         tables.write_json(args.json, made, work.results, command=command)

@@ -53,6 +53,12 @@ def score_settings(cfg: Config, precision: str) -> ScoreSettings:
     )
 
 
+def test_settings(cfg: Config) -> ScoreSettings:
+    """Return how the clips of the test are scored."""
+    precision = cfg.test.mixed_precision
+    return score_settings(cfg, cfg.train.mixed_precision if precision == "train" else precision)
+
+
 def score_videos(
     model: nn.Module,
     loader: Loader,
@@ -211,10 +217,7 @@ def _test(
     manifest = world.run_on_main(_read_test_list, cfg, stored, num_classes)
     loader = _build_test_loader(cfg, world, manifest)
     model = _build_tested_model(cfg, stored, num_classes).to(world.device)
-    precision = cfg.test.mixed_precision
-    if precision == "train":
-        precision = cfg.train.mixed_precision
-    settings = score_settings(cfg, precision)
+    settings = test_settings(cfg)
 
     if world.is_main:
         logger.open(folder)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Video(NamedTuple):
     """One video of a set."""
 
     name: str
-    """Its path below the root of the set."""
+    """Its path below the folder of the set: no other video of the set has it."""
     path: str
     size: int
     """Of the file, in bytes: a changed file has other features."""
@@ -40,13 +40,35 @@ class Part:
 
 @dataclass(frozen=True)
 class ActionSet:
-    """A set of labelled videos and the divisions that it is tested in."""
+    """A set of labelled videos and the divisions that it is tested in.
+
+    Raises DataError where two paths of videos have one name, or a part tests what it trains on.
+    """
 
     name: str
+    folder: Path
+    """All its videos are below it, and are named by their paths from there: train and val may each
+    have a `walk/0.mp4`."""
     parts: tuple[Part, ...]
     groups: Mapping[str, str]
-    """Path of a video below the root -> what it shares with others (a scene, a source). Settings
-    are chosen with whole groups held out. A video that is not in it is a group of its own."""
+    """Name of a video -> what it shares with others (a scene, a source). Settings are chosen with
+    whole groups held out. A video that is not in it is a group of its own."""
+
+    def __post_init__(self) -> None:
+        paths: dict[str, str] = {}
+        for name, path in self._named_paths():
+            if paths.setdefault(name, path) != path:
+                raise DataError(
+                    f"{self.name}: {paths[name]} and {path} have one name, {name}: list each video "
+                    "once, with one path"
+                )
+        for part in self.parts:
+            both = set(self.names_of(part.train)) & set(self.names_of(part.test))
+            if both:
+                raise DataError(
+                    f"{self.name}, {part.name}: {len(both)} videos are trained on and tested, such "
+                    f"as {min(both)}: list each video in one of the two"
+                )
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -63,32 +85,38 @@ class ActionSet:
     @property
     def videos(self) -> list[Video]:
         """All videos of all parts, each once, in the order of their names."""
-        manifests = [m for part in self.parts for m in (part.train, part.test)]
-        paths = {m.paths.relative(i): m.paths[i] for m in manifests for i in range(len(m))}
+        paths = dict(self._named_paths())
         return [Video(name, path, os.path.getsize(path)) for name, path in sorted(paths.items())]
+
+    def _named_paths(self) -> Iterator[tuple[str, str]]:
+        for part in self.parts:
+            for manifest in (part.train, part.test):
+                yield from zip(self.names_of(manifest), manifest.paths, strict=True)
 
     @property
     def fingerprint(self) -> str:
         """Hash of videos, labels, groups and parts: results of other lists do not count."""
         digest = hashlib.blake2b(digest_size=8)
         for video in self.videos:
-            digest.update(f"{video.name}\0{video.size}\0{self.groups.get(video.name)}\n".encode())
+            facts = f"{video.name}\0{video.size}\0{self.groups.get(video.name)}\n"
+            digest.update(facts.encode("utf-8", "surrogateescape"))
         for part in self.parts:
             for manifest in (part.train, part.test):
-                for i in range(len(manifest)):
-                    digest.update(f"{manifest.paths.relative(i)}\0{manifest.label(i)}\n".encode())
+                for i, name in enumerate(self.names_of(manifest)):
+                    fact = f"{name}\0{manifest.label(i)}\n"
+                    digest.update(fact.encode("utf-8", "surrogateescape"))
             digest.update(part.name.encode())
         return digest.hexdigest()
 
+    def names_of(self, manifest: Manifest) -> list[str]:
+        """The name of each video of a manifest: its path below the folder of the set."""
+        above = os.path.relpath(manifest.paths.root, self.folder)
+        paths = (manifest.paths.relative(i) for i in range(len(manifest)))
+        return [os.path.normpath(os.path.join(above, path)) for path in paths]
+
     def groups_of(self, manifest: Manifest) -> list[str]:
         """The group of each video of a manifest."""
-        names = names_of(manifest)
-        return [self.groups.get(name) or name for name in names]
-
-
-def names_of(manifest: Manifest) -> list[str]:
-    """The videos of a manifest as its list names them."""
-    return [manifest.paths.relative(i) for i in range(len(manifest))]
+        return [self.groups.get(name) or name for name in self.names_of(manifest)]
 
 
 class MissingSet(UserError):
@@ -123,7 +151,7 @@ def scfd(data: Path) -> ActionSet:
         train = read_manifest(folder, "train", fold=fold)
         test = read_manifest(folder, "val", fold=fold, classes=train.classes)
         parts.append(Part(f"fold {fold}", train, test))
-    return ActionSet("scfd", tuple(parts), read_groups(folder, "source"))
+    return ActionSet("scfd", folder, tuple(parts), read_groups(folder, "source"))
 
 
 def generated(data: Path) -> ActionSet:
@@ -133,22 +161,20 @@ def generated(data: Path) -> ActionSet:
     """
     from hiera_video.data.synthetic.body_motion.actions import make_actions
 
-    folder = make_actions(GENERATED_FOLDER)
-    train = read_manifest(folder, "train")
-    val = read_manifest(folder, "val", classes=train.classes)
-    return ActionSet("generated", (Part("train -> val", train, val),), {})
+    whole = split_folder("generated", make_actions(GENERATED_FOLDER), group_by="")
+    return replace(whole, parts=whole.parts[:1])
 
 
 def split_folder(name: str, folder: Path, *, group_by: str) -> ActionSet:
     """A folder with a split train and val, tested on val and, the other way round, on train.
 
-    group_by: column of its labels.csv.
+    group_by: column of its labels.csv; "" for videos that are drawn independently of each other.
     """
     folder = _existing(name, folder)
     train = read_manifest(folder, "train")
     val = read_manifest(folder, "val", classes=train.classes)
     parts = (Part("train -> val", train, val), Part("val -> train", val, train))
-    return ActionSet(name, parts, read_groups(folder, group_by))
+    return ActionSet(name, folder, parts, read_groups(folder, group_by) if group_by else {})
 
 
 GENERATED_FOLDER = "data/generated_actions"
@@ -169,7 +195,7 @@ def _existing(name: str, folder: Path) -> Path:
 
 
 def read_groups(folder: Path, column: str) -> dict[str, str]:
-    """Path -> entry of a column of labels.csv, for the videos that have one.
+    """Name of a video -> entry of a column of labels.csv, for the videos that have one.
 
     Raises DataError where there is no such file or column.
     """
@@ -181,4 +207,4 @@ def read_groups(folder: Path, column: str) -> dict[str, str]:
         raise DataError(f"cannot read {file}: {error.strerror}") from None
     if not rows or not {"path", column} <= rows[0].keys():
         raise DataError(f"{file} has no columns 'path' and {column!r}")
-    return {row["path"]: row[column] for row in rows if row[column]}
+    return {os.path.normpath(row["path"]): row[column] for row in rows if row[column]}

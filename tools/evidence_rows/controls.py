@@ -6,6 +6,10 @@ A classifier learns from unchanged clips and is asked about changed ones:
 * shuffled: the frames in random order; what is left does not come from their order;
 * reversed: backwards; actions that are each other's reverse should swap;
 * brighter, darker: other light; what is lost came from brightness.
+
+The pixels that change are those of the file: 8 bits, before any normalisation of brightness, which
+is part of what is tested. Light is gain * pixel ** gamma, alike for all frames. It is cut off at
+white and rounded: as in a file that was filmed like this, what is lost is lost.
 """
 
 from __future__ import annotations

@@ -1,12 +1,17 @@
 """The rows that run the trainer, as a user does: `tools/run_net.py` in a process of its own.
 
-The last epoch is tested, by the trainer itself; the test videos decide nothing. A run that was
-interrupted is resumed from its checkpoint.
+The last epoch is tested, by the trainer itself, also where the recipe tests its best one: the best
+is chosen on the list "val", which here are the test videos, and these must decide nothing. The
+controls are asked of the very checkpoint that was tested. A run that was interrupted is resumed
+from its checkpoint.
 """
 
 from __future__ import annotations
 
 import csv
+import hashlib
+import io
+import itertools
 import json
 import shutil
 import signal
@@ -14,16 +19,17 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from evidence_rows.action_sets import Part, names_of
+from evidence_rows.action_sets import ActionSet, Part
 from evidence_rows.controls import CONTROLS, PLAIN, changed
-from evidence_rows.encoders import RANDOM, load_encoder
+from evidence_rows.encoders import RANDOM
 from evidence_rows.feature_files import plain_name
 from evidence_rows.progress import Progress
 from evidence_rows.results import Job
@@ -32,12 +38,13 @@ from hiera_video import __version__, files
 from hiera_video.classifier import load_classifier
 from hiera_video.config import Config, load_config
 from hiera_video.data.manifests.manifest import Manifest
-from hiera_video.data.manifests.video_table import quoted_path
 from hiera_video.data.transforms.normalize import normalize_clips
 from hiera_video.data.views import read_view_pixels, views_of
-from hiera_video.engine import checkpoint
-from hiera_video.errors import RunFailed
-from hiera_video.scoring import ScoreSettings, choose_device, clip_scores
+from hiera_video.engine import build, evaluate
+from hiera_video.errors import RunFailed, UserError
+from hiera_video.models.weights.load import load_weights
+from hiera_video.models.weights.resolve import resolve
+from hiera_video.scoring import choose_device, clip_scores
 from hiera_video.spreadsheet import original
 from hiera_video.video.decode import open_video
 
@@ -47,9 +54,28 @@ _SECONDS_BETWEEN = 30.0
 """Between two lines of the trainer that are shown."""
 
 
+SAME_IN_ALL_RUNS = {
+    "TRAIN.ENABLE": "True",
+    "TEST.ENABLE": "True",
+    "TRAIN.EVAL_PERIOD": "0",  # validation would choose the best epoch on the test videos
+    "TEST.CHECKPOINT_FILE_PATH": "",  # the last epoch
+    "DATA.GROUP_BY": "",  # the lists have the groups
+}
+"""What keeps the table honest, whatever the config says."""
+
+OF_A_RUN = ("DATA.PATH_TO_DATA_DIR", "DATA.PATH_PREFIX", "OUTPUT_DIR", "RNG_SEED")
+"""What each run has of its own."""
+
+LISTS = 2
+"""Version of what the lists tell a run: 2 names files below the folder of the set, and groups."""
+
+
 @dataclass(frozen=True)
 class Trainer:
-    """How runs are started."""
+    """How runs are started.
+
+    Raises UserError where `overrides` has a setting that each row sets itself.
+    """
 
     config: Path
     overrides: tuple[str, ...]
@@ -58,57 +84,77 @@ class Trainer:
     """For lists and runs."""
     progress: Progress
 
+    def __post_init__(self) -> None:
+        for key in self.overrides[::2]:
+            if key.upper() in (*SAME_IN_ALL_RUNS, *OF_A_RUN):
+                raise UserError(f"--set {key}: every fine-tuning row has its own; leave it out")
+
 
 @dataclass(frozen=True)
 class FineTuning:
     """Trains on the training videos of a job, from some weights, and tests."""
 
     trainer: Trainer
-    start: str | None
-    """Weights to start from; "" is from scratch, None what the config says."""
+    changes: Mapping[str, str]
+    """Setting -> value: how the row differs from the config."""
 
     @property
     def words(self) -> list[str]:
         """The settings that differ from the config, without paths and seed."""
-        # validation would only watch: the last epoch is tested whatever it shows
-        words = ["TRAIN.EVAL_PERIOD", "0", *self.trainer.overrides]
-        return words if self.start is None else [*words, "TRAIN.CHECKPOINT_FILE_PATH", self.start]
+        settings = {**self.changes, **SAME_IN_ALL_RUNS}
+        return [*self.trainer.overrides, *itertools.chain(*settings.items())]
 
     def config(self) -> Config:
         return load_config(self.trainer.config, self.words)
 
     def settings(self, seed: int) -> dict[str, Any]:
         config = self.config()
-        start = config.train.checkpoint_file_path
         return {
             "config": config.to_yaml(),
-            "start": load_encoder(start).weights if start else "",
+            "start": weights_digest(config.train.checkpoint_file_path, config.model.model_name),
             "controls": list(CONTROLS),
+            "lists": LISTS,
             "version": __version__,
         }
+
+    def check(self) -> None:
+        """Build the model and load the weights to start from, as the trainer does.
+
+        Raises UserError, WeightsError: they are not there or do not fit; a wrong setting.
+        """
+        config = self.config()
+        if config.task != "classify":
+            raise UserError(f"{self.trainer.config} is for TASK {config.task}; name one that tests")
+        names = ["a", "b"]
+        with torch.random.fork_rng(devices=[]):
+            model, _ = build.training_model(config, num_classes=len(names))
+            start = config.train.checkpoint_file_path
+            if start:
+                stored, _ = resolve(start, config.model.model_name)
+                load_weights(model, stored, classes=names)
 
     def run(self, job: Job) -> Answers:
         """Train, test, and test the controls."""
         lists = self._write_lists(job)
         out = self.trainer.folder / "runs" / job.key()
-        paths = ["DATA.PATH_TO_DATA_DIR", str(lists), "DATA.PATH_PREFIX", job.part.train.paths.root]
+        folder = str(job.action_set.folder)
+        paths = ["DATA.PATH_TO_DATA_DIR", str(lists), "DATA.PATH_PREFIX", folder]
         words = [*self.words, *paths, "OUTPUT_DIR", str(out), "RNG_SEED", str(job.seed)]
         self._call([sys.executable, str(TOOL), "--cfg", str(self.trainer.config), *words])
 
         classes = job.action_set.classes
         predicted = {PLAIN: read_predictions(out / "predictions.csv", job.part.test, classes)}
-        newest = checkpoint.latest(out / "checkpoints")
-        assert newest is not None  # the test above has read it
-        predicted |= control_answers(newest[0], job.part.test, self.config())
+        tested = json.loads((out / "results.json").read_text(encoding="utf-8"))["checkpoint"]
+        predicted |= control_answers(Path(tested), job.action_set, job.part.test, self.config())
         # they are large and many; logs, records and predictions stay
         shutil.rmtree(out / "checkpoints")
         return Answers(predicted)
 
     def _write_lists(self, job: Job) -> Path:
-        """Write the lists of a part as tools/prepare_data.py writes them; their folder."""
+        """Write the lists of a part; returns their folder."""
         name = plain_name(f"{job.action_set.name} {job.part.name}")
         folder = self.trainer.folder / "lists" / f"{name}-{job.action_set.fingerprint}"
-        write_lists(folder, job.part, job.action_set.classes)
+        write_lists(folder, job.action_set, job.part)
         return folder
 
     def _call(self, command: Sequence[str]) -> None:
@@ -144,16 +190,22 @@ class FineTuning:
             )
 
 
-def write_lists(folder: Path, part: Part, classes: Sequence[str]) -> None:
-    """Write train.csv, val.csv and the names of the classes."""
+def write_lists(folder: Path, action_set: ActionSet, part: Part) -> None:
+    """Write train.csv, val.csv and the names of the classes.
+
+    The lists have a column `group`, so that a probe is chosen with whole groups held out.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    files.write_text(folder / "classnames.json", json.dumps(list(classes), ensure_ascii=False))
+    classes = json.dumps(list(action_set.classes), ensure_ascii=False)
+    files.write_text(folder / "classnames.json", classes)
     for name, manifest in (("train", part.train), ("val", part.test)):
-        lines = [
-            f"{quoted_path(path)} {manifest.label(i)}\n"
-            for i, path in enumerate(names_of(manifest))
-        ]
-        files.write_text(folder / f"{name}.csv", "".join(lines), errors="surrogateescape")
+        text = io.StringIO()
+        table = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        table.writerow(["path", "label", "group"])
+        names, groups = action_set.names_of(manifest), action_set.groups_of(manifest)
+        for i, (path, group) in enumerate(zip(names, groups, strict=True)):
+            table.writerow([path, manifest.label(i), group])
+        files.write_text(folder / f"{name}.csv", text.getvalue(), errors="surrogateescape")
 
 
 def read_predictions(file: Path, test: Manifest, classes: Sequence[str]) -> list[int]:
@@ -166,14 +218,17 @@ def read_predictions(file: Path, test: Manifest, classes: Sequence[str]) -> list
     return [list(classes).index(name) if name else -1 for name in names]
 
 
-def control_answers(weights: Path, test: Manifest, config: Config) -> dict[str, list[int]]:
-    """What a trained model answers to the changed test clips, with the views of the test."""
+def control_answers(
+    weights: Path, action_set: ActionSet, test: Manifest, config: Config
+) -> dict[str, list[int]]:
+    """What a trained model answers to the changed test clips, scored as the test scores them."""
     device = choose_device(config.device)
     found = load_classifier(None, weights, None, spec=None, model_kwargs={}, warn=lambda line: None)
     model = found.model.to(device).eval()
     views, crops = config.test.num_ensemble_views, config.test.num_spatial_crops
+    settings = evaluate.test_settings(config)
     answers: dict[str, list[int]] = {control: [] for control in CONTROLS}
-    for i, name in enumerate(names_of(test)):
+    for i, name in enumerate(action_set.names_of(test)):
         with open_video(test.paths[i], config.data.decoding_backend) as reader:
             clips = read_view_pixels(reader, views_of(reader, found.spec, views), found.spec, crops)
         for control, said in answers.items():
@@ -181,31 +236,54 @@ def control_answers(weights: Path, test: Manifest, config: Config) -> dict[str, 
                 [changed(clip, control, f"{name} {k // crops}") for k, clip in enumerate(clips)]
             )
             batch = normalize_clips(pixels.transpose(1, 2), found.spec)
-            settings = ScoreSettings(batch_size=config.test.batch_size)
             scores = clip_scores(model, batch, settings, device=device)
             said.append(int(scores.mean(dim=0).argmax()))
     return answers
 
 
+@lru_cache(maxsize=16)
+def weights_digest(weights: str, model: str) -> str:
+    """Hash of the tensors in a file of weights, or of named ones; "" for no weights."""
+    if not weights:
+        return ""
+    digest = hashlib.blake2b(digest_size=8)
+    for key, value in sorted(resolve(weights, model)[0].state_dict.items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 # ---- the rows -----------------------------------------------------------------------------------
+
+FROM = "recipe from "
 
 
 def finetuning_rows(trainer: Trainer, encoders: Sequence[str]) -> list[Row]:
-    """From scratch, as the config says, and from each encoder that the config does not start from.
+    """From scratch, as the config says, its parts, and from each encoder that the config does not
+    start from.
 
-    Random weights are the row from scratch.
+    `scratch` and `fine-tuning without probe` take the same steps and differ in the first weights
+    alone: together they tell what pretraining is worth. `probe` is what the recipe starts from.
+    Random encoders have no row of their own: that is `scratch`.
     """
-    usual = load_config(trainer.config, list(trainer.overrides)).train.checkpoint_file_path
-    rows = [
-        _row("scratch", "fine-tuning from random weights", FineTuning(trainer, "")),
-        _row("recipe", f"fine-tuning from {usual or 'random weights'}", FineTuning(trainer, None)),
-    ]
+    usual = load_config(trainer.config, list(trainer.overrides)).train
+    start = usual.checkpoint_file_path
+    no_probe, nothing = {"TRAIN.PROBE": "False"}, {"TRAIN.CHECKPOINT_FILE_PATH": ""}
+
+    def row(name: str, what: str, changes: Mapping[str, str]) -> Row:
+        tuning = FineTuning(trainer, changes)
+        return Row(name, "fine-tuning", what, tuning.run, tuning.settings, check=tuning.check)
+
+    rows = [row("scratch", "fine-tuning from random weights, no probe", {**no_probe, **nothing})]
+    if start and usual.probe:
+        what = f"fine-tuning from {start}, from a random head"
+        rows.append(row("fine-tuning without probe", what, no_probe))
+    if usual.probe:
+        untrained = {"SOLVER.MAX_EPOCH": "0", "SOLVER.MAX_STEPS": "0"}
+        rows.append(row("probe", "the head fitted to the frozen encoder alone", untrained))
+    rows.append(row("recipe", f"fine-tuning from {start or 'random weights'}", {}))
     for weights in encoders:
-        if weights not in (RANDOM, usual):
-            what = "fine-tuning from these weights"
-            rows.append(_row(f"recipe from {weights}", what, FineTuning(trainer, weights)))
+        if weights not in (RANDOM, start):
+            changes = {"TRAIN.CHECKPOINT_FILE_PATH": weights}
+            rows.append(row(f"{FROM}{weights}", "fine-tuning from these weights", changes))
     return rows
-
-
-def _row(name: str, what: str, tuning: FineTuning) -> Row:
-    return Row(name, "fine-tuning", what, tuning.run, tuning.settings)

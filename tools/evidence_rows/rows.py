@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from evidence_rows.action_sets import names_of
 from evidence_rows.controls import CONTROLS, PLAIN
 from evidence_rows.encoders import (
     RANDOM,
@@ -57,6 +56,8 @@ class Row:
     """Seed -> all that its results depend on, besides the videos."""
     needs: tuple[str, ...] = ()
     """Modules that must be installed."""
+    check: Callable[[], None] = lambda: None
+    """Raises UserError where the row would fail whatever the videos are; takes seconds at most."""
 
     @property
     def missing(self) -> list[str]:
@@ -93,8 +94,8 @@ class FeatureRow:
         """Choose, train and test."""
         describer, videos = self.describer(job.seed), job.action_set.videos
         place = {video.name: i for i, video in enumerate(videos)}
-        train = [place[name] for name in names_of(job.part.train)]
-        test = [place[name] for name in names_of(job.part.test)]
+        train = [place[name] for name in job.action_set.names_of(job.part.train)]
+        test = [place[name] for name in job.action_set.names_of(job.part.test)]
         labels = np.asarray(job.part.train.labels)
         found = self.store.plain(describer, videos)
         blocks = {k: v[train] for k, v in found.items() if self.blocks is None or k in self.blocks}
