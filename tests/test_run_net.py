@@ -294,8 +294,8 @@ def test_a_dry_run_says_whether_loader_or_device_is_the_limit(waiting, said):
 
 
 def test_a_dry_run_of_a_probe_alone_says_so(run_net, videos, empty, tmp_path):
-    words = ("MODEL.KWARGS", "{embed_dim: 16, num_heads: 1, stages: [1, 1, 1, 1], readout_stages: [3]}",
-             "TRAIN.PROBE", "true", "TRAIN.PROBE_ALONE_BELOW", 5)  # fmt: skip
+    sizes = "{embed_dim: 16, num_heads: 1, stages: [1, 1, 1, 1], readout_stages: [3]}"
+    words = ("MODEL.KWARGS", sizes, "TRAIN.PROBE", "true", "TRAIN.PROBE_ALONE_BELOW", 5)
     done = run_net("--cfg", empty, *settings(videos, tmp_path / "out", *words), "--dry-run", 1)
     assert done.returncode == 0, done.stderr
     assert "note: 4 training videos, fewer than 5: the probe alone" in done.stdout
