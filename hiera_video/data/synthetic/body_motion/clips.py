@@ -15,7 +15,7 @@ from hiera_video.data.synthetic.body_motion.light import film
 from hiera_video.data.synthetic.body_motion.motions import log_uniform
 from hiera_video.data.synthetic.body_motion.scene import Scene, random_scene
 from hiera_video.data.synthetic.body_motion.streams import stream
-from hiera_video.data.synthetic.body_motion.truth import FAR, FLOW_CHANNELS, GRID, TRUTH_CHANNELS
+from hiera_video.data.synthetic.body_motion.truth import FAR, GRID
 
 
 @dataclass(frozen=True)
@@ -58,9 +58,8 @@ def truth_of(scene: Scene, owner: np.ndarray) -> np.ndarray:
     """Average what is known of every second frame over cells, see `draw_clip`."""
     frames, size, _ = owner.shape
     cell = size // GRID
-    out = np.empty((TRUTH_CHANNELS, frames // 2, GRID, GRID), np.float32)
-    for row, start in enumerate(range(0, frames, 2)):
-        out[:4, row] = 64 * scene.flow(owner, start, start + 1, cell=cell)
-        out[4:FLOW_CHANNELS, row] = 64 * scene.flow(owner, start, start + FAR, cell=cell)[2:]
-        out[FLOW_CHANNELS:, row] = scene.doing_map(owner, start, cell=cell)
-    return out
+    starts = np.arange(0, frames, 2)
+    near = scene.flows(owner, starts, starts + 1, cell=cell)
+    far = scene.flows(owner, starts, starts + FAR, cell=cell)
+    doing = scene.doing_maps(owner[::2], cell=cell)
+    return np.concatenate([64 * near, 64 * far[2:], doing])

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from hiera_video.data.synthetic.body_motion import raster
+from hiera_video.data.synthetic.body_motion import camera
 from hiera_video.data.synthetic.body_motion.motions import log_uniform
 
 LEVELS = 2048
@@ -24,7 +24,7 @@ def film(rng: np.random.Generator, picture: np.ndarray, t: np.ndarray) -> np.nda
     noise = log_uniform(rng, 0.3, 6 if dark else 10)  # bytes
     gamma = log_uniform(rng, 0.6, 1.8)
     if rng.uniform() < 0.45:
-        picture = _soften(picture, rng.uniform(0.08, 0.33))
+        picture = camera.soften(picture, rng.uniform(0.08, 0.33))
     gain = _light(rng, t, picture.shape[1])
     ramp = np.linspace(0, 1, LEVELS)
     offset = rng.uniform(0, 12) if rng.uniform() < 0.3 else 0.0
@@ -36,7 +36,7 @@ def film(rng: np.random.Generator, picture: np.ndarray, t: np.ndarray) -> np.nda
     offsets = rng.integers(0, len(grain) - count, size=len(picture))
     if rng.uniform() < 0.1:
         offsets[:] = offsets[0]  # dirt on the lens: noise that does not move
-    bytes_ = raster.expose(picture, gain, curve, grain, offsets, noise)
+    bytes_ = camera.expose(picture, gain, curve, grain, offsets, noise)
     if rng.uniform() < 0.3:
         bytes_ = compress(bytes_, step=log_uniform(rng, 4, 40))
     return bytes_
@@ -48,17 +48,6 @@ def _grain() -> np.ndarray:
     return np.random.default_rng((0, 7)).standard_normal(1 << 19).astype(np.float32)
 
 
-def _soften(picture: np.ndarray, side: float) -> np.ndarray:
-    """Blur over neighbouring pixels, each of weight `side`."""
-    for axis in (1, 2):
-        around = np.empty_like(picture)
-        first, middle, last = (np.moveaxis(x, axis, 0) for x in (picture, around, picture))
-        middle[1:-1] = first[:-2] + last[2:]
-        middle[0], middle[-1] = first[1] + first[0], first[-2] + first[-1]
-        picture = np.float32(1 - 2 * side) * picture + np.float32(side) * around
-    return picture
-
-
 def _light(rng: np.random.Generator, t: np.ndarray, side: int) -> np.ndarray:
     """Draw the light over time and picture: float32 [T, H, W] around 1."""
     gain = 1 + 0.15 * rng.normal() * (rng.uniform() < 0.3) * t
@@ -66,7 +55,6 @@ def _light(rng: np.random.Generator, t: np.ndarray, side: int) -> np.ndarray:
         gain = gain + rng.uniform(0, 0.15) * np.sin(rng.uniform(3, 30) * t + rng.uniform(0, 6))
     if rng.uniform() < 0.2:
         gain = gain + rng.normal(0, 0.06, size=len(t))
-    field = np.broadcast_to(gain[:, None, None], (len(t), side, side))
     if rng.uniform() < 0.4:  # a lamp, a shadow or a dark border, still or moving
         axis = (np.arange(side) + 0.5) / side - 0.5
         moving = rng.normal(0, 0.3, size=2) * (rng.uniform() < 0.3)
@@ -75,9 +63,8 @@ def _light(rng: np.random.Generator, t: np.ndarray, side: int) -> np.ndarray:
         across = np.exp(-0.5 * ((axis[None] - centre[:, :1]) / width) ** 2)
         down = np.exp(-0.5 * ((axis[None] - centre[:, 1:]) / width) ** 2)
         spot = rng.uniform(-0.7, 1.2)
-        field = field * (1 + spot * (down[:, :, None] * across[:, None] - (spot > 0)))
-        field = np.maximum(field, 0.08)
-    return field.astype(np.float32)
+        return camera.lit(gain, down, across, spot)
+    return np.broadcast_to(gain[:, None, None], (len(t), side, side)).astype(np.float32)
 
 
 @functools.lru_cache(maxsize=1)
@@ -93,4 +80,4 @@ def compress(frames: np.ndarray, *, step: float) -> np.ndarray:
     """Lose what a codec loses: the cosines of blocks of 8 x 8 rounded to steps, coarser the finer
     they are. uint8 [T, H, W, 3], H and W multiples of 8; `step` in bytes."""
     steps = step * (1 + 0.5 * (np.arange(8)[:, None] + np.arange(8)[None]))
-    return raster.rounded_cosines(frames, _cosines(), steps.astype(np.float32))
+    return camera.rounded_cosines(frames, _cosines(), steps.astype(np.float32))

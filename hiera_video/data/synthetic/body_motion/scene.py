@@ -22,7 +22,7 @@ from hiera_video.data.synthetic.body_motion.textures import (
     PLATE_SIDE,
     PLATES,
     outlines,
-    plates,
+    texels,
 )
 
 
@@ -60,16 +60,22 @@ class Scene:
     def draw(self, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Draw pixels float32 [T, size, size, 3] and the layer that each shows, int16 [T, ...]."""
         looks = np.stack([self.outline, self.plate])
-        return raster.draw(self.forward, looks, self.paint, outlines(), plates(), size)
+        return raster.draw(self.forward, looks, self.paint, outlines(), texels(), size)
 
     def flow(self, owner: np.ndarray, start: int, end: int, *, cell: int = 1) -> np.ndarray:
         """Displacement of what frame `start` shows until frame `end`, in sides of the view:
-        float32 [4, H / cell, W / cell], see `raster.displacement`."""
-        return raster.displacement(self.forward, owner[start], start, end, cell)
+        float32 [4, H / cell, W / cell], see `raster.displacements`."""
+        return self.flows(owner, np.array([start]), np.array([end]), cell=cell)[:, 0]
 
-    def doing_map(self, owner: np.ndarray, frame: int, *, cell: int = 1) -> np.ndarray:
-        """What the bodies seen in a frame do as a whole: float32 [D, H / cell, W / cell]."""
-        return raster.cell_means(self.doing, owner[frame], cell)
+    def flows(
+        self, owner: np.ndarray, starts: np.ndarray, ends: np.ndarray, *, cell: int
+    ) -> np.ndarray:
+        """The same for several frames, int [F]: float32 [4, F, H / cell, W / cell]."""
+        return raster.displacements(self.forward, owner, starts, ends, cell)
+
+    def doing_maps(self, owner: np.ndarray, *, cell: int) -> np.ndarray:
+        """What the bodies seen in frames do as a whole: float32 [D, F, H / cell, W / cell]."""
+        return raster.cell_means(self.doing, owner, cell)
 
     def occluded(self, owner: np.ndarray, start: int, end: int) -> np.ndarray:
         """Which pixels of frame `start` are hidden or out of view in frame `end`: bool [H, W]."""

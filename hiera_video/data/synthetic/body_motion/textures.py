@@ -20,6 +20,17 @@ CAPSULE, ELLIPSE, BOX = 0, 1, 2
 
 
 @functools.lru_cache(maxsize=1)
+def texels() -> np.ndarray:
+    """The textures of all clips as the rasteriser reads them: int32 [PLATES, (S + 1) ** 2].
+
+    A texel is red + 256 green + 65536 blue. After the last row and column the first ones follow
+    again, so that the neighbours of a texel are found without wrapping around.
+    """
+    wrapped = np.pad(plates(), ((0, 0), (0, 1), (0, 1), (0, 0)), mode="wrap").astype(np.int32)
+    packed = wrapped[..., 0] | wrapped[..., 1] << 8 | wrapped[..., 2] << 16
+    return packed.reshape(PLATES, -1)
+
+
 def plates() -> np.ndarray:
     """Draw the textures of all clips: uint8 [PLATES, S, S, 3], S = PLATE_SIDE; each wraps around.
 
