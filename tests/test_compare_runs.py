@@ -98,4 +98,4 @@ def test_a_run_that_was_trained_and_tested_is_read(tmp_path, capsys):
     capsys.readouterr()
     value = json.loads((tmp_path / "out" / "results.json").read_text())["top1_acc"]
     line = printed(capsys, tmp_path / "out", "--names", "tiny")[-1]
-    assert line == f"tiny {value:.1f} %: same 3 training steps, same 3 test videos"
+    assert line == f"tiny {value:.1f} %: 3 training steps, 3 test videos"

@@ -117,14 +117,18 @@ def sentence(runs: Sequence[Run]) -> str:
 def _steps(runs: Sequence[Run]) -> str:
     first = runs[0].steps
     if first is not None and _alike(runs, lambda run: run.steps):
-        return f"same {first} training steps"
+        return f"{_same(runs)}{first} training steps"
     return f"training steps {', '.join('?' if r.steps is None else str(r.steps) for r in runs)}"
 
 
 def _videos(runs: Sequence[Run]) -> str:
     if _alike(runs, lambda run: (sorted(run.videos), run.failed)):
-        return f"same {len(runs[0].videos)} test videos"
+        return f"{_same(runs)}{len(runs[0].videos)} test videos"
     return "tested on different videos: not to be compared"
+
+
+def _same(runs: Sequence[Run]) -> str:
+    return "same " if len(runs) > 1 else ""
 
 
 def _alike(runs: Sequence[Run], of: Callable[[Run], Any]) -> bool:
