@@ -106,7 +106,7 @@ class HieraConfig(Section):
     the paper does. None and 1 decode all."""
     target: str = choice("pixels", ("pixels", "hog", "flow"))
     """What an autoencoder predicts: pixels, histograms of oriented gradients (Table 3 of the
-    paper), or the optical flow of generated clips (TRAIN.DATASET body_motion)."""
+    paper), or the optical flow of generated clips (TRAIN.DATASET body_motion, camera_flow)."""
 
 
 @dataclass(frozen=True)
