@@ -83,9 +83,9 @@ def draw_clip(label: str, seed: int, spec: ClipSpec) -> tuple[Tensor, Tensor]:
     from hiera_video.data.synthetic.camera_motion import render_clip
     from hiera_video.data.synthetic.camera_path import camera_path
 
-    form = {"frames": spec.num_frames, "fps": spec.target_fps / spec.sampling_rate, "plain": True}
-    frames = render_clip(label, seed, size=spec.crop_size, **form)
-    flow = camera_flow(camera_path(label, seed, **form), GRID)[::2]
+    count, fps = spec.num_frames, spec.target_fps / spec.sampling_rate
+    frames = render_clip(label, seed, size=spec.crop_size, frames=count, fps=fps, plain=True)
+    flow = camera_flow(camera_path(label, seed, frames=count, fps=fps, plain=True), GRID)[::2]
     truth = torch.zeros(TRUTH_CHANNELS, len(flow), GRID, GRID)
     truth[:2] = torch.from_numpy(64 * flow).permute(3, 0, 1, 2)
     return frames, truth
