@@ -38,7 +38,7 @@ pytestmark = pytest.mark.usefixtures("no_curves")
 def scene_of(seed, settings=SETTINGS):
     """The world of a clip, its clean pixels and the layers that they show."""
     scene = random_scene(seed, frame_times(seed, settings), settings.frames)
-    return scene, *clips._without_future(scene, settings).draw(settings.size)
+    return scene, *clips.without_future(scene, settings).draw(settings.size)
 
 
 def sampled(picture, x, y):
