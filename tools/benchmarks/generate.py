@@ -91,7 +91,7 @@ def notes(args: argparse.Namespace) -> list[str]:
     """The notes under the tables."""
     return [
         f"Clips of {args.frames} frames, {args.size}x{args.size}, with their truth; each "
-        f"measurement draws {args.clips} clips per process. Medians, after a warm-up that compiles.",
+        f"measurement draws {args.clips} clips per process. Medians; a warm-up compiles.",
         "Stages: CPU milliseconds of one clip. Scene: what moves and how; drawing: clean pixels; "
         "film: light, lens, noise and compression; truth: what is to be predicted.",
     ]

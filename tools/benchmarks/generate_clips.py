@@ -51,7 +51,7 @@ def draw_in_stages(
 
 
 def in_stages(clips: int, settings: ClipSettings) -> Candidate:
-    """A candidate whose call draws `clips` clips in this process, with the CPU time of each stage."""
+    """A candidate whose call draws `clips` clips in this process, with the CPU time by stage."""
     watch = Stopwatch()
 
     def draw() -> None:
