@@ -68,7 +68,7 @@ def test_rows_are_of_one_clip_and_of_all_processes():
     assert row["range"] == "10-40"
 
 
-@pytest.mark.parametrize("form", [("--frames", 5), ("--size", 50)])
+@pytest.mark.parametrize("form", [("--frames", 5), ("--size", 50), ("--size", 432)])
 def test_clips_that_cannot_be_drawn_are_refused(form):
     with pytest.raises(UserError, match=r"--frames \d+ --size \d+: the frames must be an even"):
         measured(*form)

@@ -200,6 +200,12 @@ def test_the_same_picture_at_every_size():
     assert np.median(close) < 12
 
 
+def test_the_largest_pictures_can_be_drawn():
+    frames, _ = draw_clip(0, ClipSettings(frames=2, size=truth.LARGEST_SIZE))
+    assert frames.shape == (2, 416, 416, 3)
+    assert frames.std() > 5
+
+
 def test_compression_with_small_steps_changes_nothing():
     frames = np.random.default_rng(0).integers(0, 255, (2, 16, 24, 3), dtype=np.uint8)
     assert np.array_equal(light.compress(frames, step=1e-3), frames)
@@ -319,6 +325,7 @@ def test_several_clips_of_one_number_differ():
     [
         ClipSpec(num_frames=5, crop_size=64),
         ClipSpec(num_frames=8, crop_size=50),
+        ClipSpec(num_frames=8, crop_size=432),
         ClipSpec(num_frames=8, crop_size=64, segments=True),
     ],
 )

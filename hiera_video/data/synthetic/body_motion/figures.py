@@ -112,7 +112,7 @@ def any_pose(rng: np.random.Generator) -> Pose:
 def _any_limbs(rng: np.random.Generator, kind: str) -> Pose:
     if kind == "legs":
         hip = rng.uniform(-0.4, 1.7)
-        return {"hip": hip, "knee": np.clip(hip + rng.normal(0, 0.4), 0, 2.3)}
+        return {"hip": hip, "knee": min(max(0.0, hip + rng.normal(0, 0.4)), 2.3)}
     return {
         "shoulder": rng.uniform(-0.7, 3.1),
         "shoulder_out": rng.uniform(0, 1.5) * (rng.random() < 0.5),

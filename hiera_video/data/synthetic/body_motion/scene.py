@@ -119,7 +119,7 @@ def place_figure(
     """Put a figure somewhere in the view, upright with few exceptions, now and then coming nearer
     or going away. `size`: its height in sides of the view."""
     middle = feet[len(t) // 2]  # wherever it walks, it is in view in the middle of the clip
-    at = rng.uniform([-0.35, -0.2], [0.35, 0.2]) - size * np.array([middle[0], 0.0])
+    at = np.array([rng.uniform(-0.35, 0.35) - size * middle[0], rng.uniform(-0.2, 0.2)])
     grows = rng.normal(0, 0.35) * (rng.random() < 0.25)
     upright = rng.normal(0, 0.06) if rng.random() < 0.9 else rng.uniform(0, 2 * math.pi)
     return Body(
