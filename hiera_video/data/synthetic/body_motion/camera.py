@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hiera_video.data.synthetic.body_motion.compiled import compiled
+from hiera_video.data.synthetic.body_motion.compiled import compiled, inlined
 
 
 @compiled
@@ -131,7 +131,7 @@ def _product(basis: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
             out[i, m] = total + b7 * values[7, m]
 
 
-@compiled
+@inlined
 def _turn(strip: np.ndarray, out: np.ndarray) -> None:
     """Exchange rows and columns of the blocks of a strip: float32 [8 rows, blocks, 8 columns, 3]
     -> [8 columns, 8 rows, blocks, 3], both as [8, M]."""
@@ -143,7 +143,7 @@ def _turn(strip: np.ndarray, out: np.ndarray) -> None:
                     out[x, y * per_row + 3 * block + c] = strip[y, 24 * block + 3 * x + c]
 
 
-@compiled
+@inlined
 def _turn_back(turned: np.ndarray, out: np.ndarray) -> None:
     """Undo `_turn`."""
     per_row = turned.shape[1] // 8
@@ -154,7 +154,7 @@ def _turn_back(turned: np.ndarray, out: np.ndarray) -> None:
                     out[y, 24 * block + 3 * x + c] = turned[x, y * per_row + 3 * block + c]
 
 
-@compiled
+@inlined
 def _round(turned: np.ndarray, steps: np.ndarray) -> None:
     """Round turned cosines float32 [8, M] to steps."""
     per_row = turned.shape[1] // 8

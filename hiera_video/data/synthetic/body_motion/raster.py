@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
-from hiera_video.data.synthetic.body_motion.compiled import compiled
+from hiera_video.data.synthetic.body_motion.compiled import compiled, inlined
 from hiera_video.data.synthetic.body_motion.textures import PLATE_SIDE
 
 SOFT_EDGE = 0.7
@@ -26,7 +25,7 @@ NONE, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 # ---- maps ---------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def bounding_boxes(forward: np.ndarray, outline: np.ndarray, size: int) -> np.ndarray:
     """Pixels that each layer may cover: int32 [L, T, 4] (top, left, bottom, right).
 
@@ -154,7 +153,7 @@ def draw(
     return picture, owner
 
 
-@njit(inline="always")
+@inlined
 def _opacity(outlines: np.ndarray, number: int, u: float, v: float, sharpness: float) -> float:
     """How much of a pixel at (u, v) lies inside an outline, from its map of signed distances.
 
@@ -198,7 +197,7 @@ def _colour(
         colours[at + 2] += lists[BLUE + n]
 
 
-@compiled
+@inlined
 def _find_texels(
     lists: np.ndarray, numbers: np.ndarray, count: int, paint: np.ndarray, plate: np.ndarray
 ) -> None:
@@ -220,7 +219,7 @@ def _find_texels(
         numbers[T10 + n], numbers[T11 + n] = plate[below], plate[below + np.uint64(1)]
 
 
-@compiled
+@inlined
 def _mix(lists: np.ndarray, numbers: np.ndarray, count: int, paint: np.ndarray) -> None:
     """Turn the texels of each listed pixel into its share of its colour, changed and shaded."""
     rr, rg, rb, r0 = paint[6], paint[7], paint[8], paint[9]
@@ -242,7 +241,7 @@ def _mix(lists: np.ndarray, numbers: np.ndarray, count: int, paint: np.ndarray) 
         lists[BLUE + n] = share * (shade * (br * r + bg * g + bb * b + b0))
 
 
-@njit(inline="always")
+@inlined
 def _byte(texel: int, shift: int) -> float:
     """One colour of a texel: float32, 0 to 255."""
     return np.float32(np.int32((texel >> shift) & 255))
@@ -296,7 +295,7 @@ def displacements(
     return out
 
 
-@compiled
+@inlined
 def _between(forward: np.ndarray, inverse: np.ndarray, start: int, end: int) -> np.ndarray:
     """The map of each layer from its place in frame `start` to that in frame `end`: float32 [L, 6],
     two rows of three."""
