@@ -61,7 +61,8 @@ def run(args: argparse.Namespace) -> int:
 
     settings = ClipSettings(frames=args.frames, size=args.size)
     cpu = torch.device("cpu")
-    facts = {**machine.machine_facts(cpu, ["numba", "numpy"]), "cores": usable_cores()}
+    facts = machine.machine_facts(cpu, ["numba", "numpy"])
+    facts |= {"cores": usable_cores(), "threads": 1}  # of each process
     with (
         tables.Report(args, facts=facts, columns=BY_STAGE, more=[BY_PROCESSES]) as report,
         contextlib.ExitStack() as pools,
