@@ -18,22 +18,28 @@ RUN := runs/quickstart
 CLIP := data/camera_motion_plain/val/zoom in/00000.mp4
 
 quickstart: install
-	@echo; echo "1/4  pretrain a small Hiera by masked autoencoding, for a few steps"
+	@echo; echo "1/5  pretrain a small Hiera to predict the optical flow of generated clips"
 	@$(BIN)/python tools/run_net.py --cfg configs/quickstart/pretrain.yaml
-	@echo; echo "2/4  fine-tune it to name camera motions, and test it"
+	@echo; echo "2/5  fine-tune it to name camera motions, and test it"
 	@$(BIN)/python tools/run_net.py --cfg configs/quickstart/finetune.yaml \
 		OUTPUT_DIR $(RUN)/finetune_pretrained \
 		TRAIN.CHECKPOINT_FILE_PATH $(RUN)/pretrain/checkpoints/checkpoint_epoch_00001.pyth
-	@echo; echo "3/4  label a clip with it"
+	@echo; echo "3/5  the same fine-tuning from random weights"
+	@$(BIN)/python tools/run_net.py --cfg configs/quickstart/finetune.yaml \
+		OUTPUT_DIR $(RUN)/finetune_random
+	@echo; echo "4/5  label a clip with the pretrained one"
 	@$(BIN)/python demo/predict.py "$(CLIP)" \
 		--weights $(RUN)/finetune_pretrained/checkpoints/best.pyth
-	@echo; echo "4/4  label it with the bundled model, which trained for an hour"
+	@echo; echo "5/5  label it with the bundled model, which trained for an hour"
 	@$(BIN)/python demo/predict.py "$(CLIP)" --weights camera_motion
+	@echo
 	@echo "Look at $(RUN): pictures/, curves.png, confusion.png, predictions.csv."
 	@echo "Next:  source .venv/bin/activate"
 	@echo "       python demo/predict.py YOUR.mp4              # Kinetics labels; fetches some 200 MB once"
 	@echo "       python tools/run_net.py --cfg configs/finetune_folder.yaml DATA.PATH_TO_DATA_DIR VIDEOS/"
 	@echo "       the same with configs/small/finetune_folder.yaml on a CPU, without a download"
+	@echo; $(BIN)/python tools/compare_runs.py $(RUN)/finetune_pretrained $(RUN)/finetune_random \
+		--names "with pretraining" without
 
 # The second time with as little of the processor as the libraries can be told to use, and with
 # another number of threads: what depends on rounding must hold there too.

@@ -22,9 +22,10 @@ from hiera_video.data.loader import LoaderSettings, build_loader
 from hiera_video.data.synthetic.body_motion import actions, clips, figures, light, textures, truth
 from hiera_video.data.synthetic.body_motion.actions import ACTIONS, ActionSettings
 from hiera_video.data.synthetic.body_motion.clips import ClipSettings, draw_clip, frame_times
-from hiera_video.data.synthetic.body_motion.reader import GeneratedReader, generated_list
+from hiera_video.data.synthetic.body_motion.reader import GeneratedReader
 from hiera_video.data.synthetic.body_motion.scene import Body, compose, random_scene
 from hiera_video.data.synthetic.body_motion.streams import stream
+from hiera_video.data.synthetic.generated_streams import stream_list
 from hiera_video.engine import motion, tasks
 from hiera_video.errors import UserError
 from hiera_video.models.weights.file import read_checkpoint
@@ -291,7 +292,9 @@ SPEC = ClipSpec(num_frames=4, sampling_rate=1, target_fps=10, crop_size=32)
 
 
 def dataset(count=8, **reader):
-    return VideoDataset(generated_list(count), GeneratedReader(SPEC, seed=1, **reader), seed=1)
+    return VideoDataset(
+        stream_list("body_motion", count), GeneratedReader(SPEC, seed=1, **reader), seed=1
+    )
 
 
 def test_every_epoch_has_new_clips_and_every_worker_the_same():

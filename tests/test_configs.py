@@ -9,6 +9,7 @@ import torch
 
 from hiera_video import build_model, load_config
 from hiera_video.config.schema import GENERATED_SETS
+from hiera_video.data.synthetic.generated_streams import STREAMS
 from hiera_video.engine.tasks import OBJECTIVE_REGISTRY
 from hiera_video.labels import known_labels, load_labels
 from hiera_video.models.weights.published import PUBLISHED
@@ -71,7 +72,7 @@ def test_a_recipe_names_what_exists(path):
     cfg = load_config(path)
     assert cfg.task in OBJECTIVE_REGISTRY
     for dataset in (cfg.train.dataset, cfg.test.dataset):
-        assert dataset in (*GENERATED_SETS, "body_motion") or dataset in DATASET_REGISTRY
+        assert dataset in (*GENERATED_SETS, *STREAMS) or dataset in DATASET_REGISTRY
     weights = cfg.train.checkpoint_file_path
     if weights and "/" not in weights:
         assert (cfg.model.model_name, weights) in PUBLISHED or weights in bundled()

@@ -332,7 +332,8 @@ def test_flow_of_real_videos_is_refused():
 )
 def test_truth_is_asked_for_before_videos_are_read(tmp_path, words):
     (tmp_path / "empty.yaml").write_text("")
-    with pytest.raises(ConfigError, match=r"TRAIN\.DATASET to body_motion, not 'video'"):
+    message = r"TRAIN\.DATASET to body_motion or camera_flow, not 'video'"
+    with pytest.raises(ConfigError, match=message):
         load_config(tmp_path / "empty.yaml", list(words))
     load_config(tmp_path / "empty.yaml", [*words, "TRAIN.DATASET", "body_motion"])
 

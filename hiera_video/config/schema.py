@@ -53,7 +53,7 @@ def _check_ascending(section: Section, name: str) -> None:
 GENERATED_SETS = {"synthetic": "data/camera_motion", "body_actions": "data/body_actions"}
 """TRAIN.DATASET of the generated sets of files -> where each goes without DATA.PATH_TO_DATA_DIR."""
 
-SETS_WITH_TRUTH = ("body_motion",)
+SETS_WITH_TRUTH = ("body_motion", "camera_flow")
 """TRAIN.DATASET of clips that come with what is known of them, optical flow and more."""
 
 
@@ -106,7 +106,7 @@ class HieraConfig(Section):
     the paper does. None and 1 decode all."""
     target: str = choice("pixels", ("pixels", "hog", "flow"))
     """What an autoencoder predicts: pixels, histograms of oriented gradients (Table 3 of the
-    paper), or the optical flow of generated clips (TRAIN.DATASET body_motion)."""
+    paper), or the optical flow of generated clips (TRAIN.DATASET body_motion, camera_flow)."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from hiera_video.data.datasets import FixedClips, TestReader, TrainReader, Video
 from hiera_video.data.loader import Loader, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest, video_groups
 from hiera_video.data.relabel import fit_labels
-from hiera_video.data.synthetic.body_motion import reader as body_motion
+from hiera_video.data.synthetic.generated_streams import STREAMS
 from hiera_video.data.transforms.flips import LabelAwareFlips
 from hiera_video.data.transforms.mixup import MixUpCutMix
 from hiera_video.data.transforms.photometric import Photometric
@@ -142,9 +142,9 @@ def training_set(cfg: Config, manifest: Manifest) -> VideoDataset:
     """Build the training data set: random clips, as DATA and AUG describe them, or generated ones,
     which need no augmentation."""
     spec = cfg.data.clip_spec(training=True)
-    if manifest.name == body_motion.NAME:
+    if manifest.name in STREAMS:
         views = cfg.data.train_crop_num_temporal
-        reader = body_motion.GeneratedReader(spec, seed=cfg.rng_seed, clips_per_video=views)
+        reader = STREAMS[manifest.name].reader(spec, seed=cfg.rng_seed, clips_per_video=views)
         return VideoDataset(manifest, reader, seed=cfg.rng_seed)
     transform = TrainTransform(
         spec,

@@ -14,6 +14,7 @@ from hiera_video.config.schema import GENERATED_SETS, DataConfig, SyntheticConfi
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.data.manifests.splits import MissingSplit
 from hiera_video.data.synthetic.body_motion import reader as body_motion
+from hiera_video.data.synthetic.generated_streams import STREAMS, stream_list
 from hiera_video.engine.preflight import flat_settings
 from hiera_video.errors import DataError
 
@@ -25,8 +26,8 @@ class DataSource:
     data: DataConfig
     dataset: str
     """TRAIN.DATASET or TEST.DATASET; "synthetic" is the camera-motion set and "body_actions" the
-    actions of generated figures, made where they are not there yet; "body_motion" is the stream of
-    generated clips without labels."""
+    actions of generated figures, made where they are not there yet; "body_motion" and
+    "camera_flow" are streams of generated clips without labels."""
     seed: int
     """RNG_SEED, of the split into training and validation."""
     synthetic: SyntheticConfig = dataclasses.field(default_factory=SyntheticConfig)
@@ -54,8 +55,8 @@ def read_split(
     Raises DataError: data that is missing, empty or cannot be read; labels out of range.
     """
     data = source.data
-    if source.dataset == body_motion.NAME:
-        return body_motion.generated_list(source.synthetic.num_train)
+    if source.dataset in STREAMS:
+        return stream_list(source.dataset, source.synthetic.num_train)
     path, format = data.path_to_data_dir, source.dataset
     if source.dataset in GENERATED_SETS:
         path = str(make_synthetic(path, source.dataset, source.synthetic))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from hiera_video.config import Config
 from hiera_video.config.schema import GENERATED_SETS
+from hiera_video.data.synthetic.generated_streams import STREAMS
 from hiera_video.engine import build, meters, optim, preflight, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.engine.log import describe_run
@@ -249,7 +250,7 @@ def _full_schedule(dry: DryRun, plan: Schedule, per_step: float, videos_per_step
 
 def _missing_data(cfg: Config) -> str:
     """Return why the data cannot be used; "" where it is there."""
-    if cfg.train.dataset in (*GENERATED_SETS, "body_motion"):
+    if cfg.train.dataset in (*GENERATED_SETS, *STREAMS):
         return ""
     path = cfg.data.path_to_data_dir
     if path and Path(path).expanduser().exists():

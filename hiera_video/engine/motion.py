@@ -43,7 +43,7 @@ class MotionPrediction(Objective):
         if batch.truth is None:
             raise UserError(
                 "TASK motion needs clips with their truth, which generated ones have: set "
-                "TRAIN.DATASET body_motion"
+                "TRAIN.DATASET body_motion or camera_flow"
             )
         if not hasattr(unwrap(model), "predict_stages"):
             raise UserError(f"TASK motion needs a motion_hiera_* model, not {type(model).__name__}")

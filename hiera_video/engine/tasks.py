@@ -287,7 +287,7 @@ def true_flow(batch: Batch) -> Tensor:
     if batch.truth is None:
         raise UserError(
             "HIERA.TARGET flow needs clips with their truth, which generated ones have: set "
-            "TRAIN.DATASET body_motion"
+            "TRAIN.DATASET body_motion or camera_flow"
         )
     return scaled_flow(batch.truth)
 

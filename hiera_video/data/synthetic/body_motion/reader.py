@@ -1,6 +1,6 @@
 """Generated clips as a data set: what a reader is for video files, without files.
 
-dataset = VideoDataset(generated_list(1000), GeneratedReader(spec, seed=1), seed=1)
+dataset = VideoDataset(stream_list("body_motion", 1000), GeneratedReader(spec, seed=1), seed=1)
 """
 
 from __future__ import annotations
@@ -9,12 +9,10 @@ import importlib.util
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
 import torch
 
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import Sample
-from hiera_video.data.manifests.manifest import UNLABELLED, Manifest, PathTable
 from hiera_video.data.randomness import draw_seed, generator_for
 from hiera_video.data.synthetic.body_motion.truth import GRID, LARGEST_SIZE
 from hiera_video.data.transforms.train import Pixels
@@ -83,16 +81,3 @@ def require_numba() -> None:
             "generated bodies are drawn by numba, which is not installed: "
             "pip install 'hiera_video[generate]' (or pip install numba)"
         )
-
-
-def generated_list(count: int) -> Manifest:
-    """List `count` generated clips, without labels."""
-    return Manifest(
-        paths=PathTable.of("generated", [b"clip %d" % number for number in range(count)]),
-        labels=np.full(count, UNLABELLED, np.int64),
-        label_ends=None,
-        classes=None,
-        num_classes=0,
-        name=NAME,
-        classes_from="bodies and things that move, drawn as they are needed, new in every epoch",
-    )
