@@ -39,7 +39,7 @@ pytestmark = pytest.mark.usefixtures("no_curves")
 def scene_of(seed, settings=SETTINGS):
     """The world of a clip, its clean pixels and the layers that they show."""
     scene = random_scene(seed, frame_times(seed, settings), settings.frames)
-    return scene, *clips._without_future(scene, settings).draw(settings.size)
+    return scene, *clips.without_future(scene, settings).draw(settings.size)
 
 
 def sampled(picture, x, y):
@@ -156,6 +156,32 @@ def test_a_seed_gives_one_clip_and_another_seed_another():
     assert not np.array_equal(frames, draw_clip(4, SETTINGS)[0])
 
 
+# Seed -> the mean byte of each quarter of the picture (upper left, upper right, lower left, lower
+# right), and of the truth the mean absolute value: displacement, the part that is not the camera's,
+# that over FAR frames, the share of figures, what these do.
+STREAM = {
+    0: ([133.4, 145.7, 168.9, 189.4], [0.332, 0.332, 1.43, 0.148, 0.019]),
+    1: ([10.7, 11.8, 14.4, 14.6], [0.015, 0.015, 0.046, 0.057, 0.005]),
+    2: ([112.5, 115.0, 115.3, 110.1], [2.398, 0.88, 0.916, 0.203, 0.086]),
+    3: ([3.9, 3.5, 3.7, 3.3], [0.854, 0.008, 0.031, 0.023, 0.002]),
+    10**12: ([131.9, 138.6, 129.3, 141.5], [0.338, 0.004, 0.018, 0.057, 0.0]),
+}
+
+
+@pytest.mark.parametrize("seed", STREAM)
+def test_the_stream_is_what_earlier_versions_drew(seed):
+    """An encoder may be trained on by a later version. Means, with room for roundings: machines
+    differ in single bytes. Change the numbers only where the clips are meant to change."""
+    quarters, known = STREAM[seed]
+    frames, values = draw_clip(seed, SETTINGS)
+    seen = frames.reshape(8, 2, 32, 2, 32, 3).mean((0, 2, 4, 5))
+    assert seen.ravel() == pytest.approx(quarters, abs=0.5)
+    first = truth.FLOW_CHANNELS
+    groups = values[:2], values[2:4], values[4:6], values[first], values[first + 1 :]
+    sizes = [np.abs(group).mean() for group in groups]
+    assert sizes == pytest.approx(known, rel=0.02, abs=0.002)
+
+
 def test_clips_are_dark_and_bright_still_and_moving():
     drawn = [draw_clip(seed, SETTINGS) for seed in range(120)]
     means = np.array([frames.mean() / 255 for frames, _ in drawn])
@@ -173,6 +199,12 @@ def test_the_same_picture_at_every_size():
     halved = large.reshape(8, 64, 2, 64, 2, 3).mean((2, 4))
     close = np.abs(halved.mean((0, 3)) - small.mean((0, 3)))
     assert np.median(close) < 12
+
+
+def test_the_largest_pictures_can_be_drawn():
+    frames, _ = draw_clip(0, ClipSettings(frames=2, size=truth.LARGEST_SIZE))
+    assert frames.shape == (2, 416, 416, 3)
+    assert frames.std() > 5
 
 
 def test_compression_with_small_steps_changes_nothing():
@@ -296,6 +328,7 @@ def test_several_clips_of_one_number_differ():
     [
         ClipSpec(num_frames=5, crop_size=64),
         ClipSpec(num_frames=8, crop_size=50),
+        ClipSpec(num_frames=8, crop_size=432),
         ClipSpec(num_frames=8, crop_size=64, segments=True),
     ],
 )

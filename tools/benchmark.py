@@ -26,6 +26,7 @@ COMMANDS = {
     "ladder": ("ladder", "the rungs from MViTv2 to Hiera, beside the paper's, with a picture"),
     "pretrain": ("pretrain", "one step of masked autoencoding, by part, beside other libraries'"),
     "data": ("data", "decoding, augmenting and loading, by stage and core, beside PyTorchVideo"),
+    "generate": ("generate", "drawing clips of body motion, by stage and number of processes"),
     "predict": ("predict", "files to labels: cold start, file after file, and where the time goes"),
 }
 """Subcommand -> its module in tools/benchmarks/ (with add_arguments and run), and its help."""

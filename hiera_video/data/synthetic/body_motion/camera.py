@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hiera_video.data.synthetic.body_motion.compiled import compiled
+from hiera_video.data.synthetic.body_motion.compiled import compiled, inlined
 
 
 @compiled
@@ -22,7 +22,8 @@ def soften(picture: np.ndarray, side: float) -> np.ndarray:
                 row[i + 3] = middle * rows[t, y, i] + around * (
                     rows[t, above, i] + rows[t, below, i]
                 )
-            row[:3], row[many + 3 :] = row[3:6], row[many : many + 3]
+            for i in range(3):  # as slices this took four seconds more to compile
+                row[i], row[many + 3 + i] = row[i + 3], row[many + i]
             for i in range(many):
                 out[t, y, i] = middle * row[i + 3] + around * (row[i] + row[i + 6])
     return out.reshape(picture.shape)
@@ -84,33 +85,31 @@ def expose(
 
 
 @compiled
-def rounded_cosines(frames: np.ndarray, basis: np.ndarray, steps: np.ndarray) -> np.ndarray:
+def rounded_cosines(frames: np.ndarray, bases: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """Round the cosines of every block of 8 x 8 pixels to steps: uint8 [T, H, W, 3], as given.
 
     A strip of 8 rows is transformed at once: down, and turned over, across.
 
-    basis: float32 [8, 8], the discrete cosine transform. steps: float32 [8, 8], by frequency.
+    bases: float32 [2, 8, 8], the discrete cosine transform and its inverse. steps: float32 [8, 8],
+    by frequency.
     """
     count, height, width, _ = frames.shape
     many = 3 * width
     rows = frames.reshape((count, height, many))
     out = np.empty_like(rows)
     one, other = np.empty((8, many), np.float32), np.empty((8, many), np.float32)
-    back = np.ascontiguousarray(basis.T)
     for t in range(count):
         for top in range(0, height, 8):
             for y in range(8):
                 for i in range(many):
                     one[y, i] = rows[t, top + y, i] - 128.0
-            _product(basis, one, other)
-            _turn(other, one)
-            _product(basis, one, other)
-            _round(other, steps)
-            _turn_back(other, one)
-            _product(back, one, other)
-            _turn(other, one)
-            _product(back, one, other)
-            _turn_back(other, one)
+            for way in range(2):
+                _product(bases[way], one, other)
+                _turn(other, one)
+                _product(bases[way], one, other)
+                if way == 0:
+                    _round(other, steps)
+                _turn_back(other, one)
             for y in range(8):
                 for i in range(many):
                     byte = min(255.0, max(0.0, one[y, i] + 128.5))
@@ -132,7 +131,7 @@ def _product(basis: np.ndarray, values: np.ndarray, out: np.ndarray) -> None:
             out[i, m] = total + b7 * values[7, m]
 
 
-@compiled
+@inlined
 def _turn(strip: np.ndarray, out: np.ndarray) -> None:
     """Exchange rows and columns of the blocks of a strip: float32 [8 rows, blocks, 8 columns, 3]
     -> [8 columns, 8 rows, blocks, 3], both as [8, M]."""
@@ -144,7 +143,7 @@ def _turn(strip: np.ndarray, out: np.ndarray) -> None:
                     out[x, y * per_row + 3 * block + c] = strip[y, 24 * block + 3 * x + c]
 
 
-@compiled
+@inlined
 def _turn_back(turned: np.ndarray, out: np.ndarray) -> None:
     """Undo `_turn`."""
     per_row = turned.shape[1] // 8
@@ -155,7 +154,7 @@ def _turn_back(turned: np.ndarray, out: np.ndarray) -> None:
                     out[y, 24 * block + 3 * x + c] = turned[x, y * per_row + 3 * block + c]
 
 
-@compiled
+@inlined
 def _round(turned: np.ndarray, steps: np.ndarray) -> None:
     """Round turned cosines float32 [8, M] to steps."""
     per_row = turned.shape[1] // 8

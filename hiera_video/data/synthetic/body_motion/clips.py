@@ -43,12 +43,12 @@ def draw_clip(seed: int, settings: ClipSettings) -> tuple[np.ndarray, np.ndarray
     """
     t = frame_times(seed, settings)
     scene = random_scene(seed, t, settings.frames)
-    picture, owner = _without_future(scene, settings).draw(settings.size)
+    picture, owner = without_future(scene, settings).draw(settings.size)
     frames = film(stream(seed, "light"), picture, t[: settings.frames])
     return frames, truth_of(scene, owner)
 
 
-def _without_future(scene: Scene, settings: ClipSettings) -> Scene:
+def without_future(scene: Scene, settings: ClipSettings) -> Scene:
     """The scene without the times after the clip."""
     forward = np.ascontiguousarray(scene.forward[:, : settings.frames])
     return dataclasses.replace(scene, forward=forward)

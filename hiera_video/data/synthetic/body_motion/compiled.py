@@ -15,3 +15,13 @@ def compiled(function: Callable) -> Callable:
     except RuntimeError:
         made = njit(nogil=True)(function)
     return made
+
+
+def inlined(function: Callable) -> Callable:
+    """Compile a function as a part of each that calls it.
+
+    For what is called in one place, or is small: otherwise it is compiled twice, by itself and
+    with its caller, whose code it is joined to.
+    """
+    made: Callable = njit(inline="always")(function)
+    return made

@@ -21,6 +21,7 @@ from hiera_video.data.synthetic.body_motion.motions import (
     Times,
     change,
     log_uniform,
+    one_of,
     swing,
     there_and_back,
     travel,
@@ -85,7 +86,7 @@ class Course:
 def standing(rng: np.random.Generator, t: Times) -> Course:
     """Draw a figure that stands, in a slightly different way each time, seen from any side."""
     still = np.zeros(len(t))
-    pose: Pose = {name: rng.normal(0, 0.06) for name in JOINTS}
+    pose: Pose = dict(zip(JOINTS, rng.normal(0, 0.06, len(JOINTS)).tolist(), strict=True))
     for side in ("", "2"):
         pose[f"shoulder{side}"] = rng.normal(0, 0.25)
         pose[f"shoulder{side}_out"] = abs(rng.normal(0.12, 0.15))
@@ -97,10 +98,10 @@ def standing(rng: np.random.Generator, t: Times) -> Course:
 
 def any_pose(rng: np.random.Generator) -> Pose:
     """Draw a pose that a person could take: bending, sitting, kneeling, arms anywhere."""
-    pose: Pose = {"lean": rng.uniform(-0.3, 1.3) * (rng.uniform() < 0.5), "nod": rng.normal(0, 0.3)}
-    together = rng.uniform() < 0.6  # both legs, both arms do the same
+    pose: Pose = {"lean": rng.uniform(-0.3, 1.3) * (rng.random() < 0.5), "nod": rng.normal(0, 0.3)}
+    together = rng.random() < 0.6  # both legs, both arms do the same
     for kind, chance in (("legs", 0.6), ("arms", 0.7)):
-        if rng.uniform() > chance:
+        if rng.random() > chance:
             continue
         first = _any_limbs(rng, kind)
         second = first if together else _any_limbs(rng, kind)
@@ -111,11 +112,11 @@ def any_pose(rng: np.random.Generator) -> Pose:
 def _any_limbs(rng: np.random.Generator, kind: str) -> Pose:
     if kind == "legs":
         hip = rng.uniform(-0.4, 1.7)
-        return {"hip": hip, "knee": np.clip(hip + rng.normal(0, 0.4), 0, 2.3)}
+        return {"hip": hip, "knee": min(max(0.0, hip + rng.normal(0, 0.4)), 2.3)}
     return {
         "shoulder": rng.uniform(-0.7, 3.1),
-        "shoulder_out": rng.uniform(0, 1.5) * (rng.uniform() < 0.5),
-        "elbow": rng.uniform(0, 2.3) * (rng.uniform() < 0.6),
+        "shoulder_out": rng.uniform(0, 1.5) * (rng.random() < 0.5),
+        "elbow": rng.uniform(0, 2.3) * (rng.random() < 0.6),
     }
 
 
@@ -126,11 +127,9 @@ def _other_side(name: str) -> str:
 
 def move_to(course: Course, pose: Pose, share: np.ndarray) -> Course:
     """Blend a course towards a pose: `share` float64 [N], 0 to 1."""
-    blended = {
-        name: (1 - share) * course.pose.get(name, 0.0) + share * pose.get(name, 0.0)
-        for name in JOINTS
-    }
-    return changed(course, pose=blended)
+    times = len(share)
+    blended = (1 - share) * angles_of(course.pose, times) + share * angles_of(pose, times)
+    return changed(course, pose=dict(zip(JOINTS, blended, strict=True)))
 
 
 def add_gait(
@@ -161,7 +160,7 @@ def add_jumps(
     rng: np.random.Generator, course: Course, t: Times, *, again: bool | None = None
 ) -> Course:
     """Crouch, leap and land, once or again and again (None: either); arms may swing along."""
-    again = bool(rng.uniform() < 0.7) if again is None else again
+    again = bool(rng.random() < 0.7) if again is None else again
     period = rng.uniform(0.55, 1.3) if again else 10.0
     air, height = rng.uniform(0.3, 0.55), rng.uniform(0.08, 0.35)
     since = np.mod(t - rng.uniform(t[0] - 0.3, t[-1]), max(period, air + 0.2))
@@ -176,7 +175,7 @@ def add_jumps(
         bent |= {f"hip{side}": depth, f"knee{side}": 1.8 * depth}
         bent[f"shoulder{side}"] = rng.uniform(-1, 0.5)
     course = move_to(course, bent, crouch)
-    if rng.uniform() < 0.5:
+    if rng.random() < 0.5:
         up = rng.uniform(0.5, 2.8)
         pose = dict(course.pose)
         for side in ("", "2"):
@@ -189,8 +188,8 @@ def add_jumps(
 
 def add_turn(rng: np.random.Generator, course: Course, t: Times) -> Course:
     """Turn about the vertical axis, once by a quarter to a whole turn, or on and on."""
-    sign = rng.choice([-1.0, 1.0])
-    if rng.uniform() < 0.7:
+    sign = one_of(rng, (-1.0, 1.0))
+    if rng.random() < 0.7:
         angle = sign * rng.uniform(0.4, 2) * math.pi * change(rng, t)
     else:
         angle = sign * log_uniform(rng, 1.0, 7.0) * t
@@ -208,26 +207,26 @@ def add_swings(rng: np.random.Generator, course: Course, t: Times) -> Course:
 def add_fall(rng: np.random.Generator, course: Course, t: Times) -> Course:
     """Tip over to one side, or get up again."""
     share = change(rng, t)
-    share = share if rng.uniform() < 0.6 else 1 - share
-    return changed(course, tilt=course.tilt + rng.choice([-1, 1]) * rng.uniform(0.6, 1.6) * share)
+    share = share if rng.random() < 0.6 else 1 - share
+    return changed(course, tilt=course.tilt + one_of(rng, (-1, 1)) * rng.uniform(0.6, 1.6) * share)
 
 
 def random_course(rng: np.random.Generator, t: Times) -> Course:
     """Draw what a figure does: one or several of all these, or next to nothing."""
     course = standing(rng, t)
-    if rng.uniform() < 0.35:  # begins in some other pose
+    if rng.random() < 0.35:  # begins in some other pose
         course = move_to(course, any_pose(rng), np.ones(len(t)))
-    kind = rng.uniform()
+    kind = rng.random()
     if kind < 0.3:
-        running, on_spot = bool(rng.uniform() < 0.4), bool(rng.uniform() < 0.2)
+        running, on_spot = bool(rng.random() < 0.4), bool(rng.random() < 0.2)
         course = add_gait(rng, course, t, running=running, on_spot=on_spot)
     elif kind < 0.6:
-        share = change(rng, t) if rng.uniform() < 0.7 else there_and_back(rng, t)
+        share = change(rng, t) if rng.random() < 0.7 else there_and_back(rng, t)
         course = move_to(course, any_pose(rng), share)
     elif kind < 0.72:
         course = add_jumps(rng, course, t)
     for add, chance in ((add_turn, 0.2), (add_swings, 0.4), (add_fall, 0.05)):
-        if rng.uniform() < chance:
+        if rng.random() < chance:
             course = add(rng, course, t)
     return course
 
@@ -237,32 +236,34 @@ def changed(course: Course, **parts: object) -> Course:
     return dataclasses.replace(course, **parts)  # type: ignore[arg-type]
 
 
-def doing(course: Course, hips: np.ndarray, frames: int) -> np.ndarray:
+SWINGING = [JOINTS.index(name) for name in ("hip", "shoulder", "shoulder2", "elbow", "elbow2")]
+LEAN, OTHER_HIP = JOINTS.index("lean"), JOINTS.index("hip2")
+
+
+def doing(course: Course, angles: np.ndarray, hips: np.ndarray, frames: int) -> np.ndarray:
     """Sum up the first `frames` times of a course as the numbers of `BODY`.
 
-    hips: float64 [N], their height above the ground, in body heights.
+    angles: float64 [len(JOINTS), N], of its pose. hips: float64 [N], their height above the ground,
+    in body heights.
     """
 
     def over(values: np.ndarray) -> float:
         return float(values[frames - 1] - values[0])
 
-    def spread(*names: str) -> float:
-        return float(np.mean([np.std(angle(name)[:frames]) for name in names]))
-
-    def angle(name: str) -> np.ndarray:
-        return np.broadcast_to(course.pose.get(name, 0.0), hips.shape)
-
+    lift, swinging = course.lift[:frames], angles[SWINGING, :frames]
+    swinging[0] -= angles[OTHER_HIP, :frames]  # legs: how far apart
+    legs, *arms = swinging.std(axis=1).tolist()
     return np.array(
         [
             1.0,
             4 * over(hips + course.lift),
-            5 * float(np.ptp(course.lift[:frames])),
-            1.5 * float(np.std((angle("hip") - angle("hip2"))[:frames])),
+            5 * float(lift.max() - lift.min()),
+            1.5 * legs,
             abs(over(course.path)),
             0.6 * abs(over(course.turn)),
             abs(over(course.tilt)),
-            over(angle("lean")),
-            2 * spread("shoulder", "shoulder2", "elbow", "elbow2"),
+            over(angles[LEAN]),
+            2 * sum(arms) / len(arms),
         ]
     ).clip(-2, 2)
 
@@ -272,12 +273,13 @@ def figure(rng: np.random.Generator, course: Course, frames: int) -> tuple[Parts
 
     frames: how many of the times are frames of the clip.
     """
-    points, scale, lowest = _skeleton(rng, course)
+    angles = angles_of(course.pose, len(course.turn))
+    points, scale, lowest = _skeleton(rng, course, angles)
     bones = [
         ("head", "neck", "crown", ELLIPSE, 0),
-        ("trunk", "hips", "neck", CAPSULE if rng.uniform() < 0.6 else ELLIPSE, 1),
+        ("trunk", "hips", "neck", CAPSULE if rng.random() < 0.6 else ELLIPSE, 1),
     ]
-    sleeves, trousers = int(rng.choice([0, 1])), int(rng.choice([2, 2, 0, 1]))
+    sleeves, trousers = one_of(rng, (0, 1)), one_of(rng, (2, 2, 0, 1))
     for side in ("", "2"):
         bones += [
             ("upper_arm", f"shoulder{side}", f"elbow{side}", CAPSULE, 1),
@@ -285,74 +287,94 @@ def figure(rng: np.random.Generator, course: Course, frames: int) -> tuple[Parts
             ("thigh", f"hip{side}", f"knee{side}", CAPSULE, trousers),
             ("shin", f"knee{side}", f"foot{side}", CAPSULE, trousers),
         ]
-    if rng.uniform() < 0.2:
+    if rng.random() < 0.2:
         bones.append(("carried", "hand", "hand_end", int(rng.integers(1, OUTLINES)), 3))
-    starts, ends = (points[[POINTS.index(bone[i]) for bone in bones]] for i in (1, 2))
+    starts = points[[_POINT[bone[1]] for bone in bones]]
+    ends = points[[_POINT[bone[2]] for bone in bones]]
     widths = [scale[bone[0]] * HALF_WIDTH.get(bone[0], 1.0) for bone in bones]
     order = np.argsort(-(starts[..., 2] + ends[..., 2]).mean(axis=1))  # the largest z is nearest
     parts = Parts(
         maps=_bones(starts, ends, np.array(widths))[order],
         outline=np.array([bone[3] for bone in bones])[order],
         look=np.array([bone[4] for bone in bones])[order],
-        doing=doing(course, lowest, frames),
+        doing=doing(course, angles, lowest, frames),
     )
-    return parts, points[POINTS.index("ground"), :, :2]
+    return parts, points[_POINT["ground"], :, :2]
 
 
 POINTS = (
-    *("hips", "neck", "crown", "hip", "knee", "foot", "shoulder", "elbow", "hand"),
-    *("hip2", "knee2", "foot2", "shoulder2", "elbow2", "hand2", "hand_end", "ground"),
+    *("hips", "neck", "crown", "ground", "hand_end"),
+    *("hip", "hip2", "knee", "knee2", "foot", "foot2"),
+    *("shoulder", "shoulder2", "elbow", "elbow2", "hand", "hand2"),
 )
-"""Points of a skeleton: between the hips and the shoulders, the top of the head, the joints of the
-right and left side, the end of what the right hand carries, and the ground below the hips."""
+"""Points of a skeleton: between the hips and the shoulders, the top of the head, the ground below
+the hips, the end of what the right hand carries, and the joints of the right and left side."""
+
+_POINT = {name: number for number, name in enumerate(POINTS)}
+
+
+def angles_of(pose: Pose, times: int) -> np.ndarray:
+    """The angles of all joints over time: float64 [len(JOINTS), times]."""
+    angles = np.zeros((len(JOINTS), times))
+    for row, name in enumerate(JOINTS):
+        if name in pose:
+            angles[row] = pose[name]
+    return angles
 
 
 def _skeleton(
-    rng: np.random.Generator, course: Course
+    rng: np.random.Generator, course: Course, angles: np.ndarray
 ) -> tuple[np.ndarray, dict[str, float], np.ndarray]:
     """Where `POINTS` are, float64 [K, N, 3], on the screen and towards the viewer; how much wider
-    than the average each limb is; and how far the hips are above the feet, float64 [N]."""
-    count = len(course.turn)
+    than the average each limb is; and how far the hips are above the feet, float64 [N].
+
+    angles: float64 [len(JOINTS), N], of the pose.
+    """
     stout = log_uniform(rng, 0.75, 1.5)
     scale = {name: stout * log_uniform(rng, 0.85, 1.2) for name in HALF_WIDTH}
     length = {name: value * log_uniform(rng, 0.88, 1.14) for name, value in LIMB.items()}
     scale["carried"] = rng.uniform(0.03, 0.13)
-    angle = np.zeros((len(JOINTS), count))
-    for row, name in enumerate(JOINTS):
-        angle[row] = course.pose.get(name, 0.0)
-    at = dict(zip(JOINTS, angle, strict=True))
-    # every bone's direction at once: trunk and head, then thigh, shin, upper and lower arm
-    forward = [-at["lean"], -at["lean"] - at["nod"]]
-    outward = [0 * at["lean"]] * 2
-    for side, sign in (("", 1.0), ("2", -1.0)):
-        raised = at[f"shoulder{side}"] - at["lean"]
-        forward += [at[f"hip{side}"], at[f"hip{side}"] - at[f"knee{side}"]]
-        forward += [raised, raised + at[f"elbow{side}"]]
-        outward += [sign * at[f"hip{side}_out"]] * 2 + [sign * at[f"shoulder{side}_out"]] * 2
-    trunk, head, *limbs = _direction(np.stack(forward), np.stack(outward))
-    point = {"hips": np.zeros((count, 3)), "neck": -length["trunk"] * trunk}
-    point["crown"] = point["neck"] - 1.1 * length["head"] * head
-    for n, (side, sign) in enumerate((("", 1.0), ("2", -1.0))):
-        thigh, shin, upper, lower = limbs[4 * n : 4 * n + 4]
-        sideways = np.array([0.0, 0.0, sign * stout])
-        hip = point[f"hip{side}"] = point["hips"] + HIPS * sideways
-        knee = point[f"knee{side}"] = hip + length["thigh"] * thigh
-        point[f"foot{side}"] = knee + length["shin"] * shin
-        shoulder = point["neck"] + SHOULDERS * sideways + 0.03 * trunk
-        point[f"shoulder{side}"] = shoulder
-        elbow = point[f"elbow{side}"] = shoulder + length["upper_arm"] * upper
-        point[f"hand{side}"] = elbow + length["lower_arm"] * lower
-    point["hand_end"] = point["hand"] + 2 * scale["carried"] * limbs[3]
-    lowest = np.maximum(point["foot"][:, 1], point["foot2"][:, 1])
-    point["ground"] = lowest[:, None] * np.array([0.0, 1.0, 0.0])
-    points = _seen(np.stack([point[name] for name in POINTS]), course, lowest)
-    return points, scale, lowest
+    (trunk, head), thighs, shins, upper_arms, lower_arms = _limbs(angles)
+    points = np.zeros((len(POINTS), angles.shape[1], 3))
+    neck = -length["trunk"] * trunk
+    points[1], points[2] = neck, neck - 1.1 * length["head"] * head
+    # both sides at once, float64 [2, N, 3] each
+    hips, knees, feet, shoulders, elbows, hands = points[5:].reshape(6, 2, -1, 3)
+    sideways = np.array([[[0.0, 0.0, stout]], [[0.0, 0.0, -stout]]])
+    hips[:] = HIPS * sideways
+    knees[:] = hips + length["thigh"] * thighs
+    feet[:] = knees + length["shin"] * shins
+    shoulders[:] = neck + SHOULDERS * sideways + 0.03 * trunk
+    elbows[:] = shoulders + length["upper_arm"] * upper_arms
+    hands[:] = elbows + length["lower_arm"] * lower_arms
+    points[4] = hands[0] + 2 * scale["carried"] * lower_arms[0]
+    lowest = points[3, :, 1] = np.maximum(feet[0, :, 1], feet[1, :, 1])
+    return _seen(points, course, lowest), scale, lowest
+
+
+def _limbs(angles: np.ndarray) -> np.ndarray:
+    """Unit vectors along trunk and head, and along both thighs, shins, upper and lower arms:
+    float64 [5, 2, N, 3]. angles: float64 [len(JOINTS), N]."""
+    lean, nod = angles[:2]
+    sides = angles[2:].reshape(2, 6, -1).swapaxes(0, 1)
+    hip, hip_out, knee, shoulder, shoulder_out, elbow = sides  # right and left, [2, N] each
+    forward, outward = np.zeros((2, 5, *hip.shape))
+    forward[0, 0], forward[0, 1] = -lean, -lean - nod
+    forward[1], forward[2] = hip, hip - knee
+    forward[3] = shoulder - lean
+    forward[4] = forward[3] + elbow
+    outward[1:3], outward[3:5] = hip_out, shoulder_out
+    outward[:, 1] *= -1  # to the left
+    return _direction(forward, outward)
 
 
 def _direction(forward: np.ndarray, outward: np.ndarray) -> np.ndarray:
     """Unit vectors float64 [..., 3]: straight down, turned forward and then to the right."""
     cos = np.cos(outward)
-    return np.stack([np.sin(forward) * cos, np.cos(forward) * cos, np.sin(outward)], axis=-1)
+    vectors = np.empty((*forward.shape, 3))
+    vectors[..., 0], vectors[..., 1] = np.sin(forward) * cos, np.cos(forward) * cos
+    vectors[..., 2] = np.sin(outward)
+    return vectors
 
 
 def _seen(points: np.ndarray, course: Course, lowest: np.ndarray) -> np.ndarray:
@@ -394,14 +416,14 @@ def creature(rng: np.random.Generator, t: Times) -> Parts:
     """Draw parts that hang on one another and swing: animals, plants, machines."""
     count = int(rng.integers(2, 7))
     shared = swing(rng, t, 0.7)
-    angle = [rng.uniform(0, 2 * math.pi) + swing(rng, t, 0.3) * (rng.uniform() < 0.5)]
+    angle = [rng.uniform(0, 2 * math.pi) + swing(rng, t, 0.3) * (rng.random() < 0.5)]
     joint, length = [np.zeros((len(t), 2))], [rng.uniform(0.2, 0.5)]
     for _ in range(count - 1):
         parent = int(rng.integers(0, len(joint)))
-        moves = rng.uniform()
+        moves = rng.random()
         course = shared if moves < 0.3 else swing(rng, t, 1.0) if moves < 0.7 else 0 * t
-        if rng.uniform() < 0.15:
-            course = course + rng.choice([-1, 1]) * log_uniform(rng, 2, 12) * t  # a wheel
+        if rng.random() < 0.15:
+            course = course + one_of(rng, (-1, 1)) * log_uniform(rng, 2, 12) * t  # a wheel
         at = joint[parent] + rng.uniform(0.2, 1.9) * length[parent] * _unit(angle[parent])
         joint.append(at)
         length.append(rng.uniform(0.1, 0.35))
@@ -421,20 +443,19 @@ def creature(rng: np.random.Generator, t: Times) -> Parts:
 def thing(rng: np.random.Generator, t: Times) -> Parts:
     """Draw one piece that may turn, stretch, squeeze and grow."""
     angle = rng.uniform(0, 2 * math.pi) + 0 * t
-    kind = rng.uniform()
+    kind = rng.random()
     if kind < 0.25:
-        angle = angle + rng.choice([-1, 1]) * log_uniform(rng, 0.2, 6) * t
+        angle = angle + one_of(rng, (-1, 1)) * log_uniform(rng, 0.2, 6) * t
     elif kind < 0.5:
         angle = angle + swing(rng, t, 0.6)
-    squeeze = swing(rng, t, 0.3) if rng.uniform() < 0.25 else 0 * t
+    squeeze = swing(rng, t, 0.3) if rng.random() < 0.25 else 0 * t
     width = rng.uniform(0.35, 1) * np.exp(-squeeze)
     height = np.exp(squeeze)
     cos, sin = np.cos(angle), np.sin(angle)
-    linear = np.stack(
-        [np.stack([cos * width, -sin * height], 1), np.stack([sin * width, cos * height], 1)], 1
-    )
-    maps = np.concatenate([0.5 * linear, np.zeros((len(t), 2, 1))], axis=2)[None]
-    outline = rng.integers(0, OUTLINES) if rng.uniform() < 0.7 else rng.choice([ELLIPSE, BOX])
+    maps = np.zeros((1, len(t), 2, 3))
+    maps[0, :, 0, 0], maps[0, :, 0, 1] = 0.5 * (cos * width), 0.5 * (-sin * height)
+    maps[0, :, 1, 0], maps[0, :, 1, 1] = 0.5 * (sin * width), 0.5 * (cos * height)
+    outline = rng.integers(0, OUTLINES) if rng.random() < 0.7 else one_of(rng, (ELLIPSE, BOX))
     return Parts(maps, np.array([outline]), np.zeros(1, int), NOTHING)
 
 

@@ -69,11 +69,11 @@ def _light(rng: np.random.Generator, t: np.ndarray, side: int) -> np.ndarray:
 
 @functools.lru_cache(maxsize=1)
 def _cosines() -> np.ndarray:
-    """The discrete cosine transform of 8 values, float32 [8, 8]."""
+    """The discrete cosine transform of 8 values, and its inverse: float32 [2, 8, 8]."""
     k, n = np.arange(8)[:, None], np.arange(8)[None]
     basis = np.cos(math.pi * (2 * n + 1) * k / 16) * 0.5
     basis[0] /= math.sqrt(2)
-    return basis.astype(np.float32)
+    return np.stack([basis, basis.T]).astype(np.float32)
 
 
 def compress(frames: np.ndarray, *, step: float) -> np.ndarray:

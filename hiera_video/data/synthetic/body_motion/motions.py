@@ -5,17 +5,37 @@ Times are seconds from the middle of the clip.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import math
+from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
+
+T = TypeVar("T")
 
 Times = np.ndarray
 """float64 [N], seconds."""
 
 
+# numpy's `rng.choice` takes ten times as long for one number, and draws the same one
+
+
+def one_of(rng: np.random.Generator, options: Sequence[T]) -> T:
+    """Draw one of several things, each as likely as the others."""
+    return options[int(rng.integers(0, len(options)))]
+
+
+def how_many(rng: np.random.Generator, shares: Sequence[float]) -> int:
+    """Draw a number from 0 up; `shares` are the probabilities of each, together 1."""
+    return bisect.bisect_right(list(itertools.accumulate(shares[:-1])), rng.random())
+
+
 def log_uniform(rng: np.random.Generator, least: float, most: float) -> float:
     """Draw a number whose logarithm is uniform."""
-    return math.exp(rng.uniform(math.log(least), math.log(most)))
+    low = math.log(least)
+    return math.exp(low + (math.log(most) - low) * rng.random())
 
 
 def smooth_step(x: np.ndarray) -> np.ndarray:
@@ -47,7 +67,7 @@ def there_and_back(rng: np.random.Generator, t: Times) -> np.ndarray:
 
 def travel(rng: np.random.Generator, t: Times, speed: float) -> np.ndarray:
     """Distance along a path at about `speed` a second: steady, speeding up, braking, stop or go."""
-    kind = rng.uniform()
+    kind = rng.random()
     if kind < 0.5:
         return speed * t
     if kind < 0.8:
@@ -56,7 +76,7 @@ def travel(rng: np.random.Generator, t: Times, speed: float) -> np.ndarray:
     length, start = log_uniform(rng, 0.1, 0.6), rng.uniform(t[0], t[-1])
     x = np.clip((t - start) / length, 0, 1)
     moved = length * (x**3 - x**4 / 2) + np.maximum(t - start - length, 0)
-    return speed * (moved if rng.uniform() < 0.5 else t - moved)
+    return speed * (moved if rng.random() < 0.5 else t - moved)
 
 
 def direction(rng: np.random.Generator) -> np.ndarray:

@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
-from hiera_video.data.synthetic.body_motion.compiled import compiled
+from hiera_video.data.synthetic.body_motion.compiled import compiled, inlined
 from hiera_video.data.synthetic.body_motion.textures import PLATE_SIDE
 
 SOFT_EDGE = 0.7
@@ -26,7 +25,7 @@ NONE, HALF, ONE = np.float32(0), np.float32(0.5), np.float32(1)
 # ---- maps ---------------------------------------------------------------------------------------
 
 
-@compiled
+@inlined
 def bounding_boxes(forward: np.ndarray, outline: np.ndarray, size: int) -> np.ndarray:
     """Pixels that each layer may cover: int32 [L, T, 4] (top, left, bottom, right).
 
@@ -38,7 +37,7 @@ def bounding_boxes(forward: np.ndarray, outline: np.ndarray, size: int) -> np.nd
     for layer in range(layers):
         for t in range(frames):
             if outline[layer] < 0:
-                boxes[layer, t, 2:] = size
+                boxes[layer, t, 2] = boxes[layer, t, 3] = size
                 continue
             m = forward[layer, t]
             reach_x = abs(m[0, 0]) + abs(m[0, 1])
@@ -65,6 +64,15 @@ def inverted(maps: np.ndarray) -> np.ndarray:
             out[layer, t, 0, 2] = -(a * m[0, 2] + b * m[1, 2])
             out[layer, t, 1, 2] = -(c * m[0, 2] + d * m[1, 2])
     return out
+
+
+@compiled
+def _centres(size: int) -> np.ndarray:
+    """Where the pixels of a row are in the view: float32 [size], 0 to 1."""
+    centres = np.empty(size, np.float32)
+    for i in range(size):
+        centres[i] = (i + 0.5) / size
+    return centres
 
 
 # ---- pixels -------------------------------------------------------------------------------------
@@ -108,9 +116,10 @@ def draw(
     colours, owners = picture.reshape(-1), owner.reshape(-1)
     left, most = np.ones(owner.size, np.float32), np.zeros(owner.size, np.float32)
     lists, numbers = np.empty(6 * MANY, np.float32), np.empty(5 * MANY, np.int32)
-    centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
+    centres = _centres(size)
     for layer in range(layers):
-        count, outline = 0, looks[0, layer]
+        # np.int64: for a plain 0, which has a type of its own, `_colour` would be compiled again
+        count, outline = np.int64(0), looks[0, layer]
         row, plate = paint[layer], texels[looks[1, layer]]
         for t in range(frames):
             top, first, bottom, end = boxes[layer, t]
@@ -139,12 +148,12 @@ def draw(
                     count += 1
                     if count == MANY:
                         _colour(colours, lists, numbers, count, row, plate)
-                        count = 0
+                        count = np.int64(0)
         _colour(colours, lists, numbers, count, row, plate)
     return picture, owner
 
 
-@njit(inline="always")
+@inlined
 def _opacity(outlines: np.ndarray, number: int, u: float, v: float, sharpness: float) -> float:
     """How much of a pixel at (u, v) lies inside an outline, from its map of signed distances.
 
@@ -188,7 +197,7 @@ def _colour(
         colours[at + 2] += lists[BLUE + n]
 
 
-@compiled
+@inlined
 def _find_texels(
     lists: np.ndarray, numbers: np.ndarray, count: int, paint: np.ndarray, plate: np.ndarray
 ) -> None:
@@ -210,7 +219,7 @@ def _find_texels(
         numbers[T10 + n], numbers[T11 + n] = plate[below], plate[below + np.uint64(1)]
 
 
-@compiled
+@inlined
 def _mix(lists: np.ndarray, numbers: np.ndarray, count: int, paint: np.ndarray) -> None:
     """Turn the texels of each listed pixel into its share of its colour, changed and shaded."""
     rr, rg, rb, r0 = paint[6], paint[7], paint[8], paint[9]
@@ -232,7 +241,7 @@ def _mix(lists: np.ndarray, numbers: np.ndarray, count: int, paint: np.ndarray) 
         lists[BLUE + n] = share * (shade * (br * r + bg * g + bb * b + b0))
 
 
-@njit(inline="always")
+@inlined
 def _byte(texel: int, shift: int) -> float:
     """One colour of a texel: float32, 0 to 255."""
     return np.float32(np.int32((texel >> shift) & 255))
@@ -243,7 +252,12 @@ def _byte(texel: int, shift: int) -> float:
 
 @compiled
 def displacements(
-    forward: np.ndarray, owner: np.ndarray, starts: np.ndarray, ends: np.ndarray, cell: int
+    forward: np.ndarray,
+    inverse: np.ndarray,
+    owner: np.ndarray,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    cell: int,
 ) -> np.ndarray:
     """Where what a pixel shows in frame `start` has moved to in frame `end`, in sides of the view.
 
@@ -251,17 +265,17 @@ def displacements(
     (x, y), and the displacement besides that of the last layer (the background, which moves with
     the camera alone).
 
-    forward: float32 [L, T, 2, 3] as `draw` takes it; owner: int16 [T', H, W], the layers of frames;
-    starts, ends: int [F]; cell: side of a cell in pixels.
+    forward: float32 [L, T, 2, 3] as `draw` takes it, and its inverse. owner: int16 [T', H, W], the
+    layers of frames. starts, ends: int [F]. cell: side of a cell in pixels.
     """
     size = owner.shape[1]
     side = size // cell
-    centres = ((np.arange(size) + 0.5) / size).astype(np.float32)
+    centres = _centres(size)
     out = np.empty((4, len(starts), side, side), np.float32)
     share = np.float32(1.0 / (cell * cell))
     for row in range(len(starts)):
         start = starts[row]
-        maps = _between(forward, start, ends[row])
+        maps = _between(forward, inverse, start, ends[row])
         bxx, bxy, bx, byx, byy, by = maps[len(maps) - 1]  # the background's
         for i in range(side):
             for j in range(side):
@@ -281,14 +295,13 @@ def displacements(
     return out
 
 
-@compiled
-def _between(forward: np.ndarray, start: int, end: int) -> np.ndarray:
+@inlined
+def _between(forward: np.ndarray, inverse: np.ndarray, start: int, end: int) -> np.ndarray:
     """The map of each layer from its place in frame `start` to that in frame `end`: float32 [L, 6],
     two rows of three."""
-    inverse = inverted(forward[:, start : start + 1])
     maps = np.empty((len(forward), 6), np.float32)
     for layer in range(len(forward)):
-        m, n = inverse[layer, 0], forward[layer, end]
+        m, n = inverse[layer, start], forward[layer, end]
         for row in range(2):
             for column in range(2):
                 maps[layer, 3 * row + column] = n[row, 0] * m[0, column] + n[row, 1] * m[1, column]
@@ -307,7 +320,8 @@ def cell_means(values: np.ndarray, owner: np.ndarray, cell: int) -> np.ndarray:
     share = np.float32(1.0 / (cell * cell))
     given = np.zeros(len(values), np.bool_)  # most layers have nothing but zeros
     for layer in range(len(values)):
-        given[layer] = np.any(values[layer] != 0)
+        for k in range(depth):
+            given[layer] |= values[layer, k] != 0
     for t in range(frames):
         for i in range(size // cell):
             for j in range(size // cell):

@@ -14,6 +14,7 @@ import torch
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import Sample
 from hiera_video.data.randomness import draw_seed, generator_for
+from hiera_video.data.synthetic.body_motion.truth import GRID, LARGEST_SIZE
 from hiera_video.data.transforms.train import Pixels
 from hiera_video.errors import UserError
 
@@ -37,11 +38,12 @@ class GeneratedReader:
 
     def __post_init__(self) -> None:
         spec = self.spec
-        if spec.num_frames % 2 or spec.crop_size % 16 or spec.segments:
+        if not drawable(spec.num_frames, spec.crop_size) or spec.segments:
             raise UserError(
                 f"generated clips have an even number of frames and a side that is a multiple of "
-                f"16, in steady time: not {spec.num_frames} frames of {spec.crop_size} px"
-                f"{' in segments' * spec.segments} (DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE)"
+                f"{GRID} up to {LARGEST_SIZE}, in steady time: not {spec.num_frames} frames of "
+                f"{spec.crop_size} px{' in segments' * spec.segments} "
+                f"(DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE)"
             )
         require_numba()
 
@@ -65,6 +67,11 @@ class GeneratedReader:
             pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
             clips.append(Pixels(pixels, truth=torch.from_numpy(truth)))
         return clips
+
+
+def drawable(frames: int, size: int) -> bool:
+    """Whether clips of so many frames of this side, pixels, can be drawn."""
+    return frames % 2 == 0 and size % GRID == 0 and size <= LARGEST_SIZE
 
 
 def require_numba() -> None:

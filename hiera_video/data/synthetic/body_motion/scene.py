@@ -13,6 +13,7 @@ from hiera_video.data.synthetic.body_motion.motions import (
     Times,
     change,
     direction,
+    how_many,
     log_uniform,
     swing,
     travel,
@@ -71,7 +72,8 @@ class Scene:
         self, owner: np.ndarray, starts: np.ndarray, ends: np.ndarray, *, cell: int
     ) -> np.ndarray:
         """The same for several frames, int [F]: float32 [4, F, H / cell, W / cell]."""
-        return raster.displacements(self.forward, owner, starts, ends, cell)
+        inverse = raster.inverted(self.forward)
+        return raster.displacements(self.forward, inverse, owner, starts, ends, cell)
 
     def doing_maps(self, owner: np.ndarray, *, cell: int) -> np.ndarray:
         """What the bodies seen in frames do as a whole: float32 [D, F, H / cell, W / cell]."""
@@ -99,8 +101,8 @@ def random_scene(seed: int, t: Times, frames: int) -> Scene:
     frames: how many of the times `t` are frames of the clip.
     """
     rng = stream(seed, "bodies")
-    bodies = [_random_figure(rng, t, frames) for _ in range(rng.choice(4, p=[0.2, 0.5, 0.2, 0.1]))]
-    others = rng.choice(4, p=[0.4, 0.3, 0.2, 0.1]) + (not bodies)
+    bodies = [_random_figure(rng, t, frames) for _ in range(how_many(rng, (0.2, 0.5, 0.2, 0.1)))]
+    others = how_many(rng, (0.4, 0.3, 0.2, 0.1)) + (not bodies)
     bodies += [random_other(rng, t) for _ in range(others)]
     rng.shuffle(bodies)
     return compose(bodies, camera(stream(seed, "camera"), t), stream(seed, "look"))
@@ -117,34 +119,34 @@ def place_figure(
     """Put a figure somewhere in the view, upright with few exceptions, now and then coming nearer
     or going away. `size`: its height in sides of the view."""
     middle = feet[len(t) // 2]  # wherever it walks, it is in view in the middle of the clip
-    at = rng.uniform([-0.35, -0.2], [0.35, 0.2]) - size * np.array([middle[0], 0.0])
-    grows = rng.normal(0, 0.35) * (rng.uniform() < 0.25)
-    upright = rng.normal(0, 0.06) if rng.uniform() < 0.9 else rng.uniform(0, 2 * math.pi)
+    at = np.array([rng.uniform(-0.35, 0.35) - size * middle[0], rng.uniform(-0.2, 0.2)])
+    grows = rng.normal(0, 0.35) * (rng.random() < 0.25)
+    upright = rng.normal(0, 0.06) if rng.random() < 0.9 else rng.uniform(0, 2 * math.pi)
     return Body(
         parts=parts,
         place=at + np.zeros((len(t), 2)),
         size=size * np.exp(grows * t),
         angle=upright + 0 * t,
-        mirrored=bool(rng.uniform() < 0.5),
+        mirrored=bool(rng.random() < 0.5),
     )
 
 
 def random_other(rng: np.random.Generator, t: Times) -> Body:
     """Put a creature or a thing somewhere; many of them move, and some stand in the way."""
-    parts = figures.creature(rng, t) if rng.uniform() < 0.45 else figures.thing(rng, t)
+    parts = figures.creature(rng, t) if rng.random() < 0.45 else figures.thing(rng, t)
     place = rng.uniform(-0.5, 0.5, size=2) + np.zeros((len(t), 2))
-    kind = rng.uniform()
+    kind = rng.random()
     if kind < 0.5:
         speed = log_uniform(rng, 0.05, 1.5)
         place = place + travel(rng, t, speed)[:, None] * direction(rng)
     elif kind < 0.65:
         place = place + swing(rng, t, 0.2)[:, None] * direction(rng)
-    if rng.uniform() < 0.15:  # thrown, or dropped
+    if rng.random() < 0.15:  # thrown, or dropped
         place = place + np.stack([0 * t, rng.uniform(0.3, 1.5) * t * t], axis=1)
     size = np.full(len(t), log_uniform(rng, 0.1, 0.8))
-    if rng.uniform() < 0.2:
+    if rng.random() < 0.2:
         size = size * np.exp(rng.normal(0, 0.5) * t)
-    elif rng.uniform() < 0.1:
+    elif rng.random() < 0.1:
         size = size * np.exp(rng.normal(0, 0.5) * change(rng, t))
     return Body(parts, place, size, angle=rng.normal(0, 0.2) + 0 * t)
 
@@ -153,25 +155,28 @@ def camera(rng: np.random.Generator, t: Times) -> np.ndarray:
     """Draw the camera's course, world -> view (0 to 1): float64 [N, 2, 3]. Half are still."""
     centre = np.zeros((len(t), 2))
     zoom, angle = 0 * t, 0 * t
-    if rng.uniform() < 0.5:
-        if rng.uniform() < 0.7:
+    if rng.random() < 0.5:
+        if rng.random() < 0.7:
             centre = centre + travel(rng, t, log_uniform(rng, 0.02, 0.6))[:, None] * direction(rng)
-        if rng.uniform() < 0.5:  # held by hand
+        if rng.random() < 0.5:  # held by hand
             shake = rng.uniform(0.003, 0.03)
             centre = centre + np.stack([swing(rng, t, shake), swing(rng, t, shake)], axis=1)
-        if rng.uniform() < 0.35:
+        if rng.random() < 0.35:
             zoom = zoom + rng.normal(0, 0.25) * t
-        if rng.uniform() < 0.25:
+        if rng.random() < 0.25:
             angle = angle + rng.normal(0, 0.25) * t
-    turned = _similarity(-angle, np.exp(zoom))
-    offset = 0.5 - np.einsum("nij,nj->ni", turned, centre)
-    return np.concatenate([turned, offset[:, :, None]], axis=2)
+    view = _similarity(-angle, np.exp(zoom))
+    view[:, :, 2] = 0.5 - np.einsum("nij,nj->ni", view[:, :, :2], centre)
+    return view
 
 
 def _similarity(angle: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Turn clockwise and scale: float64 [N, 2, 2]."""
+    """Affine maps that turn clockwise and scale: float64 [N, 2, 3]."""
+    maps = np.zeros((len(angle), 2, 3))
     cos, sin = scale * np.cos(angle), scale * np.sin(angle)
-    return np.stack([np.stack([cos, -sin], 1), np.stack([sin, cos], 1)], 1)
+    maps[:, 0, 0], maps[:, 0, 1] = cos, -sin
+    maps[:, 1, 0], maps[:, 1, 1] = sin, cos
+    return maps
 
 
 # ---- bodies -> layers ---------------------------------------------------------------------------
@@ -179,44 +184,43 @@ def _similarity(angle: np.ndarray, scale: np.ndarray) -> np.ndarray:
 
 def compose(bodies: list[Body], view: np.ndarray, rng: np.random.Generator) -> Scene:
     """Put bodies, nearest first, before a background and look at them: `view` float64 [N, 2, 3]."""
-    maps = []
-    for one in bodies:
-        linear = _similarity(one.angle, one.size)
-        if one.mirrored:
-            linear = linear * np.array([-1.0, 1.0])
-        placed = np.concatenate([linear, one.place[:, :, None]], axis=2)
-        maps.append(_chain(_after(view, placed), one.parts.maps))
-    background = np.zeros((1, len(view), 2, 3))
-    background[:, :, [0, 1], [0, 1]] = 1.0
-    forward = np.concatenate([*maps, _chain(view, background)])
-    counts = [len(one.parts.look) for one in bodies]
-    body = np.array([*np.repeat(np.arange(len(bodies)), counts), -1], np.int32)
+    # the background is in no body's space: the last one is the world's
+    still = np.zeros((1, len(view), 2, 3))
+    still[:, :, [0, 1], [0, 1]] = 1.0
+    spaces = np.concatenate([*(_place(one)[None] for one in bodies), still])
+    numbers, counts = [*range(len(bodies)), -1], [*(len(one.parts.look) for one in bodies), 1]
+    body = np.repeat(np.array(numbers, np.int32), counts)
+    maps = np.concatenate([*(one.parts.maps for one in bodies), still])
+    forward = _after(_after(view, spaces)[body], maps)
     # parts of one body and one look share a texture
-    looks = np.array([*np.concatenate([one.parts.look for one in bodies]), 0])
+    looks = np.concatenate([*(one.parts.look for one in bodies), [0]])
     _, texture = np.unique(body * 16 + looks, return_inverse=True)
     plate = rng.integers(0, PLATES, size=texture.max() + 1)[texture]
+    doing = np.array([*(one.parts.doing for one in bodies), figures.NOTHING], np.float32)
     return Scene(
         forward=forward.astype(np.float32),
-        outline=np.array([*np.concatenate([o.parts.outline for o in bodies]), -1], np.int32),
+        outline=np.concatenate([*(one.parts.outline for one in bodies), [-1]]).astype(np.int32),
         plate=plate.astype(np.int32),
         paint=_paint(rng, forward, texture).astype(np.float32),
         body=body,
-        doing=np.stack([*(one.parts.doing for one in bodies), figures.NOTHING])[body].astype(
-            np.float32
-        ),
+        doing=doing[body],
     )
 
 
+def _place(body: Body) -> np.ndarray:
+    """The map from a body's space to the world: float64 [N, 2, 3]."""
+    maps = _similarity(body.angle, body.size)
+    if body.mirrored:
+        maps[:, :, 0] *= -1
+    maps[:, :, 2] = body.place
+    return maps
+
+
 def _after(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """Affine maps [N, 2, 3] after others [N, 2, 3]."""
-    return _chain(outer, inner[None])[0]
-
-
-def _chain(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """Affine maps [N, 2, 3] after those of parts [P, N, 2, 3]."""
-    linear = outer[:, :, :2] @ inner[..., :2]
-    offset = np.einsum("nij,pnj->pni", outer[:, :, :2], inner[..., 2]) + outer[:, :, 2]
-    return np.concatenate([linear, offset[..., None]], axis=3)
+    """Affine maps [..., 2, 3] after others [..., 2, 3]."""
+    maps = outer[..., :2] @ inner
+    maps[..., 2] += outer[..., 2]
+    return maps
 
 
 TEXELS = 128
@@ -247,7 +251,7 @@ def _paint(rng: np.random.Generator, maps: np.ndarray, texture: np.ndarray) -> n
 def _colours(rng: np.random.Generator, count: int) -> np.ndarray:
     """Draw changes of colours, from bytes to 0..1: float64 [count, 12], three rows of matrix and
     offset each. Those of one clip are about equally grey: most videos have few colours."""
-    grey = rng.uniform() ** 0.5
+    grey = rng.random() ** 0.5
     order = np.argsort(rng.uniform(size=(count, 3)), axis=1)
     mix = np.eye(3)[order] + rng.normal(0, 0.15, size=(count, 3, 3))
     mix = (1 - grey) * mix + grey / 3

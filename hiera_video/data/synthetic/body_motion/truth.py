@@ -23,6 +23,9 @@ TRUTH_CHANNELS = FLOW_CHANNELS + len(BODY)
 GRID = 16
 """The truth has this many cells along each side."""
 
+LARGEST_SIZE = 416
+"""Side of the largest pictures, pixels: `light` has noise for no more."""
+
 FLOW_SCALE = (0.64, 0.52, 0.40, 0.38, 0.69, 0.61)
 """Standard deviations over 600 clips, of displacements after asinh."""
 
