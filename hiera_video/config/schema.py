@@ -516,8 +516,10 @@ class Config(Section):
 
     def _check_truth(self) -> None:
         """Refuse to predict what is known of generated clips from others, before any is read."""
-        wants = {"motion": "TASK=motion"}.get(self.task)
-        if self.task == "pretrain" and self.hiera.target == "flow":
+        wants = ""
+        if self.task == "motion":
+            wants = "TASK=motion"
+        elif self.task == "pretrain" and self.hiera.target == "flow":
             wants = "HIERA.TARGET=flow"
         if wants and self.train.dataset not in SETS_WITH_TRUTH:
             raise ConfigError(

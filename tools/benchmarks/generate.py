@@ -15,8 +15,9 @@ from benchmarks import machine, measure, tables
 from benchmarks.data_loaders import worker_counts
 from benchmarks.measure import Candidate
 from benchmarks.tables import Column, Row, of_table
-from hiera_video.data.synthetic.body_motion.reader import drawable, require_numba
+from hiera_video.data.synthetic.body_motion.reader import require_numba
 from hiera_video.data.synthetic.body_motion.truth import GRID, LARGEST_SIZE
+from hiera_video.data.synthetic.stream_clips import drawable
 from hiera_video.errors import UserError
 from hiera_video.video.processes import usable_cores
 
@@ -82,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_form(frames: int, size: int) -> None:
     """Raises UserError for clips that the generator cannot draw."""
-    if not drawable(frames, size):
+    if not drawable(frames, size, largest=LARGEST_SIZE):
         raise UserError(
             f"--frames {frames} --size {size}: the frames must be an even number, and the size a "
             f"multiple of {GRID} up to {LARGEST_SIZE}"

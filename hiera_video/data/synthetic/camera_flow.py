@@ -20,8 +20,8 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import Sample
 from hiera_video.data.randomness import draw_seed, generator_for
 from hiera_video.data.synthetic.body_motion.truth import GRID, TRUTH_CHANNELS
+from hiera_video.data.synthetic.stream_clips import require_stream_clips
 from hiera_video.data.transforms.train import Pixels
-from hiera_video.errors import UserError
 
 if TYPE_CHECKING:
     from hiera_video.data.synthetic.camera_path import CameraPath
@@ -50,13 +50,7 @@ class CameraFlowReader:
     random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        spec = self.spec
-        if spec.num_frames % 2 or spec.crop_size % GRID or spec.segments:
-            raise UserError(
-                f"clips of {NAME} have an even number of frames and a side that is a multiple of "
-                f"{GRID}, in steady time: not {spec.num_frames} frames of {spec.crop_size} px"
-                f"{' in segments' * spec.segments} (DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE)"
-            )
+        require_stream_clips(self.spec)
 
     def __call__(self, sample: Sample) -> list[Pixels]:
         """Draw uint8 [T, 3, S, S] and the truth of each clip, see `draw_clip`."""

@@ -14,7 +14,8 @@ import torch
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import Sample
 from hiera_video.data.randomness import draw_seed, generator_for
-from hiera_video.data.synthetic.body_motion.truth import GRID, LARGEST_SIZE
+from hiera_video.data.synthetic.body_motion.truth import LARGEST_SIZE
+from hiera_video.data.synthetic.stream_clips import require_stream_clips
 from hiera_video.data.transforms.train import Pixels
 from hiera_video.errors import UserError
 
@@ -37,14 +38,7 @@ class GeneratedReader:
     random: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        spec = self.spec
-        if not drawable(spec.num_frames, spec.crop_size) or spec.segments:
-            raise UserError(
-                f"generated clips have an even number of frames and a side that is a multiple of "
-                f"{GRID} up to {LARGEST_SIZE}, in steady time: not {spec.num_frames} frames of "
-                f"{spec.crop_size} px{' in segments' * spec.segments} "
-                f"(DATA.NUM_FRAMES, DATA.TRAIN_CROP_SIZE)"
-            )
+        require_stream_clips(self.spec, largest=LARGEST_SIZE)
         require_numba()
 
     def __call__(self, sample: Sample) -> list[Pixels]:
@@ -67,11 +61,6 @@ class GeneratedReader:
             pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
             clips.append(Pixels(pixels, truth=torch.from_numpy(truth)))
         return clips
-
-
-def drawable(frames: int, size: int) -> bool:
-    """Whether clips of so many frames of this side, pixels, can be drawn."""
-    return frames % 2 == 0 and size % GRID == 0 and size <= LARGEST_SIZE
 
 
 def require_numba() -> None:
