@@ -249,9 +249,12 @@ def test_a_probe_says_what_was_chosen():
     found = probe.fit(rows, of_toys(labels), seed=1)
     assert found.accuracy > 80
     assert re.fullmatch(
-        r"probe: 24 videos x 3 clips, L2 [\d.e-]+ of 7, \d+\.\d % by 5-fold cross-validation",
+        r"probe: 24 videos x 3 clips, L2 [\d.e-]+ of 7, \d+\.\d % by 5-fold cross-validation, "
+        r"too high where videos share a room, .* DATA\.GROUP_BY",
         str(found),
     )
+    pairs = probe.fit(rows, of_toys(labels, [str(i // 2) for i in range(24)]), seed=1)
+    assert str(pairs).endswith("by 5-fold cross-validation")
     assert same(tuple(found.head), tuple(probe.fit(rows, of_toys(labels), seed=1).head))
     noise = torch.randn(24, 3, 50, generator=torch.Generator().manual_seed(1))
     assert probe.fit(noise, of_toys(labels), seed=1).accuracy < 60

@@ -103,11 +103,18 @@ class Probe:
     videos: int
     clips: int
     """Of each video."""
+    grouped: bool
+    """Whether something names videos that belong together."""
 
     def __str__(self) -> str:
         chosen = "not cross-validated: the videos are of one group"
         if self.accuracy is not None:
             chosen = f"{self.accuracy:.1f} % by {self.folds}-fold cross-validation"
+            if not self.grouped:
+                chosen += (
+                    ", too high where videos share a room, a person or a recording: name it with "
+                    "DATA.GROUP_BY"
+                )
         return (
             f"probe: {self.videos} videos x {self.clips} clips, L2 {self.strength:g} of "
             f"{len(STRENGTHS)}, {chosen}"
@@ -261,6 +268,7 @@ def fit(rows: Tensor, labels: Labels, *, seed: int) -> Probe:
         folds=folds,
         videos=rows.shape[0],
         clips=rows.shape[1],
+        grouped=len(set(labels.groups)) < len(labels.groups),
     )
 
 
