@@ -293,6 +293,24 @@ def test_a_dry_run_says_whether_loader_or_device_is_the_limit(waiting, said):
     assert dry_run._limit(dry, World(device=torch.device("cpu")), waiting).startswith(said)
 
 
+def test_a_dry_run_counts_the_waiting_of_each_step_by_itself(videos, tmp_path, monkeypatch):
+    """Waits were differences of running means: a slow first step made the share negative."""
+    given, counted = [3.0, 0.25, 0.5, 0.125], []
+
+    def step(cfg, state, forward, batches, clock):
+        clock.waited(given[len(counted_steps)])
+        clock.step_done(1)
+        counted_steps.append(1)
+        return 0.0, 0.0
+
+    counted_steps = []
+    monkeypatch.setattr(dry_run, "_take_step", step)
+    monkeypatch.setattr(dry_run, "_costs", lambda *args: counted.extend(args[-1]) or [])
+    words = [str(word) for word in settings(videos, tmp_path / "out")]
+    dry_run.run(load_config(None, words), World(device=torch.device("cpu")), steps=4)
+    assert counted == given
+
+
 def test_a_dry_run_of_a_probe_alone_says_so(run_net, videos, empty, tmp_path):
     sizes = "{embed_dim: 16, num_heads: 1, stages: [1, 1, 1, 1], readout_stages: [3]}"
     words = ("MODEL.KWARGS", sizes, "TRAIN.PROBE", "true", "TRAIN.PROBE_ALONE_BELOW", 5)

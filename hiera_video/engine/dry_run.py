@@ -126,14 +126,15 @@ def _measure(dry: DryRun, world: World, logger: RunLogger) -> None:
         logger.info(f"note: {note}")
 
     set_mode(state.model, linear_probe=cfg.train.linear_probe)
-    batches, clock = DevicePrefetcher(loader, world.device, data.dataset.spec), StepTimer()
+    batches = DevicePrefetcher(loader, world.device, data.dataset.spec)
+    clock = StepTimer(window=1)  # of each step by itself
     seconds: list[float] = []
     waits: list[float] = []
     for number in range(1, dry.steps + 1):
-        began, waited = time.perf_counter(), clock.data_seconds
+        began = time.perf_counter()
         loss, norm = _take_step(cfg, state, forward, batches, clock)
         seconds.append(time.perf_counter() - began)
-        waits.append(clock.data_seconds - waited)
+        waits.append(clock.data_seconds)
         logger.info(
             f"step {number}/{dry.steps}: loss {loss:.4f}, grad norm {norm:.3g}, {seconds[-1]:.2f} s"
         )
