@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 
 import numpy as np
@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from hiera_video.errors import DecodeError
-from hiera_video.video.info import VideoInfo
+from hiera_video.video.info import Integers, VideoInfo
 from hiera_video.video.limits import MAX_PIXELS
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
@@ -82,6 +82,12 @@ class FrameFolder:
             frames[row] = self._picture(index, size)
         distinct = torch.from_numpy(frames).permute(0, 3, 1, 2)
         return distinct if np.array_equal(wanted, asked) else distinct[torch.from_numpy(rows)]
+
+    def parts(self, indices: Integers, size: int) -> Iterator[tuple[Integers, Tensor]]:
+        """Yield ascending pictures `size` at a time: their indices and uint8 [k, 3, H, W]."""
+        for first in range(0, len(indices), size):
+            part = indices[first : first + size]
+            yield part, self.read(part)
 
     def _picture(self, index: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:
         """uint8 [H, W, 3] of one picture; DecodeError where its size is not `size` (H, W)."""

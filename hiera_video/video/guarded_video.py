@@ -19,11 +19,14 @@ import numpy as np
 import torch
 
 from hiera_video.errors import DecodeError
-from hiera_video.video.crops import spatial_crops
+from hiera_video.video.crops import read_crops
 from hiera_video.video.decode import VideoReader, open_video
 from hiera_video.video.frame_folder import FrameFolder
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 from hiera_video.video.info import VideoInfo
+
+_MESSAGE_BYTES = 128 << 20
+"""Most bytes of crops that one message carries; the 5x3 views of 16 frames are 36 MB."""
 
 
 class GuardedVideo:
@@ -49,12 +52,17 @@ class GuardedVideo:
     def read_crops(
         self, indices: Iterable[int], crop_size: int, num_crops: int
     ) -> list[torch.Tensor]:
-        """The frames `indices` [T] cut as `crops.spatial_crops` does: uint8 [T, 3, S, S] each.
+        """The ascending frames `indices` [T], cut as `spatial_crops` does: uint8 [T, 3, S, S] each.
 
         Errors are those of `VideoReader.read`.
         """
-        crops = self._ask("crops", np.asarray(indices), crop_size, num_crops)
-        return [torch.from_numpy(crop) for crop in crops]
+        wanted = np.asarray(indices)
+        step = max(1, _MESSAGE_BYTES // (3 * crop_size**2 * num_crops))
+        parts = [
+            self._ask("crops", wanted[first : first + step], crop_size, num_crops)
+            for first in range(0, len(wanted), step)
+        ]
+        return [torch.from_numpy(np.concatenate(pieces)) for pieces in zip(*parts, strict=True)]
 
     def _ask(self, what: str, *arguments: Any) -> Any:
         try:
@@ -77,7 +85,7 @@ def serve(request: tuple[Any, ...]) -> Any:
     if what == "open":
         return dataclasses.replace(reader.info, index=None)
     indices, crop_size, num_crops = arguments
-    return [crop.numpy() for crop in spatial_crops(reader.read(indices), crop_size, num_crops)]
+    return [crop.numpy() for crop in read_crops(reader, indices, crop_size, num_crops)]
 
 
 def _reader(file: tuple[str, str], *, reopen: bool) -> VideoReader | FrameFolder:

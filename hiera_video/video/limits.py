@@ -34,7 +34,11 @@ class Deadline:
 
     def __init__(self, path: str, seconds: float) -> None:
         self.path, self.seconds = path, seconds
-        self._end = time.monotonic() + seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew."""
+        self._end = time.monotonic() + self.seconds
 
     def check(self) -> None:
         """Raise DecodeError once the time is over."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,12 @@ class DecordReader:
         except Exception as error:
             raise DecodeError(self.path, f"decord: {error_reason(error)}") from None
 
-    def read(self, wanted: Integers, deadline: Deadline) -> Tensor:
-        """uint8 RGB [K, 3, H, W], upright, of ascending, distinct indices [K]."""
+    def parts(self, wanted: Integers, size: int, deadline: Deadline) -> Iterator[Tensor]:
+        """Yield uint8 RGB [<= size, 3, H, W], upright, of ascending, distinct indices [K]."""
+        for first in range(0, len(wanted), size):
+            yield self._read(wanted[first : first + size], deadline)
+
+    def _read(self, wanted: Integers, deadline: Deadline) -> Tensor:
         width, height = self.index.size
         if self.index.quarter_turns % 2:
             width, height = height, width

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -72,8 +73,12 @@ class TorchcodecReader:
         except Exception as error:
             raise DecodeError(self.path, f"torchcodec: {error_reason(error)}") from None
 
-    def read(self, wanted: Integers, deadline: Deadline) -> Tensor:
-        """uint8 RGB [K, 3, H, W], upright, of ascending, distinct indices [K]."""
+    def parts(self, wanted: Integers, size: int, deadline: Deadline) -> Iterator[Tensor]:
+        """Yield uint8 RGB [<= size, 3, H, W], upright, of ascending, distinct indices [K]."""
+        for first in range(0, len(wanted), size):
+            yield self._read(wanted[first : first + size], deadline)
+
+    def _read(self, wanted: Integers, deadline: Deadline) -> Tensor:
         batches = []
         for part in portions(self.path, self.index, wanted, "torchcodec"):
             try:
