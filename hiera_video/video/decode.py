@@ -38,11 +38,9 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from hiera_video.errors import DecodeError, UserError
 from hiera_video.video.container import VideoFile, error_reason
@@ -59,9 +57,13 @@ from hiera_video.video.info import FrameIndex, Integers, VideoInfo
 from hiera_video.video.known import known_videos
 from hiera_video.video.limits import MAX_OUTPUT_BYTES, TIME_LIMIT, Deadline, is_out_of_memory
 from hiera_video.video.readers.decord import DecordReader
+from hiera_video.video.readers.frames import Pixels
 from hiera_video.video.readers.pyav import PyavReader
 from hiera_video.video.readers.torchcodec import TorchcodecReader
 from hiera_video.video.scan import describe
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "DECODERS",
@@ -128,8 +130,8 @@ def read_frames(
 class _Reader(Protocol):
     """What a library's reader does, once it has the file and its index."""
 
-    def parts(self, wanted: Integers, size: int, deadline: Deadline) -> Iterator[Tensor]:
-        """Yield uint8 RGB [<= size, 3, H, W], upright, of ascending, distinct indices [K]."""
+    def parts(self, wanted: Integers, size: int, deadline: Deadline) -> Iterator[Pixels]:
+        """Yield uint8 RGB [<= size, H, W, 3], upright, of ascending, distinct indices [K]."""
 
 
 class VideoReader:
@@ -183,15 +185,19 @@ class VideoReader:
 
     def read(self, indices: Iterable[int]) -> Tensor:
         """uint8 RGB [len(indices), 3, H, W]; see `read_frames`."""
+        import torch
+
+        return torch.from_numpy(self.pixels(indices)).permute(0, 3, 1, 2)
+
+    def pixels(self, indices: Iterable[int]) -> Pixels:
+        """The same without torch: uint8 RGB [len(indices), H, W, 3]."""
         wanted = _checked_indices(indices, self.info)
         _check_output_size(len(wanted), self.info)
         if not len(wanted):
-            return torch.empty(0, 3, self.info.height, self.info.width, dtype=torch.uint8)
+            return np.empty((0, self.info.height, self.info.width, 3), np.uint8)
         distinct, back = np.unique(wanted, return_inverse=True)
         _, frames = next(self._parts(distinct, len(distinct)))
-        if np.array_equal(distinct, wanted):
-            return frames
-        return frames[torch.from_numpy(back)]
+        return frames if np.array_equal(distinct, wanted) else frames[back]
 
     def parts(self, indices: Integers, size: int) -> Iterator[tuple[Integers, Tensor]]:
         """Yield ascending, distinct frames `size` at a time: their indices and uint8 [k, 3, H, W].
@@ -200,11 +206,14 @@ class VideoReader:
         must not be read otherwise until they end. Errors are those of `read_frames`; the time
         limit holds for each part.
         """
+        import torch
+
         wanted = _checked_indices(indices, self.info)
         if size < 1 or (np.diff(wanted) <= 0).any():
             raise ValueError(f"parts of {size} of {wanted}: at least 1, of ascending indices")
         _check_output_size(min(size, len(wanted)), self.info)
-        yield from self._parts(wanted, size)
+        for part, pixels in self._parts(wanted, size):
+            yield part, torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def _describe(self, deadline: Deadline) -> tuple[VideoInfo, FrameIndex]:
         known = known_videos.get(self._path, self._file.identity)
@@ -220,8 +229,8 @@ class VideoReader:
             self._file.close()
             raise
 
-    def _parts(self, wanted: Integers, size: int) -> Iterator[tuple[Integers, Tensor]]:
-        """What `parts` yields, by the first decoder that succeeds."""
+    def _parts(self, wanted: Integers, size: int) -> Iterator[tuple[Integers, Pixels]]:
+        """What `parts` yields, as uint8 [k, H, W, 3], by the first decoder that succeeds."""
         with _as_decode_errors(self._path):
             deadline = Deadline(self._path, self._time_limit)
             by_pyav: DecodeError | None = None
@@ -259,8 +268,8 @@ class VideoReader:
             return TorchcodecReader(self._file, self._index, deadline)
         return DecordReader(self._file, self._index, deadline)
 
-    def _checked(self, frames: Tensor) -> Tensor:
-        expected = (3, self.info.height, self.info.width)
+    def _checked(self, frames: Pixels) -> Pixels:
+        expected = (self.info.height, self.info.width, 3)
         if tuple(frames.shape[1:]) != expected:
             raise DecodeError(
                 self._path,
@@ -295,7 +304,7 @@ def _text_path(path: str | os.PathLike[str]) -> str:
 
 def _checked_indices(indices: Iterable[int], info: VideoInfo) -> Integers:
     """int64 [N] of valid frame indices; UserError or FrameIndexError says what came."""
-    if not isinstance(indices, (np.ndarray, Tensor)):
+    if not hasattr(indices, "__array__"):
         indices = list(indices)
     wanted = np.asarray(indices)
     if not wanted.size:

@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from hiera_video.errors import DecodeError
 from hiera_video.video.container import (
@@ -27,7 +25,7 @@ from hiera_video.video.container import (
 )
 from hiera_video.video.info import NO_TIME, FrameIndex, Integers
 from hiera_video.video.limits import Deadline, check_size
-from hiera_video.video.readers.frames import upright
+from hiera_video.video.readers.frames import Pixels, upright
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -44,8 +42,6 @@ _SHORT_GAP = 8
 # Frames that may come before an earlier one (H.264 and HEVC hold back at most 16). Where more do,
 # that one is missing.
 _MOST_EARLY = 16
-
-Pixels = NDArray[np.uint8]
 
 
 @dataclass
@@ -77,8 +73,8 @@ class PyavReader:
         self.path = file.path
         self._convert = VideoReformatter()
 
-    def parts(self, wanted: Integers, size: int, deadline: Deadline) -> Iterator[Tensor]:
-        """Yield uint8 RGB [<= size, 3, H, W], upright, of ascending, distinct indices [K]."""
+    def parts(self, wanted: Integers, size: int, deadline: Deadline) -> Iterator[Pixels]:
+        """Yield uint8 RGB [<= size, H, W, 3], upright, of ascending, distinct indices [K]."""
         width, height = self.index.size
         read = self._read_counting if self.index.sequential else self._read_runs
         decoded = read(wanted, deadline)
