@@ -24,6 +24,8 @@ LEAST_TORCHCODEC = (0, 15)
 """0.14 loses frames of files that were cut without encoding; 0.7, the last that works with torch
 2.8, also gives other pixels for 10-bit video and for pictures of odd size."""
 
+_MODULES = {"torchcodec": "torchcodec.decoders", "pyav": "av", "decord": "decord"}
+
 SMALL_PICTURE = 1280 * 720
 """Pixels up to which PyAV is usually faster than torchcodec."""
 
@@ -54,9 +56,7 @@ def decoder_failure(name: str) -> str | None:
         return f"is too old ({version}; before {least} it gives other frames for some files)"
     try:
         with imports_allowed():
-            importlib.import_module(
-                {"pyav": "av", "torchcodec": "torchcodec.decoders"}.get(name, name)
-            )
+            importlib.import_module(_MODULES[name])
     except Exception as error:  # also OSError, RuntimeError: libraries that do not load
         return f"cannot be imported ({error_reason(error)})"
     if name == "pyav":

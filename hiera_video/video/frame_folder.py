@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from hiera_video.errors import DecodeError
 from hiera_video.video.info import Integers, VideoInfo
@@ -98,6 +97,8 @@ class FrameFolder:
 
     def _picture(self, index: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:
         """uint8 [H, W, 3] of one picture; DecodeError where its size is not `size` (H, W)."""
+        from PIL import Image
+
         name = self._names[index]
         try:
             with Image.open(os.path.join(self._folder, name)) as picture:
