@@ -17,7 +17,7 @@ import torch
 from clips import read_index, write_clip
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data import datasets, workers
+from hiera_video.data import workers
 from hiera_video.data.batch import Batch, Erasures, Failed
 from hiera_video.data.datasets import TestReader, TrainReader, VideoDataset
 from hiera_video.data.loader import GIVE_UP_AFTER, LoaderSettings, build_loader
@@ -27,7 +27,7 @@ from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.data.views import load_test_views
 from hiera_video.engine import preflight
 from hiera_video.errors import DataError, RunFailed
-from hiera_video.video import decode
+from hiera_video.video import crops, decode
 from hiera_video.video.sampling import span
 
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, crop_size=32)
@@ -265,13 +265,14 @@ def test_a_speed_that_is_no_range_or_has_no_meaning_is_refused():
 
 @pytest.fixture
 def decodes(monkeypatch):
-    """The frames asked of the decoder, read by read."""
+    """The frames that the decoder gives, part by part."""
     reads = []
 
     class Spy(decode.VideoReader):
-        def read(self, indices):
-            reads.append(list(indices))
-            return super().read(indices)
+        def parts(self, indices, size):
+            for part, frames in super().parts(indices, size):
+                reads.append(list(part))
+                yield part, frames
 
     monkeypatch.setattr(decode, "VideoReader", Spy)
     return reads
@@ -298,7 +299,7 @@ def test_augmentations_of_one_clip_differ(manifest):
 
 def test_large_pictures_are_cropped_as_they_come(manifest, decodes, monkeypatch):
     whole = training(manifest, num_temporal=2)[1, 7]
-    monkeypatch.setattr(datasets, "_DECODED_BYTES", 3 * 64 * 64 * 3)  # three pictures at once
+    monkeypatch.setattr(crops, "DECODED_BYTES", 3 * 64 * 64 * 3)  # three pictures at once
     pieces = training(manifest, num_temporal=2)[1, 7]
     assert len(decodes) > 2
     assert all(len(read) <= 3 for read in decodes[1:])

@@ -518,13 +518,13 @@ def test_unknown_decoder(tmp_path):
 @pytest.fixture
 def without_torchcodec(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchcodec", None)  # its import fails
-    available_decoders.cache_clear()
+    decoders.decoder_failure.cache_clear()
     yield
-    available_decoders.cache_clear()
+    decoders.decoder_failure.cache_clear()
 
 
 @pytest.mark.usefixtures("without_torchcodec")
-def test_missing_decoder_is_named_skipped_and_refused(tmp_path, caplog):
+def test_missing_decoder_is_named_skipped_and_refused(tmp_path, caplog, monkeypatch):
     path = write_clip(tmp_path / "v.mp4", frames=4)
     assert available_decoders()["torchcodec"].startswith("cannot be imported")
     assert available_decoders()["pyav"] is None
@@ -532,8 +532,13 @@ def test_missing_decoder_is_named_skipped_and_refused(tmp_path, caplog):
         assert probe(path).decoder == "pyav"
         read_frames(path, [0])
     (said,) = [record.getMessage() for record in caplog.records]
-    assert "decoding videos with pyav" in said
-    assert "torchcodec cannot be imported" in said
+    assert said == "decoding videos with pyav"
+    monkeypatch.setattr(decoders, "SMALL_PICTURE", 0)  # torchcodec would be faster
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "hiera_video"):
+        assert probe(path).decoder == "pyav"
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert said.startswith("decoding videos with pyav (torchcodec cannot be imported")
     with pytest.raises(UserError, match=r"'torchcodec' does not work here.*use one of auto, pyav"):
         probe(path, "torchcodec")
 
@@ -552,7 +557,7 @@ def test_a_torchcodec_that_gives_other_frames_is_not_used(tmp_path, monkeypatch)
             "version",
             lambda name, v=installed: v if name == "torchcodec" else version(name),
         )
-        available_decoders.cache_clear()
+        decoders.decoder_failure.cache_clear()
         try:
             reason = available_decoders()["torchcodec"]
             assert str(reason).startswith(f"is too old ({installed}; before 0.15") == old
@@ -561,7 +566,7 @@ def test_a_torchcodec_that_gives_other_frames_is_not_used(tmp_path, monkeypatch)
                 with pytest.raises(UserError, match=r"it is too old \(0.*use one of auto, pyav"):
                     probe(path, "torchcodec")
         finally:
-            available_decoders.cache_clear()
+            decoders.decoder_failure.cache_clear()
 
 
 def test_library_that_loads_but_does_not_decode(tmp_path, monkeypatch):
@@ -569,7 +574,7 @@ def test_library_that_loads_but_does_not_decode(tmp_path, monkeypatch):
         raise RuntimeError("Could not load libtorchcodec: libavutil.so.59 not found\nmore lines")
 
     monkeypatch.setattr(decoders, "_decode_sample", fail)
-    available_decoders.cache_clear()
+    decoders.decoder_failure.cache_clear()
     try:
         reasons = available_decoders()
         assert reasons["pyav"] is None
@@ -577,7 +582,7 @@ def test_library_that_loads_but_does_not_decode(tmp_path, monkeypatch):
             assert "libavutil.so.59 not found" in reasons["torchcodec"]
             assert "more lines" not in reasons["torchcodec"]
     finally:
-        available_decoders.cache_clear()
+        decoders.decoder_failure.cache_clear()
 
 
 def test_picked_decoder_is_announced_once(tmp_path, caplog, decoder):
@@ -601,8 +606,8 @@ def test_auto_takes_the_decoder_that_is_faster_for_the_file(tmp_path, monkeypatc
     copied = write_clip(tmp_path / "v.ts", frames=4)
     with caplog.at_level(logging.INFO, "hiera_video"):
         assert [probe(path).decoder for path in (small, hevc)] == ["pyav", "torchcodec"]
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith("decoding videos with torchcodec or pyav")
+    said = [record.getMessage() for record in caplog.records]
+    assert said == ["decoding videos with pyav", "decoding videos with torchcodec"]
     monkeypatch.setattr(decoders, "SMALL_PICTURE", 0)
     assert [probe(path).decoder for path in (small, copied)] == ["torchcodec", "pyav"]
     assert probe(small, "pyav").decoder == "pyav"
@@ -610,11 +615,11 @@ def test_auto_takes_the_decoder_that_is_faster_for_the_file(tmp_path, monkeypatc
 
 @pytest.mark.usefixtures("with_torchcodec")
 def test_what_pyav_cannot_decode_is_given_to_torchcodec_and_not_to_decord(tmp_path, monkeypatch):
-    def fail(self, wanted, deadline):
+    def fail(self, wanted, size, deadline):
         raise DecodeError(self.path, "pyav: no luck")
 
     path = write_clip(tmp_path / "v.mp4", frames=10)
-    monkeypatch.setattr(decode.PyavReader, "read", fail)
+    monkeypatch.setattr(decode.PyavReader, "parts", fail)
     with VideoReader(path) as video:
         assert video.info.decoder == "pyav"
         assert read_indices(video.read([7, 2])) == [7, 2]
@@ -628,11 +633,11 @@ def test_what_pyav_cannot_decode_is_given_to_torchcodec_and_not_to_decord(tmp_pa
 def test_auto_goes_on_to_the_next_decoder(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(decoders, "SMALL_PICTURE", 0)  # torchcodec first
 
-    def fail(self, wanted, deadline):
+    def fail(self, wanted, size, deadline):
         raise DecodeError(self.path, "torchcodec: no luck")
 
     path = write_clip(tmp_path / "v.mp4", frames=10)
-    monkeypatch.setattr(decode.TorchcodecReader, "read", fail)
+    monkeypatch.setattr(decode.TorchcodecReader, "parts", fail)
     with caplog.at_level(logging.INFO, "hiera_video"), VideoReader(path) as video:
         assert read_indices(video.read([7, 2])) == [7, 2]
         assert video.info.decoder == "pyav"
@@ -898,3 +903,81 @@ def test_frames_of_damaged_files_are_the_true_ones(shared_data):
     for name in ("truncated_faststart_30.mp4", "claims_0x0.mp4", "mp4_named.avi"):
         got = read_frames(shared_data / "hostile" / name, wanted)
         assert differences(got, expected)[0] <= SAME_PIXELS[0]
+
+
+# ---- parts ----
+
+
+@pytest.fixture
+def fed(monkeypatch):
+    """The packets that PyAV's reader takes from files, by their time."""
+    times = []
+    demux = pyav_reader.demux
+
+    def spy(container, stream):
+        for packet in demux(container, stream):
+            times.append(packet.pts)
+            yield packet
+
+    monkeypatch.setattr(pyav_reader, "demux", spy)
+    return times
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "one_key_frame.mp4", "mpeg4.avi", "open_groups.ts"])
+def test_parts_are_what_one_read_gives(tmp_path, decoder, name):
+    path = write_clip(tmp_path / name, **CLIPS[name])
+    with VideoReader(path, decoder) as video:
+        wanted = np.array([0, 1, 5, 6, 7, 20, 21, 22, 29])
+        whole = video.read(wanted)
+        for size in (1, 4, 100):
+            parts = list(video.parts(wanted, size))
+            assert [len(part) for part, _ in parts] == [
+                len(wanted[i : i + size]) for i in range(0, len(wanted), size)
+            ]
+            assert np.array_equal(np.concatenate([part for part, _ in parts]), wanted)
+            assert torch.equal(torch.cat([frames for _, frames in parts]), whole)
+
+
+def test_small_parts_decode_no_packet_twice(tmp_path, fed):
+    path = write_clip(tmp_path / "a.mp4", b_frames=3, gop=600)
+    with VideoReader(path, "pyav") as video:
+        wanted = np.arange(2, 60, 3)
+        list(video.parts(wanted, len(wanted)))
+        in_one = list(fed)
+        fed.clear()
+        list(video.parts(wanted, 1))
+    assert fed == in_one
+    assert len(set(fed)) == len(fed)
+
+
+def test_parts_refuse_what_is_not_ascending(tmp_path):
+    path = write_clip(tmp_path / "a.mp4", frames=5)
+    with VideoReader(path) as video:
+        for wanted, size in (([1, 1], 2), ([2, 1], 2), ([1, 2], 0)):
+            with pytest.raises(ValueError, match="ascending"):
+                next(video.parts(np.array(wanted), size))
+        with pytest.raises(FrameIndexError, match="frame 5"):
+            next(video.parts(np.array([5]), 1))
+
+
+def test_a_decoder_that_fails_between_two_parts_is_followed_by_the_next(tmp_path, monkeypatch):
+    path = write_clip(tmp_path / "a.mp4", frames=20)
+    read = pyav_reader.PyavReader.parts
+
+    def fails_later(self, wanted, size, deadline):
+        yield next(read(self, wanted, size, deadline))
+        raise DecodeError(self.path, "no more")
+
+    with VideoReader(path, "pyav") as video:
+        expected = video.read(range(20))
+        monkeypatch.setattr(pyav_reader.PyavReader, "parts", fails_later)
+        with pytest.raises(DecodeError, match="no more"):
+            list(video.parts(np.arange(20), 5))
+    if available_decoders()["torchcodec"]:
+        pytest.skip("needs torchcodec")
+    with VideoReader(path) as video:
+        video._decoders = ("pyav", "torchcodec")
+        parts = list(video.parts(np.arange(20), 5))
+        assert video.info.decoder == "torchcodec"
+    assert [part[0] for part, _ in parts] == [0, 5, 10, 15]
+    assert differences(torch.cat([frames for _, frames in parts]), expected) <= SAME_PIXELS

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import time
 
 import pytest
@@ -258,3 +259,30 @@ def test_limits_inside_limits_give_back_what_was_before():
             assert resource.getrlimit(resource.RLIMIT_AS)[0] <= held[0]
         assert resource.getrlimit(resource.RLIMIT_AS) == held
     assert resource.getrlimit(resource.RLIMIT_AS) == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits on memory are Linux's")
+def test_the_limit_on_memory_is_lifted_for_imports_and_holds_again_afterwards():
+    script = """
+        import mmap
+        from hiera_video.video.limits import imports_allowed, limited
+
+        def takes(size):
+            try:
+                return mmap.mmap(-1, size)
+            except (OSError, ValueError, MemoryError):
+                return None
+
+        with limited(60, 64 << 20):
+            print(takes(256 << 20) is None)
+            with imports_allowed():
+                held = takes(256 << 20)
+                print(held is not None)
+            print(takes(256 << 20) is None, takes(16 << 20) is not None)
+        print(takes(1 << 30) is not None)
+        with imports_allowed():
+            print(takes(1 << 30) is not None)
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 6, done.stderr

@@ -2,8 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from clips import write_clip
@@ -52,6 +57,54 @@ def test_crops_and_views_are_those_read_here(pool, clip):
             for mine, theirs in zip(there.read_crops(indices, 32, 3), expected, strict=True):
                 assert torch.equal(mine, theirs)
         assert torch.equal(read_test_views(there, SPEC, 3, 3), load_test_views(clip, SPEC, 3, 3))
+
+
+@pytest.mark.parametrize("most", ["everything", "nothing"])
+def test_torch_is_imported_in_the_other_process_only_to_cut_large_frames(tmp_path, most):
+    path = write_clip(tmp_path / "clip.mp4", frames=20, size=(96, 64))
+    script = f"""
+        import sys
+        import numpy as np
+        from hiera_video.video import guarded_video
+        from hiera_video.video.decoding_process import decoding_process
+        from hiera_video.video.limits import limited
+
+        if {most == "nothing"}:
+            guarded_video._MESSAGE_BYTES = 0
+        file = ({str(path)!r}, "auto")
+        with limited(100, 64 << 20):  # less than torch maps: importing it is not the video's fault
+            info = guarded_video.serve(("open", file))
+            answer = guarded_video.serve(("crops", file, np.array([3, 9]), 32, 3))
+        shapes = [np.shape(x) for x in ([answer] if isinstance(answer, np.ndarray) else answer)]
+        print(info.num_frames, shapes, "torch" in sys.modules, "torchcodec" in sys.modules)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    )
+    frames, crops = "[(2, 64, 96, 3)] False", f"{[(2, 3, 32, 32)] * 3} True"
+    expected = frames if most == "everything" else crops
+    assert done.stdout.strip() == f"20 {expected} False", done.stderr
+
+
+def test_frames_and_crops_give_the_same(clip, monkeypatch):
+    here = SimpleNamespace(call=guarded_video.serve)  # torch is imported in this process
+    sent = [(GuardedVideo(clip, here).read_crops([0, 5, 7], size, 3)) for size in (8, 64)]
+    with VideoReader(clip) as reader:
+        for size, crops in zip((8, 64), sent, strict=True):
+            for mine, theirs in zip(
+                crops, spatial_crops(reader.read([0, 5, 7]), size, 3), strict=True
+            ):
+                assert torch.equal(mine, theirs)
+    answers = [guarded_video.serve(("crops", (clip, "auto"), [1], size, 3)) for size in (8, 200)]
+    assert [isinstance(answer, np.ndarray) for answer in answers] == [False, True]
+    monkeypatch.setattr(guarded_video, "_MESSAGE_BYTES", 2 * 3 * 3 * 64 * 64)  # two frames' crops
+    calls = []
+    spy = SimpleNamespace(
+        call=lambda request: calls.append(request) or guarded_video.serve(request)
+    )
+    crops = GuardedVideo(clip, spy).read_crops([0, 5, 7], 64, 3)
+    assert [len(request[2]) for request in calls[1:]] == [2, 1]
+    assert all(torch.equal(a, b) for a, b in zip(crops, sent[1], strict=True))
 
 
 def test_two_videos_may_be_read_in_turn(pool, clip, tmp_path):

@@ -236,14 +236,14 @@ def test_a_window_that_is_the_whole_video_has_the_labels_of_the_video(predictor,
 
 def test_a_long_file_is_read_window_by_window(predictor, tmp_path, monkeypatch):
     path = write_clip(tmp_path / "long.mp4", frames=600, size=(32, 32))
-    read, most = VideoReader.read, 0
+    parts, most = VideoReader.parts, 0
 
-    def recording(self, indices, *args, **kwargs):
+    def recording(self, indices, size):
         nonlocal most
         most = max(most, len(indices))
-        return read(self, indices, *args, **kwargs)
+        return parts(self, indices, size)
 
-    monkeypatch.setattr(VideoReader, "read", recording)
+    monkeypatch.setattr(VideoReader, "parts", recording)
     windows = predictor.timeline(path, 1.0, top_k=1)
     first = next(windows)  # the generator has not walked the file
     assert (first.start, first.end) == (0, 1)

@@ -5,9 +5,9 @@ import torch
 from clips import read_index, write_clip
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data import views
 from hiera_video.data.views import load_test_views, parse_views
 from hiera_video.errors import DecodeError, UserError
+from hiera_video.video import crops
 from hiera_video.video.decode import VideoReader
 from hiera_video.video.sampling import segment_views, uniform_views
 
@@ -68,16 +68,17 @@ def test_crops_run_along_the_longer_side(tmp_path):
 
 
 def test_every_frame_is_decoded_once_in_order_and_few_at_a_time(square, monkeypatch):
-    read, asked = VideoReader.read, []
+    parts, asked = VideoReader.parts, []
 
-    def recording(self, indices, *args, **kwargs):
-        asked.append([int(i) for i in indices])
-        return read(self, indices, *args, **kwargs)
+    def recording(self, indices, size):
+        for part, frames in parts(self, indices, size):
+            asked.append(part.tolist())
+            yield part, frames
 
-    monkeypatch.setattr(VideoReader, "read", recording)
+    monkeypatch.setattr(VideoReader, "parts", recording)
     whole = load_test_views(str(square), SPEC, 5, 1)
     assert len(asked) == 1
-    monkeypatch.setattr(views, "_DECODED_BYTES", 3 * 3 * 64 * 64)
+    monkeypatch.setattr(crops, "DECODED_BYTES", 3 * 3 * 64 * 64)
     asked.clear()
     in_parts = load_test_views(str(square), SPEC, 5, 1)
     assert max(len(part) for part in asked) == 3

@@ -27,6 +27,7 @@ COMMANDS = {
     "pretrain": ("pretrain", "one step of masked autoencoding, by part, beside other libraries'"),
     "data": ("data", "decoding, augmenting and loading, by stage and core, beside PyTorchVideo"),
     "generate": ("generate", "drawing clips of body motion, by stage and number of processes"),
+    "growth": ("growth", "time and memory against frames, size and videos, with the exponent"),
     "predict": ("predict", "files to labels: cold start, file after file, and where the time goes"),
 }
 """Subcommand -> its module in tools/benchmarks/ (with add_arguments and run), and its help."""

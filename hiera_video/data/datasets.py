@@ -27,6 +27,7 @@ from hiera_video.data.randomness import generator_for, log_uniform, uniform
 from hiera_video.data.transforms.train import Crop, Pixels, TrainTransform, directional_classes
 from hiera_video.data.views import read_view_pixels, views_of
 from hiera_video.errors import DataError, DecodeError
+from hiera_video.video.crops import read_parts
 from hiera_video.video.decode import VideoReader, open_video
 from hiera_video.video.frame_folder import FrameFolder
 from hiera_video.video.info import VideoInfo
@@ -68,9 +69,6 @@ class ClipReader(Protocol):
 
 
 # ---- one video -> its clips ---------------------------------------------------------------------
-
-_DECODED_BYTES = 128 << 20
-"""Most bytes of whole decoded frames in memory at a time: 20 frames at 1080p."""
 
 
 @dataclass(frozen=True)
@@ -160,12 +158,9 @@ class TrainReader:
         even for many clips of a 4K video.
         """
         wanted = np.unique(np.concatenate([indices for indices, _ in views]))
-        step = max(1, _DECODED_BYTES // (3 * reader.info.width * reader.info.height))
         crops: list[Crop] = []
         pieces: list[list[Tensor]] = [[] for _ in views]
-        for i in range(0, len(wanted), step):
-            decoded = wanted[i : i + step]
-            frames = reader.read(decoded)
+        for decoded, frames in read_parts(reader, wanted):
             if not crops:
                 height, width = frames.shape[-2:]
                 crops = [self.transform.draw_crop(height, width, g) for _, g in views]

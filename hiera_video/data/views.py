@@ -17,14 +17,11 @@ from torch import Tensor
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.transforms.normalize import normalize_clips
 from hiera_video.errors import UserError
-from hiera_video.video.crops import SPATIAL_CROPS, spatial_crops
+from hiera_video.video.crops import SPATIAL_CROPS, read_crops
 from hiera_video.video.decode import VideoReader, open_video
 from hiera_video.video.frame_folder import FrameFolder
 from hiera_video.video.guarded_video import GuardedVideo
 from hiera_video.video.sampling import Indices, uniform_views
-
-_DECODED_BYTES = 128 << 20
-"""Whole decoded frames held at once: 20 at 1080p."""
 
 _MOST_TEMPORAL_VIEWS = 100
 
@@ -85,12 +82,7 @@ def read_view_pixels(
     """The clips of `read_views` before normalisation: a list of K * S uint8 [T, 3, H, W]."""
     wanted, back = np.unique(views, return_inverse=True)
     place = torch.from_numpy(back.reshape(views.shape))
-    step = max(1, _DECODED_BYTES // (3 * reader.info.width * reader.info.height))
-    parts = [
-        _crops(reader, wanted[i : i + step], spec.crop_size, num_crops)
-        for i in range(0, len(wanted), step)
-    ]
-    crops = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]  # S x [U, 3, H, W]
+    crops = _crops(reader, wanted, spec.crop_size, num_crops)  # S x [U, 3, H, W]
     return [crop[frames] for frames in place for crop in crops]
 
 
@@ -98,4 +90,4 @@ def _crops(reader: Reader, indices: Indices, crop_size: int, num_crops: int) -> 
     """S times uint8 [T, 3, H, W], cut in the process that decodes."""
     if isinstance(reader, GuardedVideo):
         return reader.read_crops(indices, crop_size, num_crops)
-    return spatial_crops(reader.read(indices), crop_size, num_crops)
+    return read_crops(reader, indices, crop_size, num_crops)

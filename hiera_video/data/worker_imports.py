@@ -2,4 +2,8 @@
 
 from hiera_video.video.worker_imports import import_each
 
-import_each("hiera_video.data.datasets", "hiera_video.data.transforms.rand_augment")
+import_each(
+    "hiera_video.data.datasets",
+    "hiera_video.data.transforms.rand_augment",
+    "torchcodec.decoders",
+)

@@ -9,18 +9,56 @@ would alias badly.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Protocol
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hiera_video.errors import UserError
+from hiera_video.video.info import Integers, VideoInfo
 
 SPATIAL_CROPS = (1, 3)
 
 # Beyond this ratio of the sides a frame is cut to its crop before it is resized: a 2000x2 strip
 # at 224 lines would be 224,000 pixels wide.
 _LARGEST_ASPECT = 8
+
+
+DECODED_BYTES = 128 << 20
+"""Most bytes of whole decoded frames held at once: 20 frames at 1080p."""
+
+
+class FrameReader(Protocol):
+    """An open video or folder of pictures."""
+
+    info: VideoInfo
+
+    def parts(self, indices: Integers, size: int) -> Iterator[tuple[Integers, Tensor]]:
+        """Yield ascending frames `size` at a time: their indices and uint8 [k, 3, H, W]."""
+
+
+def read_parts(reader: FrameReader, indices: Integers) -> Iterator[tuple[Integers, Tensor]]:
+    """Yield ascending frames, few enough at a time for DECODED_BYTES: see `FrameReader.parts`."""
+    size = DECODED_BYTES // (3 * reader.info.width * reader.info.height)
+    yield from reader.parts(indices, max(1, size))
+
+
+def read_crops(
+    reader: FrameReader, indices: Integers, crop_size: int, num_crops: int
+) -> list[Tensor]:
+    """The ascending frames `indices` [T] cut as they are decoded: see `spatial_crops`.
+
+    Memory is bounded by the crops, not by the size of the video.
+    """
+    parts = [
+        spatial_crops(frames, crop_size, num_crops) for _, frames in read_parts(reader, indices)
+    ]
+    return [
+        torch.cat(pieces) if len(pieces) > 1 else pieces[0] for pieces in zip(*parts, strict=True)
+    ]
 
 
 def resize_short_side(frames: Tensor, size: int) -> Tensor:

@@ -7,7 +7,7 @@ What happens to a file, from the top down:
 
 1. `container.VideoFile` refuses what must not be opened, and opens the rest once, with PyAV;
 2. `scan.describe` lists its packets: from here on, frame i is the same picture whichever library
-   decodes it;
+   decodes it. `known.known_videos` remembers the list, as long as the file stays the same;
 3. `decoders.order_for` says which library is the fastest for this file, of those that work here:
    torchcodec, PyAV, decord;
 4. a reader (`readers/`) turns indices into pixels. PyAV's goes on with the open file; the others
@@ -38,11 +38,9 @@ import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from hiera_video.errors import DecodeError, UserError
 from hiera_video.video.container import VideoFile, error_reason
@@ -56,11 +54,16 @@ from hiera_video.video.decoders import (
 )
 from hiera_video.video.frame_folder import FRAMES_PER_SECOND, FrameFolder
 from hiera_video.video.info import FrameIndex, Integers, VideoInfo
+from hiera_video.video.known import known_videos
 from hiera_video.video.limits import MAX_OUTPUT_BYTES, TIME_LIMIT, Deadline, is_out_of_memory
 from hiera_video.video.readers.decord import DecordReader
+from hiera_video.video.readers.frames import Pixels
 from hiera_video.video.readers.pyav import PyavReader
 from hiera_video.video.readers.torchcodec import TorchcodecReader
 from hiera_video.video.scan import describe
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "DECODERS",
@@ -127,8 +130,8 @@ def read_frames(
 class _Reader(Protocol):
     """What a library's reader does, once it has the file and its index."""
 
-    def read(self, wanted: Integers, deadline: Deadline) -> Tensor:
-        """uint8 RGB [K, 3, H, W], upright, of ascending, distinct indices [K]."""
+    def parts(self, wanted: Integers, size: int, deadline: Deadline) -> Iterator[Pixels]:
+        """Yield uint8 RGB [<= size, H, W, 3], upright, of ascending, distinct indices [K]."""
 
 
 class VideoReader:
@@ -182,46 +185,80 @@ class VideoReader:
 
     def read(self, indices: Iterable[int]) -> Tensor:
         """uint8 RGB [len(indices), 3, H, W]; see `read_frames`."""
+        import torch
+
+        return torch.from_numpy(self.pixels(indices)).permute(0, 3, 1, 2)
+
+    def pixels(self, indices: Iterable[int]) -> Pixels:
+        """The same without torch: uint8 RGB [len(indices), H, W, 3]."""
         wanted = _checked_indices(indices, self.info)
         _check_output_size(len(wanted), self.info)
         if not len(wanted):
-            return torch.empty(0, 3, self.info.height, self.info.width, dtype=torch.uint8)
+            return np.empty((0, self.info.height, self.info.width, 3), np.uint8)
         distinct, back = np.unique(wanted, return_inverse=True)
-        with _as_decode_errors(self._path):
-            frames = self._read_distinct(distinct, Deadline(self._path, self._time_limit))
-        if np.array_equal(distinct, wanted):
-            return frames
-        return frames[torch.from_numpy(back)]
+        _, frames = next(self._parts(distinct, len(distinct)))
+        return frames if np.array_equal(distinct, wanted) else frames[back]
+
+    def parts(self, indices: Integers, size: int) -> Iterator[tuple[Integers, Tensor]]:
+        """Yield ascending, distinct frames `size` at a time: their indices and uint8 [k, 3, H, W].
+
+        One pass over the file with PyAV: small parts bound the memory and cost no time. The video
+        must not be read otherwise until they end. Errors are those of `read_frames`; the time
+        limit holds for each part.
+        """
+        import torch
+
+        wanted = _checked_indices(indices, self.info)
+        if size < 1 or (np.diff(wanted) <= 0).any():
+            raise ValueError(f"parts of {size} of {wanted}: at least 1, of ascending indices")
+        _check_output_size(min(size, len(wanted)), self.info)
+        for part, pixels in self._parts(wanted, size):
+            yield part, torch.from_numpy(pixels).permute(0, 3, 1, 2)
 
     def _describe(self, deadline: Deadline) -> tuple[VideoInfo, FrameIndex]:
+        known = known_videos.get(self._path, self._file.identity)
+        if known is not None and known.index is not None:
+            return known, known.index
         try:
             with _as_decode_errors(self._path):
                 info = describe(self._file, deadline)
                 assert info.index is not None
+                known_videos.add(info)
                 return info, info.index
         except BaseException:
             self._file.close()
             raise
 
-    def _read_distinct(self, wanted: Integers, deadline: Deadline) -> Tensor:
-        """Frames [K, 3, H, W] of ascending indices, by the first decoder that succeeds."""
-        by_pyav: DecodeError | None = None
-        while True:
-            try:
-                if self._reader is None:
-                    self._reader = self._open_reader(self._decoders[0], deadline)
-                return self._checked(self._reader.read(wanted, deadline))
-            except DecodeError as error:
-                self.close()
-                deadline.check()
-                if self._decoders[0] == "pyav":
-                    by_pyav = error
-                others = after_failure(self._decoders)
-                if not others:  # the reason of the reference is the one to report
-                    raise by_pyav or error from None
-                self._decoders = others
-                announce_fallback(error, others[0])
-                self.info = dataclasses.replace(self.info, decoder=others[0])
+    def _parts(self, wanted: Integers, size: int) -> Iterator[tuple[Integers, Pixels]]:
+        """What `parts` yields, as uint8 [k, H, W, 3], by the first decoder that succeeds."""
+        with _as_decode_errors(self._path):
+            deadline = Deadline(self._path, self._time_limit)
+            by_pyav: DecodeError | None = None
+            done = 0
+            while done < len(wanted):
+                try:
+                    if self._reader is None:
+                        self._reader = self._open_reader(self._decoders[0], deadline)
+                    for frames in self._reader.parts(wanted[done:], size, deadline):
+                        yield wanted[done : done + len(frames)], self._checked(frames)
+                        done += len(frames)
+                        deadline.restart()  # what is done with a part takes its own time
+                except DecodeError as error:
+                    by_pyav = error if self._decoders[0] == "pyav" else by_pyav
+                    self._use_next_decoder(error, by_pyav or error, deadline)
+
+    def _use_next_decoder(
+        self, error: DecodeError, reason: DecodeError, deadline: Deadline
+    ) -> None:
+        """Go on with another decoder after `error`; raise `reason` where there is none left."""
+        self.close()
+        deadline.check()
+        others = after_failure(self._decoders)
+        if not others:  # the reason of the reference is the one to report
+            raise reason from None
+        self._decoders = others
+        announce_fallback(error, others[0])
+        self.info = dataclasses.replace(self.info, decoder=others[0])
 
     def _open_reader(self, decoder: str, deadline: Deadline) -> _Reader:
         if decoder == "pyav":
@@ -231,8 +268,8 @@ class VideoReader:
             return TorchcodecReader(self._file, self._index, deadline)
         return DecordReader(self._file, self._index, deadline)
 
-    def _checked(self, frames: Tensor) -> Tensor:
-        expected = (3, self.info.height, self.info.width)
+    def _checked(self, frames: Pixels) -> Pixels:
+        expected = (self.info.height, self.info.width, 3)
         if tuple(frames.shape[1:]) != expected:
             raise DecodeError(
                 self._path,
@@ -267,7 +304,7 @@ def _text_path(path: str | os.PathLike[str]) -> str:
 
 def _checked_indices(indices: Iterable[int], info: VideoInfo) -> Integers:
     """int64 [N] of valid frame indices; UserError or FrameIndexError says what came."""
-    if not isinstance(indices, (np.ndarray, Tensor)):
+    if not hasattr(indices, "__array__"):
         indices = list(indices)
     wanted = np.asarray(indices)
     if not wanted.size:

@@ -14,6 +14,7 @@ import numpy as np
 from hiera_video.errors import DecodeError, UserError
 from hiera_video.video.container import error_reason
 from hiera_video.video.info import FrameIndex, VideoInfo
+from hiera_video.video.limits import imports_allowed
 from hiera_video.video.readers.torchcodec import needs_copy, open_decoder
 
 DECODERS = ("torchcodec", "pyav", "decord")
@@ -22,6 +23,8 @@ DECODERS = ("torchcodec", "pyav", "decord")
 LEAST_TORCHCODEC = (0, 15)
 """0.14 loses frames of files that were cut without encoding; 0.7, the last that works with torch
 2.8, also gives other pixels for 10-bit video and for pictures of odd size."""
+
+_MODULES = {"torchcodec": "torchcodec.decoders", "pyav": "av", "decord": "decord"}
 
 SMALL_PICTURE = 1280 * 720
 """Pixels up to which PyAV is usually faster than torchcodec."""
@@ -34,21 +37,26 @@ logger = logging.getLogger("hiera_video")
 # ---- which work ----
 
 
-@functools.cache
 def available_decoders() -> dict[str, str | None]:
     """Each of DECODERS with the reason it does not work on this machine; None where it works.
 
+    Takes seconds at the first call: torchcodec is slow to import.
+    """
+    return {name: decoder_failure(name) for name in DECODERS}
+
+
+@functools.cache
+def decoder_failure(name: str) -> str | None:
+    """Why this one of DECODERS does not work on this machine; None where it works.
+
     Working means having decoded a frame: torchcodec imports without the FFmpeg libraries it needs.
     """
-    return {name: _failure(name) for name in DECODERS}
-
-
-def _failure(name: str) -> str | None:
     if name == "torchcodec" and (version := _too_old_torchcodec()):
         least = ".".join(map(str, LEAST_TORCHCODEC))
         return f"is too old ({version}; before {least} it gives other frames for some files)"
     try:
-        importlib.import_module({"pyav": "av"}.get(name, name))
+        with imports_allowed():
+            importlib.import_module(_MODULES[name])
     except Exception as error:  # also OSError, RuntimeError: libraries that do not load
         return f"cannot be imported ({error_reason(error)})"
     if name == "pyav":
@@ -94,35 +102,42 @@ def _decode_sample(name: str) -> None:
 
 
 def choose_decoders(decoder: str) -> tuple[str, ...]:
-    """The decoders that `decoder` stands for: itself, or for "auto" all that work.
+    """The decoders that `decoder` stands for: itself, or for "auto" all, working or not.
 
-    Logs the choice once per process. Raises UserError for one that does not exist or not work, and
-    where PyAV does not work, which opens the files for all of them.
+    Raises UserError for one that does not exist or not work, and where PyAV does not work, which
+    opens the files for all of them.
     """
     if decoder not in ("auto", *DECODERS):
         raise UserError(f"decoder={decoder!r}: choose one of auto, {', '.join(DECODERS)}")
-    failures = available_decoders()
-    works = tuple(name for name in DECODERS if failures[name] is None)
-    if failures["pyav"]:
-        raise UserError(f"PyAV is needed to open videos: {failures['pyav']}; pip install av")
+    if failure := decoder_failure("pyav"):
+        raise UserError(f"PyAV is needed to open videos: {failure}; pip install av")
     if decoder == "auto":
-        names = " or ".join(name for name in works if name != "decord")
-        _announce(names, "; ".join(f"{n} {failures[n]}" for n in DECODERS if failures[n]))
-        return works
-    if failures[decoder]:
+        return DECODERS
+    if failure := decoder_failure(decoder):
+        works = [name for name in DECODERS if decoder_failure(name) is None]
         raise UserError(
-            f"decoder={decoder!r} does not work here: it {failures[decoder]}; "
+            f"decoder={decoder!r} does not work here: it {failure}; "
             f"use one of auto, {', '.join(works)}"
         )
-    _announce(decoder, "")
     return (decoder,)
 
 
 def order_for(decoders: tuple[str, ...], info: VideoInfo, index: FrameIndex) -> tuple[str, ...]:
-    """`decoders` in the order in which a file is given to them: the fastest for it first."""
+    """`decoders` in the order in which a file is given to them: the fastest for it first.
+
+    The first of them works. The others are not tried before they are needed: torchcodec takes
+    seconds to import. Logs once per process which is used, and which would be faster but fails.
+    """
     if "pyav" in decoders and _pyav_is_faster(info, index):
-        return ("pyav", *(name for name in decoders if name != "pyav"))
-    return decoders
+        decoders = ("pyav", *(name for name in decoders if name != "pyav"))
+    failures: list[str] = []
+    for first, name in enumerate(decoders):
+        failure = decoder_failure(name)
+        if failure is None:
+            _announce(name, "; ".join(failures))
+            return decoders[first:]
+        failures.append(f"{name} {failure}")
+    raise UserError(f"no decoder works here: {'; '.join(failures)}")
 
 
 def _pyav_is_faster(info: VideoInfo, index: FrameIndex) -> bool:
@@ -139,12 +154,13 @@ def _pyav_is_faster(info: VideoInfo, index: FrameIndex) -> bool:
 
 
 def after_failure(decoders: tuple[str, ...]) -> tuple[str, ...]:
-    """The decoders to try after the first of `decoders` failed.
+    """The decoders to try after the first of `decoders` failed: those that work here.
 
     PyAV is the reference: what it cannot decode, decord would only guess at.
     """
     failed, *others = decoders
-    return tuple(name for name in others if (failed, name) != ("pyav", "decord"))
+    trusted = [name for name in others if (failed, name) != ("pyav", "decord")]
+    return tuple(name for name in trusted if decoder_failure(name) is None)
 
 
 @functools.cache

@@ -9,10 +9,9 @@ from hiera_video.video.guarded_pool import GuardedPool
 
 
 def decoding_process() -> GuardedPool:
-    """Start the process; it imports its libraries and tries the decoders in the background."""
+    """Start the process; it imports its libraries in the background."""
     return GuardedPool(
         "hiera_video.video.guarded_video.serve",
         # A read gives up after one minute by itself (limits.TIME_LIMIT), with a better reason.
         time_limit=120.0,
-        prepare="hiera_video.video.decoders.available_decoders",
     )

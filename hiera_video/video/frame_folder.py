@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
 
 from hiera_video.errors import DecodeError
-from hiera_video.video.info import VideoInfo
+from hiera_video.video.info import Integers, VideoInfo
 from hiera_video.video.limits import MAX_PIXELS
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 
@@ -74,17 +75,30 @@ class FrameFolder:
 
     def read(self, indices: Iterable[int]) -> Tensor:
         """uint8 RGB [len(indices), 3, H, W], channels-last."""
+        import torch
+
+        return torch.from_numpy(self.pixels(indices)).permute(0, 3, 1, 2)
+
+    def pixels(self, indices: Iterable[int]) -> NDArray[np.uint8]:
+        """The same without torch: uint8 RGB [len(indices), H, W, 3]."""
         asked = np.asarray(list(indices), np.int64)
         wanted, rows = np.unique(asked, return_inverse=True)
         size = (self.info.height, self.info.width)
         frames = np.empty((len(wanted), *size, 3), np.uint8)
         for row, index in enumerate(wanted.tolist()):
             frames[row] = self._picture(index, size)
-        distinct = torch.from_numpy(frames).permute(0, 3, 1, 2)
-        return distinct if np.array_equal(wanted, asked) else distinct[torch.from_numpy(rows)]
+        return frames if np.array_equal(wanted, asked) else frames[rows]
+
+    def parts(self, indices: Integers, size: int) -> Iterator[tuple[Integers, Tensor]]:
+        """Yield ascending pictures `size` at a time: their indices and uint8 [k, 3, H, W]."""
+        for first in range(0, len(indices), size):
+            part = indices[first : first + size]
+            yield part, self.read(part)
 
     def _picture(self, index: int, size: tuple[int, int] | None) -> NDArray[np.uint8]:
         """uint8 [H, W, 3] of one picture; DecodeError where its size is not `size` (H, W)."""
+        from PIL import Image
+
         name = self._names[index]
         try:
             with Image.open(os.path.join(self._folder, name)) as picture:

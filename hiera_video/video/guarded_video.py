@@ -4,26 +4,33 @@
         with GuardedVideo("clip.mp4", process) as video:
             crops = video.read_crops([0, 8, 16], 224, 3)
 
-The crops that a model takes travel between the processes, uint8, not whole frames: a tenth of the
-bytes for a video of 1080 lines.
+What travels between the processes is uint8: the crops that a model takes, or whole frames where
+these are fewer bytes. For a video of 1080 lines the crops are a tenth. The other process cuts them
+with torch, which it imports when it first has to: a video of moderate size has its label before.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from hiera_video.errors import DecodeError
-from hiera_video.video.crops import spatial_crops
 from hiera_video.video.decode import VideoReader, open_video
 from hiera_video.video.frame_folder import FrameFolder
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
-from hiera_video.video.info import VideoInfo
+from hiera_video.video.info import Integers, VideoInfo
+from hiera_video.video.limits import imports_allowed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_MESSAGE_BYTES = 128 << 20
+"""Most bytes of pixels that one message carries; the 5x3 views of 16 frames are 36 MB."""
 
 
 class GuardedVideo:
@@ -46,15 +53,32 @@ class GuardedVideo:
     def __exit__(self, *exception: object) -> None:
         """The other process closes the file when it opens the next."""
 
-    def read_crops(
-        self, indices: Iterable[int], crop_size: int, num_crops: int
-    ) -> list[torch.Tensor]:
-        """The frames `indices` [T] cut as `crops.spatial_crops` does: uint8 [T, 3, S, S] each.
+    def read_crops(self, indices: Iterable[int], crop_size: int, num_crops: int) -> list[Tensor]:
+        """The ascending frames `indices` [T], cut as `spatial_crops` does: uint8 [T, 3, S, S] each.
 
         Errors are those of `VideoReader.read`.
         """
-        crops = self._ask("crops", np.asarray(indices), crop_size, num_crops)
-        return [torch.from_numpy(crop) for crop in crops]
+        import torch
+
+        wanted = np.asarray(indices)
+        step = max(1, _MESSAGE_BYTES // (3 * crop_size**2 * num_crops))
+        parts = [
+            self._crops(wanted[first : first + step], crop_size, num_crops)
+            for first in range(0, len(wanted), step)
+        ]
+        return [torch.cat(pieces) for pieces in zip(*parts, strict=True)]
+
+    def _crops(self, wanted: Integers, crop_size: int, num_crops: int) -> list[Tensor]:
+        """Those of few enough frames for one message."""
+        import torch
+
+        from hiera_video.video.crops import spatial_crops
+
+        answer = self._ask("crops", wanted, crop_size, num_crops)
+        if isinstance(answer, np.ndarray):
+            frames = torch.from_numpy(answer).permute(0, 3, 1, 2)
+            return spatial_crops(frames, crop_size, num_crops)
+        return [torch.from_numpy(crop) for crop in answer]
 
     def _ask(self, what: str, *arguments: Any) -> Any:
         try:
@@ -71,13 +95,25 @@ _open_file: tuple[tuple[str, str], VideoReader | FrameFolder] | None = None
 
 
 def serve(request: tuple[Any, ...]) -> Any:
-    """Answer one request of a `GuardedVideo`."""
+    """Answer one request of a `GuardedVideo`: crops, or frames [T, H, W, 3] to be cut there."""
     what, file, *arguments = request
     reader = _reader(file, reopen=what == "open")
     if what == "open":
         return dataclasses.replace(reader.info, index=None)
     indices, crop_size, num_crops = arguments
-    return [crop.numpy() for crop in spatial_crops(reader.read(indices), crop_size, num_crops)]
+    if _sends_frames(reader.info, len(indices), num_crops * crop_size**2):
+        return reader.pixels(indices)
+    with imports_allowed():
+        from hiera_video.video.crops import read_crops
+
+    return [crop.numpy() for crop in read_crops(reader, indices, crop_size, num_crops)]
+
+
+def _sends_frames(info: VideoInfo, count: int, cropped: int) -> bool:
+    """Whether to send `count` whole frames rather than their crops of `cropped` pixels a frame."""
+    pixels = info.width * info.height
+    without_torch = "torch" not in sys.modules and 3 * pixels * count <= _MESSAGE_BYTES
+    return pixels <= cropped or without_torch
 
 
 def _reader(file: tuple[str, str], *, reopen: bool) -> VideoReader | FrameFolder:

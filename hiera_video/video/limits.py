@@ -34,7 +34,11 @@ class Deadline:
 
     def __init__(self, path: str, seconds: float) -> None:
         self.path, self.seconds = path, seconds
-        self._end = time.monotonic() + seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin anew."""
+        self._end = time.monotonic() + self.seconds
 
     def check(self) -> None:
         """Raise DecodeError once the time is over."""
@@ -75,11 +79,39 @@ def limited(seconds: float, memory: int) -> Iterator[None]:
             resource.setrlimit(resource.RLIMIT_AS, before)
 
 
+@contextlib.contextmanager
+def imports_allowed() -> Iterator[None]:
+    """Lift the limit on memory of `limited` while a library is imported.
+
+    torch alone maps more address space than a video may take. Afterwards the limit holds for what
+    comes on top of that.
+    """
+    try:
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        held = _address_space()
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    except (OSError, NameError, ValueError):  # not Linux
+        yield
+        return
+    try:
+        yield
+    finally:
+        if soft != resource.RLIM_INFINITY:
+            more = soft + max(_address_space() - held, 0)
+            soft = more if hard == resource.RLIM_INFINITY else min(more, hard)
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _address_space() -> int:
+    """Bytes of address space that this process holds; OSError where the system does not tell."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[0]) * resource.getpagesize()
+
+
 def _limit_memory(memory: int) -> tuple[int, int] | None:
     """Limit this process's address space; returns the limits before, None where there are none."""
     try:
-        with open("/proc/self/statm", "rb") as file:
-            held = int(file.read().split()[0]) * resource.getpagesize()
+        held = _address_space()
         before = resource.getrlimit(resource.RLIMIT_AS)
         limits = [held + memory, *(x for x in before if x != resource.RLIM_INFINITY)]
         resource.setrlimit(resource.RLIMIT_AS, (min(limits), before[1]))

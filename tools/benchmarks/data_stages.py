@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -127,10 +127,15 @@ class TimedReader:
     def __init__(self, reader: Any, watch: Stopwatch) -> None:
         self.info, self._reader, self._watch = reader.info, reader, watch
 
-    def read(self, indices: Any) -> Tensor:
-        """Frames at these indices; see the reader."""
-        with self._watch("decode"):
-            return self._reader.read(indices)
+    def parts(self, indices: Any, size: int) -> Iterator[tuple[Any, Tensor]]:
+        """Frames at these indices, some at a time; see the reader."""
+        parts = self._reader.parts(indices, size)
+        while True:
+            with self._watch("decode"):
+                part = next(parts, None)
+            if part is None:
+                return
+            yield part
 
 
 class HieraVideoPipeline(Pipeline):

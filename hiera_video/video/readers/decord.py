@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import io
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from hiera_video.errors import DecodeError
 from hiera_video.video.container import VideoFile, error_reason
 from hiera_video.video.info import FrameIndex, Integers
 from hiera_video.video.limits import Deadline
-from hiera_video.video.readers.frames import upright
+from hiera_video.video.readers.frames import Pixels
 from hiera_video.video.readers.portions import portions
 from hiera_video.video.readers.remux import remux
 
@@ -63,8 +63,12 @@ class DecordReader:
         except Exception as error:
             raise DecodeError(self.path, f"decord: {error_reason(error)}") from None
 
-    def read(self, wanted: Integers, deadline: Deadline) -> Tensor:
-        """uint8 RGB [K, 3, H, W], upright, of ascending, distinct indices [K]."""
+    def parts(self, wanted: Integers, size: int, deadline: Deadline) -> Iterator[Pixels]:
+        """Yield uint8 RGB [<= size, H, W, 3], upright, of ascending, distinct indices [K]."""
+        for first in range(0, len(wanted), size):
+            yield self._read(wanted[first : first + size], deadline)
+
+    def _read(self, wanted: Integers, deadline: Deadline) -> Pixels:
         width, height = self.index.size
         if self.index.quarter_turns % 2:
             width, height = height, width
@@ -81,7 +85,7 @@ class DecordReader:
             except Exception as error:
                 raise DecodeError(self.path, f"decord: {error_reason(error)}") from None
             deadline.check()
-        return upright(np.concatenate(batches), 0)
+        return np.concatenate(batches)
 
     def _fetch(self, ranks: list[int]) -> NDArray[np.uint8]:
         return self._reader.get_batch(ranks).asnumpy()

@@ -1,18 +1,18 @@
-"""Turn pictures as a decoder stores them into the tensor that users get."""
+"""Turn pictures as a decoder stores them into those that users get."""
 
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+Pixels = NDArray[np.uint8]
 
-def upright(stored: NDArray[np.uint8], quarter_turns: int) -> torch.Tensor:
-    """uint8 [K, H, W, 3] as stored -> uint8 [K, 3, H', W'] turned counter-clockwise.
 
-    Laid out channels-last: no copy where nothing is turned.
+def upright(stored: Pixels, quarter_turns: int) -> Pixels:
+    """uint8 [K, H, W, 3] as stored -> uint8 [K, H', W', 3] turned counter-clockwise.
+
+    No copy where nothing is turned.
     """
-    frames = torch.from_numpy(stored)
-    if quarter_turns % 4:
-        frames = torch.rot90(frames, quarter_turns, dims=(1, 2))
-    return frames.permute(0, 3, 1, 2)
+    if quarter_turns % 4 == 0:
+        return stored
+    return np.ascontiguousarray(np.rot90(stored, quarter_turns, axes=(1, 2)))

@@ -2,18 +2,18 @@
 
 One read is a few runs, each from a key frame to the last wanted frame that depends on it. Inside a
 run, frames that are not wanted and that no other frame needs are not decoded, and only wanted
-frames are converted to RGB.
+frames are converted to RGB. A run goes on from one part of a read to the next: however small the
+parts are, no packet is decoded twice.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
 from hiera_video.errors import DecodeError
 from hiera_video.video.container import (
@@ -25,7 +25,7 @@ from hiera_video.video.container import (
 )
 from hiera_video.video.info import NO_TIME, FrameIndex, Integers
 from hiera_video.video.limits import Deadline, check_size
-from hiera_video.video.readers.frames import upright
+from hiera_video.video.readers.frames import Pixels, upright
 
 if TYPE_CHECKING:
     from av.video.frame import VideoFrame
@@ -39,7 +39,9 @@ _REPLICATED = {"yuv420p", "yuvj420p"}
 # Reading past this many packets costs less than one seek.
 _SHORT_GAP = 8
 
-Pixels = NDArray[np.uint8]
+# Frames that may come before an earlier one (H.264 and HEVC hold back at most 16). Where more do,
+# that one is missing.
+_MOST_EARLY = 16
 
 
 @dataclass
@@ -71,23 +73,39 @@ class PyavReader:
         self.path = file.path
         self._convert = VideoReformatter()
 
-    def read(self, wanted: Integers, deadline: Deadline) -> Tensor:
-        """uint8 RGB [K, 3, H, W], upright, of ascending, distinct indices [K]."""
+    def parts(self, wanted: Integers, size: int, deadline: Deadline) -> Iterator[Pixels]:
+        """Yield uint8 RGB [<= size, H, W, 3], upright, of ascending, distinct indices [K]."""
         width, height = self.index.size
-        out = np.empty((len(wanted), height, width, 3), np.uint8)
-        if self.index.sequential:
-            self._read_counting(wanted, out, deadline)
-        else:
-            self._read_runs(wanted, out, deadline)
-        return upright(out, self.index.quarter_turns)
+        read = self._read_counting if self.index.sequential else self._read_runs
+        decoded = read(wanted, deadline)
+        early: dict[int, VideoFrame] = {}  # frames of later parts, where a file mixes their order
+        for first in range(0, len(wanted), size):
+            rows = range(first, min(first + size, len(wanted)))
+            out = np.empty((len(rows), height, width, 3), np.uint8)
+            ready = [(row, early.pop(row)) for row in rows if row in early]
+            missing = len(rows)
+            for row, frame in itertools.chain(ready, decoded):
+                if row in rows:
+                    self._write(frame, out[row - first])
+                    missing -= 1
+                    if not missing:
+                        break
+                else:
+                    early[row] = frame
+                    if len(early) > 2 * _MOST_EARLY:  # of a run and of its second try
+                        raise self._missing(wanted, {0: first})
+            yield upright(out, self.index.quarter_turns)
 
-    def _read_runs(self, wanted: Integers, out: Pixels, deadline: Deadline) -> None:
+    def _read_runs(self, wanted: Integers, deadline: Deadline) -> Iterator[tuple[int, VideoFrame]]:
+        """The row of each wanted frame, and the frame: once each, or DecodeError."""
         for run in self._plan(wanted):
+            yield from self._read_run(run, deadline)
             # A key frame in the middle may turn out to be no clean start (a stream joined from
             # pieces, a recovery point): what is missing then is decoded from the beginning.
-            if not self._read_run(run, out, deadline) and run.rows:
+            if run.rows:
                 whole = _Run(key=-1, rows=run.rows, last=run.last)
-                if not self._read_run(whole, out, deadline):
+                yield from self._read_run(whole, deadline)
+                if whole.rows:
                     raise self._missing(wanted, whole.rows)
 
     # ---- which packets ----
@@ -111,12 +129,13 @@ class PyavReader:
 
     # ---- decoding ----
 
-    def _read_run(self, run: _Run, out: Pixels, deadline: Deadline) -> bool:
-        """Fill the rows of `run`, dropping each from it; False where some frames did not come."""
+    def _read_run(self, run: _Run, deadline: Deadline) -> Iterator[tuple[int, VideoFrame]]:
+        """Decode `run`, dropping each row that came from it; rows that stay did not come."""
         import av
 
         exact = run.key < 0  # the second try takes no short cuts
         unfed = set(run.rows)
+        early = 0
         started = exact
         skipping = False
         try:
@@ -132,40 +151,35 @@ class PyavReader:
                     if not packet.is_keyframe:
                         continue
                     if packet.pts is None or packet.pts > self.index.pts[run.key]:
-                        return False  # the seek went too far
+                        return  # the seek went too far
                     started = True
                 if packet.pts in run.unneeded:
                     continue
                 if skips and skipping != (packet.pts not in run.rows):
                     skipping = not skipping
                     context.skip_frame = "NONREF" if skipping else "DEFAULT"
-                self._keep(context.decode(packet), run, out)
+                for row, frame in _taken(context.decode(packet), run):
+                    yield row, frame
+                    early += next(iter(run.rows.values()), row) < row
                 unfed.discard(packet.pts)
                 if not unfed:
                     break
+                if early > _MOST_EARLY and not exact:
+                    return
             if run.rows:
-                self._keep(context.decode(None), run, out)  # what the decoder still holds back
+                yield from _taken(context.decode(None), run)  # what the decoder still holds back
         except (av.FFmpegError, MemoryError) as error:
             deadline.check()
             if exact:
                 raise DecodeError(self.path, f"damaged video ({error_reason(error)})") from None
-            return False
-        return not run.rows
 
-    def _keep(self, frames: Iterable[VideoFrame], run: _Run, out: Pixels) -> None:
-        for frame in frames:
-            if frame.pts is None or frame.is_corrupt:
-                continue
-            row = run.rows.pop(frame.pts, None)
-            if row is not None:
-                self._write(frame, out[row])
-
-    def _read_counting(self, wanted: Integers, out: Pixels, deadline: Deadline) -> None:
+    def _read_counting(
+        self, wanted: Integers, deadline: Deadline
+    ) -> Iterator[tuple[int, VideoFrame]]:
         rows = {int(i): row for row, i in enumerate(wanted)}
         for i, frame in enumerate(frames_from_start(self.file, deadline)):
-            row = rows.pop(i, None)
-            if row is not None:
-                self._write(frame, out[row])
+            if i in rows:
+                yield rows.pop(i), frame
             if not rows:
                 return
         raise self._missing(wanted, rows)
@@ -183,16 +197,22 @@ class PyavReader:
 
     def _write(self, frame: VideoFrame, row: Pixels) -> None:
         """Convert one frame into its row [H, W, 3], scaled where its size differs."""
+        import av
+
         check_size(self.path, frame.width, frame.height)
         width, height = self.index.size
-        rgb = self._convert.reformat(
-            _without_chroma_position(frame),
-            width=width,
-            height=height,
-            format="rgb24",
-            interpolation="BICUBIC",  # of the colour planes; the same as torchcodec's
-            threads=1,
-        )
+        try:
+            rgb = self._convert.reformat(
+                _without_chroma_position(frame),
+                width=width,
+                height=height,
+                format="rgb24",
+                interpolation="BICUBIC",  # of the colour planes; the same as torchcodec's
+                threads=1,
+            )
+        except av.FFmpegError as error:
+            reason = f"its pictures cannot be converted ({error_reason(error)})"
+            raise DecodeError(self.path, reason) from None
         plane = rgb.planes[0]
         lines = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
         row[:] = lines[:, : width * 3].reshape(height, width, 3)
@@ -200,6 +220,16 @@ class PyavReader:
     def _missing(self, wanted: Integers, rows: dict[int, int]) -> DecodeError:
         first = int(wanted[min(rows.values())])
         return DecodeError(self.path, f"damaged video (frame {first} cannot be decoded)")
+
+
+def _taken(frames: Iterable[VideoFrame], run: _Run) -> Iterator[tuple[int, VideoFrame]]:
+    """The wanted ones of `frames`, with their rows, which are dropped from `run`."""
+    for frame in frames:
+        if frame.pts is None or frame.is_corrupt:
+            continue
+        row = run.rows.pop(frame.pts, None)
+        if row is not None:
+            yield row, frame
 
 
 def _without_chroma_position(frame: VideoFrame) -> VideoFrame:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from hiera_video.errors import DecodeError
 from hiera_video.video.container import VideoFile, error_reason
 from hiera_video.video.info import FrameIndex, Integers, Mask, Seconds
 from hiera_video.video.limits import Deadline
+from hiera_video.video.readers.frames import Pixels, upright
 from hiera_video.video.readers.portions import portions
 from hiera_video.video.readers.remux import remux
 
@@ -72,8 +72,12 @@ class TorchcodecReader:
         except Exception as error:
             raise DecodeError(self.path, f"torchcodec: {error_reason(error)}") from None
 
-    def read(self, wanted: Integers, deadline: Deadline) -> Tensor:
-        """uint8 RGB [K, 3, H, W], upright, of ascending, distinct indices [K]."""
+    def parts(self, wanted: Integers, size: int, deadline: Deadline) -> Iterator[Pixels]:
+        """Yield uint8 RGB [<= size, H, W, 3], upright, of ascending, distinct indices [K]."""
+        for first in range(0, len(wanted), size):
+            yield self._read(wanted[first : first + size], deadline)
+
+    def _read(self, wanted: Integers, deadline: Deadline) -> Pixels:
         batches = []
         for part in portions(self.path, self.index, wanted, "torchcodec"):
             try:
@@ -81,10 +85,10 @@ class TorchcodecReader:
             except Exception as error:
                 raise DecodeError(self.path, f"torchcodec: {error_reason(error)}") from None
             self._check_times(batch.pts_seconds.numpy(), part)
-            batches.append(batch.data)
+            batches.append(batch.data.permute(0, 2, 3, 1).numpy())
             deadline.check()
-        frames = batches[0] if len(batches) == 1 else torch.cat(batches)
-        return torch.rot90(frames, self._turns_left, dims=(2, 3)) if self._turns_left else frames
+        frames = batches[0] if len(batches) == 1 else np.concatenate(batches)
+        return upright(frames, self._turns_left)
 
     def _check_times(self, seconds: Seconds, part: Integers) -> None:
         """A decoder that met damage may return a neighbour of the frame it was asked for."""
