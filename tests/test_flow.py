@@ -288,6 +288,7 @@ OTHER_WRITERS = {
     ("tools/benchmarks/videos.py", "open"): "into a temporary folder",
     ("hiera_video/doctor.py", "open"): "into a temporary folder",
     ("tools/benchmarks/memory.py", "write_text"): "a switch of the kernel",
+    ("tools/benchmarks/gpu_checks.py", "write_bytes"): "into a temporary folder",
     (
         "hiera_video/preparation/manifest_files.py",
         "write_bytes",
