@@ -7,7 +7,8 @@ the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -89,7 +90,10 @@ def clip_scores(
     rows = []
     for chosen in distinct.split(settings.batch_size):
         batch = clips if len(chosen) == len(clips) else clips[chosen.to(clips.device)]
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
+        with (
+            torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
+            tf32_products(device),
+        ):
             logits = model(batch.to(device, non_blocking=True))
         logits = logits.float()
         rows.append(logits.sigmoid() if settings.multi_label else logits.softmax(dim=-1))
@@ -193,6 +197,25 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> tuple[torch.d
     if device.type == "cpu" and not native_on_cpu(dtype):
         return dtype, f"{name} is emulated on this CPU and will be very slow; fp32 is faster"
     return dtype, None
+
+
+@contextlib.contextmanager
+def tf32_products(device: torch.device) -> Iterator[None]:
+    """Let products of float32 on a GPU round their factors to TF32 (10 bits) inside the block.
+
+    Eight times as fast on an A100, and as exact as float16: for what autocast leaves in float32,
+    and for fp32. The environment variable NVIDIA_TF32_OVERRIDE=0 turns TF32 off.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def native_on_cpu(dtype: torch.dtype) -> bool:

@@ -91,7 +91,7 @@ def train(cfg: Config, world: World, stop: Stop) -> int:
             cfg, data.dataset, world, start=state.step, end=plan.total_steps
         )
         run.log_start(loader.notes, notes)
-        forward = build.forward_passes(cfg, state.model, world, data, plan)
+        forward = build.forward_passes(cfg, state.model, world, data, plan, logger.info)
 
         # ---- loop -------------------------------------------------------------------------
         with stop:
