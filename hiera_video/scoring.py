@@ -27,6 +27,11 @@ DTYPES = {
 }
 
 
+def as_they_are(clips: Tensor) -> Tensor:
+    """Return the clips: they are float32 and normalised."""
+    return clips
+
+
 @dataclass(frozen=True)
 class ScoreSettings:
     """How clips become scores."""
@@ -37,6 +42,8 @@ class ScoreSettings:
     """What the forward pass computes in (autocast); softmax and mean are float32 always."""
     multi_label: bool = False
     """Each class is a yes or no of its own: sigmoid in place of softmax."""
+    prepare: Callable[[Tensor], Tensor] = as_they_are
+    """Makes what the model takes, float32 [B, 3, T, H, W], of clips on the device."""
 
 
 def view_scores(
@@ -71,8 +78,8 @@ def clip_scores(
 
     Args:
         model: in eval mode and on `device`; returns logits [B, num_classes].
-        clips: float32 [V, 3, T, H, W]. An image model (`model.input_size` of two numbers) gets
-            [V, 3, H, W]; T must then be 1.
+        clips: [V, 3, T, H, W], of which `settings.prepare` makes what the model takes. An image
+            model (`model.input_size` of two numbers) gets [V, 3, H, W]; T must then be 1.
         settings: batch size, number format, softmax or sigmoid.
         device: where the model is.
         on_views: called after each forward pass with the number of clips that it scored.
@@ -83,25 +90,36 @@ def clip_scores(
     """
     if model.training:
         raise ValueError("scores need model.eval(): dropout would make them random")
-    if takes_images(model):
-        clips = clips.squeeze(2)
-    device, dtype = torch.device(device), settings.dtype
+    device = torch.device(device)
     distinct, row_of = distinct_clips(clips)
     rows = []
     for chosen in distinct.split(settings.batch_size):
         batch = clips if len(chosen) == len(clips) else clips[chosen.to(clips.device)]
-        with (
-            torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
-            tf32_products(device),
-        ):
-            logits = model(batch.to(device, non_blocking=True))
-        logits = logits.float()
-        rows.append(logits.sigmoid() if settings.multi_label else logits.softmax(dim=-1))
+        rows.append(score_batch(model, batch.to(device, non_blocking=True), settings))
         if on_views is not None:
             rows[-1] = rows[-1].cpu()  # waits, so that the clips are done and not only queued
             on_views(int(torch.isin(distinct[row_of], chosen).sum()))
     queued()
     return torch.cat(rows).cpu()[row_of]
+
+
+@torch.inference_mode()
+def score_batch(model: nn.Module, clips: Tensor, settings: ScoreSettings) -> Tensor:
+    """Score clips [B, 3, T, H, W] in one forward pass: float32 [B, num_classes], on their device.
+
+    Nothing waits for a GPU.
+    """
+    device, dtype = clips.device, settings.dtype
+    clips = settings.prepare(clips)
+    if takes_images(model):
+        clips = clips.squeeze(2)
+    with (
+        torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
+        tf32_products(device),
+    ):
+        logits: Tensor = model(clips)
+    logits = logits.float()
+    return logits.sigmoid() if settings.multi_label else logits.softmax(dim=-1)
 
 
 def distinct_clips(clips: Tensor) -> tuple[Tensor, Tensor]:

@@ -33,8 +33,12 @@ ALLOWED = {
     "data": (*FOUNDATION, "video", "data"),
     "models": (*FOUNDATION, "models"),
     "scoring": FOUNDATION,
+    "batched_scores": (*FOUNDATION, "scoring"),
     "classifier": (*FOUNDATION, "data", "models", "scoring"),
-    "predict": (*FOUNDATION, "video", "data", "models", "scoring", "classifier"),
+    "predict": (
+        *FOUNDATION,
+        *("video", "data", "models", "scoring", "batched_scores", "classifier"),
+    ),
     "engine": (*FOUNDATION, "config", "video", "data", "models", "scoring", "engine"),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "doctor": (*FOUNDATION, "video", "models"),

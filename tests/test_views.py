@@ -5,9 +5,9 @@ import torch
 from clips import read_index, write_clip
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data import views
 from hiera_video.data.views import load_test_views, parse_views
 from hiera_video.errors import DecodeError, UserError
+from hiera_video.video import view_crops
 from hiera_video.video.decode import VideoReader
 from hiera_video.video.sampling import segment_views, uniform_views
 
@@ -77,7 +77,7 @@ def test_every_frame_is_decoded_once_in_order_and_few_at_a_time(square, monkeypa
     monkeypatch.setattr(VideoReader, "read", recording)
     whole = load_test_views(str(square), SPEC, 5, 1)
     assert len(asked) == 1
-    monkeypatch.setattr(views, "_DECODED_BYTES", 3 * 3 * 64 * 64)
+    monkeypatch.setattr(view_crops, "_DECODED_BYTES", 3 * 3 * 64 * 64)
     asked.clear()
     in_parts = load_test_views(str(square), SPEC, 5, 1)
     assert max(len(part) for part in asked) == 3

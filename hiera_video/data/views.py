@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,9 +21,7 @@ from hiera_video.video.decode import VideoReader, open_video
 from hiera_video.video.frame_folder import FrameFolder
 from hiera_video.video.guarded_video import GuardedVideo
 from hiera_video.video.sampling import Indices, uniform_views
-
-_DECODED_BYTES = 128 << 20
-"""Whole decoded frames held at once: 20 at 1080p."""
+from hiera_video.video.view_crops import ViewCrops, read_view_crops
 
 _MOST_TEMPORAL_VIEWS = 100
 
@@ -83,15 +80,16 @@ def read_view_pixels(
     reader: Reader, views: Indices, spec: ClipSpec, num_crops: int
 ) -> list[Tensor]:
     """The clips of `read_views` before normalisation: a list of K * S uint8 [T, 3, H, W]."""
-    wanted, back = np.unique(views, return_inverse=True)
-    place = torch.from_numpy(back.reshape(views.shape))
-    step = max(1, _DECODED_BYTES // (3 * reader.info.width * reader.info.height))
-    parts = [
-        _crops(reader, wanted[i : i + step], spec.crop_size, num_crops)
-        for i in range(0, len(wanted), step)
-    ]
-    crops = [torch.cat(pieces) for pieces in zip(*parts, strict=True)]  # S x [U, 3, H, W]
-    return [crop[frames] for frames in place for crop in crops]
+    return read_shared_crops(reader, views, spec, num_crops).clips()
+
+
+def read_shared_crops(reader: Reader, views: Indices, spec: ClipSpec, num_crops: int) -> ViewCrops:
+    """The frames that the views [K, T] of an open video show, each once."""
+
+    def read(indices: Indices) -> list[Tensor]:
+        return _crops(reader, indices, spec.crop_size, num_crops)
+
+    return read_view_crops(read, reader.info, views)
 
 
 def _crops(reader: Reader, indices: Indices, crop_size: int, num_crops: int) -> list[Tensor]:
