@@ -293,6 +293,25 @@ def update(
     return norm
 
 
+class Arriving:
+    """Numbers on their way from the device: the copy is queued now and waited for in `read`."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._here = numbers
+        self._event: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            self._here = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._here.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(numbers.device))
+
+    def read(self) -> list[float]:
+        """Return the numbers, once the device has computed them; what was queued later goes on."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._here.tolist()
+
+
 # ---- what can go wrong --------------------------------------------------------------------------
 
 
