@@ -132,7 +132,8 @@ class Predictor:
         classes: names of the outputs, in their order.
         views: temporal views x spatial crops, (5, 3) or "5x3"; scores are averaged over them.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
-        dtype: "auto" (float32 on a CPU; bfloat16 or float16 on a GPU), "fp32", "fp16", "bf16".
+        dtype: "auto" (float32 on a CPU; bfloat16 or float16 on a GPU), "fp32" (on a GPU with
+            products in TF32, see `scoring.tf32_products`), "fp16", "bf16".
         batch_size: most views per forward pass; any value gives the same scores, but for rounding.
             None: 4 on a CPU; on a GPU 32, or fewer where the memory is full.
         decoder: "auto" or the name of one, see `video/decode.py`.

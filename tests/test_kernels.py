@@ -130,13 +130,14 @@ def test_kernels_that_the_caller_has_chosen_stay(measured_here, monkeypatch):
     assert len(asked) == 2
 
 
-def test_large_batches_are_measured_as_smaller_ones(measured_here, monkeypatch):
+@pytest.mark.parametrize(("most", "expected"), [(1 << 20, [1, 2, 8, 8, 16]), (64, [1, 2, 2, 2, 2])])
+def test_batches_are_measured_as_powers_of_two(measured_here, monkeypatch, most, expected):
     asked = []
     monkeypatch.setattr(kernels, "remembered", lambda layer, _: asked.append(layer) or USUAL)
-    monkeypatch.setattr(kernels, "_ELEMENTS", 64)
-    for batch in (2, 5, 9):
+    monkeypatch.setattr(kernels, "_ELEMENTS", most)
+    for batch in (1, 2, 5, 8, 9):
         kernels.attention(*[torch.randn(batch, 1, 4, 8)] * 3)
-    assert [layer.shapes[0][0] for layer in asked] == [2, 2, 2]
+    assert [layer.shapes[0][0] for layer in asked] == expected
 
 
 def test_a_training_step_keeps_no_huge_matrix(measured_here, monkeypatch):

@@ -17,6 +17,8 @@ ASKING = ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", 
 ON_THE_CPU = {
     ("tasks.py", "keep_masks"),
     ("mixup.py", "pair_across_videos"),
+    ("randomness.py", "uniform"),
+    ("randomness.py", "draw_seed"),
     ("step.py", "read"),
 }
 """(file, function) that ask only for what is on the CPU already, or is meant to wait."""

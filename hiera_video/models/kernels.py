@@ -94,9 +94,11 @@ def _device_of(tensor: Tensor) -> int:
     return -1 if tensor.device.index is None else tensor.device.index
 
 
-def _capped(shape: Sequence[int]) -> tuple[int, ...]:
-    """A shape whose first dimension is cut where it has too many elements to measure with."""
-    return (min(shape[0], max(1, _ELEMENTS // max(1, math.prod(shape[1:])))), *shape[1:])
+def _rounded(shape: Sequence[int]) -> tuple[int, ...]:
+    """A shape to measure with: its first dimension becomes the next power of two, so that a smaller
+    last batch is seldom a new shape, and is cut where there are too many elements."""
+    most = max(1, _ELEMENTS // max(1, math.prod(shape[1:])))
+    return (min(1 << (shape[0] - 1).bit_length(), most), *shape[1:])
 
 
 # ---- attention ----------------------------------------------------------------------------------
@@ -127,7 +129,7 @@ def attention_kernel(
     )
     if chosen or torch.are_deterministic_algorithms_enabled():
         return USUAL
-    batch = min(_capped(q)[0], _capped(k)[0])
+    batch = min(_rounded(q)[0], _rounded(k)[0])
     layer = Layer("attention", ((batch, *q[1:]), (batch, *k[1:])), dtype, device, trained)
     return remembered(layer, _attention_candidates)
 
@@ -188,7 +190,7 @@ def stem_kernel(
     matrix = pixels[0] * math.prod(cells) * math.prod(filters[1:]) * dtype.itemsize
     if trained and matrix > _MATRIX_BYTES:
         return USUAL
-    layer = Layer("stem", (_capped(pixels), filters, stride), dtype, device, trained)
+    layer = Layer("stem", (_rounded(pixels), filters, stride), dtype, device, trained)
     return remembered(layer, _stem_candidates)
 
 

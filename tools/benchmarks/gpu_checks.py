@@ -42,7 +42,7 @@ from hiera_video.engine import checkpoint, distributed, train
 from hiera_video.engine.records import read_metrics
 from hiera_video.engine.signals import Stop
 from hiera_video.errors import UserError
-from hiera_video.models import build_model, layers
+from hiera_video.models import build_model, kernels, layers
 from hiera_video.models.tokens import num_kept
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -216,6 +216,33 @@ def compiled(place: Place, name: str) -> str:
     assert math.isclose(plain, fast, rel_tol=1e-2), f"loss {fast} compiled, {plain} plain"
     assert worst < 2e-2, f"gradients differ by {worst:.1e}"
     return f"one graph; loss {plain:.4f} and {fast:.4f}, gradients {worst:.1e} apart"
+
+
+def kernel_choices(place: Place) -> str:
+    """Kernels are measured, in a forward pass and a step, and give the usual kernels' numbers."""
+    case = place.case("hiera_base_16x224")
+    model = build_with_noise(case).to(place.device)
+    generator = torch.Generator(place.device).manual_seed(0)
+    clips = torch.randn(4, 3, *model.input_size, generator=generator, device=place.device)
+    found = []
+    for kinds in (set(), {place.device.type}):
+        with (
+            mock.patch.object(kernels, "MEASURED_ON", kinds),
+            mock.patch.object(kernels, "store_choice"),  # of a trial
+            products_of("fp32" if place.small else "bf16", place.device),
+        ):
+            model.zero_grad()
+            model.eval()
+            with torch.no_grad():
+                logits = model(clips).float()
+            model.train()(clips).float().square().mean().backward()
+        gradient = model.get_parameter("patch_embed.proj.weight").grad
+        found.append((logits, gradient.float().clone()))
+    worst = max(((a - b).abs().max() / a.abs().max()).item() for a, b in zip(*found, strict=True))
+    assert worst < (1e-3 if place.small else 1e-1), f"differs from the usual kernels by {worst:.1e}"
+    chosen = [line.partition(": ")[2] for line in kernels.choices()]
+    assert chosen, "nothing was measured"
+    return f"{worst:.1e} from the usual kernels; {'; '.join(chosen)}"
 
 
 # ---- steps and their memory ---------------------------------------------------------------------
@@ -404,6 +431,7 @@ CHECKS: dict[str, Callable[[Place], str]] = {
     "parity, MAE": functools.partial(parity, name="mae_hiera_base_16x224"),
     "many units": many_units,
     "large batch": large_batch,
+    "kernels": kernel_choices,
     "no waiting": no_waiting,
     "resume": resume,
     "demo": demo,
