@@ -15,7 +15,6 @@ import functools
 import itertools
 import os
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -327,17 +326,16 @@ class Predictor:
             smaller=self._smaller_batch,
         )
         names = (os.fspath(path) for path in map(_checked_path, paths))
-        given: deque[str] = deque()  # names that were read, and whose labels were not yielded
-        for name, crops in self._read_all(names):
-            given.append(name)
+        for read, crops in self._read_all(names):
             if isinstance(crops, ViewCrops):
-                queue.add(name, crops.stacked(pinned=self.device.type == "cuda"))
+                queue.add(read, crops.stacked(pinned=self.device.type == "cuda"))
             else:
-                queue.add(name, crops)
-            for _, outcome in queue.finished():
-                yield self._prediction(given.popleft(), outcome, top_k)
-        for _, outcome in queue.finished(wait=True):
-            yield self._prediction(given.popleft(), outcome, top_k)
+                queue.add(read, crops)
+                advance(read, 1.0)
+            for name, outcome in queue.finished():
+                yield self._prediction(name, outcome, top_k)
+        for name, outcome in queue.finished(wait=True):
+            yield self._prediction(name, outcome, top_k)
 
     def _read_all(self, names: Iterable[str]) -> Iterator[tuple[str, ViewCrops | DecodeError]]:
         """Yield (name, views) of each file, in their order."""

@@ -41,6 +41,6 @@ def _pack(content: dict[str, Any]) -> torch.Tensor:
 
 
 def _unpack(data: torch.Tensor) -> dict[str, Any]:
-    file = io.BytesIO(data.numpy())
+    file = io.BytesIO(data.numpy().data)
     content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     return content
