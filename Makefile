@@ -2,6 +2,7 @@
 # make test         the same environment, then lint, types and the tests
 # make test-oldest  the tests once more in .venv-oldest, with the oldest releases that are supported
 # make slow         the tests that take minutes each
+# make gpu-check    on a GPU: its whole path checked and measured in five minutes; writes Markdown
 # make clean        remove the environment and caches; what runs wrote stays
 
 SUITS := -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
@@ -11,7 +12,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 OLDEST := .venv-oldest
 
-.PHONY: quickstart test test-oldest slow clean install
+.PHONY: quickstart test test-oldest slow gpu-check clean install
 .DELETE_ON_ERROR:
 
 RUN := runs/quickstart
@@ -55,6 +56,9 @@ test-oldest: $(OLDEST)/.installed
 
 slow: install
 	@$(BIN)/python -m pytest -m slow
+
+gpu-check: install
+	@$(BIN)/python tools/gpu_check.py
 
 clean:
 	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -32,7 +32,7 @@ from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.spreadsheet import csv_file, path_cell
-from hiera_video.video.decoding_process import decoding_process
+from hiera_video.video.decoding_process import decoding_process, processes_for
 from hiera_video.video.find import InputFile, expand_paths, is_video_or_playlist
 from hiera_video.video.guarded_pool import GuardedPool
 
@@ -49,9 +49,9 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--csv {args.csv} is named like a video; name a .csv file")
     cfg = _config(args)
     files = expand_paths(args.paths)
-    # Videos are read in a child process, so that a file that crashes a decoder cannot end this one.
-    # It starts first: it imports its libraries while the model is loaded.
-    with decoding_process() as process:
+    # Videos are read in child processes, so that a file that crashes a decoder cannot end this one.
+    # They start first: they import their libraries while the model is loaded.
+    with decoding_process(processes_for(len(files) if args.timeline is None else 1)) as process:
         return _label_files(files, args, cfg, process)
 
 
@@ -92,7 +92,12 @@ def _parser() -> SettingsParser:
         help="also label each window of so many seconds",
     )
     add("--views", metavar="KxS", help="clips in time x crops in space (default: 5x3)")
-    add("--batch-size", type=int, metavar="N", help="most views per forward pass (default: 4)")
+    add(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="views per forward pass (default: 4, GPU 32)",
+    )
     add("--device", default=None, metavar="auto|cpu|cuda", help="default: auto")
     add("--dtype", default="auto", metavar="auto|fp32|fp16|bf16", help="default: auto")
     add("--decoder", metavar="NAME", help="auto, torchcodec, pyav or decord (default: auto)")
@@ -164,22 +169,14 @@ def _choices(args: argparse.Namespace, cfg: Config | None) -> dict[str, Any]:
 def _label_all(
     predictor: Predictor, files: Sequence[InputFile], args: argparse.Namespace, outputs: _Outputs
 ) -> int:
-    from hiera_video.errors import DecodeError
-
     failed = 0
     with _Progress(len(files)) as progress:
-        for number, (file, error) in enumerate(files):
-            prediction = predictor.blank(file, error)
+        predictions = _predictions(predictor, files, args, outputs, progress)
+        for number, (file, _) in enumerate(files):
             try:
-                if error is None:
-                    _label(predictor, prediction, args, outputs, progress.of(number, file))
-            except DecodeError as failure:
-                prediction.error = failure.reason
-            except RunFailed as failure:
-                prediction.error = str(failure)
-            except KeyboardInterrupt:
-                prediction.error = "interrupted"
-                outputs.end(prediction)
+                prediction = next(predictions)
+            except _Interrupted as interruption:
+                outputs.end(interruption.prediction)
                 progress.write(f"interrupted after {number} of {len(files)} files")
                 return INTERRUPTED
             outputs.end(prediction)
@@ -189,6 +186,74 @@ def _label_all(
     if failed and len(files) > 1:
         print(f"{failed} of {len(files)} files could not be labelled", file=sys.stderr)
     return FAILED if failed else DONE
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, with what is done of the file that it interrupted."""
+
+    def __init__(self, prediction: Prediction) -> None:
+        super().__init__("interrupted")
+        self.prediction = prediction
+
+
+def _predictions(
+    predictor: Predictor,
+    files: Sequence[InputFile],
+    args: argparse.Namespace,
+    outputs: _Outputs,
+    progress: _Progress,
+) -> Iterator[Prediction]:
+    """Yield the finished prediction of each file, its labels written already; or raise
+    _Interrupted."""
+    if args.timeline is None and len(files) > 1:
+        yield from _many(predictor, files, args, outputs, progress)
+        return
+    from hiera_video.errors import DecodeError
+
+    for number, (file, error) in enumerate(files):
+        prediction = predictor.blank(file, error)
+        try:
+            if error is None:
+                _label(predictor, prediction, args, outputs, progress.of(number, file))
+        except DecodeError as failure:
+            prediction.error = failure.reason
+        except RunFailed as failure:
+            prediction.error = str(failure)
+        except KeyboardInterrupt:
+            prediction.error = "interrupted"
+            raise _Interrupted(prediction) from None
+        yield prediction
+
+
+def _many(
+    predictor: Predictor,
+    files: Sequence[InputFile],
+    args: argparse.Namespace,
+    outputs: _Outputs,
+    progress: _Progress,
+) -> Iterator[Prediction]:
+    """`_predictions` of several files without timelines, which are read ahead."""
+    readable = [file for file, error in files if error is None]
+    missing = len(files) - len(readable)
+    labelled = predictor.label_files(
+        readable, top_k=args.top_k, on_progress=lambda done: progress.to(missing + done)
+    )
+    ended = "not labelled"
+    for number, (file, error) in enumerate(files):
+        progress.of(number, file)
+        if error is not None:
+            yield predictor.blank(file, error)
+            continue
+        try:
+            prediction = next(labelled, None) or predictor.blank(file, ended)
+        except RunFailed as failure:  # of the processes that read: none of the rest can be read
+            ended = str(failure)
+            prediction = predictor.blank(file, ended)
+        except KeyboardInterrupt:
+            raise _Interrupted(predictor.blank(file, "interrupted")) from None
+        if prediction.error is None:
+            outputs.labels(prediction)
+        yield prediction
 
 
 def _label(
@@ -345,7 +410,11 @@ class _Progress:
     def of(self, number: int, file: str) -> Callable[[float], None]:
         """Return the `on_progress` of the `number`-th file."""
         self.bar.set_description_str(printable(os.path.basename(file))[:40], refresh=False)
-        return lambda share: self.bar.update(number + share - self.bar.n)
+        return lambda share: self.to(number + share)
+
+    def to(self, done: float) -> None:
+        """Show that so many files are done."""
+        self.bar.update(done - self.bar.n)
 
     def write(self, line: str) -> None:
         """Print a line on stderr, above the bar."""

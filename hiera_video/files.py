@@ -22,6 +22,7 @@ import shutil
 import stat
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import IO, Any
 
 from hiera_video.errors import RunFailed
@@ -295,6 +296,13 @@ def hold(path: AnyPath, *, wait: float = 0.0) -> IO[Any] | None:
         file.close()
         raise
     return file
+
+
+def cache_file(name: str) -> Path:
+    """Return the path of the cache file `name`: in the folder `hiera_video` of `$XDG_CACHE_HOME`,
+    or of ~/.cache if that is not set."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "hiera_video" / name
 
 
 def free_bytes(folder: AnyPath) -> int:

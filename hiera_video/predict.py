@@ -11,19 +11,23 @@ video gets the labels that the test counted. `classifier.py` finds the model and
 
 from __future__ import annotations
 
+import functools
+import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hiera_video.batched_scores import BatchedScores
 from hiera_video.classifier import load_classifier
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.views import Reader, parse_views, read_test_views, read_views
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.data.transforms.normalize import normalize_clips
+from hiera_video.data.views import Reader, parse_views, read_shared_crops, views_of
+from hiera_video.errors import DecodeError, RunFailed, UserError
 from hiera_video.scoring import (
     ScoreSettings,
     choose_device,
@@ -34,8 +38,12 @@ from hiera_video.scoring import (
 from hiera_video.video.crops import check_num_crops
 from hiera_video.video.decode import open_video
 from hiera_video.video.guarded_pool import GuardedPool
-from hiera_video.video.guarded_video import GuardedVideo
-from hiera_video.video.sampling import window_clips
+from hiera_video.video.guarded_video import MOST_BYTES, GuardedVideo, ViewRequest, read_ahead
+from hiera_video.video.sampling import Indices, window_clips
+from hiera_video.video.view_crops import ViewCrops
+
+USUAL_BATCH = {"cpu": 4, "cuda": 32}
+"""Kind of device -> views per forward pass, unless the user says another number."""
 
 OnProgress = Callable[[float], None]
 """Called with the fraction of a video's work that is done, 0 to 1."""
@@ -123,11 +131,13 @@ class Predictor:
         classes: names of the outputs, in their order.
         views: temporal views x spatial crops, (5, 3) or "5x3"; scores are averaged over them.
         device: "auto" (a GPU where there is one), "cpu", "cuda", "cuda:1".
-        dtype: "auto" (float32 on a CPU; bfloat16 or float16 on a GPU), "fp32", "fp16", "bf16".
-        batch_size: most views per forward pass; any value gives the same scores.
+        dtype: "auto" (float32 on a CPU; bfloat16 or float16 on a GPU), "fp32" (on a GPU with
+            products in TF32, see `scoring.tf32_products`), "fp16", "bf16".
+        batch_size: most views per forward pass; any value gives the same scores, but for rounding.
+            None: 4 on a CPU; on a GPU 32, or fewer where the memory is full.
         decoder: "auto" or the name of one, see `video/decode.py`.
         multi_label: the model was trained with a yes or no per class: sigmoid, not softmax.
-        process: child process that reads the files (`video.decoding_process`), so that
+        process: child processes that read the files (`video.decoding_process`), so that
             a file that crashes or hangs a decoder raises DecodeError. None: read them here.
         model_name, weights_name: names for the results.
         warn: called with each line that the user should read; stderr by default.
@@ -145,7 +155,7 @@ class Predictor:
         views: tuple[int, int] = (5, 3),
         device: str = "auto",
         dtype: str = "auto",
-        batch_size: int = 4,
+        batch_size: int | None = None,
         decoder: str = "auto",
         multi_label: bool = False,
         process: GuardedPool | None = None,
@@ -155,7 +165,7 @@ class Predictor:
     ) -> None:
         _check_types(model, spec, classes, process)
         num_views, num_crops = _checked_views(views)
-        if batch_size < 1:
+        if batch_size is not None and batch_size < 1:
             raise UserError(f"batch_size={batch_size} must be at least 1 view per forward pass")
         _check_fits(model, spec, classes)
         self.device = choose_device(device)
@@ -168,7 +178,8 @@ class Predictor:
         self.spec = spec
         self.classes = list(classes)
         self.views = (num_views, num_crops)
-        self.batch_size = batch_size
+        self.batch_size = batch_size or USUAL_BATCH[self.device.type]
+        self._smaller_batches = batch_size is None
         self.decoder = decoder
         self.multi_label = multi_label
         self.process = process
@@ -244,7 +255,7 @@ class Predictor:
             raise UserError(f"top_k={top_k} must be at least 1 label")
         prepare_after_fork(self.device, self._warn)
         with self._open(path) as reader:
-            clips = read_test_views(reader, self.spec, *self.views)
+            clips = self._clips(reader, views_of(reader, self.spec, self.views[0]))
         done = 0
 
         def advance(views_done: int) -> None:
@@ -269,21 +280,102 @@ class Predictor:
         for them. Raises what a call of the predictor raises, after the windows before the error.
         """
         _check_path(path)
-        num_views, num_crops = self.views
+        num_views, _ = self.views
         prepare_after_fork(self.device, self._warn)
         with self._open(path) as reader:
             info = reader.info
             for window in window_clips(info.times, info.fps, self.spec, seconds, num_views):
-                clips = read_views(reader, window.views, self.spec, num_crops)
+                clips = self._clips(reader, window.views)
                 labels = tuple(self._rank(self._scores(clips), top_k))
                 yield Window(start=window.start, end=window.end, labels=labels)
                 if on_progress is not None:
                     on_progress(min(window.end / max(info.duration, window.end), 1.0))
 
+    def label_files(
+        self,
+        paths: Iterable[str | os.PathLike[str]],
+        *,
+        top_k: int = 5,
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[Prediction]:
+        """Label many files: yield a `Prediction` for each, in their order.
+
+        Faster than one call for each: the processes of `process` read the next files while the
+        model works, and on a GPU views of several files share forward passes. Memory is bounded.
+        A file that cannot be labelled has an `error`; the others are not disturbed.
+
+        on_progress: called with the number of files that are done, a started one as its share.
+        Raises UserError for anything that is not a path.
+        """
+        if top_k < 1:
+            raise UserError(f"top_k={top_k} must be at least 1 label")
+        prepare_after_fork(self.device, self._warn)
+        done = 0.0
+
+        def advance(name: str, share: float) -> None:
+            nonlocal done
+            done += share
+            if on_progress is not None:
+                on_progress(done)
+
+        queue = BatchedScores(
+            self.model,
+            self._settings(),
+            self.device,
+            on_clips=advance,
+            smaller=self._smaller_batch,
+        )
+        names = (os.fspath(path) for path in map(_checked_path, paths))
+        for read, crops in self._read_all(names):
+            if isinstance(crops, ViewCrops):
+                queue.add(read, crops.stacked(pinned=self.device.type == "cuda"))
+            else:
+                queue.add(read, crops)
+                advance(read, 1.0)
+            for name, outcome in queue.finished():
+                yield self._prediction(name, outcome, top_k)
+        for name, outcome in queue.finished(wait=True):
+            yield self._prediction(name, outcome, top_k)
+
+    def _read_all(self, names: Iterable[str]) -> Iterator[tuple[str, ViewCrops | DecodeError]]:
+        """Yield (name, views) of each file, in their order."""
+        if isinstance(self.process, GuardedPool):
+            request = ViewRequest(self.spec, *self.views, self.decoder)
+            if request.most_bytes <= MOST_BYTES:
+                kept, handed = itertools.tee(names)
+                yield from zip(kept, read_ahead(handed, request, self.process), strict=True)
+                return
+        for name in names:
+            try:
+                with self._open(name) as reader:
+                    views = views_of(reader, self.spec, self.views[0])
+                    yield name, read_shared_crops(reader, views, self.spec, self.views[1])
+            except DecodeError as error:
+                yield name, error
+
+    def _prediction(self, name: str, outcome: Tensor | Exception, top_k: int) -> Prediction:
+        """What came out for one of many files."""
+        try:
+            if isinstance(outcome, torch.OutOfMemoryError):
+                raise self._out_of_memory() from outcome
+            if isinstance(outcome, Exception):
+                raise outcome
+            labels = self._rank(self._checked(outcome), top_k)
+        except DecodeError as error:
+            return self.blank(name, error.reason)
+        except RunFailed as error:
+            return self.blank(name, str(error))
+        return replace(self.blank(name), labels=labels)
+
     def _open(self, path: str | os.PathLike[str]) -> Reader:
         if self.process is None:
             return open_video(path, self.decoder)
         return GuardedVideo(path, self.process, self.decoder)
+
+    def _clips(self, reader: Reader, views: Indices) -> Tensor:
+        """The clips of an open video as they travel to the device: uint8 [V, 3, T, H, W]."""
+        crops = read_shared_crops(reader, views, self.spec, self.views[1])
+        return crops.stacked(pinned=self.device.type == "cuda")
 
     def blank(self, path: str | os.PathLike[str], error: str | None = None) -> Prediction:
         """Return a `Prediction` for `path` without labels, to be filled in or for a failed file."""
@@ -304,15 +396,38 @@ class Predictor:
             f"device={self.device}, dtype={self.dtype})"
         )
 
+    def _settings(self) -> ScoreSettings:
+        prepare = functools.partial(normalize_clips, spec=self.spec)
+        return ScoreSettings(self.batch_size, self.dtype, self.multi_label, prepare)
+
     def _scores(self, clips: Tensor, on_views: Callable[[int], None] | None = None) -> Tensor:
-        try:
-            settings = ScoreSettings(self.batch_size, self.dtype, self.multi_label)
-            scores = view_scores(self.model, clips, settings, device=self.device, on_views=on_views)
-        except torch.OutOfMemoryError as error:
-            raise RunFailed(
-                f"out of GPU memory with {self.batch_size} views per forward pass; "
-                "try --batch-size 1, or --device cpu"
-            ) from error
+        """Score the views uint8 [V, 3, T, H, W] of one video: float32 [num_classes]."""
+        while True:
+            try:
+                scores = view_scores(
+                    self.model, clips, self._settings(), device=self.device, on_views=on_views
+                )
+                return self._checked(scores)
+            except torch.OutOfMemoryError as error:
+                if self._smaller_batch() is None:
+                    raise self._out_of_memory() from error
+
+    def _smaller_batch(self) -> int | None:
+        """Halve the batch after the GPU's memory was full, unless the user chose it; None: no."""
+        if not self._smaller_batches or self.batch_size == 1:
+            return None
+        self.batch_size //= 2
+        self._warn(f"note: the GPU's memory is full; {self.batch_size} views per forward pass now")
+        torch.cuda.empty_cache()
+        return self.batch_size
+
+    def _out_of_memory(self) -> RunFailed:
+        return RunFailed(
+            f"out of GPU memory with {self.batch_size} views per forward pass; "
+            "try --batch-size 1, or --device cpu"
+        )
+
+    def _checked(self, scores: Tensor) -> Tensor:
         if not torch.isfinite(scores).all():
             raise RunFailed(
                 f"the model's scores are not finite in {self.dtype}; try --dtype fp32, "
@@ -408,6 +523,12 @@ def _check_path(path: Any) -> None:
         raise UserError(
             f"a {type(path).__name__} is not a path: give one video at a time, as a string or Path"
         )
+
+
+def _checked_path(path: Any) -> str | os.PathLike[str]:
+    _check_path(path)
+    checked: str | os.PathLike[str] = path
+    return checked
 
 
 def _check_fits(model: nn.Module, spec: ClipSpec, classes: Sequence[str]) -> None:

@@ -7,7 +7,8 @@ the others.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,11 @@ DTYPES = {
 }
 
 
+def as_they_are(clips: Tensor) -> Tensor:
+    """Return the clips: they are float32 and normalised."""
+    return clips
+
+
 @dataclass(frozen=True)
 class ScoreSettings:
     """How clips become scores."""
@@ -36,6 +42,8 @@ class ScoreSettings:
     """What the forward pass computes in (autocast); softmax and mean are float32 always."""
     multi_label: bool = False
     """Each class is a yes or no of its own: sigmoid in place of softmax."""
+    prepare: Callable[[Tensor], Tensor] = as_they_are
+    """Makes what the model takes, float32 [B, 3, T, H, W], of clips on the device."""
 
 
 def view_scores(
@@ -70,8 +78,8 @@ def clip_scores(
 
     Args:
         model: in eval mode and on `device`; returns logits [B, num_classes].
-        clips: float32 [V, 3, T, H, W]. An image model (`model.input_size` of two numbers) gets
-            [V, 3, H, W]; T must then be 1.
+        clips: [V, 3, T, H, W], of which `settings.prepare` makes what the model takes. An image
+            model (`model.input_size` of two numbers) gets [V, 3, H, W]; T must then be 1.
         settings: batch size, number format, softmax or sigmoid.
         device: where the model is.
         on_views: called after each forward pass with the number of clips that it scored.
@@ -82,22 +90,36 @@ def clip_scores(
     """
     if model.training:
         raise ValueError("scores need model.eval(): dropout would make them random")
-    if takes_images(model):
-        clips = clips.squeeze(2)
-    device, dtype = torch.device(device), settings.dtype
+    device = torch.device(device)
     distinct, row_of = distinct_clips(clips)
     rows = []
     for chosen in distinct.split(settings.batch_size):
         batch = clips if len(chosen) == len(clips) else clips[chosen.to(clips.device)]
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
-            logits = model(batch.to(device, non_blocking=True))
-        logits = logits.float()
-        rows.append(logits.sigmoid() if settings.multi_label else logits.softmax(dim=-1))
+        rows.append(score_batch(model, batch.to(device, non_blocking=True), settings))
         if on_views is not None:
             rows[-1] = rows[-1].cpu()  # waits, so that the clips are done and not only queued
             on_views(int(torch.isin(distinct[row_of], chosen).sum()))
     queued()
     return torch.cat(rows).cpu()[row_of]
+
+
+@torch.inference_mode()
+def score_batch(model: nn.Module, clips: Tensor, settings: ScoreSettings) -> Tensor:
+    """Score clips [B, 3, T, H, W] in one forward pass: float32 [B, num_classes], on their device.
+
+    Nothing waits for a GPU.
+    """
+    device, dtype = clips.device, settings.dtype
+    clips = settings.prepare(clips)
+    if takes_images(model):
+        clips = clips.squeeze(2)
+    with (
+        torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32),
+        tf32_products(device),
+    ):
+        logits: Tensor = model(clips)
+    logits = logits.float()
+    return logits.sigmoid() if settings.multi_label else logits.softmax(dim=-1)
 
 
 def distinct_clips(clips: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,7 +128,7 @@ def distinct_clips(clips: Tensor) -> tuple[Tensor, Tensor]:
 
     Sums over all pixels find the candidates cheaply; candidates are then compared whole.
     """
-    sums = clips.flatten(1).sum(dim=1).tolist()
+    sums = _sums(clips).tolist()
     firsts: list[int] = []
     row_of = []
     for i, total in enumerate(sums):
@@ -120,6 +142,16 @@ def distinct_clips(clips: Tensor) -> tuple[Tensor, Tensor]:
             firsts.append(i)
         row_of.append(row)
     return torch.tensor(firsts), torch.tensor(row_of)
+
+
+def _sums(clips: Tensor) -> Tensor:
+    """A number for each clip [V, ...], the same for equal pixels: [V]."""
+    # In the order of their memory: another one would cost a copy.
+    order = sorted(range(1, clips.ndim), key=clips.stride, reverse=True)
+    rows = clips.permute(0, *order).flatten(1)
+    if rows.dtype == torch.uint8 and rows.shape[1] % 8 == 0 and rows.is_contiguous():
+        rows = rows.view(torch.int64)  # eight pixels at once: a hundredth of the time
+    return rows.sum(dim=1)
 
 
 def takes_images(model: nn.Module) -> bool:
@@ -193,6 +225,25 @@ def choose_dtype(name: str | torch.dtype, device: torch.device) -> tuple[torch.d
     if device.type == "cpu" and not native_on_cpu(dtype):
         return dtype, f"{name} is emulated on this CPU and will be very slow; fp32 is faster"
     return dtype, None
+
+
+@contextlib.contextmanager
+def tf32_products(device: torch.device) -> Iterator[None]:
+    """Let products of float32 on a GPU round their factors to TF32 (10 bits) inside the block.
+
+    Eight times as fast on an A100, and as exact as float16: for what autocast leaves in float32,
+    and for fp32. The environment variable NVIDIA_TF32_OVERRIDE=0 turns TF32 off.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    matmul.allow_tf32 = cudnn.allow_tf32 = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def native_on_cpu(dtype: torch.dtype) -> bool:

@@ -308,6 +308,16 @@ def test_the_bundled_model_labels_file_after_file(folder, bundled):
         assert row["forward_ms"] > 0
 
 
+def test_many_files_are_labelled_one_by_one_and_in_one_call(folder, bundled):
+    paths = {str(folder / f"{i}.mp4"): f"file {i}" for i in range(2)}
+    rows = predict.many(bundled, paths, arguments(), torch.device("cpu"))
+    assert [(row["start"], row["file"]) for row in rows] == [
+        ("one by one", "all 2"),
+        ("one call", "all 2"),
+    ]
+    assert all(row["files_per_min"] == pytest.approx(120e3 / row["ms"]) for row in rows)
+
+
 @pytest.mark.slow
 def test_a_fresh_process_labels_one_file(folder, bundled):
     row = predict.cold(bundled, str(folder / "0.mp4"), "file 0", arguments())

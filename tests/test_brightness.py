@@ -171,7 +171,7 @@ def test_the_counts_for_a_gpu_are_those_for_a_cpu():
     assert counts.sum(1).tolist() == [clips[0].numel()] * 3
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
 def test_a_gpu_gives_the_same_levels():
     clips = torch.stack([scene(0), changed(scene(1), gain=0.2), scene(2) * 0]).transpose(1, 2)
     there = clips.cuda()

@@ -6,7 +6,13 @@ from randomness import redraw
 from tiny_runs import PRETRAIN, config, losses, run, write_videos
 
 from hiera_video import build_model
-from hiera_video.engine import plots
+from hiera_video.engine import compiling, plots
+from hiera_video.engine.compiling import (
+    CompileSettings,
+    choose_compile,
+    compile_fault,
+    compile_model,
+)
 from hiera_video.models.tokens import num_kept
 
 CLASSIFIER = {"drop_path_rate": 0.5, "head_dropout": 0.5, "num_classes": 5}
@@ -98,3 +104,85 @@ def test_a_compiled_run_learns_what_a_plain_one_learns(tmp_path, task, monkeypat
     plain, compiled = losses(tmp_path / "plain"), losses(tmp_path / "compiled")
     assert plain.keys() == compiled.keys()
     assert max(abs(plain[s] - compiled[s]) for s in plain) < 1e-4
+
+
+# ---- when a run compiles ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "expected"),
+    [
+        (None, "cpu", None),
+        (None, "cuda", ("default", True)),
+        (False, "cuda", None),
+        (True, "cpu", ("default", False)),
+        (True, "cuda", ("default", False)),
+    ],
+)
+def test_gpus_compile_unless_told_otherwise(wanted, device, expected):
+    assert choose_compile(wanted, "default", torch.device(device)) == expected
+
+
+class Cannot(torch.nn.Module):
+    """What torch.compile returns for a model that it cannot compile: fails when called."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error, self.calls = error, 0
+
+    def forward(self, *args, **kwargs):
+        self.calls += 1
+        torch.rand(3)  # a compiler may draw: the step must not notice
+        raise self.error
+
+
+def notes_of(out):
+    return [x for x in (out / "stdout.log").read_text().splitlines() if "failed (" in x]
+
+
+@pytest.mark.parametrize("when", ["called", "built"])
+def test_a_model_that_cannot_be_compiled_runs_plain_and_says_why(tmp_path, monkeypatch, when):
+    monkeypatch.setattr(plots, "draw_curves", lambda folder: None)
+    videos = write_videos(tmp_path / "videos")
+    plain = config(videos, tmp_path / "plain", "TRAIN.GRAD_ACCUM", 2)
+    assert run(plain) == 0
+    error = torch._dynamo.exc.Unsupported("Graph break\nmany more lines")
+    broken, asked = Cannot(error), []
+
+    def compile_it(model, **settings):
+        asked.append(settings)
+        if when == "built":
+            raise RuntimeError("torch.compile is not supported here")
+        return broken
+
+    monkeypatch.setattr(torch, "compile", compile_it)
+    words = ("TRAIN.GRAD_ACCUM", 2, "TRAIN.COMPILE", "true")
+    assert run(config(videos, tmp_path / "compiled", *words)) == 0
+    assert len(asked) == 1
+    assert (asked[0]["dynamic"], asked[0]["fullgraph"]) == (False, False)
+    assert broken.calls == (1 if when == "called" else 0)
+    assert losses(tmp_path / "compiled") == losses(tmp_path / "plain")  # dropout too
+    reason = "Unsupported: Graph break)" if when == "called" else "is not supported here)"
+    (line,) = notes_of(tmp_path / "compiled")
+    assert reason in line
+    assert "many more lines" not in line
+
+
+def test_errors_of_the_model_itself_are_no_reason_to_go_on_without():
+    assert compile_fault(RuntimeError("shapes differ")) is None
+    assert compile_fault(torch.OutOfMemoryError("CUDA out of memory")) is None
+    assert compile_fault(torch._dynamo.exc.Unsupported("a break\nmore")) == "Unsupported: a break"
+
+
+def test_one_graph_is_asked_for_except_of_several_processes(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch, "compile", lambda model, **settings: asked.append(settings))
+    whole = CompileSettings("default", whole=True)
+    compile_model(torch.nn.Linear(2, 2), whole)
+
+    class Parallel(compiling.DistributedDataParallel):
+        def __init__(self):
+            torch.nn.Module.__init__(self)
+
+    compile_model(Parallel(), whole)
+    assert [settings["fullgraph"] for settings in asked] == [True, False]

@@ -102,7 +102,7 @@ def test_a_bad_file_is_reported_and_the_rest_is_labelled(call, clips):
 
 def test_a_file_that_crashes_its_decoder_is_one_error_among_labels(call, clips, demo, monkeypatch):
     os.rename("bad.mp4", "crash.mp4")
-    monkeypatch.setattr(demo, "decoding_process", lambda: GuardedPool(serve_or_worse))
+    monkeypatch.setattr(demo, "decoding_process", lambda workers: GuardedPool(serve_or_worse))
     code, out, err = call(".", "--timeline", 1)
     assert code == 1
     names = [line for line in out.splitlines() if not line.startswith(" ")]
@@ -244,14 +244,14 @@ def test_csv_never_overwrites_a_video(call, clips):
 
 
 def test_a_crash_keeps_the_rows_that_were_done(call, clips, monkeypatch):
-    label = Predictor.__call__
+    label = Predictor._prediction
 
-    def crash_on_b(self, path, **kwargs):
-        if path.endswith("b.mp4"):
+    def crash_on_b(self, name, *rest):
+        if name.endswith("b.mp4"):
             raise ZeroDivisionError
-        return label(self, path, **kwargs)
+        return label(self, name, *rest)
 
-    monkeypatch.setattr(Predictor, "__call__", crash_on_b)
+    monkeypatch.setattr(Predictor, "_prediction", crash_on_b)
     with pytest.raises(ZeroDivisionError):
         call(".", "--csv", "out.csv", "--top-k", 1)
     assert [row["file"] for row in rows_of("out.csv")] == ["./-dash ü.mp4"]

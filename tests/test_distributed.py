@@ -84,6 +84,31 @@ def test_three_processes_agree_and_leave_together(tmp_path):
         assert result == [3, [3.0, 3.0], [0, 1, 2], {"rank": 0}, 5, rank == 0, *left]
 
 
+def test_what_one_process_has_read_all_have(tmp_path):
+    """In several pieces; tensors keep their formats, and the others' content does not matter."""
+    results = torchrun(
+        """
+        from hiera_video.engine import broadcast
+        broadcast.CHUNK = 1000
+        torch.manual_seed(world.rank)
+        content = {
+            "model_state": {"a": torch.randn(100, 7), "b": torch.ones(3, dtype=torch.bfloat16)},
+            "step": 5 + world.rank, "classes": ["x", "y"], "optimizer_state": {"state": {0: {}}},
+        }
+        found = broadcast.broadcast_content(world, content)
+        torch.manual_seed(0)
+        out([
+            torch.equal(found["model_state"]["a"], torch.randn(100, 7)),
+            str(found["model_state"]["b"].dtype), found["step"], found["classes"],
+            found["optimizer_state"] == {"state": {0: {}}},
+        ])
+        """,
+        2,
+        tmp_path,
+    )
+    assert results == [[True, "torch.bfloat16", 5, ["x", "y"], True]] * 2
+
+
 def test_what_one_process_says_the_others_look_up_without_waiting(tmp_path):
     """A stop and a failure release those who wait for a process that will not come."""
     results = torchrun(

@@ -33,8 +33,12 @@ ALLOWED = {
     "data": (*FOUNDATION, "video", "data"),
     "models": (*FOUNDATION, "models"),
     "scoring": FOUNDATION,
+    "batched_scores": (*FOUNDATION, "scoring"),
     "classifier": (*FOUNDATION, "data", "models", "scoring"),
-    "predict": (*FOUNDATION, "video", "data", "models", "scoring", "classifier"),
+    "predict": (
+        *FOUNDATION,
+        *("video", "data", "models", "scoring", "batched_scores", "classifier"),
+    ),
     "engine": (*FOUNDATION, "config", "video", "data", "models", "scoring", "engine"),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "doctor": (*FOUNDATION, "video", "models"),
@@ -288,6 +292,7 @@ OTHER_WRITERS = {
     ("tools/benchmarks/videos.py", "open"): "into a temporary folder",
     ("hiera_video/doctor.py", "open"): "into a temporary folder",
     ("tools/benchmarks/memory.py", "write_text"): "a switch of the kernel",
+    ("tools/benchmarks/gpu_checks.py", "write_bytes"): "into a temporary folder",
     (
         "hiera_video/preparation/manifest_files.py",
         "write_bytes",

@@ -286,3 +286,52 @@ def test_the_limit_on_memory_is_lifted_for_imports_and_holds_again_afterwards():
     command = [sys.executable, "-c", textwrap.dedent(script)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True"] * 6, done.stderr
+
+
+# ---- in order, ahead of their use ----
+
+
+def test_outcomes_come_in_the_order_of_the_items(pool):
+    words = [("nap", 0.4), ("a",), ("unreadable", "x.mp4"), ("signal", signal.SIGSEGV), ("b",)]
+    outcomes = list(pool.ordered(words, ahead=3))
+    assert [item for item, _ in outcomes] == words
+    values = [outcome for _, outcome in outcomes]
+    assert [values[1][0], values[4][0]] == ["a", "b"]
+    assert [(v.reason, v.kind) for v in values[2:4]] == [
+        ("is a text file, not a video", "refused"),
+        ("crashed (SIGSEGV)", "crashed"),
+    ]
+    with pytest.raises(UserError, match="no such decoder"):
+        list(pool.ordered([("a",), ("misuse",)], ahead=2))
+    assert pool.call(("and on it goes",))[0] == "and on it goes"
+
+
+@pytest.mark.parametrize("ahead", [1, 2, 3])
+def test_no_more_than_so_many_are_begun_ahead(pool, ahead):
+    begun, yielded = [], 0
+
+    def items():
+        for number in range(8):
+            begun.append(number)
+            # the first takes long: the others may not pile up behind it
+            yield ("nap", 0.5 if number == 0 else 0.0)
+
+    for _ in pool.ordered(items(), ahead=ahead):
+        assert len(begun) <= yielded + ahead + 1
+        yielded += 1
+    assert yielded == 8
+
+
+def test_children_work_while_the_caller_uses_an_outcome():
+    with GuardedPool(act) as pool:
+        outcomes = pool.ordered([("a",), ("b",), ("c",)], ahead=2)
+        next(outcomes)
+        (child,) = pool._children
+        assert child.item == ("b",)  # handed out before the first was yielded
+        assert [value[0] for _, value in outcomes] == ["b", "c"]
+
+
+def test_a_caller_who_leaves_early_leaves_the_pool_usable(pool):
+    for _ in pool.ordered([("nap", 0.1)] * 6, ahead=3):
+        break
+    assert pool.call(("next",))[0] == "next"

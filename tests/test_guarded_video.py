@@ -14,13 +14,18 @@ import torch
 from clips import write_clip
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.views import load_test_views, read_test_views
+from hiera_video.data.views import (
+    load_test_views,
+    read_test_views,
+    read_view_pixels,
+    views_of,
+)
 from hiera_video.errors import DecodeError, UserError
 from hiera_video.video import guarded_video
 from hiera_video.video.crops import spatial_crops
 from hiera_video.video.decode import FrameIndexError, VideoReader
-from hiera_video.video.guarded_pool import GuardedPool
-from hiera_video.video.guarded_video import GuardedVideo
+from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
+from hiera_video.video.guarded_video import GuardedVideo, ViewRequest, read_ahead
 
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, crop_size=32)
 
@@ -140,3 +145,77 @@ def test_wrong_use_is_told_as_here(pool, clip):
         GuardedVideo(clip, pool, "vlc")
     with GuardedVideo(clip, pool) as video, pytest.raises(FrameIndexError, match="frame 40 of"):
         video.read_crops([40], 32, 1)
+
+
+# ---- many videos, ahead of their use ----
+
+REQUEST = ViewRequest(SPEC, 2, 3)
+
+
+def views_here(path):
+    return [clip.tolist() for clip in read_pixels(path)]
+
+
+def read_pixels(path):
+    with VideoReader(path) as video:
+        return read_view_pixels(video, views_of(video, SPEC, 2), SPEC, 3)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_videos_read_ahead_have_the_views_of_those_read_here(clip, tmp_path, workers):
+    other = str(write_clip(tmp_path / "other.mp4", frames=9, first_index=500, size=(64, 96)))
+    crash, bad = str(tmp_path / "crash.mp4"), str(tmp_path / "bad.mp4")
+    for path in (crash, bad):
+        with open(path, "w") as file:
+            file.write("not a video")
+    paths = [clip, crash, other, bad, clip]
+    with GuardedPool(serve_or_worse, workers=workers) as pool:
+        found = list(read_ahead(iter(paths), REQUEST, pool))
+    assert len(found) == 5
+    for path, crops in zip(paths, found, strict=True):
+        if path in (crash, bad):
+            assert isinstance(crops, DecodeError)
+            assert crops.path == path
+            continue
+        clips = [frames.tolist() for frames in crops.clips()]
+        assert clips == views_here(path)
+        assert crops.stacked().transpose(1, 2).tolist() == clips
+    assert found[1].reason == "reading it in a process of its own: crashed (SIGSEGV)"
+    assert "process of its own" not in found[3].reason
+    assert found[3].reason == reason_alone(bad)
+
+
+def reason_alone(path):
+    with pytest.raises(DecodeError) as error:
+        VideoReader(path)
+    return error.value.reason
+
+
+def test_a_whole_video_beyond_the_limits_of_a_part_is_read_in_parts(clip, monkeypatch):
+    class Slow:
+        workers = 1
+
+        def ordered(self, items, *, ahead):
+            yield from ((item, WorkerFailure("took longer than 120 s", "time")) for item in items)
+
+    (crops,) = read_ahead([clip], REQUEST, Slow())
+    assert [frames.tolist() for frames in crops.clips()] == views_here(clip)
+    (error,) = read_ahead(["gone.mp4"], REQUEST, Slow())
+    assert isinstance(error, DecodeError)
+
+
+@pytest.mark.parametrize(("views", "expected"), [(1, 5), (5, 5), (50, 4), (100, 1)])
+def test_what_waits_is_bounded_in_bytes(views, expected, monkeypatch):
+    asked = []
+
+    class Recorder:
+        workers = 4
+
+        def ordered(self, items, *, ahead):
+            asked.append(ahead)
+            return iter(())
+
+    monkeypatch.setattr(guarded_video, "AHEAD_BYTES", 1 << 29)
+    spec = ClipSpec(num_frames=16, sampling_rate=4, crop_size=224)
+    list(read_ahead([], ViewRequest(spec, views, 1 if views == 50 else 3), Recorder()))
+    assert asked == [expected]

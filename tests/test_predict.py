@@ -1,5 +1,6 @@
 """A path in, ranked labels out; and where weights, names and settings come from."""
 
+import contextlib
 import json
 import os
 import re
@@ -13,7 +14,7 @@ from clips import picture, write_clip
 from conftest import REPOSITORY
 from PIL import Image
 
-from hiera_video import Predictor, build_model, classifier
+from hiera_video import Predictor, build_model, classifier, predict, scoring
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import TestReader, VideoDataset
 from hiera_video.data.loader import LoaderSettings, build_loader
@@ -29,6 +30,7 @@ from hiera_video.predict import Label, Prediction
 from hiera_video.scoring import ScoreSettings, view_scores
 from hiera_video.video.decode import VideoReader
 from hiera_video.video.decoders import available_decoders
+from hiera_video.video.decoding_process import decoding_process
 from hiera_video.video.find import expand_paths, find_videos
 
 NAME = "hiera_base_16x224"
@@ -205,6 +207,107 @@ def test_the_decoder_asked_for_is_the_one_used(clip, decoder, monkeypatch):
     )
     predictor(clip)
     assert used == [decoder]
+
+
+# ---- many files ----
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_many_files_get_the_labels_of_each(predictor, clip, tmp_path, workers):
+    other = str(write_clip(tmp_path / "upright.mp4", frames=50, size=(64, 160), fps=60))
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"text")
+    paths = [clip, bad, other, tmp_path / "gone.mp4", clip]
+    alone = {str(path): predictor(path) for path in (clip, other)}
+    done = []
+    with contextlib.ExitStack() as stack:
+        if workers:
+            predictor.process = stack.enter_context(decoding_process(workers))
+        found = list(predictor.label_files(iter(paths), on_progress=done.append))
+    assert [prediction.file for prediction in found] == [str(path) for path in paths]
+    for prediction in found:
+        if prediction.file in alone:
+            assert prediction == alone[prediction.file]  # bit for bit
+        else:
+            assert prediction.labels == []
+            assert prediction.error
+    assert done == sorted(done)
+    assert done[-1] == pytest.approx(len(paths))
+
+
+def test_many_files_of_a_broken_model_are_errors_one_by_one(clip):
+    model = tiny_model()
+    torch.nn.init.constant_(model.head.projection.weight, float("inf"))
+    predictor = Predictor(model, spec=SPEC, classes=CLASSES, views=(1, 1), device="cpu")
+    first, second = predictor.label_files([clip, clip], top_k=2)
+    assert "not finite" in first.error
+    assert second.error == first.error
+
+
+@pytest.mark.parametrize(
+    ("paths", "top_k", "says"), [([3], 1, "int is not a path"), ([], 0, "top")]
+)
+def test_wrong_use_of_many_files(predictor, paths, top_k, says):
+    with pytest.raises(UserError, match=says):
+        list(predictor.label_files(paths, top_k=top_k))
+
+
+def test_views_too_large_for_one_answer_are_read_part_by_part(predictor, clip, monkeypatch):
+    monkeypatch.setattr("hiera_video.predict.MOST_BYTES", 1)
+    monkeypatch.setattr("hiera_video.predict.read_ahead", lambda *_: pytest.fail("in one answer"))
+    with decoding_process() as predictor.process:
+        (found,) = predictor.label_files([clip])
+    predictor.process = None
+    assert found == predictor(clip)
+
+
+def test_pixels_travel_to_the_device_as_bytes(predictor, clip, monkeypatch):
+    seen = []
+
+    def score_batch(model, clips, settings):
+        seen.append((clips.dtype, len(clips)))
+        return scoring_batch(model, clips, settings)
+
+    scoring_batch = scoring.score_batch
+    monkeypatch.setattr(scoring, "score_batch", score_batch)
+    monkeypatch.setattr("hiera_video.batched_scores.score_batch", score_batch)
+    predictor(clip)
+    list(predictor.label_files([clip, clip]))
+    assert seen == [(torch.uint8, 4), (torch.uint8, 2)] * 3
+
+
+def test_batches_are_as_large_as_the_device_likes(monkeypatch, warnings):
+    assert predict.USUAL_BATCH == {"cpu": 4, "cuda": 32}
+    model = tiny_model()
+    settings = {"spec": SPEC, "classes": CLASSES, "device": "cpu", "warn": warnings.append}
+    assert Predictor(model, **settings).batch_size == 4
+    chosen = Predictor(model, batch_size=8, **settings)
+    assert chosen._smaller_batch() is None  # what the user chose stays
+    usual = Predictor(model, **settings)
+    assert [usual._smaller_batch() for _ in range(3)] == [2, 1, None]
+    assert len(warnings) == 2
+
+
+@pytest.mark.parametrize("chosen", [None, 4])
+def test_a_full_memory_means_smaller_batches_or_an_error(clip, monkeypatch, warnings, chosen):
+    def full(clips):
+        if len(clips) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(clips)
+
+    model = tiny_model()
+    settings = {"spec": SPEC, "classes": CLASSES, "device": "cpu", "views": (2, 3)}
+    expected = Predictor(model, batch_size=1, **settings)(clip).labels
+    predictor = Predictor(model, batch_size=chosen, warn=warnings.append, **settings)
+    forward, model.forward = model.forward, full
+    if chosen is None:
+        assert predictor(clip).labels == expected
+        predictor.batch_size = 4
+        assert next(predictor.label_files([clip])).labels == expected
+        return
+    with pytest.raises(RunFailed, match="4 views per forward pass"):
+        predictor(clip)
+    assert "4 views per forward pass" in next(predictor.label_files([clip])).error
 
 
 # ---- timelines ----

@@ -25,8 +25,6 @@ from hiera_video.scoring import ScoreSettings
 SPEC = ClipSpec(num_frames=4, sampling_rate=2, target_fps=10, crop_size=64)
 CPU = torch.device("cpu")
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
-
 
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
@@ -266,7 +264,7 @@ def test_scores_are_the_same_when_prefetched(videos, recorded):
 # ---- on a GPU -----------------------------------------------------------------------------------
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_batches_on_a_gpu_are_those_of_the_cpu(videos):
     manifest = read_manifest(videos, "train")
     dataset = VideoDataset(manifest, TrainReader(TRANSFORMS["all"], num_augment=4))
@@ -285,7 +283,7 @@ def test_batches_on_a_gpu_are_those_of_the_cpu(videos):
         assert torch.isfinite(busy).all()
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("task", ["classify", "pretrain"])
 def test_a_step_on_a_gpu_queues_its_work_without_waiting(videos, tmp_path, monkeypatch, task):
     backward, kept = Forward.backward, []
@@ -308,7 +306,7 @@ def test_a_step_on_a_gpu_queues_its_work_without_waiting(videos, tmp_path, monke
     assert kept
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("task", ["classify", "pretrain"])
 def test_cuda_graphs_learn_what_plain_code_learns(videos, tmp_path, task):
     kind = PRETRAIN if task == "pretrain" else None

@@ -205,3 +205,19 @@ def test_clips_of_equal_sums_and_other_pixels_are_distinct():
     clips[0, 0, 0, 0, 0] = clips[1, 0, 0, 0, 1] = 1.0
     firsts, rows = distinct_clips(clips)
     assert (firsts.tolist(), rows.tolist()) == ([0, 1], [0, 1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+@pytest.mark.parametrize("side", [4, 3])
+@pytest.mark.parametrize("layout", ["frames first", "colours last", "as it is"])
+def test_equal_clips_are_found_in_any_format_and_layout(dtype, side, layout):
+    generator = torch.Generator().manual_seed(0)
+    one, other = torch.randint(0, 255, (2, 2, 3, side, side), generator=generator).to(dtype)
+    clips = torch.stack([one, other, one, other.flip(0), one])  # [V, T, 3, H, W]
+    if layout == "colours last":
+        clips = clips.permute(0, 1, 3, 4, 2).contiguous().permute(0, 1, 4, 2, 3)
+    clips = clips.transpose(1, 2)
+    if layout == "as it is":
+        clips = clips.contiguous()
+    firsts, rows = distinct_clips(clips)
+    assert (firsts.tolist(), rows.tolist()) == ([0, 1, 3], [0, 1, 0, 2, 0])

@@ -301,8 +301,9 @@ class TrainConfig(Section):
     """True: load only the weights of CHECKPOINT_FILE_PATH. False: epoch and optimizer state too."""
     mixed_precision: str = choice("off", ("off", "bf16", "fp16"))
     """Number format of the forward pass; weights and loss stay float32."""
-    compile: bool = setting(False)
-    """Use torch.compile on the model: slower to start, faster afterwards."""
+    compile: bool | None = setting(None)
+    """Use torch.compile on the model: slower to start, faster afterwards. None: on a GPU, where
+    the model compiles whole. Where it fails, a note says why and the run goes on without."""
     compile_mode: str = choice("default", ("default", "reduce-overhead", "max-autotune"))
     """Mode of torch.compile: reduce-overhead replays CUDA graphs, max-autotune also takes
     minutes to try kernels; both are for GPUs."""

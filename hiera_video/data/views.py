@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import re
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from hiera_video.video.decode import VideoReader, open_video
 from hiera_video.video.frame_folder import FrameFolder
 from hiera_video.video.guarded_video import GuardedVideo
 from hiera_video.video.sampling import Indices, uniform_views
+from hiera_video.video.view_crops import ViewCrops, read_view_crops
 
 _MOST_TEMPORAL_VIEWS = 100
 
@@ -80,10 +80,16 @@ def read_view_pixels(
     reader: Reader, views: Indices, spec: ClipSpec, num_crops: int
 ) -> list[Tensor]:
     """The clips of `read_views` before normalisation: a list of K * S uint8 [T, 3, H, W]."""
-    wanted, back = np.unique(views, return_inverse=True)
-    place = torch.from_numpy(back.reshape(views.shape))
-    crops = _crops(reader, wanted, spec.crop_size, num_crops)  # S x [U, 3, H, W]
-    return [crop[frames] for frames in place for crop in crops]
+    return read_shared_crops(reader, views, spec, num_crops).clips()
+
+
+def read_shared_crops(reader: Reader, views: Indices, spec: ClipSpec, num_crops: int) -> ViewCrops:
+    """The frames that the views [K, T] of an open video show, each once."""
+
+    def read(indices: Indices) -> list[Tensor]:
+        return _crops(reader, indices, spec.crop_size, num_crops)
+
+    return read_view_crops(read, views)
 
 
 def _crops(reader: Reader, indices: Indices, crop_size: int, num_crops: int) -> list[Tensor]:

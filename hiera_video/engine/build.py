@@ -6,6 +6,7 @@ These functions see a whole Config; what they build takes a section of it or pla
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hiera_video.data.transforms.mixup import MixUpCutMix
 from hiera_video.data.transforms.photometric import Photometric
 from hiera_video.data.transforms.train import TrainTransform
 from hiera_video.engine import data_source, optim, preflight, probe, tasks
+from hiera_video.engine.compiling import choose_compile
 from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
 from hiera_video.engine.schedule import Schedule, build_schedule
@@ -358,9 +360,17 @@ def build_optimizer(
 
 
 def forward_passes(
-    cfg: Config, model: nn.Module, world: World, data: TrainingData, plan: Schedule
+    cfg: Config,
+    model: nn.Module,
+    world: World,
+    data: TrainingData,
+    plan: Schedule,
+    note: Callable[[str], None],
 ) -> Forward:
-    """Build the forward and backward passes of the run's steps."""
+    """Build the forward and backward passes of the run's steps.
+
+    note: called with a line that the user should read.
+    """
     settings = tasks.StepSettings(
         seed=cfg.rng_seed,
         loss_func=cfg.model.loss_func,
@@ -374,9 +384,11 @@ def forward_passes(
         grad_accum=cfg.train.grad_accum,
         symmetries=LabelAwareFlips(data.train_list.classes or ()) if cfg.aug.symmetries else None,
         mixing=mixing_of(cfg.mixup, data.num_classes),
-        compile_mode=cfg.train.compile_mode if cfg.train.compile else None,
+        compiled=choose_compile(cfg.train.compile, cfg.train.compile_mode, world.device),
     )
-    return Forward(recipe, model, world, dataset=data.dataset, plan=plan)
+    if recipe.compiled is not None:
+        note("the first step compiles the model, which takes minutes (TRAIN.COMPILE False: not)")
+    return Forward(recipe, model, world, dataset=data.dataset, plan=plan, note=note)
 
 
 def class_weights(cfg: Config, data: TrainingData, device: torch.device) -> Tensor | None:

@@ -274,6 +274,8 @@ def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 
         rank=rank,
         world_size=size,
         timeout=timeout,
+        # NCCL then connects now, to this GPU, and not in the first collective to whatever it finds
+        device_id=own_device if backend == "nccl" else None,
     )
     return World(
         device=own_device,

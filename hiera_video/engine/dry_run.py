@@ -113,7 +113,7 @@ def _measure(dry: DryRun, world: World, logger: RunLogger) -> None:
     _load_weights(dry, state, data, world, logger)
     if cfg.train.ema_decay:
         state.ema = optim.Ema(state.model, cfg.train.ema_decay)
-    forward = build.forward_passes(cfg, state.model, world, data, plan)
+    forward = build.forward_passes(cfg, state.model, world, data, plan, logger.info)
     loader = build.training_loader(cfg, data.dataset, world, end=dry.steps)
     name = f"{cfg.task} {cfg.model.model_name}"
     logger.info(describe_run(name, state.model, world, cfg.train.mixed_precision))

@@ -15,6 +15,7 @@ from hiera_video import __version__
 from hiera_video.config import Config, SolverConfig
 from hiera_video.config.schema import TrainConfig
 from hiera_video.engine import checkpoint, evaluate, head_rows, optim, preflight
+from hiera_video.engine.broadcast import broadcast_content
 from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
 from hiera_video.engine.schedule import Schedule
@@ -172,22 +173,31 @@ def find_checkpoint(
     log: Callable[[str], None],
     numbers: FiniteState,
 ) -> Stored | None:
-    """Return the checkpoint to resume from, read on every process; None to start afresh.
+    """Return the checkpoint to resume from, on every process; None to start afresh.
 
     That is the newest of `folder` or, with TRAIN.CHECKPOINT_EPOCH_RESET False, the one that
     TRAIN.CHECKPOINT_FILE_PATH names.
     """
-    path = world.run_on_main(_path_to_resume, train, folder, log, numbers)
-    return None if path is None else Stored(path, checkpoint.load(path))
+    found: list[Stored | None] = []  # on rank 0, which alone reads it
+
+    def find() -> Path | None:
+        found.append(_to_resume(train, folder, log, numbers))
+        return None if found[0] is None else found[0].path
+
+    path = world.run_on_main(find)
+    if path is None:
+        return None
+    stored = found[0] if found else None
+    return Stored(path, broadcast_content(world, {} if stored is None else stored.content))
 
 
-def _path_to_resume(
+def _to_resume(
     train: TrainConfig, folder: Path, log: Callable[[str], None], numbers: FiniteState
-) -> Path | None:
+) -> Stored | None:
     if train.auto_resume:
         newest = checkpoint.latest(folder, log, content_fault=numbers.fault)
         if newest is not None:
-            return newest[0]
+            return Stored(*newest)
     elif checkpoint.in_order(folder):
         raise UserError(
             f"{folder} holds the checkpoints of a run and TRAIN.AUTO_RESUME is False; "
@@ -195,10 +205,11 @@ def _path_to_resume(
         )
     if train.checkpoint_file_path and not train.checkpoint_epoch_reset:
         path = Path(train.checkpoint_file_path).expanduser()
-        fault = numbers.fault(checkpoint.load(path))
+        content = checkpoint.load(path)
+        fault = numbers.fault(content)
         if fault is not None:
             raise UserError(f"a run cannot go on from {path}, {fault}; name an earlier one")
-        return path
+        return Stored(path, content)
     return None
 
 

@@ -6,13 +6,13 @@ Everything is queued on the device; nothing here waits for it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import math
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -25,11 +25,19 @@ from hiera_video.data.datasets import VideoDataset
 from hiera_video.data.transforms.flips import LabelAwareFlips
 from hiera_video.data.transforms.mixup import MixUpCutMix
 from hiera_video.engine import memory, optim, tasks
+from hiera_video.engine.compiling import (
+    CompileSettings,
+    compile_fault,
+    compile_model,
+    fallback_note,
+    first_line,
+)
 from hiera_video.engine.distributed import World
 from hiera_video.engine.meters import StepTimer
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.engine.schedule import Schedule
 from hiera_video.errors import RunFailed
+from hiera_video.scoring import tf32_products
 
 SUMS = ("loss", "clips", "top1", "top5", "failed")
 """Sums over the clips of a step or of an epoch that every run keeps; `failed` counts videos."""
@@ -53,8 +61,8 @@ class StepRecipe:
     """Parts in which this process computes its share of a step, one after the other."""
     symmetries: LabelAwareFlips | None = None
     mixing: MixUpCutMix | None = None
-    compile_mode: str | None = None
-    """Mode of torch.compile; None: the model runs as it is."""
+    compiled: CompileSettings | None = None
+    """How the model is compiled; None: it runs as it is."""
 
 
 class Forward:
@@ -68,17 +76,26 @@ class Forward:
         *,
         dataset: VideoDataset,
         plan: Schedule,
+        note: Callable[[str], None],
     ) -> None:
-        self.recipe, self.world = recipe, world
+        """note: called with the line that says why the model is not compiled after all."""
+        self.recipe, self.world, self.note = recipe, world, note
         self.dataset, self.plan = dataset, plan
         self.parallel = world.parallel(model)
-        self.model, self.graphs = self.parallel, False
-        if recipe.compile_mode is not None:
-            compiled = torch.compile(self.parallel, mode=recipe.compile_mode, dynamic=False)
-            self.model = cast(nn.Module, compiled)
-            self.graphs = recipe.compile_mode != "default" and world.device.type == "cuda"
+        self.compiled: nn.Module | None = None
+        if recipe.compiled is not None:
+            try:
+                self.compiled = compile_model(self.parallel, recipe.compiled)
+            except RuntimeError as error:  # not on this system
+                note(fallback_note(first_line(error)))
         self.clips = plan.clips_per_step // (recipe.grad_accum * world.size)
         """Clips of a part on this process."""
+
+    @property
+    def graphs(self) -> bool:
+        """Whether gradients are in the memory of a CUDA graph."""
+        recorded = self.recipe.compiled is not None and self.recipe.compiled.mode != "default"
+        return recorded and self.compiled is not None and self.world.device.type == "cuda"
 
     def backward(
         self, batches: DevicePrefetcher, step: int, scaler: torch.amp.GradScaler, clock: StepTimer
@@ -119,19 +136,59 @@ class Forward:
             batch = recipe.symmetries(batch, seed=seed, epoch=epoch)
         if recipe.mixing is not None:
             batch = recipe.mixing(batch, seed=seed, step=step, part=share)
-        # Dropout and drop path depend on the step alone, whatever was drawn before it.
-        torch.manual_seed(tasks.stream_seed(seed, "step", step, share))
+        compute = functools.partial(
+            self._compute, batch=batch, clips=clips, step=step, part=part, scaler=scaler
+        )
         # Compiled for one batch size: a part with fewer clips runs the plain model.
-        model = self.model if clips == self.clips else self.parallel
+        out = self._compiled_or_plain(compute) if clips == self.clips else compute(self.parallel)
+        return tally(out, recipe.objective, clips=clips, failed=failed, device=self.world.device)
+
+    def _compiled_or_plain(
+        self, compute: Callable[[nn.Module], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Call `compute` with the compiled model; with the plain one from when compiling fails.
+
+        It fails before anything is computed, so there are no gradients of the attempt.
+        """
+        if self.compiled is not None:
+            try:
+                return compute(self.compiled)
+            except Exception as error:
+                reason = compile_fault(error)
+                if reason is None:
+                    raise
+                self.compiled = None
+                self.note(fallback_note(reason))
+        return compute(self.parallel)
+
+    def _compute(
+        self,
+        model: nn.Module,
+        *,
+        batch: Batch,
+        clips: int,
+        step: int,
+        part: int,
+        scaler: torch.amp.GradScaler,
+    ) -> dict[str, Tensor]:
+        """Run the model forward and backward; returns what the objective returns.
+
+        clips: that count; 0 for a batch that is given no weight.
+        """
+        recipe, epoch = self.recipe, step // self.plan.steps_per_epoch
+        # Dropout and drop path depend on the step alone, whatever was drawn before it.
+        share = part * self.world.size + self.world.rank
+        torch.manual_seed(tasks.stream_seed(recipe.settings.seed, "step", step, share))
         with (
             self._without_all_reduce(part < recipe.grad_accum - 1),
             out_of_memory_explained(clips),
+            tf32_products(self.world.device),
             contextlib.nullcontext() if clips else frozen_statistics(self.parallel),
         ):
             out = recipe.objective.step(model, batch, epoch=epoch, settings=recipe.settings)
             weight = clips * self.world.size / self.plan.clips_per_step
             scaler.scale(out["loss"] * weight).backward()
-        return tally(out, recipe.objective, clips=clips, failed=failed, device=self.world.device)
+        return out
 
     def _without_all_reduce(self, enabled: bool) -> contextlib.AbstractContextManager[None]:
         """Keep gradients on this process: processes exchange them once a step, in its last part."""
@@ -234,6 +291,25 @@ def update(
     scaler.update()
     optimizer.zero_grad(set_to_none=True)
     return norm
+
+
+class Arriving:
+    """Numbers on their way from the device: the copy is queued now and waited for in `read`."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._here = numbers
+        self._event: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            self._here = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._here.copy_(numbers, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(numbers.device))
+
+    def read(self) -> list[float]:
+        """Return the numbers, once the device has computed them; what was queued later goes on."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._here.tolist()
 
 
 # ---- what can go wrong --------------------------------------------------------------------------

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -48,6 +50,7 @@ from hiera_video.engine.state import (
     start_from_weights,
 )
 from hiera_video.engine.step import (
+    Arriving,
     Forward,
     NotToBeSaved,
     out_of_memory_explained,
@@ -91,7 +94,7 @@ def train(cfg: Config, world: World, stop: Stop) -> int:
             cfg, data.dataset, world, start=state.step, end=plan.total_steps
         )
         run.log_start(loader.notes, notes)
-        forward = build.forward_passes(cfg, state.model, world, data, plan)
+        forward = build.forward_passes(cfg, state.model, world, data, plan, logger.info)
 
         # ---- loop -------------------------------------------------------------------------
         with stop:
@@ -122,6 +125,21 @@ def is_due(period: int, count: int, last: bool = False) -> bool:
     return last or (period > 0 and count % period == 0)
 
 
+STEPS_AHEAD = {"cpu": 0, "cuda": 1}
+"""Kind of device -> steps that are queued before the numbers of the first are read. On a GPU the
+next step is queued while one is computed, so that it never runs out of work."""
+
+
+class QueuedStep(NamedTuple):
+    """A step that the device may still be computing."""
+
+    number: int
+    """From 1."""
+    lr: float
+    numbers: Arriving
+    """Its sums, the votes to stop and the gradients' norm."""
+
+
 @dataclass
 class TrainingRun:
     """A run in progress: what `train` has built, and the actions that `train` calls in order."""
@@ -141,6 +159,8 @@ class TrainingRun:
     """Whether the run ends early because a process received a signal."""
     resumed: bool = False
     """Whether the run goes on from a checkpoint, its own or another's."""
+    queued: deque[QueuedStep] = field(default_factory=deque)
+    """Steps whose numbers were not read yet."""
     clock: StepTimer = field(default_factory=StepTimer)
     objective: tasks.Objective = field(init=False)
     log: TrainingLog = field(init=False)
@@ -266,7 +286,7 @@ class TrainingRun:
         self.clock.restart()
 
     def take_step(self, forward: Forward, batches: DevicePrefetcher) -> None:
-        """Take one optimizer step and log it.
+        """Queue one optimizer step, and log the last one that `STEPS_AHEAD` does not hold back.
 
         Raises NotFinite for a loss or a gradient that is NaN or infinite.
         """
@@ -289,23 +309,36 @@ class TrainingRun:
         if state.ema is not None:
             state.ema.update(state.model, state.step)
 
-        # The only point of a step where the CPU waits for the GPU; everything is queued before it.
-        *sums, votes, grad_norm = torch.cat([totals, vote, norm[None].double()]).tolist()
         state.step += 1
-        self.stopping = votes > 0
-        require_finite(
-            sums[0],
-            grad_norm,
-            state.step,
-            scaled=state.scaler.is_enabled(),
-            advice=functools.partial(self.checkpoints.advice.text, self.checkpoints.last_good),
-        )
-        state.sums = [a + b for a, b in zip(state.sums, sums, strict=True)]
-        self.clock.step_done(int(sums[1]))
-        self.log.log_step(state.step, StepResult(sums, lr, grad_norm))
+        numbers = torch.cat([totals, vote, norm[None].double()])
+        self.queued.append(QueuedStep(state.step, lr, Arriving(numbers)))
+        self.finish_steps(leave=STEPS_AHEAD[world.device.type])
+
+    def finish_steps(self, leave: int = 0) -> None:
+        """Read the numbers of all queued steps but the last `leave`, and log them.
+
+        Raises NotFinite for a loss or a gradient that is NaN or infinite.
+        """
+        state = self.state
+        while len(self.queued) > leave:
+            step = self.queued.popleft()
+            # The only point where the CPU waits for the GPU, and on a GPU a step later.
+            *sums, votes, grad_norm = step.numbers.read()
+            self.stopping = self.stopping or votes > 0
+            require_finite(
+                sums[0],
+                grad_norm,
+                step.number,
+                scaled=state.scaler.is_enabled(),
+                advice=functools.partial(self.checkpoints.advice.text, self.checkpoints.last_good),
+            )
+            state.sums = [a + b for a, b in zip(state.sums, sums, strict=True)]
+            self.clock.step_done(int(sums[1]))
+            self.log.log_step(step.number, StepResult(sums, step.lr, grad_norm))
 
     def log_epoch(self) -> None:
         """Log the epoch that has ended and begin to sum up the next."""
+        self.finish_steps()
         state = self.state
         self.log.log_epoch(state.step, state.sums, lr=self._lr_of(state.step - 1))
         state.sums = [0.0] * len(state.sums)
@@ -328,6 +361,7 @@ class TrainingRun:
 
     def save(self) -> Path:
         """Write a checkpoint; returns its path on every process."""
+        self.finish_steps()
         return self.checkpoints.save(self.state, self.world)
 
     def finish_epoch(self) -> None:
@@ -402,8 +436,10 @@ class TrainingRun:
                 # any order; what fails for that reason is not a failure of the run.
                 self.stopping = True
                 if self.world.is_main:
+                    self.finish_steps()
                     self.checkpoints.write(self.state)
             elif isinstance(error, RunFailed) and self.world.size == 1 and self.state.step > 0:
+                self.finish_steps()
                 path = self.checkpoints.write(self.state)
                 raise RunFailed(
                     f"{error}; saved {path}, from where the same command goes on"

@@ -16,6 +16,7 @@ from pytorchvideo.layers.attention import Mlp
 from pytorchvideo.layers.drop_path import DropPath
 from torch import Tensor, nn
 
+from hiera_video.models.kernels import as_product, attention, is_stem_a_product
 from hiera_video.models.tokens import TokenLayout, max_pool
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -85,6 +86,10 @@ class PatchEmbed(nn.Module):
         filters = self.proj.weight
         if self.contrast:
             filters = filters - filters.mean(dim=tuple(range(2, filters.ndim)), keepdim=True)
+        if is_stem_a_product(pixels, filters, self.stride):
+            around = (padding,) * len(self.stride) if isinstance(padding, int) else padding
+            pixels = F.pad(pixels, [p for pad in reversed(around) for p in (pad, pad)])
+            return as_product(pixels, filters, self.proj.bias, self.stride)
         return convolve(pixels, filters, self.proj.bias, stride=self.stride, padding=padding)
 
     def _windows(self, clips: Tensor, layout: TokenLayout, ids: Tensor) -> Tensor:
@@ -130,15 +135,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
     """
     most = MOST_SEQUENCES.get(q.device.type)
     if most is None or q.shape[0] <= most:  # no comparison of a size that an exporter leaves open
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+        return attention(q, k, v, bias)
     calls = -(-q.shape[0] // most)
     pieces = [(None,) * calls if t is None else t.tensor_split(calls) for t in (q, k, v, bias)]
-    return torch.cat(
-        [
-            F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-            for q, k, v, bias in zip(*pieces, strict=True)
-        ]
-    )
+    return torch.cat([attention(*piece) for piece in zip(*pieces, strict=True)])
 
 
 class MaskUnitAttention(nn.Module):

@@ -100,6 +100,7 @@ class GuardedPool:
             raise ValueError(f"workers={workers} must be at least 1")
         self.time_limit = time_limit
         self.memory_limit = memory_limit
+        self.workers = workers
         self._context = fork_server(preload)
         self._task = Task(function, prepare, time_limit, memory_limit, one_thread=workers > 1)
         self._closed = False
@@ -143,16 +144,42 @@ class GuardedPool:
         Exceptions of the function other than DecodeError are bugs and are raised here.
         """
         for item, outcome in self._run(items):
-            if isinstance(outcome, DecodeError):
-                outcome = WorkerFailure(outcome.reason, "refused")
-            if isinstance(outcome, BaseException) and not isinstance(outcome, WorkerFailure):
-                raise outcome
-            yield item, outcome
+            yield item, _value_or_failure(outcome)
+
+    def ordered(self, items: Iterable[T], *, ahead: int) -> Iterator[tuple[T, Any]]:
+        """`map` in the order of the items. The next ones are worked on while the caller uses one.
+
+        ahead: most items that are begun or done and not yet yielded; it bounds the memory when one
+        item takes long.
+        """
+        turn, begun = 0, 0
+        numbers: dict[int, list[int]] = {}  # of each object that is worked on, by its id
+        done: dict[int, tuple[T, Any]] = {}
+
+        def counted() -> Iterator[T]:
+            nonlocal begun
+            for item in items:
+                numbers.setdefault(id(item), []).append(begun)
+                begun += 1
+                yield item
+
+        def may_take() -> bool:
+            return begun < turn + ahead
+
+        for item, outcome in self._run(counted(), may_take):
+            done[numbers[id(item)].pop(0)] = item, _value_or_failure(outcome)
+            if not numbers[id(item)]:
+                del numbers[id(item)]
+            while turn in done:
+                turn += 1
+                yield done.pop(turn - 1)
 
     # ---- handing out and taking in ----
 
-    def _run(self, items: Iterable[T]) -> Iterator[tuple[T, Any]]:
-        """(item, value or exception) for each item."""
+    def _run(
+        self, items: Iterable[T], may_take: Callable[[], bool] = lambda: True
+    ) -> Iterator[tuple[T, Any]]:
+        """(item, value or exception) for each item. may_take: whether another item may be begun."""
         self._require_children()
         for child in self._children:
             child.start_if_killed()
@@ -160,27 +187,31 @@ class GuardedPool:
         suspects: list[T] = []  # what a child had when it was killed from outside
         again: list[T] = []
         try:
-            while self._hand_out(source, again):
-                for child in self._wait():
-                    item, outcome = child.take()
+            while self._hand_out(source, again, may_take):
+                found = []
+                for item, outcome in [child.take() for child in self._wait()]:
                     if outcome is not _KILLED:
-                        yield item, outcome
+                        found.append((item, outcome))
                     elif any(item is suspect for suspect in suspects):
-                        yield item, WorkerFailure("its process was killed twice, out of memory?")
+                        failure = WorkerFailure("its process was killed twice, out of memory?")
+                        found.append((item, failure))
                     else:  # by the system or by a user: the item may be innocent
                         suspects.append(item)
                         again.append(item)
+                if found:  # the children go on while the caller uses these
+                    self._hand_out(source, again, may_take)
+                yield from found
         finally:
             for child in self._children:  # the caller left early and takes no more outcomes
                 if child.item is not _NONE:
                     child.kill()
                     child.take()
 
-    def _hand_out(self, source: Iterator[T], again: list[T]) -> bool:
+    def _hand_out(self, source: Iterator[T], again: list[T], may_take: Callable[[], bool]) -> bool:
         """Give an item to each child that is free; False when there are none left anywhere."""
         at_end = False
         for child in self._children:
-            if child.is_free() and not at_end:
+            if child.is_free() and not at_end and (again or may_take()):
                 item = again.pop() if again else next(source, _NONE)
                 at_end = item is _NONE
                 if not at_end:
@@ -228,6 +259,15 @@ class GuardedPool:
             raise ValueError("this pool is closed")
         if not self._children:
             raise RunFailed("cannot start a worker process to read videos in")
+
+
+def _value_or_failure(outcome: Any) -> Any:
+    """What `map` yields for an outcome; raises exceptions that are bugs."""
+    if isinstance(outcome, DecodeError):
+        return WorkerFailure(outcome.reason, "refused")
+    if isinstance(outcome, BaseException) and not isinstance(outcome, WorkerFailure):
+        raise outcome
+    return outcome
 
 
 _NONE: Any = object()

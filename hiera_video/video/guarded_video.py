@@ -14,20 +14,25 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import DecodeError
 from hiera_video.video.decode import VideoReader, open_video
+from hiera_video.video.decoding_process import decoding_process
 from hiera_video.video.frame_folder import FrameFolder
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 from hiera_video.video.info import Integers, VideoInfo
 from hiera_video.video.limits import imports_allowed
+from hiera_video.video.sampling import Indices, uniform_views
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from hiera_video.video.view_crops import ViewCrops
 
 _MESSAGE_BYTES = 128 << 20
 """Most bytes of pixels that one message carries; the 5x3 views of 16 frames are 36 MB."""
@@ -84,8 +89,82 @@ class GuardedVideo:
         try:
             return self._process.call((what, self._file, *arguments))
         except WorkerFailure as failure:
-            reason = f"reading it in a process of its own: {failure.reason}"
-            raise DecodeError(self._file[0], reason) from None
+            raise _decode_error(self._file[0], failure) from None
+
+
+# ---- many videos, ahead of their use -----------------------------------------------------------
+
+AHEAD_BYTES = 1 << 30
+"""Crops of videos that wait for their turn, in all."""
+
+MOST_BYTES = 256 << 20
+"""Crops that travel in one answer; those of larger requests are asked for part by part."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ViewRequest:
+    """The views that are read of each video."""
+
+    spec: ClipSpec
+    num_views: int
+    num_crops: int
+    decoder: str = "auto"
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of the crops of one video, at most."""
+        side = self.spec.crop_size
+        return self.num_views * self.num_crops * self.spec.num_frames * 3 * side * side
+
+
+def read_ahead(
+    paths: Iterable[str], request: ViewRequest, process: GuardedPool
+) -> Iterator[ViewCrops | DecodeError]:
+    """Yield the crops of each video, in order, while the children of `process` read the next ones.
+
+    A video that cannot be read costs one DecodeError. At most `AHEAD_BYTES` wait.
+    """
+    import torch
+
+    from hiera_video.video.view_crops import ViewCrops
+
+    ahead = max(1, min(process.workers + 1, AHEAD_BYTES // max(1, request.most_bytes)))
+    arguments = (request.spec, request.num_views, request.num_crops)
+    items = (("views", (path, request.decoder), *arguments) for path in paths)
+    for item, outcome in process.ordered(items, ahead=ahead):
+        path = item[1][0]
+        if isinstance(outcome, WorkerFailure) and outcome.kind in ("time", "memory"):
+            # The limits are meant for a part of a video, and this was a whole one.
+            outcome = _read_in_parts(path, request)
+        if isinstance(outcome, WorkerFailure):
+            yield _decode_error(path, outcome)
+        elif isinstance(outcome, DecodeError | ViewCrops):
+            yield outcome
+        else:
+            place, crops = outcome
+            yield ViewCrops(place, [torch.from_numpy(crop) for crop in crops])
+
+
+def _read_in_parts(path: str, request: ViewRequest) -> Any:
+    """Read one video in a process of its own, each part within the limits."""
+    from hiera_video.video.view_crops import read_view_crops
+
+    def read(indices: Indices) -> list[Tensor]:
+        return video.read_crops(indices, request.spec.crop_size, request.num_crops)
+
+    try:
+        with decoding_process() as process, GuardedVideo(path, process, request.decoder) as video:
+            info = video.info
+            views = uniform_views(info.num_frames, info.fps, request.spec, request.num_views)
+            return read_view_crops(read, views)
+    except DecodeError as error:
+        return error
+
+
+def _decode_error(path: str, failure: WorkerFailure) -> DecodeError:
+    if failure.kind == "refused":
+        return DecodeError(path, failure.reason)
+    return DecodeError(path, f"reading it in a process of its own: {failure.reason}")
 
 
 # ---- in the other process -----------------------------------------------------------------------
@@ -97,9 +176,11 @@ _open_file: tuple[tuple[str, str], VideoReader | FrameFolder] | None = None
 def serve(request: tuple[Any, ...]) -> Any:
     """Answer one request of a `GuardedVideo`: crops, or frames [T, H, W, 3] to be cut there."""
     what, file, *arguments = request
-    reader = _reader(file, reopen=what == "open")
+    reader = _reader(file, reopen=what in ("open", "views"))
     if what == "open":
         return dataclasses.replace(reader.info, index=None)
+    if what == "views":
+        return _views(reader, *arguments)
     indices, crop_size, num_crops = arguments
     if _sends_frames(reader.info, len(indices), num_crops * crop_size**2):
         return reader.pixels(indices)
@@ -114,6 +195,22 @@ def _sends_frames(info: VideoInfo, count: int, cropped: int) -> bool:
     pixels = info.width * info.height
     without_torch = "torch" not in sys.modules and 3 * pixels * count <= _MESSAGE_BYTES
     return pixels <= cropped or without_torch
+
+
+def _views(
+    reader: VideoReader | FrameFolder, spec: ClipSpec, num_views: int, num_crops: int
+) -> tuple[Any, list[Any]]:
+    """All that the test's views of a video need, in one answer: the parts of a `ViewCrops`."""
+    with imports_allowed():
+        from hiera_video.video.crops import read_crops
+        from hiera_video.video.view_crops import read_view_crops
+
+    def read(indices: Indices) -> list[Tensor]:
+        return read_crops(reader, indices, spec.crop_size, num_crops)
+
+    views = uniform_views(reader.info.num_frames, reader.info.fps, spec, num_views)
+    found = read_view_crops(read, views)
+    return found.place, [crop.numpy() for crop in found.crops]
 
 
 def _reader(file: tuple[str, str], *, reopen: bool) -> VideoReader | FrameFolder:

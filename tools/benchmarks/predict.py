@@ -30,7 +30,7 @@ from hiera_video.models import build_model
 from hiera_video.models.weights.resolve import BUNDLED_CLASSIFIER
 from hiera_video.predict import Predictor
 from hiera_video.video.decoders import DECODERS
-from hiera_video.video.decoding_process import decoding_process
+from hiera_video.video.decoding_process import decoding_process, processes_for
 
 RANDOM = "random"
 """Value of --weights: the model's initial weights, written to a file first."""
@@ -62,9 +62,10 @@ COLUMNS = (
 )
 
 NOTES = (
-    "Steady: a process that labels file after file. Cold: a fresh process until its first label; "
-    "python is the interpreter and the light imports, import that of torch and of this package. "
-    "The process that reads videos starts beside it.",
+    "Steady: a process that labels file after file; one call: `Predictor.label_files`, which reads "
+    "ahead in processes, beside the same files one by one. Cold: a fresh process until its first "
+    "label; python is the interpreter and the light imports, import that of torch and of this "
+    "package. The process that reads videos starts beside it.",
     "Milliseconds of one file, medians. Decode: opening, decoding and cropping, in the process "
     "that reads videos, and the way from there; forward: the model; rest: all else.",
 )
@@ -104,6 +105,8 @@ def run(args: argparse.Namespace) -> int:
             ):
                 asked = replace(choice, views=f"{num_views}x{num_crops}", decoder=decoder)
                 report.rows += steady(asked, labels, args, device)
+                if len(labels) > 1:
+                    report.rows += many(asked, labels, args, device)
                 if not args.no_cold:
                     report.rows.append(cold(asked, paths[0], labels[paths[0]], args))
     return 0
@@ -192,6 +195,30 @@ def steady(
             candidate.facts["model"] = predictor.model_name
         measure.interleave(candidates, repeats=args.repeats, device=device)
     return [steady_row(candidate) for candidate in candidates]
+
+
+def many(
+    choice: Choice, labels: dict[str, str], args: argparse.Namespace, device: torch.device
+) -> list[Row]:
+    """Label all files one by one, and all in one call: a row for each way, of all files."""
+    asked = argparse.Namespace(**{**vars(choice), **settings(args)})
+    paths = list(labels)
+    with decoding_process() as one, decoding_process(processes_for(len(paths))) as several, quiet():
+        alone, together = load(asked, one), load(asked, several)
+        ways = {
+            "one by one": lambda: [alone(path) for path in paths],
+            "one call": lambda: list(together.label_files(paths)),
+        }
+        candidates = [
+            Candidate({**choice.facts(), "start": name, "model": alone.model_name}, run=way)
+            for name, way in ways.items()
+        ]
+        measure.interleave(candidates, repeats=args.repeats, device=device)
+    rows = [measure.row_of(candidate) for candidate in candidates]
+    for row in rows:
+        row["file"] = f"all {len(paths)}"
+        row["files_per_min"] = 60e3 * len(paths) / row["ms"]
+    return rows
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hiera_video import files
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.preparation.audit.jobs import FileCheck
 
@@ -60,8 +61,7 @@ class FileState(NamedTuple):
 
 def default_cache_file() -> Path:
     """Return `$XDG_CACHE_HOME/hiera_video/audit.sqlite`, below ~/.cache if that is not set."""
-    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(cache) / "hiera_video" / "audit.sqlite"
+    return files.cache_file("audit.sqlite")
 
 
 class AuditCache:
