@@ -491,11 +491,11 @@ def test_blocks_with_gradients_and_global_blocks_are_not_divided(monkeypatch):
 
 def count_calls(monkeypatch, block):
     """Record the shapes that a block computes at once."""
-    shapes, whole = [], block.residual
+    shapes, computed = [], block.whole
 
-    def residual(x):
+    def whole(x):
         shapes.append(tuple(x.shape))
-        return whole(x)
+        return computed(x)
 
-    monkeypatch.setattr(block, "residual", residual)
+    monkeypatch.setattr(block, "whole", whole)
     return shapes

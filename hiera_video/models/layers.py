@@ -154,18 +154,22 @@ class MaskUnitAttention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim_out)
         self.proj = nn.Linear(dim_out, dim_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, U, n, C] -> [B, U, n / q_pool, C_out]."""
+    def forward(self, x: Tensor, skip: int = 0) -> Tensor:
+        """[B, U, n, C] -> [B, U - skip, n / q_pool, C_out].
+
+        skip: number of units, the first ones, that are attended to but ask nothing themselves.
+        """
         batch, units, n, _ = x.shape
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))  # (B, U, n, 3, h, d)
         q, k, v = qkv.unbind(3)
+        q = q[:, skip:]
         if self.q_pool > 1:
             q = q.unflatten(2, (self.q_pool, -1)).amax(dim=2)
         # local: every unit is a sequence of its own; global: one sequence of all units
         fold = (0, 1) if self.local else (1, 2)
         q, k, v = (t.flatten(*fold).transpose(1, 2) for t in (q, k, v))  # (B', h, N, d)
         x = attend(q, k, v).transpose(1, 2)
-        return self.proj(x.reshape(batch, units, n // self.q_pool, -1))
+        return self.proj(x.reshape(batch, units - skip, n // self.q_pool, -1))
 
 
 class GELU(nn.Module):
@@ -260,16 +264,26 @@ class Block(nn.Module):
         self.drop_path = DropPath(config.drop_path) if config.drop_path > 0 else nn.Identity()
         self.proj = nn.Linear(dim, dim_out) if dim != dim_out else None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, U, n, C] -> [B, U, n / q_pool, C_out]."""
-        return by_units(self.residual, x, hidden=self.hidden) if self.local else self.residual(x)
+    def forward(self, x: Tensor, skip: int = 0) -> Tensor:
+        """[B, U, n, C] -> [B, U - skip, n / q_pool, C_out].
 
-    def residual(self, x: Tensor) -> Tensor:
+        skip: number of units, the first ones, whose outputs are not needed and not computed. For a
+            global block with Hiera's own attention that neither widens nor pools.
+        """
+        if skip:
+            return self.add(x[:, skip:], self.attn(self.norm1(x), skip))
+        return by_units(self.whole, x, hidden=self.hidden) if self.local else self.whole(x)
+
+    def whole(self, x: Tensor) -> Tensor:
         """`forward` of all units at once."""
         normed = self.norm1(x)
         if self.proj is not None:
             x = self.proj(normed)
-        x = self.pool_shortcut(x) + self.drop_path(self.attn(normed))
+        return self.add(self.pool_shortcut(x), self.attn(normed))
+
+    def add(self, x: Tensor, attended: Tensor) -> Tensor:
+        """Skip path and result of attention, [B, U, n, C] each -> the block's output."""
+        x = x + self.drop_path(attended)
         return x + self.drop_path(self.mlp(self.norm2(x)))
 
     def pool_shortcut(self, x: Tensor) -> Tensor:
