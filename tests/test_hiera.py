@@ -458,3 +458,44 @@ def test_more_sequences_than_one_call_takes_change_nothing(monkeypatch, name, mo
 
 def test_the_limit_of_cuda_is_known_and_only_for_cuda():
     assert layers.MOST_SEQUENCES == {"cuda": 65_535}
+
+
+def test_local_blocks_in_groups_of_units_change_nothing(monkeypatch):
+    # a limit below the hidden layer of one unit: one unit at a time
+    for name, limit in (("hiera_tiny_16x224", 1), ("hiera_tiny_224", 2**16)):
+        model = redraw(small(name, num_classes=4)).eval()
+        clips = clips_for(model)
+        with torch.inference_mode():
+            whole = model.stage_features(clips)
+            monkeypatch.setattr(layers, "PIECE_BYTES", limit)
+            groups = count_calls(monkeypatch, model.blocks[0])
+            divided = model.stage_features(clips)
+        assert len(groups) > 1, name
+        assert sum(units for _, units, _, _ in groups) == len(clips) * model.num_mask_units
+        assert all(relative_error(a, b) < 1e-5 for a, b in zip(divided, whole, strict=True))
+        monkeypatch.undo()
+
+
+def test_blocks_with_gradients_and_global_blocks_are_not_divided(monkeypatch):
+    model = redraw(small("hiera_tiny_224", num_classes=4)).eval()
+    monkeypatch.setattr(layers, "PIECE_BYTES", 1)
+    clips = clips_for(model)
+    local, last = (count_calls(monkeypatch, model.blocks[i]) for i in (0, -1))
+    model(clips)
+    with torch.inference_mode():
+        model(clips)
+    assert [len(last), last[0][0]] == [2, len(clips)]
+    assert local[0][:2] == (len(clips), model.num_mask_units)
+    assert len(local) == 1 + len(clips) * model.num_mask_units
+
+
+def count_calls(monkeypatch, block):
+    """Record the shapes that a block computes at once."""
+    shapes, computed = [], block.whole
+
+    def whole(x):
+        shapes.append(tuple(x.shape))
+        return computed(x)
+
+    monkeypatch.setattr(block, "whole", whole)
+    return shapes

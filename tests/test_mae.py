@@ -419,3 +419,16 @@ def test_activations_are_not_overwritten_where_gradients_need_them():
     reference(clips, keep).loss.backward()
     for mine, plain in zip(model.parameters(), reference.parameters(), strict=True):
         assert torch.equal(mine.grad, plain.grad)
+
+
+def test_the_last_decoder_block_leaves_out_the_visible_units_only():
+    model = redraw(small_mae("mae_hiera_tiny_16x224")).eval()
+    block = model.decoder_blocks[-1]
+    tokens = torch.randn(2, 7, 4, block.dim_out)
+    assert relative_error(block(tokens, skip=3), block(tokens)[:, 3:]) < 1e-6
+    clips = clips_for(model)
+    keep = model.random_keep(len(clips))
+    outputs = []
+    block.register_forward_hook(lambda _, args, out: outputs.append(out))
+    model(clips, keep)
+    assert outputs[0].shape[1] == int((~keep[0]).sum())

@@ -275,16 +275,18 @@ class MaskedAutoencoder(EncoderModel):
         """Kept features [B, k, n, C] -> predictions for the wanted units [B, D, n, P].
 
         `visible` and `wanted` are flat positions of units, see `unit_ids`. Attention is global, so
-        the visible units may come first and the wanted ones after them.
+        the visible units may come first and the wanted ones after them. Nothing is predicted of the
+        visible ones, so the last block only attends to them.
         """
         positions = self.decoder_positions()[0]  # (U, n, W)
         seen = self.decoder_embed(latent)
         masks = self.mask_token + positions.index_select(0, wanted % self.num_mask_units)
         seen = seen + positions.index_select(0, visible % self.num_mask_units).view_as(seen)
         x = torch.cat([seen, masks.unflatten(0, (seen.shape[0], -1))], dim=1)
-        for block in self.decoder_blocks:
+        *before, last = self.decoder_blocks
+        for block in before:
             x = block(x)
-        pred: Tensor = self.decoder_pred(self.decoder_norm(x[:, seen.shape[1] :]))
+        pred: Tensor = self.decoder_pred(self.decoder_norm(last(x, skip=seen.shape[1])))
         return pred
 
     def decoder_positions(self) -> Tensor:

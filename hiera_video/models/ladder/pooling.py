@@ -262,6 +262,7 @@ class PoolingBlock(Block):
     ) -> None:
         super().__init__(config, attn)
         self.shortcut_pool = shortcut_pool
+        self.local = self.local and shortcut_pool is None  # the pool may work on the whole grid
 
     def pool_shortcut(self, x: Tensor) -> Tensor:
         """[B, U, n, C] -> [B, U, n', C]."""
@@ -291,7 +292,7 @@ class MlpExpandBlock(PoolingBlock):
         self.mlp.fc2 = nn.Linear(self.mlp.fc1.out_features, dim_out)
         self.proj: nn.Linear = nn.Linear(config.dim, dim_out)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def whole(self, x: Tensor) -> Tensor:
         """[B, U, n, C] -> [B, U, n', C_out]."""
         normed = self.norm1(x)
         x = self.pool_shortcut(x) + self.drop_path(self.attn(normed))
