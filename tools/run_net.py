@@ -67,8 +67,7 @@ def run(cfg: Config, *, dry_steps: int | None = None) -> int:
         )
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
-    world = distributed.init(cfg.device)
-    try:
+    with distributed.init(cfg.device) as world:
         if dry_steps is not None:
             dry_run.run(cfg, world, steps=dry_steps)
             return 0
@@ -77,8 +76,6 @@ def run(cfg: Config, *, dry_steps: int | None = None) -> int:
         if not stop.obeyed and cfg.test.enable and objective.validated:
             code = evaluate.test(cfg, world, stop)
         return code
-    finally:
-        world.close()
 
 
 def arguments() -> SettingsParser:
