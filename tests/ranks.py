@@ -53,26 +53,37 @@ class Ranks:
         return ended
 
     def wait_for(self, name: str) -> None:
-        """Wait until each process, or one, has written the file `name` with `mark`."""
+        """Wait until a process has made the file `name`."""
         end = time.monotonic() + LIMIT
         while not (self.folder / name).exists():
             assert time.monotonic() < end, f"nobody gets to {name!r}"
             time.sleep(0.02)
 
+    def send(self, rank: int, number: int) -> None:
+        """Send a signal to one process."""
+        os.kill(self.processes[rank].pid, number)
+
     def _written(self, rank: int, kind: str) -> str:
         return (self.folder / f"{kind}{rank}").read_text()
 
 
-def start(main: Callable, count: int, folder: Path, *args: object) -> Ranks:
-    """Start `main(folder, *args)`, a function of a module, as the command of `count` processes."""
+def start(main: Callable, count: int, folder: Path, *args: object, machines: int = 1) -> Ranks:
+    """Start `main(folder, *args)`, a function of a module, as the command of `count` processes.
+
+    machines: how many machines the processes are told that they run on.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "hiera_video.engine.distributed"])
+    context.set_forkserver_preload(["torch", "hiera_video.engine.train"])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     processes = []
     for rank in range(count):
         variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count}
-        variables |= {"LOCAL_WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        variables |= {
+            "LOCAL_WORLD_SIZE": count // machines,
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+        }
         process = context.Process(target=_run, args=(main, folder, variables, args))
         process.start()
         processes.append(process)
