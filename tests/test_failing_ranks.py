@@ -9,6 +9,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 
 import pytest
@@ -18,7 +20,8 @@ import tiny_runs as tiny
 import torch
 
 from hiera_video import cli
-from hiera_video.engine import checkpoint, distributed, evaluate, results, step, watch
+from hiera_video.engine import checkpoint, distributed, evaluate, step, watch
+from hiera_video.engine import train as training
 from hiera_video.engine.signals import Stop
 from hiera_video.errors import RunFailed, UserError
 
@@ -298,9 +301,9 @@ def train(folder, words, moment, victim, act):
 
 MOMENTS = {
     "a step": (step.Forward, "_backward_part"),
+    "an update": (training, "update"),
     "the validation": (evaluate, "clip_scores"),
     "a save": (checkpoint, "save"),
-    "the metrics": (results, "compute_metrics"),
 }
 """What a process is doing -> what it calls then, of which the second call is the moment."""
 
@@ -313,13 +316,11 @@ def videos(tmp_path_factory):
 @pytest.mark.parametrize(
     ("moment", "victim", "act"),
     [
-        ("a step", 1, run_out_of_memory),
         ("a step", 1, kill),
-        ("a step", 0, kill),
+        ("an update", 1, run_out_of_memory),
         ("the validation", 1, fail),
-        ("the validation", 1, kill),
+        ("the validation", 0, kill),
         ("a save", 0, trip),
-        ("the metrics", 1, kill),
     ],
 )
 def test_a_run_ends_with_one_of_its_processes(videos, tmp_path, moment, victim, act):
@@ -333,8 +334,43 @@ def test_a_run_ends_with_one_of_its_processes(videos, tmp_path, moment, victim, 
     said = ended[1 if victim == 0 and act is kill else 0].errors.splitlines()
     who = f"rank {victim}" if victim or act is kill else ""
     assert said[0].startswith(f"error: {who}"), ended
-    assert ("out of memory, with 2 clips" if act is run_out_of_memory else cause) in said[0]
+    explained = "CUDA out of memory. Tried to allocate 2.00 GiB, with 2 clips at a time."
+    assert (explained if act is run_out_of_memory else cause) in said[0]
     assert (len(said) > 1) == (act is trip)
+
+
+SCRIPT = """
+import os, signal, torch
+from hiera_video.engine import distributed
+
+with distributed.init("cpu") as world:
+    world.all_reduce(torch.ones(1))
+    if world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    world.all_reduce(torch.ones(1))
+"""
+
+
+@pytest.mark.parametrize("machines", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_torchrun_does_not_hide_the_cause(tmp_path, machines):
+    """It sends SIGTERM to the others as soon as it sees that one has died."""
+    (tmp_path / "script.py").write_text(SCRIPT)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={2 // machines}"),
+        *(f"--nnodes={machines}", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"),
+        *("--max-restarts=0", str(tmp_path / "script.py")),
+    ]
+    agents = [
+        subprocess.Popen(command, env=tiny.environment(), stderr=subprocess.PIPE, text=True)
+        for _ in range(machines)
+    ]
+    said = "".join(agent.communicate(timeout=300)[1] for agent in agents)
+    assert all(agent.returncode == 1 for agent in agents), said
+    causes = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(causes) == 1, said
+    assert causes[0].startswith(f"error: rank 1 {GONE}")
 
 
 # ---- which failure is the cause -----------------------------------------------------------------
