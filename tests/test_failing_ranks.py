@@ -304,6 +304,7 @@ MOMENTS = {
     "an update": (training, "update"),
     "the validation": (evaluate, "clip_scores"),
     "a save": (checkpoint, "save"),
+    "the best": (checkpoint, "best_record"),
 }
 """What a process is doing -> what it calls then, of which the second call is the moment."""
 
@@ -337,6 +338,23 @@ def test_a_run_ends_with_one_of_its_processes(videos, tmp_path, moment, victim, 
     explained = "CUDA out of memory. Tried to allocate 2.00 GiB, with 2 clips at a time."
     assert (explained if act is run_out_of_memory else cause) in said[0]
     assert (len(said) > 1) == (act is trip)
+
+
+def lose_a_worker():
+    """As a signal to all processes does it, to those that read videos too."""
+    terminate()
+    raise RunFailed("a process that read videos was ended by SIGTERM")
+
+
+def test_what_fails_on_rank_0_because_of_a_signal_ends_the_run_with_its_state_saved(
+    videos, tmp_path
+):
+    """The other process waits for it meanwhile, and must leave with it."""
+    words = ["--cfg", str(tiny.empty(tmp_path)), *tiny.settings(videos, tmp_path / "out")]
+    ended = ranks.start(train, 2, tmp_path, words, "the best", 0, lose_a_worker).wait()
+    assert [(process.code, process.errors) for process in ended] == [(0, ""), (0, "")]
+    assert "stopped by SIGTERM after step 4 of 4, which is saved" in ended[0].output
+    assert tiny.final(tmp_path / "out")["step"] == 4
 
 
 SCRIPT = """

@@ -441,8 +441,10 @@ class Watch:
                         self._selector.register(connection, selectors.EVENT_READ, link)
                 self._look()
         except BaseException:  # nobody would notice a thread that has ended
-            traceback.print_exc()
-            os._exit(cli.FAILED)
+            try:
+                traceback.print_exc()
+            finally:
+                os._exit(cli.FAILED)
 
     def _look(self) -> None:
         """Wait for something to happen, and act on it."""
@@ -504,7 +506,8 @@ class Watch:
         last.start()
         if ending.text:
             clear = "\r\x1b[K" if sys.stderr.isatty() else ""  # a line of progress may be there
-            print(clear + ending.text, file=sys.stderr, end="", flush=True)
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # nobody reads it
+                print(clear + ending.text, file=sys.stderr, end="", flush=True)
         if side is not None:
             side.announce(ending)
         if not self._main_waits:
