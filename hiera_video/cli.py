@@ -13,8 +13,9 @@ import errno
 import os
 import select
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from hiera_video.errors import DecodeError, RunFailed, UserError
 from hiera_video.registry import import_user_module
@@ -22,36 +23,69 @@ from hiera_video.registry import import_user_module
 DONE, FAILED, WRONG_USE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
 
 
+class Failure(NamedTuple):
+    """How a command ends that an exception ends."""
+
+    code: int
+    """The exit code."""
+    message: str
+    """What went wrong; empty where nothing is to be printed."""
+    traceback: str = ""
+    """Of an error that nobody foresaw; empty for the others."""
+
+    def text(self, who: str = "") -> str:
+        """Return what is printed: the cause is in the first line. who: "rank 3: ", or nothing."""
+        return f"error: {who}{self.message}\n{self.traceback}" if self.message else ""
+
+
+def failure_of(error: BaseException) -> Failure:
+    """Return how the command ends that `error` ends. Errors not named here are bugs, with their
+    traceback."""
+    if isinstance(error, UserError):
+        return Failure(WRONG_USE, str(error))
+    if isinstance(error, KeyboardInterrupt):
+        return Failure(INTERRUPTED, "interrupted")
+    if isinstance(error, BrokenPipeError) and _stdout_has_no_reader():
+        return Failure(READER_GONE, "")
+    if isinstance(error, (RunFailed, DecodeError)):
+        return Failure(FAILED, str(error))
+    if isinstance(error, OSError):
+        return Failure(FAILED, _message_of(error))
+    if isinstance(error, SystemExit):
+        code = error.code or DONE
+        return Failure(code, "") if isinstance(code, int) else Failure(FAILED, code)
+    lines = str(error).splitlines() or [""]
+    trace = "".join(traceback.format_exception(error))
+    return Failure(FAILED, f"{type(error).__name__}: {lines[0]}", trace)
+
+
 def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
     """Call `main(argv)` and exit; a failure is printed as one line on stderr.
 
-    Exceptions other than those handled here are bugs and keep their traceback.
+    Exceptions that `failure_of` does not know are bugs and keep their traceback.
     """
+    several = os.environ.get("WORLD_SIZE", "1") != "1"
     if hasattr(sys.stdout, "reconfigure"):
         # A name that the terminal cannot show, or that is not valid UTF-8, is printed escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main(sys.argv[1:]) or DONE
         sys.stdout.flush()  # here, where the error of a closed pipe can still be handled
-    except UserError as error:
-        code = _print_error(error, WRONG_USE)
-    except KeyboardInterrupt:
-        code = _print_error("interrupted", INTERRUPTED)
-    except BrokenPipeError as error:
-        code = READER_GONE if _stdout_has_no_reader() else _print_error(error, FAILED)
-    except (RunFailed, DecodeError) as error:
-        code = _print_error(error, FAILED)
-    except OSError as error:
-        code = _print_error(_message_of(error), FAILED)
+    except (Exception, KeyboardInterrupt) as error:
+        failure = failure_of(error)
+        if failure.traceback and not several:
+            raise
+        code = failure.code
+        print(failure.text(), file=sys.stderr, end="", flush=True)
     if code == READER_GONE or _stdout_fails():
         # Python flushes stdout once more at exit, and would print a traceback if that fails.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if os.environ.get("WORLD_SIZE", "1") != "1":
-        _exit_without_shutdown(code)
+    if several:
+        exit_without_shutdown(code)
     sys.exit(code)
 
 
-def _exit_without_shutdown(code: int) -> NoReturn:
+def exit_without_shutdown(code: int) -> NoReturn:
     """Exit one process of several (torchrun) without the interpreter's shutdown.
 
     In PyTorch 2.14 a process group that DistributedDataParallel has used stays alive with its
@@ -93,11 +127,6 @@ class _ImportModule(argparse.Action):
 def printable(text: str) -> str:
     """Escape control characters: a file's name must not control the terminal."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-
-
-def _print_error(error: BaseException | str, code: int) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return code
 
 
 def _message_of(error: OSError) -> str:

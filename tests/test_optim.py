@@ -182,3 +182,69 @@ def test_ema_of_the_first_steps_forgets_the_random_start():
     for step in range(20):
         ema.update(model, step=step)
     assert ema.state_dict()["weight"].item() > 0.99
+
+
+# ---- from one device to another -----------------------------------------------------------------
+
+
+def stepped(device, *, fused, steps, restored=None):
+    """A model and its optimizer after so many equal steps; begun from a stored state or afresh."""
+    torch.manual_seed(0)
+    model = Layered().to(device)
+    groups = optim.parameter_groups(model, weight_decay=0.1)
+    optimizer = optim.build_optimizer(groups, SolverConfig(), fused=fused)
+    if restored is not None:
+        model.load_state_dict(restored["model"])
+        assert optim.restore_state(optimizer, restored["optimizer"]) == []
+    optim.set_lr(optimizer, 0.1)
+    for _ in range(steps):
+        for number, parameter in enumerate(model.parameters(), start=1):
+            parameter.grad = torch.full_like(parameter, number / 10)
+        optimizer.step()
+    return model, optimizer
+
+
+def stored(model, optimizer, path):
+    """What a checkpoint file makes of a state: all of it is on the CPU."""
+    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, path)
+    return torch.load(path, map_location="cpu")
+
+
+def devices(optimizer):
+    """Where each kind of state is, of all parameters."""
+    return {(k, v.device.type) for state in optimizer.state.values() for k, v in state.items()}
+
+
+STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("after", [False, True])
+def test_a_fused_optimizer_goes_on_from_a_plain_one_and_back(tmp_path, before, after):
+    content = stored(*stepped("cpu", fused=before, steps=3), tmp_path / "state.pt")
+    model, optimizer = stepped("cpu", fused=after, steps=2, restored=content)
+    straight, _ = stepped("cpu", fused=False, steps=5)
+    torch.testing.assert_close(model.state_dict(), straight.state_dict())
+    assert {int(state["step"]) for state in optimizer.state.values()} == {5}
+    assert [group["fused"] for group in optimizer.param_groups] == [after] * 2
+
+
+def test_the_whole_state_goes_to_the_device_of_its_parameter(tmp_path):
+    """The step count too, which the fused kernel reads there. A device without numbers will do."""
+    content = stored(*stepped("cpu", fused=False, steps=3), tmp_path / "state.pt")
+    content["model"] = Layered().to("meta").state_dict()
+    _, optimizer = stepped("meta", fused=True, steps=0, restored=content)
+    assert devices(optimizer) == {(name, "meta") for name in STATE}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_run_moves_from_the_cpu_to_a_gpu_and_back(tmp_path):
+    content = stored(*stepped("cpu", fused=False, steps=3), tmp_path / "cpu.pt")
+    model, optimizer = stepped("cuda", fused=True, steps=2, restored=content)
+    assert devices(optimizer) == {(name, "cuda") for name in STATE}
+    content = stored(model, optimizer, tmp_path / "gpu.pt")
+    model, optimizer = stepped("cpu", fused=False, steps=1, restored=content)
+    assert devices(optimizer) == {(name, "cpu") for name in STATE}
+    straight, _ = stepped("cpu", fused=False, steps=6)
+    torch.testing.assert_close(model.state_dict(), straight.state_dict())

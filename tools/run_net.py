@@ -7,7 +7,8 @@
 TRAIN.ENABLE and TEST.ENABLE choose what is done. The same command again goes on where a run
 stopped. Exit codes: 0 done, or training stopped by SIGTERM with its state saved; 1 the run failed;
 2 wrong use; 130 Ctrl-C, the state being saved; 143 SIGTERM with nothing to save (before the first
-step, or in a test); 141 the reader of the output has gone.
+step, or in a test); 141 the reader of the output has gone. Of several processes the first that
+fails ends all of them, with its code, and the first one (rank 0) says why.
 """
 
 from __future__ import annotations
@@ -67,8 +68,7 @@ def run(cfg: Config, *, dry_steps: int | None = None) -> int:
         )
     if cfg.num_threads:
         torch.set_num_threads(cfg.num_threads)
-    world = distributed.init(cfg.device)
-    try:
+    with distributed.init(cfg.device) as world:
         if dry_steps is not None:
             dry_run.run(cfg, world, steps=dry_steps)
             return 0
@@ -77,8 +77,6 @@ def run(cfg: Config, *, dry_steps: int | None = None) -> int:
         if not stop.obeyed and cfg.test.enable and objective.validated:
             code = evaluate.test(cfg, world, stop)
         return code
-    finally:
-        world.close()
 
 
 def arguments() -> SettingsParser:

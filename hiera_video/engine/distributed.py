@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.engine.watch import Watch
+from hiera_video.errors import UserError
 from hiera_video.scoring import choose_device
 from hiera_video.video.processes import usable_cores
 
@@ -34,7 +35,7 @@ WORKERS_BESIDE_A_CPU = 2
 _BARRIERS = itertools.count()
 """A number for each barrier of `gather_parts`: the count is the same on every process."""
 
-_STOP, _FAILED = "stop", "failed"
+_STOP = "stop"
 _POLL_SECONDS = 0.2
 """Seconds between looks into the store."""
 
@@ -54,6 +55,18 @@ class World:
     store: Store | None = None
     """Key-value store that all processes share; None on one process. One process sets a key and the
     others look it up when they can: unlike in a collective, nobody waits."""
+    watch: Watch | None = None
+    """Ends all processes where one has failed; None on one process."""
+
+    def __enter__(self) -> World:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Close the group; of several processes, an error ends them all, here and at once."""
+        if error is None:
+            self.close()
+        elif self.watch is not None:
+            self.watch.fail(error)
 
     @property
     def is_main(self) -> bool:
@@ -96,25 +109,10 @@ class World:
     def run_on_main(self, function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
         """Call `function` on rank 0 while the others wait; return its result on every process.
 
-        If it raises, rank 0 raises the same, and the others raise SystemExit with the exit code
-        that the error leads to: they do not wait for ever, and only rank 0 prints the message.
+        What it raises ends all processes, through the `watch`: nobody may catch it and go on.
         """
-        if self.size == 1:
-            return function(*args, **kwargs)
-        error: BaseException | None = None
-        result: T | None = None
-        if self.is_main:
-            try:
-                result = function(*args, **kwargs)
-            except BaseException as caught:
-                error = caught
-        code = 0 if error is None else (2 if isinstance(error, UserError) else 1)
-        code, result = self.broadcast((code, result))
-        if error is not None:
-            raise error
-        if code:
-            raise SystemExit(code)
-        return cast(T, result)
+        result = function(*args, **kwargs) if self.is_main else None
+        return cast(T, self.broadcast(result))
 
     def barrier(self) -> None:
         """Wait until every process has called this."""
@@ -138,21 +136,13 @@ class World:
 
         Returns early once any process is asked to stop (`stop_requested` tells whether this one
         is); the others come as soon as they notice. A collective would react to no signal while it
-        waits, and would time out after half an hour. RunFailed where another process has failed
-        before the barrier.
+        waits, and would time out after half an hour.
         """
         if self.store is None:
             return
         self.store.add(name, 1)
         while self.store.add(name, 0) < self.size and not self.any_stopped(stop_requested()):
-            if self.store.check([_FAILED]):
-                raise RunFailed("another process of this run failed; its message says why")
             time.sleep(_POLL_SECONDS)
-
-    def report_failure(self) -> None:
-        """Tell the processes that wait in `barrier_or_stop` that this one will not come."""
-        if self.store is not None:
-            self.store.set(_FAILED, "1")
 
     def gather_parts(
         self,
@@ -168,17 +158,14 @@ class World:
         name: of what is computed, for the barrier. stopped: whether this process was asked to stop.
         explain: raises a better error for some errors of `compute`.
 
-        Returns None if any process was asked to stop. Raises what `compute` raises, RunFailed where
-        another process failed.
+        Returns None if any process was asked to stop. Raises what `compute` raises.
         """
         part = None
         try:
             part = compute()
         except Exception as error:
-            # A signal to all processes ends the loader's workers too: that is no failure. And no
-            # process may leave without a word: the others would wait for it in `all_gather`.
+            # A signal to all processes ends the loader's workers too: that is no failure.
             if not self.any_stopped(stopped()):
-                self.report_failure()
                 explain(error)
                 raise
         self.barrier_or_stop(f"{name} {next(_BARRIERS)}", stopped)
@@ -196,8 +183,10 @@ class World:
         )
 
     def close(self) -> None:
-        """Destroy the process group; a second call does nothing."""
+        """Wait for the other processes and destroy the group; a second call does nothing."""
         if self.size > 1 and dist.is_initialized():
+            if self.watch is not None:
+                self.watch.finish()
             dist.destroy_process_group()
 
 
@@ -225,6 +214,9 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
 def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 30) -> World:
     """Join the process group that torchrun started, or return a World of one process.
 
+    Use it in a `with`: of several processes, an error inside ends them all (see `watch`), and from
+    here on Ctrl-C and SIGTERM do, too, outside of a `Stop`.
+
     Reads RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*. Several launches on one machine do not collide:
     torchrun picks the port (--standalone), and nothing is fixed here.
 
@@ -233,8 +225,9 @@ def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 
         backend: nccl (GPUs), gloo (CPUs; works on GPUs too) or auto.
         timeout_minutes: how long a collective waits.
 
-    Raises UserError: another device or backend, variables that are only partly set, more local
-    processes than GPUs, a GPU that two processes would share.
+    Raises UserError: another device or backend, variables that are only partly set. What can differ
+    between processes ends them all instead: more local processes than GPUs, a GPU that two
+    processes would share.
     """
     size = int(os.environ.get("WORLD_SIZE") or 1)
     if size == 1:
@@ -251,25 +244,34 @@ def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 
             f"device {device!r} names one GPU, and {size} processes need one each: set DEVICE "
             "cuda, and choose the cards with the variable CUDA_VISIBLE_DEVICES"
         )
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-    own_device = _use(pick_device(device, local_rank))
-    if backend == "auto":
-        backend = "nccl" if own_device.type == "cuda" else "gloo"
-    if backend not in BACKENDS:
+    if backend not in ("auto", *BACKENDS):
         raise UserError(f"distributed backend {backend!r}: allowed are auto, {', '.join(BACKENDS)}")
-    if backend == "nccl" and own_device.type != "cuda":
-        raise UserError("distributed backend 'nccl' needs CUDA devices; use gloo on the CPU")
+    watch = Watch(int(os.environ["RANK"]), size)
+    watch.start()
+    try:
+        return _join(watch, device, backend, timedelta(minutes=timeout_minutes))
+    except BaseException as error:
+        watch.fail(error)
+
+
+def _join(watch: Watch, device: str, backend: str, timeout: timedelta) -> World:
+    """Meet the other processes, then pick the device and build the group."""
     # Imported here: builds of PyTorch without distributed have neither.
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # torch has no __all__
     from torch.distributed.rendezvous import rendezvous
 
-    timeout = timedelta(minutes=timeout_minutes)
+    rank, size, local_rank = watch.rank, watch.size, int(os.environ["LOCAL_RANK"])
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
     store, _, _ = next(rendezvous("env://", timeout=timeout))
     store.set_timeout(timeout)
+    watch.join(
+        PrefixStore("watch", store), os.environ["MASTER_ADDR"], one_machine=local_size == size
+    )
+    own_device = _use(pick_device(device, local_rank))
     if own_device.type == "cuda":
         require_own_gpus(PrefixStore("gpus", store), _gpu_name(own_device), rank=rank, size=size)
     dist.init_process_group(
-        backend,
+        pick_backend(backend, own_device),
         store=PrefixStore("group", store),
         rank=rank,
         world_size=size,
@@ -282,9 +284,22 @@ def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 
         rank=rank,
         size=size,
         local_rank=local_rank,
-        local_size=int(os.environ.get("LOCAL_WORLD_SIZE") or 1),
+        local_size=local_size,
         store=PrefixStore("world", store),
+        watch=watch,
     )
+
+
+def pick_backend(wanted: str, device: torch.device) -> str:
+    """Return the backend that `auto`, `nccl` or `gloo` means for the device of this process.
+
+    Raises UserError for NCCL on a CPU.
+    """
+    if wanted == "auto":
+        return "nccl" if device.type == "cuda" else "gloo"
+    if wanted == "nccl" and device.type != "cuda":
+        raise UserError("distributed backend 'nccl' needs CUDA devices; use gloo on the CPU")
+    return wanted
 
 
 def require_own_gpus(store: Store, own: str, *, rank: int, size: int) -> None:

@@ -79,8 +79,7 @@ def score_videos(
         stopped: whether this process was asked to stop.
         on_video: called with the number of videos that are done since the last call.
 
-    Raises RunFailed: no video can be read, scores that are not finite, too little memory; or
-    another process failed.
+    Raises RunFailed: no video can be read, scores that are not finite, too little memory.
     """
     parts = world.gather_parts(
         lambda: _score_own(model, loader, settings, world, stopped, on_video),

@@ -148,6 +148,8 @@ def restore_state(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> l
         for number, (name, parameter) in enumerate(zip(names, parameters, strict=True))
         if name in moments and _fit(moments[name], kinds, parameter)
     }
+    # This moves every state to the device of its parameter; the step count too, where the group
+    # says that it is fused. The groups are this run's own, so it does not matter what was stored.
     optimizer.load_state_dict(own)
     return _missing_notes(names, own["state"], moments) if kinds else []
 

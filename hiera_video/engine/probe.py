@@ -180,8 +180,7 @@ def read_features(
         world: the processes.
         stopped: whether this process was asked to stop.
 
-    Raises RunFailed: no video can be read, features that are not finite, too little memory; or
-    another process failed.
+    Raises RunFailed: no video can be read, features that are not finite, too little memory.
     """
     parts = world.gather_parts(
         lambda: _own_features(model, loader, settings, batch_size, world, stopped),

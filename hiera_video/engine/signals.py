@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 import types
 from typing import Any
+
+taken_at: dict[int, float] = {}
+"""Signal -> when a `Stop` last took it up, by the monotonic clock."""
 
 
 class Stop:
@@ -65,3 +69,4 @@ class Stop:
             raise KeyboardInterrupt
         else:
             self.signal = number
+            taken_at[number] = time.monotonic()

@@ -424,20 +424,21 @@ class TrainingRun:
         """Save the state when the loop fails, and end it quietly after a signal.
 
         Only `update` changes parameters, so the state after `step` steps is whole, unless the error
-        is a NotToBeSaved.
+        is a NotToBeSaved. Of several processes the failure of one ends all, unsaved.
         """
         try:
             yield
         except NotToBeSaved:
             raise
         except Exception as error:
-            if self.stop.requested:
-                # A signal to all processes ends the loader's workers and the other processes in
-                # any order; what fails for that reason is not a failure of the run.
+            if self.stop.requested and self.world.is_main:
+                # A signal to all processes ends those that read videos for them, too; what fails
+                # for that reason is not a failure of the run.
                 self.stopping = True
-                if self.world.is_main:
-                    self.finish_steps()
-                    self.checkpoints.write(self.state)
+                self.finish_steps()
+                self.checkpoints.write(self.state)
+                if self.world.size > 1:  # the others wait for what this process will not do
+                    raise SystemExit(self.end()) from None
             elif isinstance(error, RunFailed) and self.world.size == 1 and self.state.step > 0:
                 self.finish_steps()
                 path = self.checkpoints.write(self.state)
