@@ -22,8 +22,10 @@ from hiera_video.registry import import_user_module
 DONE, FAILED, WRONG_USE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Call `main(argv)` and exit; a failure is printed as one line on stderr.
+
+    argv: the words; None for those of the command line.
 
     Exceptions other than those handled here are bugs and keep their traceback.
     """
@@ -31,7 +33,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         # A name that the terminal cannot show, or that is not valid UTF-8, is printed escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = main(sys.argv[1:]) or DONE
+        code = main(sys.argv[1:] if argv is None else argv) or DONE
         sys.stdout.flush()  # here, where the error of a closed pipe can still be handled
     except UserError as error:
         code = _print_error(error, WRONG_USE)

@@ -31,7 +31,16 @@ ROOT = Path(__file__).resolve().parent.parent
 def wheel(tmp_path_factory):
     """The folder a wheel was built from, a copy of the files git knows, and the wheel."""
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard", "hiera_video", "setup.py", "LICENSE"],
+        [
+            "git",
+            "ls-files",
+            "-co",
+            "--exclude-standard",
+            "hiera_video",
+            "configs",
+            "setup.py",
+            "LICENSE",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,

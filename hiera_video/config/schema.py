@@ -27,6 +27,7 @@ from typing import Any
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.config.keys import keys_of
 from hiera_video.config.parse import assemble, read_file, read_text, read_words, to_yaml_text
+from hiera_video.config.recipes import locate
 from hiera_video.config.section import Section
 from hiera_video.config.values import choice, matching, number, setting
 from hiera_video.errors import ConfigError
@@ -569,8 +570,10 @@ class Config(Section):
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """The Config of a YAML file with `KEY VALUE ...` overrides; path None starts from defaults.
 
+    path: a file, or the name of a recipe of the package, such as "K400/hiera_b_16x4".
+
     Raises ConfigError (a UserError): no such file, broken YAML, unknown key, bad value.
     """
     keys = keys_of(Config)
-    entries = [] if path is None else read_file(Path(path), keys)
+    entries = [] if path is None else read_file(locate(path), keys)
     return assemble(Config, [*entries, *read_words(overrides, keys)])
