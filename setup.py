@@ -63,6 +63,7 @@ setup(
         "decord": ["decord>=0.6"],
         "generate": ["numba>=0.60"],  # draws bodies that move, for pretraining
         "safetensors": ["safetensors>=0.8"],
+        "hub": ["huggingface_hub>=2.4", "safetensors>=0.8"],
         "tensorboard": ["tensorboard>=2.12"],
         "videomae": ["transformers>=5.20"],  # before, VideoMAE's weights have other names
         "evidence": ["scikit-learn>=1.4", "opencv-python-headless>=4.9.0.80"],  # tools/evidence.py
