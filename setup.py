@@ -65,6 +65,9 @@ setup(
         "safetensors": ["safetensors>=0.8"],
         "hub": ["huggingface_hub>=2.4", "safetensors>=0.8"],
         "tensorboard": ["tensorboard>=2.12"],
+        "wandb": ["wandb>=0.19"],
+        "mlflow": ["mlflow-skinny>=3"],
+        "trackio": ["trackio>=0.1"],
         "videomae": ["transformers>=5.20"],  # before, VideoMAE's weights have other names
         "evidence": ["scikit-learn>=1.4", "opencv-python-headless>=4.9.0.80"],  # tools/evidence.py
         "test": [

@@ -427,6 +427,30 @@ class TensorboardConfig(Section):
     """Also write the curves for TensorBoard; metrics.jsonl is always written."""
 
 
+TRACKERS = ("wandb", "mlflow", "trackio")
+
+
+@dataclass(frozen=True)
+class TrackersConfig(Section):
+    """Other places where curves and pictures are shown; none is imported unless it is named."""
+
+    prefix = "TRACKERS."
+
+    names: tuple[str, ...] = setting(())
+    """wandb, mlflow, trackio: each needs its package, and its own login or variables."""
+    project: str = setting("hiera_video")
+    """Project (W&B, trackio) or experiment (MLflow)."""
+    run_name: str = setting("")
+    """Name of the run there; empty: that of OUTPUT_DIR."""
+
+    def check(self) -> None:
+        for name in self.names:
+            if name not in TRACKERS:
+                raise ConfigError(
+                    f"TRACKERS.NAMES: {name!r} is not known; allowed are {', '.join(TRACKERS)}"
+                )
+
+
 @dataclass(frozen=True)
 class SyntheticConfig(Section):
     """The built-in data sets: camera motions and actions of figures, made when they are needed as
@@ -476,6 +500,7 @@ class Config(Section):
     test: TestConfig = field(default_factory=TestConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
+    trackers: TrackersConfig = field(default_factory=TrackersConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def check(self) -> None:
