@@ -29,6 +29,7 @@ from hiera_video.config.keys import keys_of
 from hiera_video.config.parse import assemble, read_file, read_text, read_words, to_yaml_text
 from hiera_video.config.recipes import locate
 from hiera_video.config.section import Section
+from hiera_video.config.trackers import TensorboardConfig, TrackersConfig
 from hiera_video.config.values import choice, matching, number, setting
 from hiera_video.errors import ConfigError
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
@@ -415,40 +416,6 @@ class SolverConfig(Section):
             )
         if self.optimizing_method == "sgd" and self.nesterov and self.momentum == 0:
             raise ConfigError("SOLVER.NESTEROV=true needs SOLVER.MOMENTUM above 0")
-
-
-@dataclass(frozen=True)
-class TensorboardConfig(Section):
-    """Output for TensorBoard."""
-
-    prefix = "TENSORBOARD."
-
-    enable: bool = setting(False)
-    """Also write the curves for TensorBoard; metrics.jsonl is always written."""
-
-
-TRACKERS = ("wandb", "mlflow", "trackio")
-
-
-@dataclass(frozen=True)
-class TrackersConfig(Section):
-    """Other places where curves and pictures are shown; none is imported unless it is named."""
-
-    prefix = "TRACKERS."
-
-    names: tuple[str, ...] = setting(())
-    """wandb, mlflow, trackio: each needs its package, and its own login or variables."""
-    project: str = setting("hiera_video")
-    """Project (W&B, trackio) or experiment (MLflow)."""
-    run_name: str = setting("")
-    """Name of the run there; empty: that of OUTPUT_DIR."""
-
-    def check(self) -> None:
-        for name in self.names:
-            if name not in TRACKERS:
-                raise ConfigError(
-                    f"TRACKERS.NAMES: {name!r} is not known; allowed are {', '.join(TRACKERS)}"
-                )
 
 
 @dataclass(frozen=True)

@@ -205,11 +205,12 @@ class TrainingRun:
 
     def _add_trackers(self) -> None:
         """Send curves and pictures where the settings say."""
-        path, wanted = self.folder.path, self.cfg.trackers
-        if self.cfg.tensorboard.enable:
+        cfg, path = self.cfg, self.folder.path
+        if cfg.tensorboard.enable:
             self.logger.add_tracker(trackers.TensorBoard(path / trackers.TENSORBOARD))
-        run = trackers.TrackedRun(path, wanted.project, wanted.run_name, self.cfg.to_yaml())
-        for name in wanted.names:
+        title = (cfg.trackers.project, cfg.trackers.run_name)
+        run = trackers.TrackedRun(path, *title, cfg.to_yaml())
+        for name in cfg.trackers.names:
             tracker = trackers.open_tracker(name, run)
             self.logger.add_tracker(trackers.Careful(name, tracker, self.logger.info))
 
