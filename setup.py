@@ -4,12 +4,29 @@ import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 VERSION = re.search(
     r'^__version__ = "(.+)"$', (ROOT / "hiera_video" / "__init__.py").read_text(), re.MULTILINE
 )[1]
 README = ROOT / "README.md"
+RECIPES = Path("hiera_video", "recipes")
+
+
+class BuildWithRecipes(build_py):
+    """Puts configs/ into a built package as hiera_video/recipes/; a checkout has them in place."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            self.copy_tree(str(ROOT / "configs"), str(Path(self.build_lib, RECIPES)))
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:
+        recipes = (path.relative_to(ROOT / "configs") for path in ROOT.glob("configs/**/*.yaml"))
+        own = [str(Path(self.build_lib, RECIPES, path)) for path in recipes]
+        return [*super().get_outputs(include_bytecode), *own]
+
 
 setup(
     name="hiera_video",
@@ -19,8 +36,10 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
+    cmdclass={"build_py": BuildWithRecipes},
     packages=find_packages(include=["hiera_video", "hiera_video.*"]),
     package_data={"hiera_video": ["labels/*.txt", "labels/README.md", "bundled/*"]},
+    entry_points={"console_scripts": ["hiera-video = hiera_video.__main__:script"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
         # Lower ends are those of requirements-oldest.lock, in which the suite passes.
@@ -44,7 +63,11 @@ setup(
         "decord": ["decord>=0.6"],
         "generate": ["numba>=0.60"],  # draws bodies that move, for pretraining
         "safetensors": ["safetensors>=0.8"],
+        "hub": ["huggingface_hub>=2.4", "safetensors>=0.8"],
         "tensorboard": ["tensorboard>=2.12"],
+        "wandb": ["wandb>=0.19"],
+        "mlflow": ["mlflow-skinny>=3"],
+        "trackio": ["trackio>=0.1"],
         "videomae": ["transformers>=5.20"],  # before, VideoMAE's weights have other names
         "evidence": ["scikit-learn>=1.4", "opencv-python-headless>=4.9.0.80"],  # tools/evidence.py
         "test": [

@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 _HOMES = {
     "build_model": "hiera_video.models",
     "list_models": "hiera_video.models",
+    "from_pretrained": "hiera_video.models",
+    "save_pretrained": "hiera_video.models.weights.publish",
+    "push_to_hub": "hiera_video.models.weights.publish",
     "create_hiera": "hiera_video.models.baselines.create_hiera",
     "load_config": "hiera_video.config",
     "ClipSpec": "hiera_video.clip_spec",

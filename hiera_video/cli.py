@@ -59,8 +59,10 @@ def failure_of(error: BaseException) -> Failure:
     return Failure(FAILED, f"{type(error).__name__}: {lines[0]}", trace)
 
 
-def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
+def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None = None) -> NoReturn:
     """Call `main(argv)` and exit; a failure is printed as one line on stderr.
+
+    argv: the words; None for those of the command line.
 
     Exceptions that `failure_of` does not know are bugs and keep their traceback.
     """
@@ -69,7 +71,7 @@ def run(main: Callable[[Sequence[str]], int | None]) -> NoReturn:
         # A name that the terminal cannot show, or that is not valid UTF-8, is printed escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        code = main(sys.argv[1:]) or DONE
+        code = main(sys.argv[1:] if argv is None else argv) or DONE
         sys.stdout.flush()  # here, where the error of a closed pipe can still be handled
     except (Exception, KeyboardInterrupt) as error:
         failure = failure_of(error)

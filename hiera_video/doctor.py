@@ -1,8 +1,13 @@
-"""`python -m hiera_video doctor`: check whether this machine is ready, and what to install.
+"""Check whether this machine is ready, and what to install.
+
+    hiera-video doctor
+    hiera-video doctor > report.txt       to send with a question
 
     ok    works
     warn  not required, or slower; the report says what would help
-    FAIL  required, and missing or broken: the exit code is 1
+    FAIL  required, and missing or broken
+
+Exit codes: 0 everything required works; 1 something required does not; 2 wrong use.
 
 Every check runs in a child process with a time limit, so that a library that crashes or hangs
 becomes one line of the report. Nothing is downloaded, and no files are left behind. At the top only

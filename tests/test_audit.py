@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import json
 import os
@@ -17,7 +18,6 @@ import numpy as np
 import pytest
 from clips import picture, write_audio_only, write_clip
 from conftest import REPOSITORY
-from scripts import load_script
 
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.errors import UserError
@@ -34,7 +34,7 @@ SHORT = ("--opts", "DATA.NUM_FRAMES", "4", "DATA.SAMPLING_RATE", "2")
 """Clips of 8 frames at 30 fps, so that small files are long enough."""
 
 
-TOOL = load_script("tools/audit_data.py")
+TOOL = importlib.import_module("hiera_video.commands.audit")
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiera_video.config import Config, SolverConfig, load_config, schema
+from hiera_video.config import Config, SolverConfig, load_config, schema, trackers
 from hiera_video.config.keys import SLOWFAST_KEYS, keys_of
 from hiera_video.config.parse import assemble, read_text, read_words, to_yaml_text
 from hiera_video.config.section import Section, settings_of
@@ -485,7 +485,8 @@ def test_any_value_survives_the_round_trip(text, kwargs, lr):
 def test_every_setting_is_documented_where_it_is_declared():
     """The string below a field is what `--settings` shows as its meaning."""
     documented = set()
-    for node in ast.parse(inspect.getsource(schema)).body:
+    files = [ast.parse(inspect.getsource(module)) for module in (schema, trackers)]
+    for node in itertools.chain.from_iterable(file.body for file in files):
         if not (isinstance(node, ast.ClassDef) and node.name.endswith("Config")):
             continue
         for declared, below in itertools.pairwise(node.body):

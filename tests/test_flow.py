@@ -42,7 +42,12 @@ ALLOWED = {
     "engine": (*FOUNDATION, "config", "video", "data", "models", "scoring", "engine"),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "doctor": (*FOUNDATION, "video", "models"),
-    "__main__": ("doctor",),
+    "commands": (
+        *FOUNDATION,
+        *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
+        *("preparation", "commands"),
+    ),
+    "__main__": ("doctor", "commands", "cli"),
 }
 """Part of the package -> parts it may import; a new part must be entered here."""
 
@@ -51,6 +56,8 @@ WHOLE_CONFIG = (
     "engine/build.py",
     "engine/evaluate.py",
     "engine/dry_run.py",
+    "commands/audit.py",
+    "commands/train.py",
     "config/schema.py",
     "config/command_line.py",
 )

@@ -14,7 +14,7 @@ from hiera_video import build_model
 from hiera_video.errors import WeightsError
 from hiera_video.models.weights.file import Checkpoint, read_checkpoint
 from hiera_video.models.weights.load import load_weights
-from hiera_video.models.weights.mvit_keys import head_weight, published_model, to_published
+from hiera_video.models.weights.other_keys import head_weight, published_model, to_published
 from hiera_video.models.weights.resolve import resolve
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,9 +3,7 @@
 import io
 import json
 import math
-import sys
 
-import pytest
 import torch
 from matplotlib.image import imread
 
@@ -13,7 +11,6 @@ from hiera_video.engine import meters, plots
 from hiera_video.engine.meters import StepTimer
 from hiera_video.engine.records import drop_records_after, json_stats, read_metrics
 from hiera_video.engine.run_logger import RunLogger
-from hiera_video.errors import UserError
 
 
 class Terminal(io.StringIO):
@@ -105,34 +102,6 @@ def test_pictures(tmp_path):
     plots.draw_confusion(torch.tensor([[2, 0], [1, 0]]), ["a", "ünï"], tmp_path / "confusion.png")
     for picture in (path, plots.draw_curves(tmp_path), tmp_path / "confusion.png"):
         assert imread(picture).std() > 0.01, f"{picture.name} is blank"
-
-
-def test_tensorboard_says_how_to_get_it(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(UserError, match="pip install tensorboard"):
-        RunLogger(tmp_path, quiet=True, tensorboard=True)
-
-
-def test_tensorboard_gets_the_curves(tmp_path, monkeypatch):
-    calls = []
-
-    class Writer:
-        def __init__(self, folder):
-            calls.append(folder)
-
-        def add_scalar(self, name, value, step):
-            calls.append((name, value, step))
-
-        def close(self):
-            calls.append("closed")
-
-    module = type(sys)("torch.utils.tensorboard")
-    module.SummaryWriter = Writer
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    logger = RunLogger(tmp_path, quiet=True, tensorboard=True)
-    logger.add_scalars(3, Train__loss=0.5)
-    logger.close()
-    assert calls == [str(tmp_path / "tensorboard"), ("Train/loss", 0.5, 3), "closed"]
 
 
 def test_durations():

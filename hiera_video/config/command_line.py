@@ -33,7 +33,13 @@ from hiera_video.config.schema import Config, load_config
 from hiera_video.errors import ConfigError, UserError
 from hiera_video.registry import import_user_module
 
-__all__ = ["SettingsParser", "add_config_arguments", "config_from_args", "settings_table"]
+__all__ = [
+    "SettingsParser",
+    "add_config_arguments",
+    "config_from_args",
+    "is_key",
+    "settings_table",
+]
 
 
 class SettingsParser(argparse.ArgumentParser):
@@ -119,9 +125,7 @@ class SettingsParser(argparse.ArgumentParser):
     def _is_key(self, word: str) -> bool:
         if not self._takes_paths:
             return True
-        name = word.partition("=")[0]
-        spelled = name.isupper() or "." in name
-        return spelled and (is_setting(name) or names_a_section(name)) and not os.path.exists(word)
+        return is_key(word) and not os.path.exists(word)
 
     def _values(self, word: str, words: _Words) -> Iterator[str]:
         """The words that belong to an option; none if its value follows an `=`."""
@@ -143,6 +147,12 @@ class SettingsParser(argparse.ArgumentParser):
             return None
         near = [option for option in self._values_of if option.startswith(name)]
         return near[0] if len(near) == 1 else None
+
+
+def is_key(word: str) -> bool:
+    """Whether a word names a setting, and is no path or name of something else."""
+    name = word.partition("=")[0]
+    return (name.isupper() or "." in name) and (is_setting(name) or names_a_section(name))
 
 
 class _Words:
@@ -187,14 +197,18 @@ def add_config_arguments(parser: SettingsParser, *, required: bool = True) -> No
     With `required=False` the file may be left out; `args.cfg` is then None.
     """
     parser.add_argument(
-        "--cfg", required=required, action=_Once, metavar="FILE", help="one YAML file of settings"
+        "--cfg",
+        required=required,
+        action=_Once,
+        metavar="FILE",
+        help="one YAML file of settings, or the name of a recipe (K400/hiera_b_16x4)",
     )
     parser.add_argument(
         "settings",
         nargs="*",
         metavar="KEY VALUE",
         help="settings that replace the file's, anywhere on the line: SOLVER.BASE_LR 1e-4 ... "
-        "(all of them: tools/run_net.py --settings)",
+        "(all of them: hiera-video train --settings)",
     )
     parser.add_argument(
         "--opts",

@@ -27,7 +27,9 @@ from typing import Any
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.config.keys import keys_of
 from hiera_video.config.parse import assemble, read_file, read_text, read_words, to_yaml_text
+from hiera_video.config.recipes import locate
 from hiera_video.config.section import Section
+from hiera_video.config.trackers import TensorboardConfig, TrackersConfig
 from hiera_video.config.values import choice, matching, number, setting
 from hiera_video.errors import ConfigError
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
@@ -418,16 +420,6 @@ class SolverConfig(Section):
 
 
 @dataclass(frozen=True)
-class TensorboardConfig(Section):
-    """Output for TensorBoard."""
-
-    prefix = "TENSORBOARD."
-
-    enable: bool = setting(False)
-    """Also write the curves for TensorBoard; metrics.jsonl is always written."""
-
-
-@dataclass(frozen=True)
 class SyntheticConfig(Section):
     """The built-in data sets: camera motions and actions of figures, made when they are needed as
     real MP4 files, and the stream of generated clips."""
@@ -476,6 +468,7 @@ class Config(Section):
     test: TestConfig = field(default_factory=TestConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
     tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
+    trackers: TrackersConfig = field(default_factory=TrackersConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
 
     def check(self) -> None:
@@ -570,8 +563,10 @@ class Config(Section):
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
     """The Config of a YAML file with `KEY VALUE ...` overrides; path None starts from defaults.
 
+    path: a file, or the name of a recipe of the package, such as "K400/hiera_b_16x4".
+
     Raises ConfigError (a UserError): no such file, broken YAML, unknown key, bad value.
     """
     keys = keys_of(Config)
-    entries = [] if path is None else read_file(Path(path), keys)
+    entries = [] if path is None else read_file(locate(path), keys)
     return assemble(Config, [*entries, *read_words(overrides, keys)])

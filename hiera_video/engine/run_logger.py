@@ -1,4 +1,4 @@
-"""The logger of a run: console, stdout.log, metrics.jsonl, TensorBoard and pictures.
+"""The logger of a run: console, stdout.log, metrics.jsonl, pictures, and trackers such as W&B.
 
 On a terminal the last line is progress that redraws itself; in a pipe there are plain lines only.
 `stdout.log` holds the lines of the console and SlowFast's `json_stats: {...}` lines;
@@ -19,11 +19,11 @@ from torch import Tensor
 
 from hiera_video.engine import plots
 from hiera_video.engine.records import METRICS, json_safe, json_stats
-from hiera_video.errors import UserError
+from hiera_video.engine.trackers import Tracker
+from hiera_video.errors import RunFailed
 from hiera_video.files import atomic_write, explained
 
 LOG = "stdout.log"
-TENSORBOARD = "tensorboard"
 _REDRAW_SECONDS = 0.2
 """Least time between two redraws of the last line of a terminal."""
 _CURVES_SECONDS = 60
@@ -39,10 +39,7 @@ class RunLogger:
         folder: where the files go. None: no files, or none until `open` names the folder; lines
             logged before that are written to stdout.log then.
         quiet: print nothing (all processes but rank 0).
-        tensorboard: write TensorBoard's files too.
         stream: the console; stdout by default.
-
-    Raises UserError where TensorBoard is asked for and not installed.
     """
 
     def __init__(
@@ -50,7 +47,6 @@ class RunLogger:
         folder: Path | None,
         *,
         quiet: bool = False,
-        tensorboard: bool = False,
         stream: TextIO | None = None,
     ) -> None:
         self.folder: Path | None = None
@@ -61,10 +57,10 @@ class RunLogger:
         self._curves_at = time.monotonic()
         self._log: IO[str] | None = None
         self._metrics: IO[str] | None = None
-        self._tensorboard: Any = None
+        self._trackers: list[Tracker] = []
         self._early: list[str] = []
         if folder is not None:
-            self.open(folder, tensorboard=tensorboard)
+            self.open(folder)
 
     def __enter__(self) -> RunLogger:
         return self
@@ -72,15 +68,17 @@ class RunLogger:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def open(self, folder: Path, *, tensorboard: bool = False) -> None:
+    def open(self, folder: Path) -> None:
         """Write to files in `folder` from now on, first the lines that were logged before."""
         self.folder = folder
         self._log, self._metrics = _open_to_append(folder / LOG), _open_to_append(folder / METRICS)
-        if tensorboard:
-            self._tensorboard = _tensorboard_writer(folder / TENSORBOARD)
         for text in self._early:
             self._to_log(text)
         self._early.clear()
+
+    def add_tracker(self, tracker: Tracker) -> None:
+        """Send curves and pictures to `tracker` too, from now on; it is closed with the logger."""
+        self._trackers.append(tracker)
 
     def info(self, text: str) -> None:
         """Log a line on the console and in stdout.log."""
@@ -100,16 +98,15 @@ class RunLogger:
             _append(self._metrics, json.dumps(json_safe(record), sort_keys=True))
 
     def add_scalars(self, step: int, **values: float) -> None:
-        """Add points to TensorBoard's curves, if it is on; `Train__loss` is its Train/loss."""
-        if self._tensorboard is not None and self.folder is not None:
-            with explained(self.folder / TENSORBOARD):
-                for name, value in values.items():
-                    self._tensorboard.add_scalar(name.replace("__", "/"), value, step)
+        """Add points to the curves of the trackers; `Train__loss` is their Train/loss."""
+        named = {name.replace("__", "/"): value for name, value in values.items()}
+        for tracker in self._trackers:
+            tracker.add_scalars(named, step)
 
     def add_image(self, name: str, image: Tensor, step: int) -> Path | None:
         """Write an RGB picture, float [3, H, W] in [0, 1], as a PNG in pictures/; return its path.
 
-        It goes to TensorBoard too, if that is on. None where there is no folder.
+        It goes to the trackers too. None where there is no folder.
         """
         if self.folder is None:
             return None
@@ -119,9 +116,8 @@ class RunLogger:
         path.parent.mkdir(exist_ok=True)
         with atomic_write(path) as file:
             save_image(image, file, format="png")
-        if self._tensorboard is not None:
-            with explained(self.folder / TENSORBOARD):
-                self._tensorboard.add_image(name, image, step)
+        for tracker in self._trackers:
+            tracker.add_image(name, image, step)
         return path
 
     def progress(self, text: str, *, due: bool = False) -> None:
@@ -146,14 +142,18 @@ class RunLogger:
             self._curves_at = time.monotonic()
 
     def close(self) -> None:
-        """Clear the progress line and close the files."""
+        """Clear the progress line, and close the trackers and the files."""
         self._end_line()
-        for file in (self._log, self._metrics, self._tensorboard):
+        for tracker in self._trackers:
+            with contextlib.suppress(OSError, RunFailed):
+                tracker.close()
+        self._trackers.clear()
+        for file in (self._log, self._metrics):
             if file is not None:
                 # Bytes that a full disk did not take were an error when they were written.
                 with contextlib.suppress(OSError):
                     file.close()
-        self._log = self._metrics = self._tensorboard = None
+        self._log = self._metrics = None
 
     def _to_console(self, text: str) -> None:
         if self.quiet:
@@ -181,15 +181,3 @@ def _append(file: IO[str], line: str) -> None:
     with explained(file.name):
         file.write(line + "\n")
         file.flush()
-
-
-def _tensorboard_writer(folder: Path) -> Any:
-    """Return a SummaryWriter; UserError where TensorBoard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise UserError(
-            "TENSORBOARD.ENABLE needs the tensorboard package: pip install tensorboard, "
-            "or set TENSORBOARD.ENABLE False"
-        ) from None
-    return SummaryWriter(str(folder))

@@ -29,6 +29,7 @@ from hiera_video.engine import (
     probe,
     results,
     tasks,
+    trackers,
 )
 from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
@@ -222,13 +223,25 @@ class TrainingRun:
             self.logger.info(classes.note)
         return notes
 
+    def _add_trackers(self) -> None:
+        """Send curves and pictures where the settings say."""
+        cfg, path = self.cfg, self.folder.path
+        if cfg.tensorboard.enable:
+            self.logger.add_tracker(trackers.TensorBoard(path / trackers.TENSORBOARD))
+        title = (cfg.trackers.project, cfg.trackers.run_name)
+        run = trackers.TrackedRun(path, *title, cfg.to_yaml())
+        for name in cfg.trackers.names:
+            tracker = trackers.open_tracker(name, run)
+            self.logger.add_tracker(trackers.Careful(name, tracker, self.logger.info))
+
     def log_start(self, loader_notes: Sequence[str], notes: Sequence[str]) -> None:
         """Write the settings, open the logs, and log what the run is and where it begins."""
         cfg, world, state, path = self.cfg, self.world, self.state, self.folder.path
         world.run_on_main(drop_records_after, path, state.step)
         world.run_on_main(files.write_text, path / "config.yaml", cfg.to_yaml())
         if world.is_main:
-            self.logger.open(path, tensorboard=cfg.tensorboard.enable)
+            self.logger.open(path)
+            self._add_trackers()
         name = f"{cfg.task} {cfg.model.model_name}"
         self.logger.info(describe_run(name, state.model, world, cfg.train.mixed_precision))
         self.logger.info(str(self.plan))

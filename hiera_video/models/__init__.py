@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from hiera_video.errors import UserError, first_few
+from hiera_video.errors import UserError, WeightsError, first_few
 from hiera_video.labels import load_labels
 from hiera_video.models import baselines, hiera, mae
 from hiera_video.models.hiera import Hiera, HieraEncoder
@@ -17,6 +17,8 @@ from hiera_video.models.ladder import mvit, steps
 from hiera_video.models.ladder.ablation import LADDER, AblationConfig
 from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
 from hiera_video.models.motion import MotionPredictor
+from hiera_video.models.weights.load import load_weights
+from hiera_video.models.weights.resolve import resolve
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "MaskedAutoencoder",
     "MotionPredictor",
     "build_model",
+    "from_pretrained",
     "list_models",
 ]
 
@@ -35,6 +38,28 @@ __all__ = [
 def list_models(pattern: str = "*") -> list[str]:
     """List the registered model names that match a shell pattern, e.g. "mae_hiera*"."""
     return MODEL_REGISTRY.names(pattern)
+
+
+def from_pretrained(weights: str | Path) -> nn.Module:
+    """Build the model that trained weights are for, and load them.
+
+    weights: what says its model: a checkpoint of the trainer, a folder of `save_pretrained`, or
+    "hf:owner/name@revision". A model with other classes: `build_model(name, pretrained=weights,
+    classes=[...])`. Raises UserError, WeightsError as `build_model`, and for weights that name no
+    model.
+    """
+    checkpoint, _ = resolve(weights)
+    if checkpoint.model_name is None:
+        raise WeightsError(
+            f"{checkpoint.label} does not say which model it is for; name it: "
+            "build_model(NAME, pretrained=...)"
+        )
+    arguments = dict(checkpoint.model_kwargs)
+    if checkpoint.num_classes is not None:
+        arguments["num_classes"] = checkpoint.num_classes
+    model = build_model(checkpoint.model_name, **arguments)
+    load_weights(model, checkpoint)
+    return model
 
 
 def build_model(

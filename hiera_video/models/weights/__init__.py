@@ -10,7 +10,8 @@ in the order in which weights pass them:
 * `resolve`: from what a user named (a name of the table, a file, an address) to a checkpoint;
 * `download`: a file from its address into the cache;
 * `file`: reading a weights file without trusting it, and writing one;
-* `key_names`, `mvit_keys`: what tensors are called, here and in the files of others;
+* `hub`, `publish`: folders of model hubs, read and written;
+* `key_names`, `other_keys`, `hiera_keys`: what tensors are called, here and in the files of others;
 * `fit`, `inflate`, `positions`, `head`: a checkpoint made to fit a model that differs in task,
   dimensions, size of the input, classes;
 * `load`: all of that in order, the comparison, the copy, and the report on it.

@@ -31,8 +31,9 @@ from torch import Tensor, nn
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import RunFailed, WeightsError, first_few
 from hiera_video.files import atomic_write, explained
+from hiera_video.models.weights.hiera_keys import published_keys
 from hiera_video.models.weights.key_names import HIERA_KEYS, kind_of
-from hiera_video.models.weights.mvit_keys import head_weight
+from hiera_video.models.weights.other_keys import head_weight
 
 if TYPE_CHECKING:
     from hiera_video.models.weights.published import PublishedWeights
@@ -111,7 +112,7 @@ def read_checkpoint(path: str | os.PathLike) -> Checkpoint:
     """
     path = os.fspath(path)
     content = load_untrusted(path)
-    state = clean_keys(_find_state_dict(content, path), path)
+    state = published_keys(clean_keys(_find_state_dict(content, path), path))
     facts = content if isinstance(content, Mapping) else {}
     head = head_weight(state) or HIERA_KEYS.head[0]
     return Checkpoint(state_dict=state, path=path, head=head, **_facts(facts, path))

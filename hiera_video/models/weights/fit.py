@@ -19,12 +19,13 @@ from hiera_video.models.weights.file import Checkpoint
 from hiera_video.models.weights.key_names import (
     AUTOENCODER,
     CLASSIFIER,
+    ENCODER,
     HIERA_KEYS,
     MOTION,
     KeyNames,
     kind_of,
 )
-from hiera_video.models.weights.mvit_keys import to_published
+from hiera_video.models.weights.other_keys import to_published
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,9 @@ def fit_task(fit: Fit, *, allowed: bool) -> None:
         AUTOENCODER: names.decoder_words,
         MOTION: names.motion_words,
     }
+    if there == ENCODER:
+        fit.notes.append(f"the weights of an encoder: {words[here]} keep their initial values")
+        return
     fit.notes.append(
         f"encoder taken out of {_a(there)}: {len(fit.left_out)} tensors of its {words[there]} are "
         f"left out; {words[here]} keep their initial values"

@@ -11,13 +11,19 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 CLASSIFIER, AUTOENCODER, MOTION = "classifier", "autoencoder", "predictor of motion"
+ENCODER = "encoder without a head"
 
 
 def kind_of(keys: Collection[str]) -> str:
-    """Tell what a state dict is of: CLASSIFIER, or what was pretrained as AUTOENCODER or MOTION."""
+    """Tell what a state dict is of: CLASSIFIER, what was pretrained as AUTOENCODER or MOTION, or
+    ENCODER, which is a Hiera without anything after its blocks."""
     if "mask_token" in keys:
         return AUTOENCODER
-    return MOTION if any(key.startswith("decoder_heads.") for key in keys) else CLASSIFIER
+    if any(key.startswith("decoder_heads.") for key in keys):
+        return MOTION
+    hiera = "pos_embed" in keys and "patch_embed.proj.weight" in keys and "cls_token" not in keys
+    bare = not any(key.startswith(HIERA_KEYS.classifier) for key in keys)
+    return ENCODER if hiera and bare else CLASSIFIER
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from hiera_video.errors import WeightsError
 from hiera_video.labels import load_labels
+from hiera_video.models.weights import hub
 from hiera_video.models.weights.download import fetch
 from hiera_video.models.weights.file import FILE_ENDINGS, Checkpoint, read_checkpoint
 from hiera_video.models.weights.key_names import CLASSIFIER
-from hiera_video.models.weights.mvit_keys import published_model
+from hiera_video.models.weights.other_keys import published_model
 from hiera_video.models.weights.published import (
     PUBLISHED,
     PublishedWeights,
@@ -33,7 +34,8 @@ def resolve(
     Args:
         weights: a name of the table ("mae_k400_ft_k400" with `model_name`, or
             "hiera_base_16x224.mae_k400_ft_k400" by itself), the name of a model that comes with
-            the package ("camera_motion"), a local file, or an http(s) address.
+            the package ("camera_motion"), a local file, an http(s) address, a folder of a hub
+            (`hub.save_pretrained`), or "hf:owner/name", such a folder on the Hugging Face Hub.
         model_name: registered name of the model they are for, if known.
 
     Returns:
@@ -52,6 +54,8 @@ def resolve(
         checkpoint = read_checkpoint(packaged[text])
         checkpoint.name = f"bundled {text}"
         return checkpoint, None
+    if text.startswith(hub.PREFIX) or hub.is_pretrained(text):
+        return _read_folder(text, model_name), None
     row = _table_row(text, model_name)
     checkpoint = _read_named(text, model_name) if row is None else _read_downloaded(row.url)
     if row is None and checkpoint.model_name is None:
@@ -65,6 +69,15 @@ def resolve(
         checkpoint.head = _head_of(checkpoint, checkpoint.model_name or model_name)
     _name_outputs(checkpoint, checkpoint.model_name or model_name)
     return checkpoint, row
+
+
+def _read_folder(text: str, model_name: str | None) -> Checkpoint:
+    """Read a folder of a hub, downloading it if `text` is its name there."""
+    folder = hub.fetch_pretrained(text) if text.startswith(hub.PREFIX) else Path(text).expanduser()
+    checkpoint = hub.read_pretrained(folder)
+    checkpoint.name = text
+    _name_outputs(checkpoint, checkpoint.model_name or model_name)
+    return checkpoint
 
 
 def _read_named(text: str, model_name: str | None) -> Checkpoint:
@@ -153,7 +166,7 @@ def _usual_classes(model_name: str | None, outputs: int | None) -> str | None:
 
 def _no_such_weights(text: str, model_name: str | None) -> str:
     """The message for unknown weights: what was given, near names, and what is allowed."""
-    ways = "a local file, an https:// address, or a published name"
+    ways = "a local file, an https:// address, hf:owner/name, or a published name"
     if packaged := bundled():
         names = " and ".join(packaged)
         ways += f", or {names}, which {'is' if len(packaged) == 1 else 'are'} part of this package"

@@ -1,0 +1,43 @@
+"""The sections on where curves and pictures of a run are shown, beside its folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from hiera_video.config.section import Section
+from hiera_video.config.values import setting
+from hiera_video.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class TensorboardConfig(Section):
+    """Output for TensorBoard."""
+
+    prefix = "TENSORBOARD."
+
+    enable: bool = setting(False)
+    """Also write the curves for TensorBoard; metrics.jsonl is always written."""
+
+
+TRACKERS = ("wandb", "mlflow", "trackio")
+
+
+@dataclass(frozen=True)
+class TrackersConfig(Section):
+    """Other places where curves and pictures are shown; none is imported unless it is named."""
+
+    prefix = "TRACKERS."
+
+    names: tuple[str, ...] = setting(())
+    """wandb, mlflow, trackio: each needs its package, and its own login or variables."""
+    project: str = setting("hiera_video")
+    """Project (W&B, trackio) or experiment (MLflow)."""
+    run_name: str = setting("")
+    """Name of the run there; empty: that of OUTPUT_DIR."""
+
+    def check(self) -> None:
+        for name in self.names:
+            if name not in TRACKERS:
+                raise ConfigError(
+                    f"TRACKERS.NAMES: {name!r} is not known; allowed are {', '.join(TRACKERS)}"
+                )
