@@ -231,8 +231,8 @@ def _chosen_layer(
     usual = HEAD if head and (options.pool == "mean" or not stages) else stages[-1]
     layer = options.layer or usual
     if layer not in layers:
-        untrained = ", whose head is not trained" if layer == HEAD and not head_is_trained else ""
-        raise UserError(f"{name}{untrained} has no layer {layer}; it has {', '.join(layers)}")
+        what = "trained head" if layer == HEAD else f"layer {layer}"
+        raise UserError(f"{name} has no {what} to read; it has {', '.join(layers)}")
     return layer
 
 

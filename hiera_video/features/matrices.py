@@ -85,7 +85,8 @@ class MatrixWriter:
         vectors, every = described.vectors, self.settings.every
         if every is not None:
             vectors = every_window(described, every, path)
-        matrix = vectors.astype(_NUMPY_TYPES[self.settings.stored_as])
+        with np.errstate(over="ignore"):  # said below
+            matrix = vectors.astype(_NUMPY_TYPES[self.settings.stored_as])
         if not np.isfinite(matrix).all():
             raise RunFailed("the vectors do not fit into fp16; store them as fp32")
         target = self.folder / self._names[path]

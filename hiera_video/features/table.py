@@ -30,8 +30,11 @@ from hiera_video.files import AnyPath, atomic_write, explained, hold
 KEY = b"hiera_video"
 """Of the settings, in the metadata of a file."""
 
-_PART_SECONDS = 30.0
-_PART_BYTES = 64 << 20
+PART_SECONDS = 30.0
+"""Time after which what is new becomes a part."""
+
+PART_BYTES = 64 << 20
+"""Memory of new vectors at which they become a part."""
 
 _NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16}
 
@@ -63,25 +66,16 @@ class TableWriter:
         path: the file.
         settings: of all its vectors.
         afresh: start over, whatever is there.
-        part_seconds: time after which what is new becomes a part.
 
     Raises UserError: the file is of other settings, another process writes it, pyarrow is missing;
     DataError: what is there cannot be read; RunFailed: it cannot be written.
     """
 
-    def __init__(
-        self,
-        path: AnyPath,
-        settings: FeatureSettings,
-        *,
-        afresh: bool = False,
-        part_seconds: float = _PART_SECONDS,
-    ) -> None:
+    def __init__(self, path: AnyPath, settings: FeatureSettings, *, afresh: bool = False) -> None:
         self._arrow, self._parquet = parquet()
         self.path = Path(path)
         self.settings = settings
         self._folder = Path(f"{self.path}.parts")
-        self._part_seconds = part_seconds
         self._lock = self._locked_folder()
         try:
             if afresh:
@@ -137,8 +131,9 @@ class TableWriter:
             for number, source in enumerate(self._sources):
                 for table in _row_groups(self._parquet, source):
                     paths = table.column("path").to_pylist()
-                    kept = self._arrow.array([last[path] == number for path in paths])
-                    out.write_table(table.filter(kept))
+                    kept = [last[path] == number for path in paths]
+                    if any(kept):
+                        out.write_table(table.filter(self._arrow.array(kept)))
         for part in self._parts():
             part.unlink()
         self._sources = [self.path]
@@ -197,7 +192,8 @@ class TableWriter:
         error: str | None,
     ) -> None:
         arrow, failed = self._arrow, error is not None
-        numbers = np.ascontiguousarray(vectors, dtype=_NUMPY_TYPES[self.settings.stored_as])
+        with np.errstate(over="ignore"):  # said below
+            numbers = np.ascontiguousarray(vectors, dtype=_NUMPY_TYPES[self.settings.stored_as])
         if not failed and not np.isfinite(numbers).all():
             raise RunFailed("the vectors do not fit into fp16; store them as fp32")
         rows = len(numbers)
@@ -214,7 +210,7 @@ class TableWriter:
         }
         self._tables.append(arrow.table(columns, schema=self._schema()))
         new = sum(table.nbytes for table in self._tables)
-        if new > _PART_BYTES or time.monotonic() - self._since > self._part_seconds:
+        if new > PART_BYTES or time.monotonic() - self._since > PART_SECONDS:
             self._write_part()
 
     def _schema(self) -> Any:
@@ -297,10 +293,8 @@ def _opened(path: AnyPath) -> Any:
     path = os.fspath(path)
     if not os.path.exists(path):
         begun = os.path.isdir(f"{path}.parts")
-        reason = (
-            "it is not finished: the same hiera-video features command goes on" if begun else ""
-        )
-        raise DataError(f"no such file: {path}{'; ' + reason if reason else ''}")
+        hint = "; it was begun: the same hiera-video features command goes on" if begun else ""
+        raise DataError(f"no such file: {path}{hint}")
     try:
         return module.ParquetFile(path)
     except (arrow.ArrowException, OSError) as error:
