@@ -207,7 +207,7 @@ def described(*numbers):
 def rows_of(path):
     """[(path, first number or None, error)]"""
     read = pq.read_table(path).to_pydict()
-    firsts = [vector and vector[0] for vector in read["vector"]]
+    firsts = [None if np.isnan(vector).all() else vector[0] for vector in read["vector"]]
     return list(zip(read["path"], firsts, read["error"], strict=True))
 
 
@@ -318,6 +318,20 @@ def test_files_that_are_no_tables_are_named(tmp_path):
     pq.write_table(foreign, tmp_path / "newer.parquet")
     with pytest.raises(DataError, match="another version"):
         read_settings(tmp_path / "newer.parquet")
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    file = tmp_path / "f.parquet"
+    with TableWriter(file, SETTINGS) as writer:
+        writer.add("a.mp4", described(*range(1000)))
+        writer.finish()
+    content = bytearray(file.read_bytes())
+    content[4:3000] = bytes(2996)  # the pages, not the footer
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=r"f\.parquet is damaged"):
+        list(read_batches(file))
+    with pytest.raises(DataError, match=r"f\.parquet is damaged"):
+        TableWriter(file, SETTINGS)
 
 
 def test_numbers_beyond_fp16_are_refused(tmp_path):

@@ -1,8 +1,10 @@
 """A table of vectors as a Parquet file: one row a video, or a window.
 
 Columns: path (text), start and end (seconds), vector (a list of a fixed size of float32 or
-float16), error (text, empty in rows that have a vector). The settings that made the vectors are in
-the file's metadata, under "hiera_video", as JSON.
+float16), error (text, null in rows that have a vector). Where there is an error, start and end are
+null and the vector is NaN: not null, because older readers of Parquet fail on a null among lists of
+a fixed size. The settings that made the vectors are in the file's metadata, under "hiera_video", as
+JSON.
 
 A Parquet file cannot grow. While videos are described, parts of the table are kept in the folder
 FILE.parts, each of them a whole file of whole videos. At the end they become one file, and the
@@ -104,7 +106,7 @@ class TableWriter:
 
     def add_error(self, path: str, error: str) -> None:
         """Add a row that says why there are none."""
-        vectors = np.zeros((1, self.settings.length), dtype=np.float32)
+        vectors = np.full((1, self.settings.length), np.nan, dtype=np.float32)
         self._add(path, [None], [None], vectors, error)
 
     def close(self) -> None:
@@ -129,7 +131,7 @@ class TableWriter:
         last = self._last_sources()
         with atomic_write(self.path) as file, self._writer(file) as out:
             for number, source in enumerate(self._sources):
-                for table in _row_groups(self._parquet, source):
+                for table in _row_groups(source):
                     paths = table.column("path").to_pylist()
                     kept = [last[path] == number for path in paths]
                     if any(kept):
@@ -170,17 +172,18 @@ class TableWriter:
     def _read_done(self) -> set[str]:
         done: set[str] = set()
         for source in self._sources:
-            table = self._parquet.read_table(source, columns=["path", "error"])
-            rows = zip(*(table.column(n).to_pylist() for n in ("path", "error")), strict=True)
-            done.update(path for path, error in rows if error is None)
+            for table in _row_groups(source, ["path", "error"]):
+                errors = table.column("error").to_pylist()
+                rows = zip(table.column("path").to_pylist(), errors, strict=True)
+                done.update(path for path, error in rows if error is None)
         return done
 
     def _last_sources(self) -> dict[str, int]:
         """Path -> the number of the last source that has it: an error there is replaced here."""
         last: dict[str, int] = {}
         for number, source in enumerate(self._sources):
-            paths = self._parquet.read_table(source, columns=["path"]).column("path")
-            last.update(dict.fromkeys(paths.to_pylist(), number))
+            for table in _row_groups(source, ["path"]):
+                last.update(dict.fromkeys(table.column("path").to_pylist(), number))
         return last
 
     def _add(
@@ -191,10 +194,10 @@ class TableWriter:
         vectors: Vectors,
         error: str | None,
     ) -> None:
-        arrow, failed = self._arrow, error is not None
+        arrow = self._arrow
         with np.errstate(over="ignore"):  # said below
             numbers = np.ascontiguousarray(vectors, dtype=_NUMPY_TYPES[self.settings.stored_as])
-        if not failed and not np.isfinite(numbers).all():
+        if error is None and not np.isfinite(numbers).all():
             raise RunFailed("the vectors do not fit into fp16; store them as fp32")
         rows = len(numbers)
         columns = {
@@ -202,9 +205,7 @@ class TableWriter:
             "start": arrow.array(starts, arrow.float64()),
             "end": arrow.array(ends, arrow.float64()),
             "vector": arrow.FixedSizeListArray.from_arrays(
-                arrow.array(numbers.reshape(-1)),
-                self.settings.length,
-                mask=arrow.array([failed] * rows),
+                arrow.array(numbers.reshape(-1)), self.settings.length
             ),
             "error": arrow.array([error] * rows, arrow.string()),
         }
@@ -268,23 +269,19 @@ def read_batches(path: AnyPath) -> Iterator[Batch]:
 
     Raises DataError for a file that is none.
     """
-    arrow, module = parquet()
     length = read_settings(path).length
-    try:
-        for table in _row_groups(module, path):
-            table = table.filter(table.column("error").is_null())
-            if not table.num_rows:
-                continue
-            numbers = table.column("vector").combine_chunks().flatten()
-            flat = numbers.to_numpy(zero_copy_only=False).astype(np.float32)
-            yield Batch(
-                paths=table.column("path").to_pylist(),
-                starts=table.column("start").to_pylist(),
-                ends=table.column("end").to_pylist(),
-                vectors=flat.reshape(-1, length),
-            )
-    except (arrow.ArrowException, KeyError, OSError, ValueError) as error:
-        raise DataError(f"{os.fspath(path)} is damaged: {error}; write it again") from None
+    for group in _row_groups(path):
+        table = group.filter(group.column("error").is_null())
+        if not table.num_rows:
+            continue
+        numbers = table.column("vector").combine_chunks().flatten()
+        flat = numbers.to_numpy(zero_copy_only=False).astype(np.float32)
+        yield Batch(
+            paths=table.column("path").to_pylist(),
+            starts=table.column("start").to_pylist(),
+            ends=table.column("end").to_pylist(),
+            vectors=flat.reshape(-1, length),
+        )
 
 
 def _opened(path: AnyPath) -> Any:
@@ -302,7 +299,16 @@ def _opened(path: AnyPath) -> Any:
         raise DataError(f"{path} cannot be read as a Parquet file: {reason}") from None
 
 
-def _row_groups(module: Any, path: AnyPath) -> Iterator[Any]:
-    with module.ParquetFile(path) as file:
+def _row_groups(path: AnyPath, columns: Sequence[str] | None = None) -> Iterator[Any]:
+    """The groups of rows of a table, all columns or some; DataError where one cannot be read."""
+    arrow, _ = parquet()
+    with _opened(path) as file:
         for number in range(file.num_row_groups):
-            yield file.read_row_group(number)
+            try:
+                group = file.read_row_group(number, columns=columns)
+            except (arrow.ArrowException, OSError) as error:
+                reason = str(error).splitlines()[0]
+                raise DataError(
+                    f"{os.fspath(path)} is damaged ({reason}); delete it and write it again"
+                ) from None
+            yield group
