@@ -15,9 +15,10 @@ import torch
 from clips import write_clip
 from randomness import redraw
 from test_guarded_video import serve_or_worse
-from test_predict import SPEC, tiny_model, write_checkpoint
+from test_predict import SPEC, TINY, tiny_model, write_checkpoint
 from toy_models import ToyClassifier
 
+from hiera_video import build_model
 from hiera_video.commands import features as command
 from hiera_video.commands import search as search_command
 from hiera_video.data.views import load_test_views, read_views
@@ -114,6 +115,18 @@ def test_weights_of_pretraining_have_stages_and_no_head():
     assert (encoder.layer, encoder.shape) == ("stage4", (384,))
     with pytest.raises(UserError, match="has no trained head to read; it has stage1, stage2"):
         encoder_of("motion", layer="head")
+
+
+@torch.no_grad()
+def test_published_weights_of_pretraining_are_read_as_their_classifier(tmp_path, pixels):
+    """They are named after the classifier; its own norm and head are not trained."""
+    sizes = {**TINY, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 1}
+    autoencoder = redraw(build_model("mae_hiera_base_16x224", **sizes)).eval()
+    weights = str(write_checkpoint(tmp_path / "mae.pyth", autoencoder, classes=None))
+    encoder = encoder_of(weights, layer="stage2")
+    wanted = autoencoder.encoder.stage_features(pixels)[1].mean(dim=(1, 2, 3))
+    assert torch.allclose(encoder(pixels), wanted, atol=1e-5)
+    assert encoder_of(weights).layer == "stage4"
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ import argparse
 import contextlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from hiera_video import cli
@@ -156,7 +157,8 @@ def _describe_all(
             for done, (path, error) in enumerate(waiting):
                 line.show("videos", done, len(waiting))
                 if error is None:
-                    error = _describe(describer, path, writer)
+                    part = partial(_show_part, line, done, len(waiting))
+                    error = _describe(describer, path, writer, part)
                 else:
                     writer.add_error(path, error)
                 if error is not None:
@@ -180,10 +182,17 @@ def _describe_all(
     return cli.FAILED if failed else cli.DONE
 
 
-def _describe(describer: Describer, path: str, writer: Writer) -> str | None:
+def _show_part(line: ProgressLine, done: int, total: int, share: float) -> None:
+    """Show how far a long video is."""
+    line.show(f"videos, and {share:.0%} of the next", done, total)
+
+
+def _describe(
+    describer: Describer, path: str, writer: Writer, on_progress: Callable[[float], None]
+) -> str | None:
     """Describe one video; returns why it could not be, None if it is."""
     try:
-        described = describer(path)
+        described = describer(path, on_progress)
         writer.add(path, described)
         return None
     except DecodeError as failure:
