@@ -68,6 +68,9 @@ setup(
         "wandb": ["wandb>=0.19"],
         "mlflow": ["mlflow-skinny>=3"],
         "trackio": ["trackio>=0.1"],
+        # hiera-video features: tables are Parquet files; probes are scikit-learn's
+        "features": ["pyarrow>=17.0.0", "scikit-learn>=1.4"],
+        "faiss": ["faiss-cpu>=1.12.0"],  # hiera-video search, for many queries at once
         "videomae": ["transformers>=5.20"],  # before, VideoMAE's weights have other names
         "evidence": ["scikit-learn>=1.4", "opencv-python-headless>=4.9.0.80"],  # tools/evidence.py
         "test": [

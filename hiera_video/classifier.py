@@ -73,25 +73,36 @@ def load_classifier(
 
     Raises UserError, WeightsError: unknown names, missing or unfit files.
     """
-    name, weights = _model_and_weights(model, weights)
     names = None if labels is None else _read_labels(labels)
-    if weights is not None:
-        checkpoint, published = _resolve(weights, name)
-    else:
-        checkpoint, published = _default_weights(name, warn)
-    name = _model_name(name, checkpoint)
+    name, checkpoint, published = find_checkpoint(model, weights, warn=warn)
     built = _build(name, checkpoint, published, model_kwargs, warn)
     return Classifier(
         model=built,
         name=name,
         weights=checkpoint.label,
-        spec=spec or checkpoint.spec or _usual_spec(built, name, checkpoint, warn),
+        spec=spec or checkpoint.spec or usual_spec(built, name, checkpoint, warn),
         classes=_class_names(built, names, labels, checkpoint, warn),
         multi_label=checkpoint.multi_label,
     )
 
 
 # ---- model and weights ----
+
+
+def find_checkpoint(
+    model: AnyPath | None, weights: AnyPath | None, *, warn: Warn
+) -> tuple[str, Checkpoint, PublishedWeights | None]:
+    """Find the weights that a user names, and the registered name of the model they are for.
+
+    The arguments and errors are those of `Predictor.load`; also returns the row of the table of
+    published weights, if they are such.
+    """
+    name, weights = _model_and_weights(model, weights)
+    if weights is not None:
+        checkpoint, published = _resolve(weights, name)
+    else:
+        checkpoint, published = _default_weights(name, warn)
+    return _model_name(name, checkpoint), checkpoint, published
 
 
 def _model_and_weights(
@@ -213,7 +224,7 @@ def _build(
     return model
 
 
-def _usual_spec(model: nn.Module, name: str, checkpoint: Checkpoint, warn: Warn) -> ClipSpec:
+def usual_spec(model: nn.Module, name: str, checkpoint: Checkpoint, warn: Warn) -> ClipSpec:
     """Return the sampling for weights that do not say theirs, at the model's input size.
 
     It is that of the public weights of this model, else Hiera's own.

@@ -192,6 +192,8 @@ REQUIRED = {
 """Distribution -> (module, least version), as in setup.py."""
 
 OPTIONAL = {
+    "pyarrow": "writes and reads tables of features",
+    "scikit-learn": "fits the probes of hiera-video search",
     "safetensors": "reads .safetensors weights",
     "tensorboard": "TENSORBOARD.ENABLE writes for it",
     "transformers": "has VideoMAE, the videomae_* models",

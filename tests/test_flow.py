@@ -40,12 +40,16 @@ ALLOWED = {
         *("video", "data", "models", "scoring", "batched_scores", "classifier"),
     ),
     "engine": (*FOUNDATION, "config", "video", "data", "models", "scoring", "engine"),
+    "features": (
+        *FOUNDATION,
+        *("video", "data", "models", "scoring", "classifier", "engine", "features"),
+    ),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "doctor": (*FOUNDATION, "video", "models"),
     "commands": (
         *FOUNDATION,
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
-        *("preparation", "commands"),
+        *("features", "preparation", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),
 }
@@ -291,6 +295,7 @@ WRITERS = {
 
 OTHER_WRITERS = {
     ("hiera_video/engine/run_logger.py", "open"): "logs grow line by line",
+    ("hiera_video/features/matrices.py", "open"): "a journal that grows line by line",
     ("hiera_video/engine/run_folder.py", "write_bytes"): "a probe, deleted at once",
     ("hiera_video/engine/dry_run.py", "write_text"): "into a temporary folder",
     ("tools/benchmarks/data.py", "write_text"): "into a temporary folder",

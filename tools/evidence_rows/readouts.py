@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from evidence_rows.feature_files import Array, Blocks
+from hiera_video.features import readouts
 
 Settings = dict[str, float]
 Scorer = Callable[[Array], Array]
@@ -64,21 +65,8 @@ def fit_linear(features: Array, labels: Array, settings: Settings) -> Scorer:
 
 def fit_neighbours(features: Array, labels: Array, settings: Settings) -> Scorer:
     """The share of each class among the k nearest training samples, by the cosine."""
-    unit = _unit_rows(features)
-    one_hot = (labels[:, None] == np.unique(labels)).astype(np.float32)
-    k = min(int(settings["k"]), len(features))
-
-    def scores(queries: Array) -> Array:
-        cosines = _unit_rows(queries) @ unit.T
-        nearest = np.argsort(-cosines, axis=1, kind="stable")[:, :k]
-        weights = np.take_along_axis(cosines, nearest, axis=1) + 1  # never negative
-        return (one_hot[nearest] * weights[..., None]).sum(axis=1) / k
-
-    return scores
-
-
-def _unit_rows(rows: Array) -> Array:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    known, places = np.unique(labels, return_inverse=True)
+    return readouts.fit_neighbours(features, places, len(known), settings["k"])
 
 
 SVM = Readout(

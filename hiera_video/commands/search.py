@@ -1,0 +1,241 @@
+"""Find videos that are similar to others, or see how well classes can be told, by their vectors.
+
+    hiera-video features videos/ --weights camera_motion --out features.parquet
+    hiera-video search features.parquet clip.mp4 --top 5
+    hiera-video search features.parquet clips/ --json
+    hiera-video search features.parquet --probe labels.csv --group source
+
+A query is described as the table was: by the same weights, layer and views. The score is the
+cosine. --probe reads a list of labelled videos, fits logistic regression and nearest neighbours in
+cross-validation, in which the videos of one group are held out together, and prints their accuracy.
+
+Exit codes: 0 done; 1 a query could not be read (the others are answered); 2 wrong use; 130
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from hiera_video import cli
+from hiera_video.commands import usage
+from hiera_video.errors import DecodeError, RunFailed, UserError
+from hiera_video.video.decoding_process import decoding_process
+from hiera_video.video.find import InputFile, expand_paths
+
+if TYPE_CHECKING:
+    from hiera_video.features.describe import Describer
+    from hiera_video.features.probe import LabelledVectors, ProbeResult
+    from hiera_video.features.search import Neighbour
+    from hiera_video.features.settings import FeatureSettings
+    from hiera_video.video.guarded_pool import GuardedPool
+
+
+def main(argv: Sequence[str] | None = None, prog: str = "hiera-video search") -> int:
+    """Run one command line; returns the exit code."""
+    args = _arguments(prog).parse_args(argv)
+    if bool(args.queries) == bool(args.probe):
+        raise UserError(
+            f"name either videos to search for ({prog} features.parquet clip.mp4), or labels "
+            f"({prog} features.parquet --probe labels.csv)"
+        )
+    if args.top < 1:
+        raise UserError(f"--top {args.top}: at least 1")
+    return _probe(args) if args.probe else _search(args)
+
+
+def _arguments(prog: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=usage(__doc__, "search", prog),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("table", metavar="FEATURES", help="a table of hiera-video features")
+    add("queries", nargs="*", metavar="QUERY", help="video files, folders, globs in quotes")
+    add("--top", type=int, default=10, metavar="N", help="neighbours of each query (default: 10)")
+    add("--json", action="store_true", help="one JSON document on stdout instead of the table")
+    add("--probe", metavar="LABELS", help="a labels.csv, or what else training reads")
+    add(
+        "--group",
+        default="",
+        metavar="COLUMN",
+        help="column of LABELS, or a regular expression for paths, of what is held out together "
+        '(default: the column "source" or "group")',
+    )
+    add("--folds", type=int, default=5, metavar="N", help="of the cross-validation (default: 5)")
+    add("--weights", metavar="W", help="where the weights are now (default: as the table says)")
+    add(
+        "--engine",
+        default="auto",
+        metavar="auto|exact|faiss",
+        help="what compares (default: faiss where it is installed)",
+    )
+    add("--batch-size", type=int, default=4, metavar="N", help="most clips per forward pass (4)")
+    add("--device", default="auto", metavar="auto|cpu|cuda", help="default: auto")
+    add("--decoder", default="auto", metavar="NAME", help="auto, torchcodec, pyav or decord (auto)")
+    cli.add_import_argument(parser)
+    return parser
+
+
+# ---- neighbours ---------------------------------------------------------------------------------
+
+
+def _search(args: argparse.Namespace) -> int:
+    from hiera_video.features.table import read_settings
+
+    settings = read_settings(args.table)
+    files = expand_paths(args.queries)
+    with decoding_process() as process:
+        with contextlib.redirect_stdout(sys.stderr):
+            describer = _describer(args, settings, process)
+        vectors, errors = _described(describer, files)
+    answers = iter(_neighbours(args, vectors))
+    rows: list[dict[str, Any]] = []
+    for (path, _), error in zip(files, errors, strict=True):
+        found = [] if error is not None else next(answers)
+        rows.append({"query": path, "neighbours": found, "error": error})
+        if not args.json:
+            _print_neighbours(path, found, error)
+    if args.json:
+        plain = [{**row, "neighbours": [n.to_dict() for n in row["neighbours"]]} for row in rows]
+        print(json.dumps(plain, indent=2))
+    return cli.FAILED if any(errors) else cli.DONE
+
+
+def _describer(
+    args: argparse.Namespace, settings: FeatureSettings, process: GuardedPool
+) -> Describer:
+    """What describes the queries as the table was; UserError where the weights are others."""
+    from hiera_video.errors import WeightsError
+    from hiera_video.features.describe import Describer
+    from hiera_video.features.encoder import EncoderOptions, load_encoder
+
+    options = EncoderOptions(
+        model=settings.model,
+        layer=settings.layer,
+        pool=settings.pool,
+        device=args.device,
+        dtype=settings.computed_in,
+        batch_size=args.batch_size,
+    )
+    try:
+        encoder = load_encoder(args.weights or settings.weights, options, warn=_warn)
+    except WeightsError as error:
+        if args.weights:
+            raise
+        raise WeightsError(
+            f"the weights that made {args.table}: {error}; say where they are with --weights"
+        ) from None
+    if encoder.sha256 != settings.weights_sha256:
+        raise UserError(
+            f"{encoder.weights} are not the weights that made {args.table} (SHA-256 "
+            f"{encoder.sha256[:16]} here, {settings.weights_sha256[:16]} there): vectors of "
+            "different weights cannot be compared. Name the right ones with --weights"
+        )
+    return Describer(encoder, views=settings.views, process=process, decoder=args.decoder)
+
+
+def _described(describer: Describer, files: Sequence[InputFile]) -> tuple[list[Any], list[Any]]:
+    """The vectors [D] of the queries that can be read, and for each query its error or None."""
+    vectors, errors = [], []
+    for path, missing in files:
+        error = missing
+        try:
+            if error is None:
+                vectors.append(describer(path).vectors[0])
+        except DecodeError as failure:
+            error = failure.reason
+        except RunFailed as failure:
+            error = str(failure)
+        errors.append(error)
+        if error is not None:
+            _warn(f"error: {cli.printable(path)}: {error}")
+    return vectors, errors
+
+
+def _neighbours(args: argparse.Namespace, vectors: Sequence[Any]) -> list[list[Neighbour]]:
+    import numpy as np
+
+    from hiera_video.features.search import nearest
+    from hiera_video.features.table import read_batches
+
+    if not vectors:
+        return []
+    batches = read_batches(args.table)
+    return nearest(batches, np.stack(vectors), top=args.top, engine=args.engine)
+
+
+def _print_neighbours(path: str, found: Sequence[Neighbour], error: str | None) -> None:
+    print(cli.printable(path))
+    if error is not None:
+        print(f"      error: {error}")
+    for rank, one in enumerate(found, 1):
+        span = f"{one.start:8.1f} - {one.end:8.1f} s"
+        print(f"  {rank:3d} {one.score:8.4f}  {span}  {cli.printable(one.path)}")
+
+
+# ---- classes ------------------------------------------------------------------------------------
+
+
+def _probe(args: argparse.Namespace) -> int:
+    from hiera_video.features import probe
+    from hiera_video.features.table import read_batches, read_settings
+
+    if args.folds < 2:
+        raise UserError(f"--folds {args.folds}: at least 2")
+    settings = read_settings(args.table)
+    listed = probe.read_labels(args.probe, args.group)
+    data = probe.join(read_batches(args.table), listed, args.table)
+    data = probe.without_tokens(data, settings.shape)
+    results = probe.probe(data, folds=args.folds)
+    facts = {
+        "videos": len(data.labels),
+        "vectors": len(data.vectors),
+        "listed": len(listed.videos),
+        "classes": list(data.classes),
+        "groups": len(set(data.groups)),
+        "folds": min(args.folds, len(set(data.groups))),
+        "most_common": probe.most_common(data),
+    }
+    if args.json:
+        print(json.dumps({**facts, "probes": [r.to_dict() for r in results]}, indent=2))
+    else:
+        for line in _probe_table(facts, results, data):
+            print(cli.printable(line))
+    return cli.DONE
+
+
+def _probe_table(
+    facts: dict[str, Any], results: Sequence[ProbeResult], data: LabelledVectors
+) -> Iterator[str]:
+    from hiera_video.errors import first_few
+
+    yield (
+        f"{facts['videos']} of {facts['listed']} listed videos have vectors ({facts['vectors']}); "
+        f"{len(data.classes)} classes: {first_few(data.classes, 8)}"
+    )
+    yield f"{facts['folds']} folds, {facts['groups']} groups that are held out together"
+    if not data.grouped:
+        yield (
+            "note: each video is a group by itself: too high where videos share a room, a person "
+            "or a recording; name it with --group"
+        )
+    for result in results:
+        ((setting, values),) = result.chosen.items()
+        chosen = ", ".join(f"{value:g}" for value in sorted(set(values)))
+        yield (
+            f"{result.name:20} {result.accuracy:7.1%}  (95 %: {result.low:.1%} to "
+            f"{result.high:.1%}; {setting} {chosen})"
+        )
+    yield f"{'most common class':20} {facts['most_common']:7.1%}"
+
+
+def _warn(line: str) -> None:
+    print(line, file=sys.stderr)
