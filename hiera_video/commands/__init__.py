@@ -23,6 +23,7 @@ COMMANDS = {
     "test": Command("test", "test a trained model with several views"),
     "audit": Command("audit", "open and decode every video of a data set, and list what is wrong"),
     "prepare": Command("prepare", "make lists for training from a folder or a public set's lists"),
+    "export": Command("export", "write a trained model as ONNX, OpenVINO or a program of PyTorch"),
     "models": Command("models", "list models: input, parameters, multiply-adds, weights, licence"),
 }
 """Name -> command. `doctor` is none of them: it must run where imports fail."""
