@@ -100,7 +100,8 @@ def test_examples_are_shown_as_they_are_typed():
 
 
 @pytest.mark.parametrize(
-    "script", ["tools/run_net.py", "tools/audit_data.py", "tools/prepare_data.py"]
+    "script",
+    ["tools/run_net.py", "tools/audit_data.py", "tools/prepare_data.py", "tools/export.py"],
 )
 def test_scripts_are_the_same_code(script, tmp_path):
     done = subprocess.run(

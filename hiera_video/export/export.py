@@ -30,7 +30,7 @@ from hiera_video.export.parity import Parity, compare, logits_of, logits_of_file
 from hiera_video.files import explained, put_in_place
 from hiera_video.runtimes.facts import DTYPES, Facts
 from hiera_video.runtimes.libraries import require
-from hiera_video.scoring import takes_images
+from hiera_video.scoring import native_on_cpu, takes_images
 
 CALIBRATED_ON = 32
 """Clips that the ranges of int8 are measured on."""
@@ -112,6 +112,8 @@ def export(found: Classifier, settings: ExportSettings, say: Say) -> Exported:
     facts = _facts(found, settings, calibrated_on=source)
     clips = _as_taken(found, generated_clips(found.spec, settings.compared, COMPARED_FROM))
     form = FORMATS[settings.format]
+    if settings.dtype == "bf16" and not native_on_cpu(torch.bfloat16):
+        say("this CPU has no bf16: it emulates it or computes in float32, which parity then shows")
     with _workplace(settings.out) as folder:
         file = folder / _main_name(settings)
         try:

@@ -71,7 +71,7 @@ class Parity:
             return None
         if self.relative > LARGEST_RELATIVE:
             return f"the relative difference is above {LARGEST_RELATIVE:g}"
-        if self.largest > LARGEST_OF_SPREAD * self.spread:
+        if self.largest >= LARGEST_OF_SPREAD * self.spread:  # both are 0 where nothing differs
             return (
                 f"outputs differ by {self.spread:.1e} between clips, too little to compare with "
                 f"{self.largest:.1e}: is the model trained?"

@@ -6,6 +6,7 @@ ask for that by name (`--runtime torch`).
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 
 import torch
@@ -34,7 +35,9 @@ def open_program(path: str) -> ExportedModel:
         raise WeightsError(f"{path} is no program that hiera-video export wrote")
     try:
         if facts.kind == "torchscript":
-            module = torch.jit.load(path, map_location="cpu")
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch.jit is deprecated; people still use it
+                module = torch.jit.load(path, map_location="cpu")
         else:
             module = torch.export.load(path).module()
     except Exception as error:  # damaged archives raise errors of many types
