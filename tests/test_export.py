@@ -16,7 +16,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.commands import export as command
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.export import export as exporting
-from hiera_video.export import on_demand
+from hiera_video.export import formats, on_demand
 from hiera_video.export.clips import CALIBRATED_FROM, COMPARED_FROM, generated_clips, video_clips
 from hiera_video.export.export import ExportSettings, check_out, export
 from hiera_video.export.formats import FORMATS
@@ -125,6 +125,19 @@ def test_other_programs_read_the_onnx_file(exported):
     assert [value.name for value in graph.graph.output] == ["logits"]
     stored = {entry.key: entry.value for entry in graph.metadata_props}
     assert json.loads(stored["hiera_video"])["classes"] == CLASSES
+
+
+def test_weights_too_large_for_one_onnx_file_lie_beside_it(tmp_path, monkeypatch):
+    require_libraries("onnx")
+    monkeypatch.setattr(formats, "LARGEST_ONNX", 1000)
+    settings = ExportSettings("onnx", str(tmp_path / "m.onnx"), dtype="fp16", clips=2)
+    done = export(classifier(), settings, print)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.onnx", "m.onnx.data"]
+    assert done.size == sum(path.stat().st_size for path in tmp_path.iterdir())
+    with torch.no_grad():
+        expected = model()(generated_clips(SPEC, 2, 5))
+    found = open_exported(done.path)(generated_clips(SPEC, 2, 5))
+    assert 0 < relative_error(found, expected) < 0.02  # rounded to fp16
 
 
 def test_the_openvino_folder_has_what_others_look_for(exported):
