@@ -72,6 +72,9 @@ setup(
         "features": ["pyarrow>=17.0.0", "scikit-learn>=1.4"],
         "faiss": ["faiss-cpu>=1.12.0"],  # hiera-video search, for many queries at once
         "videomae": ["transformers>=5.20"],  # before, VideoMAE's weights have other names
+        # `hiera-video export` and --runtime; fewer do for one format (docs/export.md)
+        "export": ["onnxscript>=0.7", "onnxruntime>=1.23", "openvino>=2026.4"],
+        "int8": ["nncf>=3.4"],  # int8 for OpenVINO
         "evidence": ["scikit-learn>=1.4", "opencv-python-headless>=4.9.0.80"],  # tools/evidence.py
         "test": [
             "pytest>=7.4",

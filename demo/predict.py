@@ -100,9 +100,10 @@ def _parser() -> SettingsParser:
     )
     add("--device", default=None, metavar="auto|cpu|cuda", help="default: auto")
     add("--dtype", default="auto", metavar="auto|fp32|fp16|bf16", help="default: auto")
+    add("--runtime", metavar="NAME", help="auto, torch, onnx or openvino (default: auto)")
     add("--decoder", metavar="NAME", help="auto, torchcodec, pyav or decord (default: auto)")
     add("--model", metavar="NAME", help="a registered model (default: hiera_base_16x224)")
-    add("--weights", metavar="WEIGHTS", help="checkpoint file, address, or published name")
+    add("--weights", metavar="WEIGHTS", help="checkpoint or exported file, address, published name")
     add("--labels", metavar="FILE", help="class names, one a line, or the name of a known list")
     add("--version", action="version", version=f"hiera_video {__version__}")
     add_config_arguments(parser, required=False)
@@ -145,6 +146,7 @@ def _choices(args: argparse.Namespace, cfg: Config | None) -> dict[str, Any]:
         "dtype": args.dtype,
         "batch_size": args.batch_size,
         "decoder": args.decoder,
+        "runtime": args.runtime,
     }
     if cfg is not None:
         from_cfg = {

@@ -31,7 +31,12 @@ from hiera_video.models.weights.published import (
     PublishedWeights,
     names_for,
 )
-from hiera_video.models.weights.resolve import BUNDLED_CLASSIFIER, bundled, resolve
+from hiera_video.models.weights.resolve import (
+    BUNDLED_CLASSIFIER,
+    BUNDLED_LICENCE,
+    bundled,
+    resolve,
+)
 from hiera_video.registry import MODEL_REGISTRY
 from hiera_video.scoring import takes_any_crop, takes_images
 
@@ -58,6 +63,8 @@ class Classifier:
     """Names of the outputs, in their order."""
     multi_label: bool = False
     """It was trained with a yes or no per class: sigmoid, not softmax."""
+    licence: str = ""
+    """Licence of the weights; empty: not known."""
 
 
 def load_classifier(
@@ -73,7 +80,7 @@ def load_classifier(
 
     Raises UserError, WeightsError: unknown names, missing or unfit files.
     """
-    names = None if labels is None else _read_labels(labels)
+    names = None if labels is None else read_labels(labels)
     name, checkpoint, published = find_checkpoint(model, weights, warn=warn)
     built = _build(name, checkpoint, published, model_kwargs, warn)
     return Classifier(
@@ -81,9 +88,17 @@ def load_classifier(
         name=name,
         weights=checkpoint.label,
         spec=spec or checkpoint.spec or usual_spec(built, name, checkpoint, warn),
-        classes=_class_names(built, names, labels, checkpoint, warn),
+        classes=class_names(built, names, labels, checkpoint, warn),
         multi_label=checkpoint.multi_label,
+        licence=_licence(checkpoint, published),
     )
+
+
+def _licence(checkpoint: Checkpoint, published: PublishedWeights | None) -> str:
+    """The licence of public weights, and of those that come with the package; else empty."""
+    if published is not None:
+        return published.licence
+    return BUNDLED_LICENCE if checkpoint.name.startswith("bundled ") else ""
 
 
 # ---- model and weights ----
@@ -246,7 +261,7 @@ def usual_spec(model: nn.Module, name: str, checkpoint: Checkpoint, warn: Warn) 
 # ---- class names ----
 
 
-def _read_labels(labels: AnyPath) -> list[str]:
+def read_labels(labels: AnyPath) -> list[str]:
     """Read class names from a file, or take those of a known data set by its name."""
     if os.path.exists(labels):
         return read_class_names(os.fspath(labels))
@@ -256,7 +271,7 @@ def _read_labels(labels: AnyPath) -> list[str]:
         raise UserError(f"--labels {os.fspath(labels)}: no such file, and {error}") from None
 
 
-def _class_names(
+def class_names(
     model: nn.Module,
     names: list[str] | None,
     labels: AnyPath | None,

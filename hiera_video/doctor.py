@@ -197,6 +197,8 @@ OPTIONAL = {
     "safetensors": "reads .safetensors weights",
     "tensorboard": "TENSORBOARD.ENABLE writes for it",
     "transformers": "has VideoMAE, the videomae_* models",
+    "onnxruntime": "runs exported .onnx files, --runtime onnx",
+    "openvino": "runs exported models, --runtime openvino",
 }
 
 

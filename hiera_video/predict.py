@@ -28,6 +28,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.transforms.normalize import normalize_clips
 from hiera_video.data.views import Reader, parse_views, read_shared_crops, views_of
 from hiera_video.errors import DecodeError, RunFailed, UserError
+from hiera_video.export.on_demand import load_in_runtime
 from hiera_video.scoring import (
     ScoreSettings,
     choose_device,
@@ -195,6 +196,7 @@ class Predictor:
         *,
         spec: ClipSpec | None = None,
         model_kwargs: dict[str, Any] | None = None,
+        runtime: str = "auto",
         warn: Callable[[str], None] | None = None,
         **settings: Any,
     ) -> Predictor:
@@ -209,7 +211,8 @@ class Predictor:
                 address, a published name, "camera_motion". None: the model that the weights are
                 for.
             weights: a checkpoint file, an address, a published name, or the name of a model for its
-                published classifier. None: the published Kinetics-400 weights of `model`. If no
+                published classifier; or a file that `hiera-video export` wrote. None: the
+                published Kinetics-400 weights of `model`. If no
                 model is named either, and those cannot be downloaded: the small model that comes
                 with the package, with a warning. Named weights are never replaced by others.
             labels: file of class names, or the name of a known list: the names of the outputs, in
@@ -217,6 +220,9 @@ class Predictor:
                 and the order stays the checkpoint's. None: the checkpoint's names.
             spec: replaces the sampling and normalisation that come with the weights.
             model_kwargs: further arguments of the model's builder.
+            runtime: what computes: "torch", "onnx" (ONNX Runtime) or "openvino", each on a CPU but
+                for torch. Weights are exported once, into the cache. "auto": PyTorch, and for an
+                exported file what the file is for.
             warn: called with each line that the user should read; stderr by default.
             settings: `views`, `device`, `dtype`, `batch_size`, `decoder`, `multi_label`, `process`.
 
@@ -228,13 +234,19 @@ class Predictor:
         device = choose_device(settings.get("device", "auto"))
         choose_dtype(settings.get("dtype", "auto"), device)
         prepare_after_fork(device, warn)
-        found = load_classifier(
-            model, weights, labels, spec=spec, model_kwargs=model_kwargs or {}, warn=warn
+        found = load_in_runtime(
+            runtime,
+            (model, weights, labels),
+            settings,
+            lambda: load_classifier(
+                model, weights, labels, spec=spec, model_kwargs=model_kwargs or {}, warn=warn
+            ),
+            warn,
         )
         settings.setdefault("multi_label", found.multi_label)
         return cls(
             found.model,
-            spec=found.spec,
+            spec=spec or found.spec,
             classes=found.classes,
             model_name=found.name,
             weights_name=found.weights,

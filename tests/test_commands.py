@@ -103,7 +103,7 @@ def test_examples_are_shown_as_they_are_typed():
     "script",
     [
         *("tools/run_net.py", "tools/audit_data.py", "tools/prepare_data.py"),
-        *("tools/extract_features.py", "tools/search.py"),
+        *("tools/extract_features.py", "tools/search.py", "tools/export.py"),
     ],
 )
 def test_scripts_are_the_same_code(script, tmp_path):

@@ -96,6 +96,8 @@ BUNDLED = Path(__file__).resolve().parents[2] / "bundled"
 BUNDLED_CLASSIFIER = "camera_motion"
 """The one of them that names classes; the others are to be fine-tuned."""
 
+BUNDLED_LICENCE = "Apache-2.0"
+
 
 def bundled() -> dict[str, Path]:
     """The checkpoints that come with the package, by name."""
