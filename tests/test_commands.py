@@ -102,7 +102,7 @@ def test_examples_are_shown_as_they_are_typed():
 @pytest.mark.parametrize(
     "script",
     [
-        *("tools/run_net.py", "tools/audit_data.py", "tools/prepare_data.py"),
+        *("demo/predict.py", "tools/run_net.py", "tools/audit_data.py", "tools/prepare_data.py"),
         *("tools/extract_features.py", "tools/search.py", "tools/export.py"),
     ],
 )

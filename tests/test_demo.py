@@ -24,7 +24,7 @@ from hiera_video.video.guarded_pool import GuardedPool
 
 @pytest.fixture(scope="module")
 def demo(repository_path):
-    """The module `demo/predict.py`."""
+    """The script `demo/predict.py` as a module."""
     spec = importlib.util.spec_from_file_location("demo_predict", repository_path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

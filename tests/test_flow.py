@@ -66,6 +66,7 @@ WHOLE_CONFIG = (
     "engine/evaluate.py",
     "engine/dry_run.py",
     "commands/audit.py",
+    "commands/predict.py",
     "commands/train.py",
     "config/schema.py",
     "config/command_line.py",
