@@ -270,14 +270,15 @@ def _join(watch: Watch, device: str, backend: str, timeout: timedelta) -> World:
     own_device = _use(pick_device(device, local_rank))
     if own_device.type == "cuda":
         require_own_gpus(PrefixStore("gpus", store), _gpu_name(own_device), rank=rank, size=size)
+    chosen = pick_backend(backend, own_device)
     dist.init_process_group(
-        pick_backend(backend, own_device),
+        chosen,
         store=PrefixStore("group", store),
         rank=rank,
         world_size=size,
         timeout=timeout,
         # NCCL then connects now, to this GPU, and not in the first collective to whatever it finds
-        device_id=own_device if backend == "nccl" else None,
+        device_id=own_device if chosen == "nccl" else None,
     )
     return World(
         device=own_device,
