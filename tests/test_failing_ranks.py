@@ -159,7 +159,7 @@ def test_whatever_ends_one_ends_both(tmp_path, act, victim):
     assert_all_ended(ended, victim, act)
 
 
-@pytest.mark.parametrize("act", [fail, kill, interrupt])
+@pytest.mark.parametrize("act", [fail, kill])
 @pytest.mark.parametrize("victim", [0, 3])
 @pytest.mark.parametrize("moment", [in_barrier, in_broadcast, in_test, at_work, at_the_end])
 def test_whenever_one_of_four_ends_all_end(tmp_path, moment, victim, act):
@@ -171,6 +171,35 @@ def test_whenever_one_of_four_ends_all_end(tmp_path, moment, victim, act):
 def test_on_two_machines_one_ends_both(tmp_path, act):
     ended = ranks.start(command, 2, tmp_path, in_all_reduce, 1, act, machines=2).wait()
     assert_all_ended(ended, 1, act)
+
+
+def leave_a_child_and_die():
+    if os.fork() == 0:
+        signal.alarm(150)  # SIGALRM ends it, whatever becomes of the test
+        time.sleep(1000)
+    kill()
+
+
+def end_a_child(world, act):
+    """SIGTERM to a child that was forked is not meant for this process."""
+    child = os.fork()
+    if child == 0:
+        signal.alarm(150)
+        time.sleep(1000)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitpid(child, 0)[1] == signal.SIGTERM
+    time.sleep(watch.MAIN_SECONDS + 1)
+
+
+def test_a_forked_child_does_not_hide_a_death(tmp_path):
+    ended = ranks.start(command, 2, tmp_path, in_all_reduce, 1, leave_a_child_and_die).wait()
+    assert [process.code for process in ended] == [1, -signal.SIGKILL]
+    assert ended[0].errors.startswith(f"error: rank 1 {GONE}")
+
+
+def test_a_signal_to_a_forked_child_is_not_one_to_its_parent(tmp_path):
+    ended = ranks.start(command, 2, tmp_path, end_a_child, 1, kill).wait()
+    assert [(process.code, process.errors) for process in ended] == [(0, ""), (0, "")]
 
 
 # ---- before there is a group --------------------------------------------------------------------

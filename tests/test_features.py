@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -23,7 +24,7 @@ from hiera_video.commands import features as command
 from hiera_video.commands import search as search_command
 from hiera_video.data.views import load_test_views, read_views
 from hiera_video.errors import DataError, DecodeError, RunFailed, UserError
-from hiera_video.features import table
+from hiera_video.features import describe, table
 from hiera_video.features.describe import Described, Describer, every_window
 from hiera_video.features.encoder import EncoderOptions, input_of_head, load_encoder
 from hiera_video.features.matrices import MatrixWriter, common_folder
@@ -179,6 +180,16 @@ def test_windows_are_those_of_a_timeline(every, head_encoder, clip):
     assert shares == sorted(shares)
 
 
+def test_windows_of_one_video_are_bounded(head_encoder, clip, monkeypatch):
+    describer = Describer(head_encoder, every=0.1)
+    monkeypatch.setattr(describe, "MOST_BYTES", 128 * 4 * 29)
+    with pytest.raises(DecodeError, match=r"30 windows of 128 numbers .* choose a longer --every"):
+        describer(clip)
+    monkeypatch.setattr(describe, "MOST_WINDOWS", 29)
+    with pytest.raises(DecodeError, match="more than 29 windows"):
+        describer(clip)
+
+
 def test_tokens_of_several_clips_are_not_averaged(weights):
     encoder = encoder_of(weights, layer="stage4", pool="tokens")
     with pytest.raises(UserError, match="use --views 1x1"):
@@ -281,6 +292,23 @@ def test_a_table_goes_on_and_tries_failures_again(tmp_path, monkeypatch):
     assert file.stat().st_ino == before, "nothing new, and written again"
     with TableWriter(file, SETTINGS, afresh=True) as writer:
         assert not writer.is_done("a.mp4")
+
+
+def test_a_kill_between_the_file_and_its_parts_leaves_no_row_twice(tmp_path):
+    file, parts = tmp_path / "f.parquet", tmp_path / "f.parquet.parts"
+    with TableWriter(file, SETTINGS) as writer:
+        writer.add("a.mp4", described(1, 2))
+    part = (parts / "000000.parquet").read_bytes()
+    with TableWriter(file, SETTINGS) as writer:
+        writer.finish()
+    parts.mkdir()
+    (parts / "000000.parquet").write_bytes(part)
+    with TableWriter(file, SETTINGS) as writer:
+        assert writer.is_done("a.mp4")
+        writer.add("b.mp4", described(3))
+        writer.finish()
+    assert [row[:2] for row in rows_of(file)] == [("a.mp4", 1.0), ("a.mp4", 2.0), ("b.mp4", 3.0)]
+    assert os.listdir(tmp_path) == ["f.parquet"]
 
 
 @pytest.mark.parametrize(
@@ -446,11 +474,16 @@ def test_bad_videos_are_rows_and_the_others_are_found(videos, weights, monkeypat
         search_command.main([*query, "--weights", str(other)])
 
 
+def read_here(monkeypatch):
+    """Without a child process, which takes seconds to start."""
+    monkeypatch.setattr(command, "decoding_process", lambda: contextlib.nullcontext(None))
+
+
 KILLED = """
 import os, signal
 from hiera_video import cli
 from hiera_video.commands import features
-from hiera_video.features import table
+from hiera_video.features import describe, table
 
 table.PART_SECONDS = 0
 add, added = table.TableWriter.add, []
@@ -474,7 +507,7 @@ def test_a_killed_run_goes_on(videos, weights, monkeypatch, capsys):
     killed = subprocess.run([sys.executable, "-c", KILLED, *words, "f.parquet"], check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not os.path.exists("f.parquet")
-    guarded(monkeypatch)
+    read_here(monkeypatch)
     assert command.main([*words, "f.parquet"]) == 0
     assert "note: 2 of 4 videos are in f.parquet already" in capsys.readouterr().err
     assert command.main([*words, "straight.parquet"]) == 0
@@ -487,8 +520,27 @@ def test_a_killed_run_goes_on(videos, weights, monkeypatch, capsys):
         command.main([*words, "f.parquet", "--layer", "stage2"])
 
 
+def test_ctrl_c_keeps_what_is_done(videos, weights, monkeypatch, capsys):
+    read_here(monkeypatch)
+    words = ["in/[0-9].mp4", "--weights", weights, "--device", "cpu", "--out", "f.parquet"]
+    describe_one = Describer.__call__
+
+    def interrupted(self, path, on_progress=None):
+        if path == "in/2.mp4":
+            raise KeyboardInterrupt
+        return describe_one(self, path, on_progress)
+
+    monkeypatch.setattr(Describer, "__call__", interrupted)
+    assert command.main(words) == 130
+    assert "interrupted after 2 of 4 videos; the same command goes on" in capsys.readouterr().err
+    monkeypatch.setattr(Describer, "__call__", describe_one)
+    assert command.main(words) == 0
+    assert "note: 2 of 4 videos are in f.parquet already" in capsys.readouterr().err
+    assert [row[0] for row in rows_of("f.parquet")] == [f"in/{i}.mp4" for i in range(4)]
+
+
 def test_matrices_by_the_command(videos, weights, monkeypatch, capsys):
-    guarded(monkeypatch)
+    read_here(monkeypatch)
     words = ["in/0.mp4", "in/3.mp4", "--weights", weights, "--device", "cpu", "--every", "0.25"]
     words += ["--format", "npy", "--out", "m", "--store", "fp16", "--layer", "stage3"]
     assert command.main(words) == 0
@@ -510,7 +562,7 @@ def test_matrices_by_the_command(videos, weights, monkeypatch, capsys):
     ],
 )
 def test_wrong_use_of_the_command(words, message, videos, weights, monkeypatch):
-    monkeypatch.setattr(command, "decoding_process", lambda: GuardedPool(serve_or_worse))
+    read_here(monkeypatch)
     with pytest.raises(UserError, match=message):
         command.main(["in", "--device", "cpu", "--weights", weights, *words])
     assert not os.path.exists("f.parquet.parts")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -215,6 +216,21 @@ def test_labels_that_no_probe_can_use(text, words, message, table):
     (table / "few.csv").write_text(text)
     with pytest.raises(UserError, match=message):
         command.main(["f.parquet", "--probe", "few.csv", *words])
+
+
+def test_an_address_in_a_table_is_not_fetched_by_itself(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    monkeypatch.chdir(tmp_path)
+    elsewhere = replace(SETTINGS, weights="https://example.org/w.pth")
+    with TableWriter("f.parquet", elsewhere) as writer:
+        writer.add("a.mp4", described(1))
+        writer.finish()
+    (tmp_path / "a.mp4").touch()
+    fetched = []
+    monkeypatch.setattr("hiera_video.models.weights.resolve.fetch", fetched.append)
+    with pytest.raises(UserError, match=r"add --weights https://example\.org/w\.pth"):
+        command.main(["f.parquet", "a.mp4"])
+    assert not fetched
 
 
 def test_a_search_or_a_probe(table):

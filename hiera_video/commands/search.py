@@ -117,6 +117,12 @@ def _describer(
     from hiera_video.features.describe import Describer
     from hiera_video.features.encoder import EncoderOptions, load_encoder
 
+    if not args.weights and "://" in settings.weights:
+        # the table may be a stranger's: what is fetched is the user's choice
+        raise UserError(
+            f"{args.table} was made with weights from an address; to fetch them from there, add "
+            f"--weights {settings.weights}"
+        )
     options = EncoderOptions(
         model=settings.model,
         layer=settings.layer,

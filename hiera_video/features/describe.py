@@ -7,6 +7,7 @@ of half a second on clips of two are sliding clips with a stride of half a secon
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ Vectors = npt.NDArray[np.floating[Any]]
 
 MOST_WINDOWS = 200_000
 """Of one video: beyond it, a clock that jumps is likelier than a video of that length."""
+
+MOST_BYTES = 4 << 30
+"""Of the vectors of one video, which are held until all of them are there."""
 
 _LEAST_CLIPS = 8
 """Clips that are read at once: the frames that neighbouring windows share are decoded once."""
@@ -128,10 +132,7 @@ class Describer:
     def _windows(self, reader: Reader, on_progress: Callable[[float], None]) -> Described:
         info, spec = reader.info, self.encoder.spec
         assert self.every is not None
-        if info.duration / self.every > MOST_WINDOWS:
-            raise DecodeError(
-                info.path, f"{info.duration:g} s are more than {MOST_WINDOWS:,} windows"
-            )
+        _require_bounded(info.path, info.duration / self.every, math.prod(self.encoder.shape))
         starts, ends, vectors = [], [], []
         windows = window_clips(info.times, info.fps, spec, self.every, self.views[0])
         at_once = max(self.encoder.options.batch_size, _LEAST_CLIPS)
@@ -144,6 +145,18 @@ class Describer:
             ends += [window.end for window in some]
             on_progress(min(ends[-1] / max(info.duration, ends[-1]), 1.0))
         return Described(starts, ends, np.stack(vectors))
+
+
+def _require_bounded(path: str, windows: float, numbers: int) -> None:
+    """Raise DecodeError for more windows, or larger ones, than a video may have."""
+    if windows > MOST_WINDOWS:
+        raise DecodeError(path, f"more than {MOST_WINDOWS:,} windows; choose a longer --every")
+    if 4 * windows * numbers > MOST_BYTES:
+        raise DecodeError(
+            path,
+            f"{windows:,.0f} windows of {numbers:,} numbers are more than "
+            f"{MOST_BYTES / 2**30:.3g} GiB; choose a longer --every, or --pool mean",
+        )
 
 
 def _grouped(windows: Iterator[WindowClips], clips: int) -> Iterator[list[WindowClips]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -46,10 +47,7 @@ class FeatureSettings:
     @property
     def length(self) -> int:
         """D, the numbers of a vector."""
-        length = 1
-        for side in self.shape:
-            length *= side
-        return length
+        return math.prod(self.shape)
 
     def to_json(self) -> str:
         """Return the text that the file holds."""

@@ -117,10 +117,10 @@ class TableWriter:
             if getattr(self, "_tables", None):
                 self._write_part()
         finally:
-            self._lock.close()
             with contextlib.suppress(OSError):
                 if not self._parts():
                     shutil.rmtree(self._folder)
+            self._lock.close()  # last: nobody else may put parts into the folder before
 
     def finish(self) -> None:
         """Make one file of all parts."""
