@@ -187,7 +187,7 @@ def load_encoder(weights: str, options: EncoderOptions, *, warn: Warn) -> Encode
     name, checkpoint, _ = find_checkpoint(options.model, weights, warn=warn)
     model, missing = _built(name, checkpoint, warn)
     layer = _chosen_layer(model, name, options, head_is_trained=not missing)
-    options = EncoderOptions(**{**vars(options), "layer": layer})  # the checks once more
+    options = replace(options, layer=layer)  # which checks it with the pool
     # a model of pretraining may compute more than its encoder does
     part = model if layer == HEAD else encoder_of(model) or model
     spec = checkpoint.spec or usual_spec(part, name, checkpoint, warn)

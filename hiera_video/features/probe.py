@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,7 +149,7 @@ def join(batches: Iterable[Batch], listed: LabelledList, table: str) -> Labelled
     return found
 
 
-def _finder(listed: LabelledList) -> Any:
+def _finder(listed: LabelledList) -> Callable[[str], str | None]:
     """A function from a path in a table to the path in the list, None where it has none."""
     exact = {stored_path(path): path for path in listed.videos}
     names: dict[str, list[str]] = {}
