@@ -306,6 +306,8 @@ OTHER_WRITERS = {
     ("hiera_video/engine/run_folder.py", "write_bytes"): "a probe, deleted at once",
     ("hiera_video/engine/dry_run.py", "write_text"): "into a temporary folder",
     ("tools/benchmarks/data.py", "write_text"): "into a temporary folder",
+    ("tools/benchmarks/growth.py", "write_text"): "into a temporary folder",
+    ("tools/benchmarks/growth.py", "touch"): "into a temporary folder",
     ("tools/benchmarks/predict.py", "write_text"): "into a temporary folder",
     ("tools/benchmarks/predict.py", "save"): "into a temporary folder",
     ("tools/benchmarks/videos.py", "open"): "into a temporary folder",

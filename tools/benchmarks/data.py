@@ -21,13 +21,16 @@ from benchmarks.data_loaders import LOADING, default_decoders, fastest_decoders,
 from benchmarks.data_stages import BY_STAGE, by_stage
 from benchmarks.steps import Case, CaseBuilder
 from benchmarks.tables import Column, Row, of_table
-from benchmarks.videos import Recipe, benchmark_videos
+from benchmarks.videos import SECONDS, Recipe, benchmark_videos
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.errors import UserError
 from hiera_video.video.decode import open_video
 from hiera_video.video.decoders import DECODERS, available_decoders
 from hiera_video.video.processes import usable_cores
+
+LOADED = tuple(kind for kind in KINDS if kind != "repeated")
+"""PyTorchVideo's loader has no repeated clips."""
 
 LIST_REPEATS = 1000
 """Times that the list of a timed loader names each video, so that it does not end while timed."""
@@ -43,7 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--frames", type=machine.positive, default=16, help="of a clip (16)")
     add("--rate", type=machine.positive, default=4, help="distance of its frames at 30 fps (4)")
     add("--crop", type=machine.positive, default=224, help="side of its pictures (224)")
-    add("--loaders", nargs="*", choices=KINDS, default=["augmented", "test"], help="whole loaders")
+    add("--known", action="store_true", help="files were read before: they are not scanned again")
+    add("--length", type=float, default=SECONDS, help=f"seconds of a generated video ({SECONDS})")
+    add("--gop", type=machine.positive, help="its frames from key frame to key frame (encoder's)")
+    add("--loaders", nargs="*", choices=LOADED, default=["augmented", "test"], help="whole loaders")
     add("--workers", nargs="+", type=machine.positive, help="of loaders (1, 2, 4, ... cores)")
     add("--seconds", type=float, default=3.0, help="for which each loader is timed (3)")
     add("--feeds", type=float, metavar="CLIPS_PER_S", help="what a model takes: cores for that")
@@ -61,7 +67,9 @@ def run(args: argparse.Namespace) -> int:
     packages = ["torchcodec", "av", "decord", PYTORCHVIDEO]
     facts = {**machine.machine_facts(device, packages), "cores": usable_cores()}
     spec = ClipSpec(num_frames=args.frames, sampling_rate=args.rate, crop_size=args.crop)
-    recipes = [Recipe(f"video_{i}", seed=i) for i in range(args.clips)]
+    recipes = [
+        Recipe(f"video_{i}", seed=i, seconds=args.length, gop=args.gop) for i in range(args.clips)
+    ]
     with (
         tables.Report(args, facts=facts, columns=BY_STAGE, more=further_tables(args)) as report,
         benchmark_videos(args.videos, recipes) as paths,
@@ -71,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         many = write_list(folder, paths[: args.clips], times=LIST_REPEATS)
         report.record["clip"] = spec.to_dict()
         report.record["files"] = [describe(path) for path in paths[: args.clips]]
-        report.notes += notes(report.record["files"], spec)
+        report.notes += notes(report.record["files"], spec, args.known)
         for kind in args.kinds:
             report.rows += by_stage(kind, manifest, spec, decoders, args)
         for kind in args.loaders:
@@ -87,9 +95,12 @@ def further_tables(args: argparse.Namespace) -> list[Sequence[Column]]:
     return loaders + ([FEEDING] if args.feeds or args.model else [])
 
 
-def notes(files: Sequence[str], spec: ClipSpec) -> list[str]:
+def notes(files: Sequence[str], spec: ClipSpec, known: bool) -> list[str]:
     """The notes under the tables."""
     return [
+        "Files were read before in the same process: ours does not scan them again."
+        if known
+        else "Files are new to the process, as in the first epoch: ours scans each once.",
         f"{len(files)} videos: {'; '.join(sorted(set(files)))}. Clips of {spec.num_frames} frames, "
         f"{spec.crop_size}x{spec.crop_size}; milliseconds for one, one thread, medians.",
         "The CPU time is that of a loader's worker, of all its threads: ours normalises on the "

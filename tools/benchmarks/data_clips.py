@@ -18,9 +18,11 @@ from hiera_video.video.sampling import span
 OURS, PYTORCHVIDEO = "hiera_video", "pytorchvideo"
 
 POLICY = "rand-m7-mstd0.5-inc1"
-KINDS = ("train", "augmented", "test")
+KINDS = ("train", "augmented", "repeated", "test")
 """train: a random place, crop and flip, as in pretraining. augmented: RandAugment and erasing too,
-as in fine-tuning. test: 5 clips x 3 crops of each video."""
+as in fine-tuning. repeated: as train, with REPEATS clips of each video, as masked autoencoders are
+pretrained. test: 5 clips x 3 crops of each video."""
+REPEATS = 4
 VIEWS, CROPS = 5, 3
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 
@@ -53,7 +55,9 @@ class ClipTask:
             erase_prob=0.25 if heavy else 0.0,
             watch=watch,
         )
-        return VideoDataset(self.manifest, TrainReader(transform, decoder=self.decoder))
+        repeats = REPEATS if self.kind == "repeated" else 1
+        reader = TrainReader(transform, decoder=self.decoder, num_temporal=repeats)
+        return VideoDataset(self.manifest, reader)
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from hiera_video.data.datasets import Sample
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.views import views_of
 from hiera_video.video.decode import open_video
+from hiera_video.video.known import known_videos
 
 BY_STAGE = (
     Column("clips", of_table("stages", "kind")),
@@ -51,9 +52,11 @@ def by_stage(
     torch.set_num_threads(1)  # as in a loader's worker
     try:
         theirs = data_pytorchvideo.usable_decoders(decoders)
-        pipelines: list[Pipeline] = [
+        pipelines: list[Any] = [
             HieraVideoPipeline(ClipTask(kind, manifest, spec, name)) for name in decoders
         ]
+        for ours in pipelines:
+            ours.known = args.known
         pipelines += [PyTorchVideoPipeline(ClipTask(kind, manifest, spec, name)) for name in theirs]
         candidates = [
             Candidate(
@@ -142,12 +145,16 @@ class HieraVideoPipeline(Pipeline):
     """What this package's loader does in its worker, and on the device."""
 
     library = OURS
+    known = False
+    """Whether a file that was read before is not scanned again, as in a worker's later epochs."""
     in_worker = STAGES[:-1]
 
     def batch(self, samples: Sequence[Sample]) -> Tensor:
         """See `Pipeline`."""
         items = []
         for sample in samples:
+            if not self.known:
+                known_videos.clear()
             with self.watch("open"):
                 reader = open_video(sample.path, self.task.decoder)
             with self.watch("crop"):
@@ -183,12 +190,12 @@ class PyTorchVideoPipeline(Pipeline):
             return default_collate(clips)
 
     def _clips(self, sample: Sample) -> list[Tensor]:
-        places, box = self._draw(sample)
+        places = self._draw(sample)
         clips = []
         decoder = self.task.decoder
         with decord_bridge(decoder), self.watch("open"):
             video = open_encoded(sample.path, decoder)
-        for start, end in places:
+        for start, end, box in places:
             with decord_bridge(decoder), self.watch("decode"):
                 clip = self.transform.subsample(video.get_clip(start, end)["video"])
             clips += self.transform.views(clip) if box is None else [self.transform(clip, box)]
@@ -196,21 +203,20 @@ class PyTorchVideoPipeline(Pipeline):
             video.close()
         return clips
 
-    def _draw(self, sample: Sample) -> tuple[list[tuple[Fraction, Fraction]], Any]:
+    def _draw(self, sample: Sample) -> list[tuple[Fraction, Fraction, Any]]:
         """Start and end of each clip in seconds, and (area, aspect) of a training clip's crop."""
         info, reader = self.info[sample.video_id], self.dataset.reader
-        box = None
+        starts: list[tuple[int, Any]] = []
         if self.dataset.train:
-            ((indices, generator),) = reader.draw(info, sample)
-            crop = reader.transform.draw_crop(info.height, info.width, generator)
-            area = crop.height * crop.width / (info.height * info.width)
-            box = (area, crop.width / crop.height)
-            starts = [indices[0]]
+            for indices, generator in reader.draw(info, sample):
+                crop = reader.transform.draw_crop(info.height, info.width, generator)
+                area = crop.height * crop.width / (info.height * info.width)
+                starts.append((indices[0], (area, crop.width / crop.height)))
         else:
-            starts = [view[0] for view in views_of(_Known(info), self.task.spec, VIEWS)]
+            starts = [(view[0], None) for view in views_of(_Known(info), self.task.spec, VIEWS)]
         fps = Fraction(info.fps).limit_denominator(1001)
         frames = clip_frames(self.task.spec, info.fps)
-        return [(int(start) / fps, (int(start) + frames) / fps) for start in starts], box
+        return [(int(start) / fps, (int(start) + frames) / fps, box) for start, box in starts]
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ class Recipe:
     """h264, hevc, vp9 or av1."""
     seed: int = 0
     seconds: float = SECONDS
+    gop: int | None = None
+    """Frames from key frame to key frame; None: the encoder's choice."""
 
     @property
     def file_name(self) -> str:
@@ -96,6 +98,8 @@ def write(job: tuple[str, Recipe]) -> None:
     encoder, options = ENCODERS[recipe.codec]
     with av.open(str(Path(folder) / recipe.file_name), "w") as container:
         stream = container.add_stream(encoder, rate=FPS, options=dict(options))
+        if recipe.gop is not None:
+            stream.gop_size = recipe.gop
         stream.width, stream.height = recipe.width, recipe.height
         stream.pix_fmt = "yuv420p"
         for frame in frames:
