@@ -68,6 +68,7 @@ def test_each_check_ends_as_one_line(gpu_check, monkeypatch, capsys):
     checks = {
         "good": lambda place: "well",
         "absent": lambda place: not_here("no library"),
+        "lacking": lambda place: __import__("no_such_module"),
         "bad": lambda place: fail("wrong\nand more"),
     }
     monkeypatch.setattr(gpu_check, "CHECKS", checks)
@@ -76,6 +77,7 @@ def test_each_check_ends_as_one_line(gpu_check, monkeypatch, capsys):
     assert [(row["name"], row["state"], row["seen"]) for row in rows] == [
         ("good", "holds", "well"),
         ("absent", "not tried", "no library"),
+        ("lacking", "not tried", "needs no_such_module, which is not installed"),
         ("bad", "FAILED", "ValueError: wrong"),
     ]
 

@@ -111,6 +111,8 @@ def run_checks(names: Sequence[str], place: Place) -> int:
             outcome = Outcome(name, HELD, CHECKS[name](place))
         except NotHere as reason:
             outcome = Outcome(name, NOT_TRIED, str(reason))
+        except ModuleNotFoundError as error:
+            outcome = Outcome(name, NOT_TRIED, f"needs {error.name}, which is not installed")
         except Exception as error:
             traceback.print_exc()
             first = (str(error).strip().splitlines() or [""])[0]

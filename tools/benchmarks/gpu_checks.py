@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 from unittest import mock
 
 import torch
@@ -38,12 +39,12 @@ from benchmarks.steps import (
 )
 from benchmarks.videos import Recipe, make_videos
 from hiera_video.config import Config, load_config
-from hiera_video.engine import checkpoint, distributed, train
-from hiera_video.engine.records import read_metrics
-from hiera_video.engine.signals import Stop
 from hiera_video.errors import UserError
 from hiera_video.models import build_model, kernels, layers
 from hiera_video.models.tokens import num_kept
+
+if TYPE_CHECKING:
+    from hiera_video.engine.train import TrainingRun
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -312,12 +313,16 @@ def run_settings(folder: Path, device: torch.device, **more: object) -> Config:
 
 
 def _train(
-    cfg: Config, before_step: Callable[[train.TrainingRun], contextlib.AbstractContextManager]
+    cfg: Config, before_step: Callable[[TrainingRun], contextlib.AbstractContextManager]
 ) -> None:
     """Train as `cfg` says; `before_step` is entered around every step."""
+    # Here, so that a machine without what runs need (records, pictures) tries the other checks.
+    from hiera_video.engine import distributed, train
+    from hiera_video.engine.signals import Stop
+
     take_step = train.TrainingRun.take_step
 
-    def watched(run: train.TrainingRun, *args: object) -> None:
+    def watched(run: TrainingRun, *args: object) -> None:
         with before_step(run):
             take_step(run, *args)  # type: ignore[arg-type]
 
@@ -328,10 +333,12 @@ def _train(
 
 def resume(place: Place) -> str:
     """A run that goes from the CPU to the GPU and back learns what one on the CPU learns."""
+    from hiera_video.engine import checkpoint
+
     cpu = torch.device("cpu")
 
-    def stopping_at(last: int) -> Callable[[train.TrainingRun], contextlib.AbstractContextManager]:
-        def before_step(run: train.TrainingRun) -> contextlib.AbstractContextManager:
+    def stopping_at(last: int) -> Callable[[TrainingRun], contextlib.AbstractContextManager]:
+        def before_step(run: TrainingRun) -> contextlib.AbstractContextManager:
             if run.state.step + 1 == last:
                 run.stop.signal = signal.SIGTERM
             return contextlib.nullcontext()
@@ -354,6 +361,8 @@ def resume(place: Place) -> str:
 
 
 def _losses(out: Path) -> dict[int, float]:
+    from hiera_video.engine.records import read_metrics
+
     return {r["step"]: r["loss"] for r in read_metrics(out) if r["_type"] == "train_iter_"}
 
 
@@ -374,7 +383,7 @@ def no_waiting(place: Place) -> str:
     """A training step queues its work and waits for nothing, after the first two."""
     taken = []
 
-    def before_step(run: train.TrainingRun) -> contextlib.AbstractContextManager:
+    def before_step(run: TrainingRun) -> contextlib.AbstractContextManager:
         taken.append(run.state.step)
         strict = len(taken) > 2
         return waiting_is_an_error(place.device) if strict else contextlib.nullcontext()
