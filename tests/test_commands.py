@@ -72,7 +72,7 @@ def test_help_does_not_wait_for_torch():
 
 
 @pytest.mark.parametrize(
-    ("word", "advice"), [("modles", "did you mean models?"), ("x", "allowed are train")]
+    ("word", "advice"), [("modles", "did you mean models?"), ("x", "allowed are predict")]
 )
 def test_an_unknown_command_is_refused(word, advice, command):
     said = command(word)

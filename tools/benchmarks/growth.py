@@ -75,7 +75,8 @@ def run(args: argparse.Namespace) -> int:
             (args.videos, lambda: of_videos(args.videos, folder)),
         ):
             if len(set(values)) > 1:
-                report.rows += [row_of(task, args.repeats) for task in tasks()]
+                for task in tasks():  # one by one: an interrupt keeps what is done
+                    report.rows.append(row_of(task, args.repeats))
     return 0
 
 
