@@ -1,7 +1,7 @@
 """`demo/predict.py` as users call it: what comes out where, and the exit codes."""
 
 import csv
-import importlib.util
+import importlib
 import json
 import os
 import re
@@ -23,17 +23,9 @@ from hiera_video.video.guarded_pool import GuardedPool
 
 
 @pytest.fixture(scope="module")
-def demo(repository_path):
-    """The script `demo/predict.py` as a module."""
-    spec = importlib.util.spec_from_file_location("demo_predict", repository_path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def repository_path(repository):
-    return repository / "demo" / "predict.py"
+def demo():
+    """What `demo/predict.py` and `hiera-video predict` run."""
+    return importlib.import_module("hiera_video.commands.predict")
 
 
 @pytest.fixture(scope="module")
