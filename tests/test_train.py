@@ -864,11 +864,11 @@ def test_a_step_without_a_readable_video_leaves_batch_statistics_alone(
     backward, seen = Forward.backward, []
 
     def watched(self, *rest):
-        before = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        before = {name: buffer.clone() for name, buffer in self.parallel.named_buffers()}
         totals = backward(self, *rest)
-        after = dict(self.model.named_buffers())
+        after = dict(self.parallel.named_buffers())
         seen.append((int(totals[1]), [n for n in before if not torch.equal(before[n], after[n])]))
-        assert all(module.training for module in self.model.modules())
+        assert all(module.training for module in self.parallel.modules())
         return totals
 
     monkeypatch.setattr(Forward, "backward", watched)
