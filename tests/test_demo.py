@@ -29,6 +29,12 @@ def demo():
 
 
 @pytest.fixture(scope="module")
+def repository_path(repository):
+    """The script."""
+    return repository / "demo" / "predict.py"
+
+
+@pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     return str(write_checkpoint(tmp_path_factory.mktemp("demo") / "tiny.pyth"))
 
