@@ -10,8 +10,429 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # nothing need be installed
 
+<<<<<<< HEAD
 from hiera_video import cli
 from hiera_video.commands import predict
+=======
+from hiera_video import __version__
+from hiera_video.cli import DONE, FAILED, INTERRUPTED, printable, run
+from hiera_video.config import Config
+from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
+from hiera_video.errors import RunFailed, UserError
+from hiera_video.spreadsheet import csv_file, path_cell
+from hiera_video.video.decoding_process import decoding_process, processes_for
+from hiera_video.video.find import InputFile, expand_paths, is_video_or_playlist
+from hiera_video.video.guarded_pool import GuardedPool
+
+if TYPE_CHECKING:
+    from hiera_video.predict import Label, Prediction, Predictor, Window
+
+
+def main(argv: Sequence[str]) -> int:
+    """Label the videos that `argv` names; return the exit code."""
+    args = _parser().parse_args(argv)
+    if args.top_k < 1:
+        raise UserError(f"--top-k {args.top_k}: at least 1")
+    if args.csv is not None and is_video_or_playlist(args.csv):
+        raise UserError(f"--csv {args.csv} is named like a video; name a .csv file")
+    cfg = _config(args)
+    files = expand_paths(args.paths)
+    # Videos are read in child processes, so that a file that crashes a decoder cannot end this one.
+    # They start first: they import their libraries while the model is loaded.
+    with decoding_process(processes_for(len(files) if args.timeline is None else 1)) as process:
+        return _label_files(files, args, cfg, process)
+
+
+def _label_files(
+    files: Sequence[InputFile], args: argparse.Namespace, cfg: Config | None, process: GuardedPool
+) -> int:
+    # Imported here: torch takes seconds to import, and --help and typing errors need not wait.
+    from hiera_video.data.views import parse_views
+    from hiera_video.predict import Predictor
+    from hiera_video.video.sampling import check_window
+
+    if args.timeline is not None:
+        check_window(args.timeline)
+    views = _views(args, cfg, parse_views)
+    with _outputs(args) as outputs:
+        # What a library prints while the model is loaded must not end up in the JSON.
+        with contextlib.redirect_stdout(sys.stderr):
+            predictor = Predictor.load(**_choices(args, cfg), views=views, process=process)
+        return _label_all(predictor, files, args, outputs)
+
+
+def _parser() -> SettingsParser:
+    parser = SettingsParser(
+        prog="predict.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("paths", nargs="+", metavar="PATH", help="video files, folders (searched), globs in quotes")
+    add("--json", action="store_true", help="one JSON list on stdout instead of the table")
+    add("--csv", metavar="FILE", help="also write a CSV file, one row per label")
+    add("--top-k", type=int, default=5, metavar="K", help="labels per video (default: 5)")
+    add(
+        "--timeline",
+        type=float,
+        metavar="SECONDS",
+        help="also label each window of so many seconds",
+    )
+    add("--views", metavar="KxS", help="clips in time x crops in space (default: 5x3)")
+    add(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help="views per forward pass (default: 4, GPU 32)",
+    )
+    add("--device", default=None, metavar="auto|cpu|cuda", help="default: auto")
+    add("--dtype", default="auto", metavar="auto|fp32|fp16|bf16", help="default: auto")
+    add("--decoder", metavar="NAME", help="auto, torchcodec, pyav or decord (default: auto)")
+    add("--model", metavar="NAME", help="a registered model (default: hiera_base_16x224)")
+    add("--weights", metavar="WEIGHTS", help="checkpoint file, address, or published name")
+    add("--labels", metavar="FILE", help="class names, one a line, or the name of a known list")
+    add("--version", action="version", version=f"hiera_video {__version__}")
+    add_config_arguments(parser, required=False)
+    return parser
+
+
+# ---- settings: the command line, else the config file, else the defaults ----
+
+
+def _config(args: argparse.Namespace) -> Config | None:
+    if args.cfg is None:
+        if args.settings:
+            raise UserError(
+                f"{' '.join(args.settings[:2])}: settings change a config file; name it with "
+                "--cfg FILE"
+            )
+        return None
+    cfg = config_from_args(args)
+    if cfg.task == "pretrain":
+        raise UserError(f"{args.cfg} is for pretraining (TASK: pretrain), which has no labels")
+    return cfg
+
+
+def _views(
+    args: argparse.Namespace, cfg: Config | None, parse: Callable[[str], tuple[int, int]]
+) -> tuple[int, int]:
+    """Return (temporal views, spatial crops)."""
+    if args.views is not None:
+        return parse(args.views)
+    return (cfg.test.num_ensemble_views, cfg.test.num_spatial_crops) if cfg else (5, 3)
+
+
+def _choices(args: argparse.Namespace, cfg: Config | None) -> dict[str, Any]:
+    """Return the keyword arguments of `Predictor.load`, without the views."""
+    choices = {
+        "model": args.model,
+        "weights": args.weights,
+        "labels": args.labels,
+        "device": args.device,
+        "dtype": args.dtype,
+        "batch_size": args.batch_size,
+        "decoder": args.decoder,
+    }
+    if cfg is not None:
+        from_cfg = {
+            "model": cfg.model.model_name,
+            "weights": cfg.test.checkpoint_file_path or None,
+            "labels": cfg.data.class_names or None,
+            "device": cfg.device,
+            "batch_size": cfg.test.batch_size,
+            "decoder": cfg.data.decoding_backend,
+            "spec": cfg.data.clip_spec(training=False),
+            "model_kwargs": cfg.model_arguments(),
+            "multi_label": cfg.data.multi_label or None,
+        }
+        choices = {**from_cfg, **{k: v for k, v in choices.items() if v is not None}}
+    # Settings that are not given are left to the checkpoint and to the defaults.
+    return {key: value for key, value in choices.items() if value is not None}
+
+
+# ---- the work ----
+
+
+def _label_all(
+    predictor: Predictor, files: Sequence[InputFile], args: argparse.Namespace, outputs: _Outputs
+) -> int:
+    failed = 0
+    with _Progress(len(files)) as progress:
+        predictions = _predictions(predictor, files, args, outputs, progress)
+        for number, (file, _) in enumerate(files):
+            try:
+                prediction = next(predictions)
+            except (_Interrupted, KeyboardInterrupt) as interruption:
+                blank = predictor.blank(file, "interrupted")
+                outputs.end(getattr(interruption, "prediction", blank))
+                progress.write(f"interrupted after {number} of {len(files)} files")
+                return INTERRUPTED
+            outputs.end(prediction)
+            if prediction.error is not None:
+                failed += 1
+                progress.write(f"error: {printable(file)}: {prediction.error}")
+    if failed and len(files) > 1:
+        print(f"{failed} of {len(files)} files could not be labelled", file=sys.stderr)
+    return FAILED if failed else DONE
+
+
+class _Interrupted(Exception):
+    """Ctrl-C, with what is done of the file that it interrupted."""
+
+    def __init__(self, prediction: Prediction) -> None:
+        super().__init__("interrupted")
+        self.prediction = prediction
+
+
+def _predictions(
+    predictor: Predictor,
+    files: Sequence[InputFile],
+    args: argparse.Namespace,
+    outputs: _Outputs,
+    progress: _Progress,
+) -> Iterator[Prediction]:
+    """Yield the finished prediction of each file, its labels written already; or raise
+    _Interrupted."""
+    if args.timeline is None and len(files) > 1:
+        yield from _many(predictor, files, args, outputs, progress)
+        return
+    from hiera_video.errors import DecodeError
+
+    for number, (file, error) in enumerate(files):
+        prediction = predictor.blank(file, error)
+        try:
+            if error is None:
+                _label(predictor, prediction, args, outputs, progress.of(number, file))
+        except DecodeError as failure:
+            prediction.error = failure.reason
+        except RunFailed as failure:
+            prediction.error = str(failure)
+        except KeyboardInterrupt:
+            prediction.error = "interrupted"
+            raise _Interrupted(prediction) from None
+        yield prediction
+
+
+def _many(
+    predictor: Predictor,
+    files: Sequence[InputFile],
+    args: argparse.Namespace,
+    outputs: _Outputs,
+    progress: _Progress,
+) -> Iterator[Prediction]:
+    """`_predictions` of several files without timelines, which are read ahead."""
+    readable = [file for file, error in files if error is None]
+    missing = len(files) - len(readable)
+    labelled = predictor.label_files(
+        readable, top_k=args.top_k, on_progress=lambda done: progress.to(missing + done)
+    )
+    ended = "not labelled"
+    for number, (file, error) in enumerate(files):
+        progress.of(number, file)
+        if error is not None:
+            yield predictor.blank(file, error)
+            continue
+        try:
+            prediction = next(labelled, None) or predictor.blank(file, ended)
+        except RunFailed as failure:  # of the processes that read: none of the rest can be read
+            ended = str(failure)
+            prediction = predictor.blank(file, ended)
+        except KeyboardInterrupt:
+            raise _Interrupted(predictor.blank(file, "interrupted")) from None
+        if prediction.error is None:
+            outputs.labels(prediction)
+        yield prediction
+
+
+def _label(
+    predictor: Predictor,
+    prediction: Prediction,
+    args: argparse.Namespace,
+    outputs: _Outputs,
+    on_progress: Callable[[float], None],
+) -> None:
+    """Fill in `prediction`, window by window, so that an interruption keeps what is done."""
+    file, top_k = prediction.file, args.top_k
+    # With a timeline, most of the work comes after the labels of the whole video.
+    part = 1.0 if args.timeline is None else 0.1
+    prediction.labels = predictor(
+        file, top_k=top_k, on_progress=lambda share: on_progress(part * share)
+    ).labels
+    outputs.labels(prediction)
+    if args.timeline is None:
+        return
+    prediction.timeline = []
+    windows = predictor.timeline(
+        file,
+        args.timeline,
+        top_k=top_k,
+        on_progress=lambda share: on_progress(part + (1 - part) * share),
+    )
+    for window in windows:
+        prediction.timeline.append(window)
+        outputs.window(prediction, window)
+
+
+# ---- what comes out ----
+
+
+class _Outputs:
+    """Writes the results: a table or JSON on stdout, and a CSV file if one is named."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self.add_row: Callable[[Sequence[Any]], None] | None = None
+        """Adds a row to the CSV file; None without one."""
+        self.finished: list[Prediction] = []
+        self.headed = ""
+        """The file whose name the table showed last."""
+
+    def labels(self, prediction: Prediction) -> None:
+        """Write the labels of a whole video."""
+        if not self.as_json:
+            self._head(prediction)
+            for rank, label in enumerate(prediction.labels, 1):
+                _write(f"  {rank:3d} {_row(label)}")
+        self._rows(prediction, prediction.labels)
+
+    def window(self, prediction: Prediction, window: Window) -> None:
+        """Write one more window of its timeline."""
+        if not self.as_json:
+            ranked = ", ".join(f"{printable(x.label)} {x.score:.1%}" for x in window.labels)
+            _write(f"  {_clock(window.start)} - {_clock(window.end)}  {ranked}")
+        self._rows(prediction, window.labels, window.start, window.end)
+
+    def end(self, prediction: Prediction) -> None:
+        """Finish a file, and write its error if it has one."""
+        self.finished.append(prediction)
+        if prediction.error is None:
+            return
+        if not self.as_json:
+            self._head(prediction)
+            _write(f"      error: {prediction.error}")
+        if self.add_row is not None:
+            self.add_row([path_cell(prediction.file), "", "", "", "", "", prediction.error])
+
+    def close(self) -> None:
+        """Write the JSON, which comes at the end."""
+        if self.as_json:
+            text = [prediction.to_dict() for prediction in self.finished]
+            print(json.dumps(text, indent=2, ensure_ascii=False))
+
+    def _rows(
+        self,
+        prediction: Prediction,
+        labels: Sequence[Label],
+        start: float | str = "",
+        end: float | str = "",
+    ) -> None:
+        """Add a row to the CSV file per label; times are empty for the labels of a whole video."""
+        if self.add_row is not None:
+            for rank, label in enumerate(labels, 1):
+                file = path_cell(prediction.file)
+                self.add_row([file, rank, label.label, label.score, start, end, ""])
+
+    def _head(self, prediction: Prediction) -> None:
+        if self.headed != prediction.file:
+            self.headed = prediction.file
+            _write(printable(prediction.file))
+
+
+@contextlib.contextmanager
+def _outputs(args: argparse.Namespace) -> Iterator[_Outputs]:
+    """Open the outputs before the work, so that a missing folder is an error at once."""
+    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
+        # The terminal shows characters that it does not have escaped. JSON is UTF-8 by definition;
+        # the byte ff of a file name, which Python reads as "\udcff", is escaped as JSON escapes.
+        encoding = "utf-8" if args.json else sys.stdout.encoding
+        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+    outputs = _Outputs(as_json=args.json)
+    ended = None
+    try:
+        with _csv_file(args.csv) as outputs.add_row:
+            try:
+                yield outputs
+            except BaseException as error:
+                if not outputs.finished:
+                    raise
+                ended = error  # raised again once the finished files are written
+    finally:
+        if outputs.finished:
+            outputs.close()
+    if ended is not None:
+        raise ended
+
+
+CSV_COLUMNS = ("file", "rank", "label", "score", "start", "end", "error")
+
+
+@contextlib.contextmanager
+def _csv_file(path: str | None) -> Iterator[Callable[[Sequence[Any]], None] | None]:
+    """Open the file of --csv; yield the function that adds a row. It appears at the end, whole."""
+    if path is None:
+        yield None
+        return
+    with contextlib.ExitStack() as stack:
+        try:
+            add_row = stack.enter_context(csv_file(path, CSV_COLUMNS))
+        except RunFailed as error:
+            raise UserError(f"--csv: {error}") from None
+        yield add_row
+
+
+class _Progress:
+    """A progress bar over all files on stderr, if that is a terminal."""
+
+    def __init__(self, num_files: int) -> None:
+        from tqdm import tqdm
+
+        self.bar = tqdm(
+            total=num_files,
+            file=sys.stderr,
+            disable=not sys.stderr.isatty(),
+            delay=1,
+            leave=False,
+            bar_format="{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]",
+        )
+
+    def of(self, number: int, file: str) -> Callable[[float], None]:
+        """Return the `on_progress` of the `number`-th file."""
+        self.bar.set_description_str(printable(os.path.basename(file))[:40], refresh=False)
+        return lambda share: self.to(number + share)
+
+    def to(self, done: float) -> None:
+        """Show that so many files are done."""
+        self.bar.update(done - self.bar.n)
+
+    def write(self, line: str) -> None:
+        """Print a line on stderr, above the bar."""
+        self.bar.write(line, file=sys.stderr)
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+
+def _write(line: str) -> None:
+    """Print a line on stdout, above the progress bar."""
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stdout)
+    sys.stdout.flush()
+
+
+def _row(label: Label) -> str:
+    bar = f"{'#' * round(20 * label.score):20} " if sys.stdout.isatty() else ""
+    return f"{label.score:8.2%}  {bar}{printable(label.label)}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds * 10), 600)
+    return f"{minutes:3d}:{rest / 10:04.1f}"
+>>>>>>> gpu
 
 main = partial(predict.main, prog="python demo/predict.py")
 

@@ -306,7 +306,7 @@ def _before_deadline(work: Callable[[], Any], seconds: float) -> Any:
 @contextmanager
 def _progress(url: str, size: int | None) -> Iterator[Callable[[int], Any]]:
     """Show a bar on a terminal, one line elsewhere; yields a function that adds received bytes."""
-    from tqdm import tqdm  # type: ignore[import-untyped]  # has no types; needed here alone
+    from tqdm import tqdm
 
     name = cached_path(url).name
     if not sys.stderr.isatty():
