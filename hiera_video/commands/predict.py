@@ -174,8 +174,9 @@ def _label_all(
         for number, (file, _) in enumerate(files):
             try:
                 prediction = next(predictions)
-            except _Interrupted as interruption:
-                outputs.end(interruption.prediction)
+            except (_Interrupted, KeyboardInterrupt) as interruption:
+                blank = predictor.blank(file, "interrupted")
+                outputs.end(getattr(interruption, "prediction", blank))
                 progress.write(f"interrupted after {number} of {len(files)} files")
                 return INTERRUPTED
             outputs.end(prediction)
