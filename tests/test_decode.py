@@ -517,7 +517,8 @@ def test_unknown_decoder(tmp_path):
 
 @pytest.fixture
 def without_torchcodec(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchcodec", None)  # its import fails
+    for module in ("torchcodec", "torchcodec.decoders"):  # its import fails
+        monkeypatch.setitem(sys.modules, module, None)
     decoders.decoder_failure.cache_clear()
     yield
     decoders.decoder_failure.cache_clear()

@@ -145,9 +145,10 @@ def test_the_exit_code_tells_required_from_optional(capsys, level, code, last):
 
 def test_wrong_use_is_two():
     for words in ([], ["nurse"]):
-        with pytest.raises(SystemExit) as end:
-            __main__.main(words)
-        assert end.value.code == 2
+        assert __main__.main(words) == 2
+    with pytest.raises(SystemExit) as end:
+        __main__.main(["doctor", "--nurse"])
+    assert end.value.code == 2
 
 
 # ---- the checks ---------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import signal
@@ -17,7 +18,6 @@ from clips import write_clip
 from randomness import redraw
 from test_guarded_video import serve_or_worse
 from test_predict import SPEC, TINY, tiny_model, write_checkpoint
-from toy_models import ToyClassifier
 
 from hiera_video import build_model
 from hiera_video.commands import features as command
@@ -30,6 +30,7 @@ from hiera_video.features.encoder import EncoderOptions, input_of_head, load_enc
 from hiera_video.features.matrices import MatrixWriter, common_folder
 from hiera_video.features.settings import FeatureSettings
 from hiera_video.features.table import TableWriter, read_batches, read_settings
+from hiera_video.registry import MODEL_REGISTRY
 from hiera_video.video.decode import open_video
 from hiera_video.video.guarded_pool import GuardedPool
 from hiera_video.video.sampling import window_clips
@@ -103,8 +104,10 @@ def test_equal_clips_are_computed_once_and_batches_do_not_matter(weights, pixels
 
 
 @torch.no_grad()
-def test_a_model_of_somebody_else_has_a_head(pixels):
-    toy = redraw(ToyClassifier()).eval()
+def test_a_model_of_somebody_else_has_a_head(pixels, monkeypatch):
+    monkeypatch.setattr(MODEL_REGISTRY, "_obj_map", dict(MODEL_REGISTRY._obj_map))
+    toy = redraw(importlib.import_module("toy_models").ToyClassifier()).eval()
+    sys.modules.pop("toy_models")  # it registers its models again for another test
     wanted = toy.forward_features(pixels).mean(dim=1)
     assert torch.allclose(input_of_head(toy, pixels), wanted)
     toy.forward_head = lambda features: toy.head(features).mean(dim=1)  # places until the end

@@ -342,6 +342,8 @@ class Watch:
         self._counts = dict.fromkeys(_SIGNALS, 0)
         self._handlers: dict[int, Any] = {}
         self._wakeup_fd = -1
+        self._forking = threading.local()
+        """`mask`: the signals that a thread had blocked before its fork that goes on."""
 
     def start(self) -> None:
         """Take over Ctrl-C and SIGTERM and start the thread. `join` connects it to the others."""
@@ -354,7 +356,11 @@ class Watch:
             # The number of each signal is written there at once, whatever the main thread does.
             self._wakeup_fd = signal.set_wakeup_fd(self._outbox.fileno(), warn_on_full_buffer=False)
         if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget)
+            os.register_at_fork(
+                before=self._hold_signals,
+                after_in_parent=self._release_signals,
+                after_in_child=self._forget,
+            )
         threading.Thread(target=self._watch, daemon=True, name="watches the ranks").start()
 
     def join(self, store: Store, host: str, *, one_machine: bool) -> None:
@@ -420,6 +426,7 @@ class Watch:
         """In a forked child: its signals are not those of this process, and a connection that it
         holds open would hide this one's death."""
         if self._over.is_set():
+            self._release_signals()
             return
         if self._handlers:
             signal.set_wakeup_fd(-1)
@@ -428,6 +435,18 @@ class Watch:
                     signal.signal(number, handler)
         for key in list(self._selector.get_map().values()):
             key.fileobj.close()  # type: ignore[union-attr]
+        self._release_signals()
+
+    def _hold_signals(self) -> None:
+        """Before a fork: a signal to the child that comes before `_forget` would be written to the
+        wakeup socket, which the child shares, and be taken for one to this process."""
+        if self._handlers and not self._over.is_set():
+            self._forking.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+    def _release_signals(self) -> None:
+        mask = self._forking.__dict__.pop("mask", None)
+        if mask is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
     # ---- in the thread --------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from hiera_video.preparation.audit.jobs import ClipJob
 from hiera_video.preparation.audit.lists import UNUSED
 from hiera_video.preparation.audit.result import AuditOptions, AuditResult, Projection
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
+from hiera_video.video.limits import imports_allowed
 
 _CLIPS_TIMED = 16
 """Videos of which one clip is timed."""
@@ -64,10 +65,11 @@ def time_clip(job: ClipJob) -> float:
 
     Runs in a child process. Raises DecodeError.
     """
-    import torch
+    with imports_allowed():
+        import torch
 
-    from hiera_video.data.datasets import Sample, TrainReader
-    from hiera_video.data.transforms.train import TrainTransform
+        from hiera_video.data.datasets import Sample, TrainReader
+        from hiera_video.data.transforms.train import TrainTransform
 
     torch.set_num_threads(1)
     reader = TrainReader(TrainTransform(job.spec, flip=0.0), decoder=job.decoder)
