@@ -860,7 +860,11 @@ HOSTILE = {
 
 
 def test_hostile_files_do_no_harm(shared_data):
-    """In one process of its own: neither crash nor hang, nor 300 MiB more than the imports."""
+    """In one process of its own: neither crash nor hang, nor 500 MiB more than the imports.
+
+    Usually it is 140; on a busy machine, where FFmpeg's threads hold more frames, once 306. What a
+    bomb claims is gigabytes.
+    """
     code = f"""
         import pathlib, torch
         from hiera_video.errors import DecodeError
@@ -889,7 +893,7 @@ def test_hostile_files_do_no_harm(shared_data):
     results = {}
     for line in _python(code).splitlines():
         name, decoder, mebibytes, result = line.split("\t")
-        assert int(mebibytes) < 300, line
+        assert int(mebibytes) < 500, line
         results[name, decoder] = result
     assert {name for name, _ in results} >= set(HOSTILE)
     for name, expected in HOSTILE.items():
