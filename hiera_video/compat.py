@@ -13,7 +13,7 @@ import types
 import warnings
 from collections.abc import Iterator
 
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, first_line
 
 _OLD = "torchvision.transforms.functional_tensor"
 _NEW = "torchvision.transforms._functional_tensor"
@@ -74,7 +74,7 @@ def ensure_torchvision() -> None:
         ) from error
     except (RuntimeError, ImportError) as error:  # the operator it registers, or a symbol it links
         raise UserError(
-            f"torchvision does not fit the installed torch {_torch()} ({_first_line(error)}): "
+            f"torchvision does not fit the installed torch {_torch()} ({first_line(error)}): "
             f"install the pair that was released together, e.g. torch 2.14.1 with torchvision "
             f"0.29.1, both for CPU or both for the same CUDA"
         ) from error
@@ -82,7 +82,3 @@ def ensure_torchvision() -> None:
 
 def _torch() -> str:
     return importlib.import_module("torch").__version__
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import IO, Literal
 
 import hiera_video
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, first_line, kind_and_line
 from hiera_video.files import free_bytes
 from hiera_video.video.processes import usable_cores
 
@@ -151,7 +151,7 @@ def _child(work: Callable[[], object], sender: Connection, output: int) -> None:
     try:
         sender.send(work())
     except Exception as error:
-        sender.send(f"{type(error).__name__}: {_first_line(error)}")
+        sender.send(kind_and_line(error))
 
 
 def _contents(file: IO[str]) -> str:
@@ -164,10 +164,6 @@ def _signal_or_exit_code(code: int | None) -> str:
         with contextlib.suppress(ValueError):
             return signal.Signals(-code).name
     return f"exit code {code}"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 # ---- Python and packages ------------------------------------------------------------------------
@@ -245,7 +241,7 @@ def _package(name: str, module: str, least: str) -> Finding:
         if version is None:
             return Finding(FAIL, f"{name} is missing", wanted, broken=(module,))
         advice = "" if isinstance(error, UserError) else f"install it again: {wanted}"
-        text = f"{name} {version} does not import: {_first_line(error)}"
+        text = f"{name} {version} does not import: {first_line(error)}"
         return Finding(FAIL, text, advice, broken=(module,))
     if version is not None and _numbers(version) < _numbers(least):
         return Finding(FAIL, f"{name} {version} is too old: at least {least} is required", wanted)

@@ -49,6 +49,17 @@ class DecodeError(Exception):
         return f"{self.path}: {self.reason}" if self.reason else self.path
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text; the name of its type where it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def kind_and_line(error: BaseException, most: int = 200) -> str:
+    """Return an error's type and the first line of its text, at most `most` characters."""
+    kind, line = type(error).__name__, first_line(error)
+    return (kind if line == kind else f"{kind}: {line}")[:most]
+
+
 def first_few(names: Sequence[str], count: int = 10) -> str:
     """Join the first names of a list for a message: "a, b and 3 more"."""
     more = len(names) - count

@@ -29,6 +29,7 @@ from benchmarks import machine
 from benchmarks.gpu_checks import CHECKS, NotHere, Place
 
 from hiera_video import cli, files
+from hiera_video.errors import kind_and_line
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -115,12 +116,11 @@ def run_checks(names: Sequence[str], place: Place) -> int:
             outcome = Outcome(name, NOT_TRIED, f"needs {error.name}, which is not installed")
         except Exception as error:
             traceback.print_exc()
-            first = (str(error).strip().splitlines() or [""])[0]
-            outcome = Outcome(name, FAILED, f"{type(error).__name__}: {first[:200]}")
+            outcome = Outcome(name, FAILED, kind_and_line(error))
         outcome.seconds = round(time.monotonic() - began, 1)
         print(json.dumps(asdict(outcome)), flush=True)
         if outcome.state == FAILED and place.device.type == "cuda":
-            return 1  # the next one gets a new process, which this error cannot have spoilt
+            return 1  # the next one runs in a new process: this error cannot affect it
     return 0
 
 

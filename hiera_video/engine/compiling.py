@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from hiera_video.errors import kind_and_line
+
 
 class CompileSettings(NamedTuple):
     """How the model is compiled."""
@@ -48,14 +50,7 @@ def compile_fault(error: BaseException) -> str | None:
     modules = [f"{kind.__module__}." for kind in type(error).__mro__]
     if not any(module.startswith(f"{name}.") for name in _COMPILERS for module in modules):
         return None
-    return first_line(error)
-
-
-def first_line(error: BaseException) -> str:
-    """Return the kind of an error and the first line of its text, at most 200 characters."""
-    lines = str(error).strip().splitlines()
-    text = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    return text[:200]
+    return kind_and_line(error)
 
 
 def fallback_note(reason: str) -> str:

@@ -30,13 +30,12 @@ from hiera_video.engine.compiling import (
     compile_fault,
     compile_model,
     fallback_note,
-    first_line,
 )
 from hiera_video.engine.distributed import World
 from hiera_video.engine.meters import StepTimer
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.engine.schedule import Schedule
-from hiera_video.errors import RunFailed
+from hiera_video.errors import RunFailed, kind_and_line
 from hiera_video.scoring import tf32_products
 
 SUMS = ("loss", "clips", "top1", "top5", "failed")
@@ -87,7 +86,7 @@ class Forward:
             try:
                 self.compiled = compile_model(self.parallel, recipe.compiled)
             except RuntimeError as error:  # not on this system
-                note(fallback_note(first_line(error)))
+                note(fallback_note(kind_and_line(error)))
         self.clips = plan.clips_per_step // (recipe.grad_accum * world.size)
         """Clips of a part on this process."""
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, first_line
 from hiera_video.files import explained, write_text
 
 TENSORBOARD = "tensorboard"
@@ -183,7 +183,7 @@ def open_tracker(name: str, run: TrackedRun) -> Tracker:
         raise
     except Exception as error:  # each library has its own
         raise UserError(
-            f"TRACKERS.NAMES {name}: it cannot be started: {_first_line(error)}. "
+            f"TRACKERS.NAMES {name}: it cannot be started: {first_line(error)}. "
             f"Offline: {_OFFLINE[name]}; without it: TRACKERS.NAMES '[]'"
         ) from None
 
@@ -226,7 +226,7 @@ class Careful:
         except Exception as error:  # each library has its own
             self.tracker = None
             self.warn(
-                f"warning: {self.name} gets nothing more of this run: {_first_line(error)}. "
+                f"warning: {self.name} gets nothing more of this run: {first_line(error)}. "
                 "The run goes on; metrics.jsonl has everything"
             )
 
@@ -262,7 +262,3 @@ def _flat(settings: str) -> dict[str, Any]:
 def _pixels(image: Tensor) -> Any:
     """Float [3, H, W] in [0, 1] -> uint8 [H, W, 3] in NumPy."""
     return (image.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

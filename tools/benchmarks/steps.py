@@ -26,7 +26,7 @@ from benchmarks.machine import PURE
 from benchmarks.measure import Candidate, CannotMeasure
 from hiera_video.config import SolverConfig
 from hiera_video.engine import optim
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, kind_and_line
 from hiera_video.models import build_model
 from hiera_video.models.hiera import SIZES, VIDEO
 from hiera_video.scoring import choose_dtype
@@ -533,15 +533,10 @@ def _first_call_may_fail(step: Step, facts: dict[str, Any]) -> Callable[[], None
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            raise CannotMeasure(_first_line(error)) from error
+            raise CannotMeasure(kind_and_line(error)) from error
         done = True
         if step.case.compiled:
             facts["graph_breaks"] = sum(breaks.values()) - before
         return None
 
     return first_call
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:80]}" if lines else type(error).__name__

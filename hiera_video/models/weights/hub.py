@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.errors import UserError, WeightsError
+from hiera_video.errors import UserError, WeightsError, first_line
 from hiera_video.models.hiera import SIZES
 from hiera_video.models.weights.file import Checkpoint, read_checkpoint
 from hiera_video.models.weights.published import IMAGE_CLIPS, VIDEO_CLIPS
@@ -164,8 +164,3 @@ def library() -> Any:
             "folder of the model and name that"
         ) from None
     return huggingface_hub
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's text."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

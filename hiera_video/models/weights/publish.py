@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video import __version__
-from hiera_video.errors import RunFailed, UserError, WeightsError
+from hiera_video.errors import RunFailed, UserError, WeightsError, first_line
 from hiera_video.files import atomic_write, explained, write_text
 from hiera_video.models.weights import hub
 from hiera_video.models.weights.file import Checkpoint
@@ -72,7 +72,7 @@ def push_to_hub(
             library.create_repo(name, private=private, exist_ok=True)
             library.upload_folder(repo_id=name, folder_path=folder)
         except (OSError, ValueError) as error:  # its errors of HTTP and of names are of these
-            raise RunFailed(f"cannot upload to {name}: {hub.first_line(error)}") from None
+            raise RunFailed(f"cannot upload to {name}: {first_line(error)}") from None
     return f"https://huggingface.co/{name}"
 
 
