@@ -783,6 +783,24 @@ def _python(code: str) -> str:
     return done.stdout
 
 
+def test_reading_leaves_the_environment_as_it_was(tmp_path, decoder):
+    """What one process sets there, each process that it starts inherits.
+
+    decord takes its limits from there when it is loaded: one that was set after loading did nothing
+    in this process, and made those of a loader refuse the last frames of whole files.
+    """
+    path = write_clip(tmp_path / "v.mp4", frames=60)
+    before = dict(os.environ)
+    wanted = list(range(0, 60, 4))
+    assert read_indices(read_frames(path, wanted, decoder)) == wanted
+    assert dict(os.environ) == before
+    code = f"""
+        from hiera_video.video.decode import read_frames
+        print(read_frames({str(path)!r}, {wanted}, {decoder!r}).shape[0])
+    """
+    assert _python(code).split() == [str(len(wanted))]
+
+
 # ---- the shared files ----
 
 NOT_BY_DECORD = {"derived_av1_pancake.mp4"}  # its FFmpeg of 2020 has no AV1 decoder

@@ -42,8 +42,8 @@ class DecordReader:
             )
 
     def _open(self, file: VideoFile, deadline: Deadline) -> Any:
-        # At damage it retries this often, 10240 times by default, which looks like a hang.
-        os.environ.setdefault("DECORD_EOF_RETRY_MAX", "64")
+        # DECORD_EOF_RETRY_MAX stays as it is. A lower number ends reading sooner at damage, but
+        # also refuses the last frames of whole files, wherever decoding is slower than counting.
         import decord
 
         # It turns pictures upright itself in MP4 and MOV, and is given nothing else.
