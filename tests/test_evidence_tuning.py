@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import pytest
@@ -189,6 +193,53 @@ def test_a_failing_trainer_says_why(tmp_path):
     trainer = finetuning.Trainer(tmp_path / "no.yaml", (), tmp_path, Progress())
     tuning = finetuning.FineTuning(trainer, {})
     with pytest.raises(RunFailed, match=r"exit code 2; its last lines:\n  error: .*no\.yaml"):
-        tuning._call(
-            [finetuning.sys.executable, str(finetuning.TOOL), "--cfg", str(trainer.config)]
-        )
+        tuning._call([sys.executable, str(finetuning.TOOL), "--cfg", str(trainer.config)])
+
+
+TRAINER = """
+import pathlib, signal, sys, time
+def leave(*_):
+    pathlib.Path("saved").touch()
+    sys.exit(0)
+signal.signal(signal.SIGTERM, leave)
+pathlib.Path("started").touch()
+time.sleep(300)
+"""
+
+
+def test_sigterm_ends_the_trainer_too(tmp_path):
+    """As a scheduler sends it, to a call that a shell began with `&`, where Ctrl-C is ignored."""
+    code = f"""
+import signal, sys
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+sys.path[:0] = {sys.path!r}
+from scripts import load_script
+tool = load_script("tools/evidence.py")
+from pathlib import Path
+from evidence_rows import finetuning
+from evidence_rows.progress import Progress
+class Tuning:
+    name, kind, missing, config = "scratch", "fine-tuning", (), None
+    def check(self): pass
+    def settings(self, seed): return {{}}
+    def run(self, job):
+        trainer = finetuning.Trainer(Path("c.yaml"), (), Path("."), Progress())
+        finetuning.FineTuning(trainer, {{}})._call([sys.executable, "-c", {TRAINER!r}])
+tool.chosen_rows = lambda *_: [Tuning()]
+tool.cli.run(tool.main, ["--sets", "dark_actions", "--data", "data", "--out", "out"])
+"""
+    write_set(tmp_path / "data" / "dark_actions", train=4, val=2, listed=True)
+    command = [sys.executable, "-c", code]
+    child = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        end = time.monotonic() + 120
+        while not (tmp_path / "started").exists():
+            assert child.poll() is None, child.communicate()[1]
+            assert time.monotonic() < end, "the trainer does not start"
+            time.sleep(0.05)
+        child.send_signal(signal.SIGTERM)
+        errors = child.communicate(timeout=60)[1]
+        assert child.returncode == 143, errors
+        assert (tmp_path / "saved").exists()
+    finally:
+        child.kill()

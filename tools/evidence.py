@@ -20,7 +20,7 @@ set adds only its own work. A row whose libraries are not installed is left out,
 the command that installs them.
 
 Exit codes: 0 done; 1 none of the sets is here, or a row failed; 2 wrong use, or weights that do not
-fit the model of --cfg; 130 interrupted, and the table of what is done was printed.
+fit the model of --cfg; 130 or 143 stopped by Ctrl-C or SIGTERM, after the table of what is done.
 """
 
 from __future__ import annotations
@@ -28,12 +28,13 @@ from __future__ import annotations
 import argparse
 import fnmatch
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
 
@@ -67,12 +68,19 @@ def main(argv: Sequence[str]) -> int:
         return cli.FAILED
     kept = ResultFiles(args.out / "results")
     work = Work(rows, sets, seeds=args.seeds, kept=kept, missing=left_out)
+    before = signal.signal(signal.SIGTERM, leave)
     try:
         return work.run(progress)
     finally:
         # however it ends: what is done is worth reading
+        signal.signal(signal.SIGTERM, before)
         if work.results:
             report(args, work)
+
+
+def leave(number: int, _: object) -> NoReturn:
+    """At SIGTERM: leave as at Ctrl-C, so that a trainer that was started ends, too."""
+    sys.exit(128 + number)
 
 
 def arguments() -> argparse.ArgumentParser:

@@ -14,7 +14,6 @@ import io
 import itertools
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -160,7 +159,7 @@ class FineTuning:
     def _call(self, command: Sequence[str]) -> None:
         """Run the trainer and show a line of it now and then.
 
-        A Ctrl-C is passed on once, and waited for: the run saves its state. Raises RunFailed.
+        Whatever ends this wait ends the run, which saves its state first. Raises RunFailed.
         """
         last: deque[str] = deque(maxlen=15)
         shown = time.monotonic()
@@ -181,7 +180,7 @@ class FineTuning:
                     self.trainer.progress.say(f"  {last[-1]}")
             code = process.wait()
         except BaseException:
-            process.send_signal(signal.SIGINT)
+            process.terminate()  # not SIGINT: it is ignored where a shell began this with `&`
             process.communicate()
             raise
         if code:

@@ -59,7 +59,8 @@ def fit_linear(features: Array, labels: Array, settings: Settings) -> Scorer:
     from sklearn.linear_model import LogisticRegression
 
     probe = LogisticRegression(C=settings["C"], max_iter=2000, class_weight="balanced")
-    probe.fit(features, labels)
+    with readouts.one_thread():
+        probe.fit(features, labels)
     return probe.predict_proba
 
 
