@@ -67,6 +67,7 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     Exceptions that `failure_of` does not know are bugs and keep their traceback.
     """
     several = os.environ.get("WORLD_SIZE", "1") != "1"
+    spin_briefly()
     if hasattr(sys.stdout, "reconfigure"):
         # A name that the terminal cannot show, or that is not valid UTF-8, is printed escaped.
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -85,6 +86,18 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
     if several:
         exit_without_shutdown(code)
     sys.exit(code)
+
+
+def spin_briefly() -> None:
+    """Let threads of GNU OpenMP, which PyTorch computes with on Linux, sleep soon while they wait.
+
+    They spin by default, and on a machine that does other work, too, a thread then spins on the
+    very core that the other one waits for (docs/benchmarks.md has what that costs). It counts
+    where the library is loaded later: call this before torch is imported. What the user has set
+    stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 
 def exit_without_shutdown(code: int) -> NoReturn:

@@ -195,3 +195,32 @@ def test_import_flag(tmp_path):
     assert err.startswith("error: cannot import module 'broken'")
     assert "ZeroDivisionError" in err
     assert "broken.py:1" in err
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="GNU OpenMP's settings, as torch has it there")
+@pytest.mark.parametrize(
+    ("environment", "taken"),
+    [
+        ({}, "10000"),
+        ({"GOMP_SPINCOUNT": "77"}, "77"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "0"),
+    ],
+)
+def test_threads_that_wait_do_not_spin_for_long(environment, taken):
+    """As the library itself reports it when torch has loaded it."""
+    variables = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("OMP_", "GOMP_", "KMP_"))
+    }
+    done = subprocess.run(
+        command("import torch; torch.ones(9)"),
+        env={**variables, "OMP_DISPLAY_ENV": "VERBOSE", **environment},
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    )
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("this torch comes with another OpenMP than GNU's")
+    assert f"GOMP_SPINCOUNT = '{taken}'" in done.stderr
