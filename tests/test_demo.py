@@ -10,15 +10,18 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
-from clips import write_clip
+from clips import read_indices, write_clip
 from test_guarded_video import serve_or_worse
 from test_predict import CLASSES, NAME, SPEC, TINY, tiny_model, write_checkpoint
 
 from hiera_video import Predictor, __version__
-from hiera_video.errors import UserError
+from hiera_video.errors import RunFailed, UserError
+from hiera_video.labelled_video.captions import Caption, Panel
 from hiera_video.spreadsheet import original
+from hiera_video.video.decode import read_frames
 from hiera_video.video.guarded_pool import GuardedPool
 
 
@@ -201,6 +204,44 @@ def test_a_timeline_in_json_and_csv(call, clips):
 # ---- CSV ----
 
 
+def test_the_labelled_video_says_what_the_json_says(call, clips):
+    code, out, err = call("b.mp4", "--timeline", 1, "--json", "--video", "out.mp4")
+    assert code == 0
+    assert "wrote out.mp4 (" in err
+    windows = json.loads(out)[0]["timeline"]
+    assert len(windows) == 2
+    frames = read_frames("out.mp4", range(60))
+    assert read_indices(frames) == list(range(60))
+    panel = Panel(frames.shape[3], frames.shape[2])
+    for frame, window in ((frames[10], windows[0]), (frames[50], windows[1])):
+        labels = tuple((label["label"], label["score"]) for label in window["labels"])
+        drawn = np.zeros((frames.shape[2], frames.shape[3], 3), np.uint8)
+        panel.put(drawn, Caption(window["start"], window["end"], labels))
+        text = drawn[-panel.height :].max(axis=-1) > 180
+        shown = frame.permute(1, 2, 0).numpy()[-panel.height :].max(axis=-1)
+        assert text.any()
+        assert (shown[text] > 140).mean() > 0.95
+        assert shown[~text].mean() < 110
+
+
+def test_a_video_that_cannot_be_labelled_is_not_copied(call, clips):
+    code, _, err = call("bad.mp4", "--video", "out.mp4")
+    assert code == 1
+    assert "error: bad.mp4" in err
+    assert not os.path.exists("out.mp4")
+
+
+def test_a_copy_that_fails_costs_the_exit_code_and_not_the_labels(call, clips, monkeypatch):
+    def fail(*arguments, **settings):
+        raise RunFailed("cannot write out.mp4: No space left on device")
+
+    monkeypatch.setattr("hiera_video.labelled_video.write.write_labelled_video", fail)
+    code, out, err = call("b.mp4", "--video", "out.mp4")
+    assert code == 1
+    assert "  1 " in out
+    assert "error: b.mp4: --video: cannot write out.mp4: No space left on device" in err
+
+
 def test_csv_has_a_row_per_label_and_one_per_failure(call, clips):
     code, out, _ = call(".", "--csv", "out.csv", "--top-k", 2)
     assert code == 1
@@ -379,6 +420,9 @@ def test_a_csv_that_may_not_grow_is_named_and_the_old_one_stays(repository_path,
         (["b.mp4", "--opts", "DATA.NUM_FRAMES", "8"], "--cfg"),
         (["b.mp4", "--import", "no_such_module"], "no_such_module"),
         (["b.mp4", "--frobnicate"], "--frobnicate"),
+        (["b.mp4", "--video", "out.avi"], "--video: out.avi: labelled videos are written as .mp4"),
+        (["b.mp4", "--video", "b.mp4"], "is the video that is labelled"),
+        (["b.mp4", "./-dash ü.mp4", "--video", "out.mp4"], "2 videos are labelled; name one"),
     ],
 )
 def test_wrong_use_is_exit_code_2_and_says_what_to_do(call, clips, arguments, says):

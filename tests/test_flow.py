@@ -49,12 +49,13 @@ ALLOWED = {
         *FOUNDATION,
         *("video", "data", "models", "scoring", "classifier", "engine", "features"),
     ),
+    "labelled_video": (*FOUNDATION, "video", "labelled_video"),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "doctor": (*FOUNDATION, "video", "models"),
     "commands": (
         *FOUNDATION,
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
-        *("features", "preparation", "runtimes", "export", "commands"),
+        *("features", "labelled_video", "preparation", "runtimes", "export", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),
 }
@@ -320,6 +321,7 @@ OTHER_WRITERS = {
         "write_bytes",
     ): "into a temporary folder",
     ("hiera_video/preparation/transcode.py", "open"): "PyAV writes; put_in_place follows",
+    ("hiera_video/labelled_video/encoder.py", "open"): "PyAV writes; put_in_place follows",
     (
         "hiera_video/data/synthetic/mp4.py",
         "open",

@@ -4,6 +4,7 @@
     hiera-video predict videos/ --json > labels.json
     hiera-video predict 'videos/**/*.mp4' --csv labels.csv --top-k 1
     hiera-video predict match.mp4 --timeline 5
+    hiera-video predict match.mp4 --timeline 5 --video labelled.mp4
     hiera-video predict clip.mp4 --weights runs/mine/checkpoints/best.pyth
     hiera-video predict -- -name-with-a-dash.mp4
 
@@ -27,7 +28,7 @@ from hiera_video.cli import DONE, FAILED, INTERRUPTED, printable
 from hiera_video.commands import usage
 from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import DecodeError, RunFailed, UserError
 from hiera_video.spreadsheet import csv_file, path_cell
 from hiera_video.video.decoding_process import decoding_process, processes_for
 from hiera_video.video.find import InputFile, expand_paths, is_video_or_playlist
@@ -46,6 +47,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video predict") -
         raise UserError(f"--csv {args.csv} is named like a video; name a .csv file")
     cfg = _config(args)
     files = expand_paths(args.paths)
+    if args.video is not None:
+        _check_video(args.video, files)
     # Videos are read in child processes, so that a file that crashes a decoder cannot end this one.
     # They start first: they import their libraries while the model is loaded.
     with decoding_process(processes_for(len(files) if args.timeline is None else 1)) as process:
@@ -88,6 +91,11 @@ def _parser(prog: str) -> SettingsParser:
         metavar="SECONDS",
         help="also label each window of so many seconds",
     )
+    add(
+        "--video",
+        metavar="FILE",
+        help="also write a copy of the video, .mp4, .mov or .mkv, with its labels drawn on it",
+    )
     add("--views", metavar="KxS", help="clips in time x crops in space (default: 5x3)")
     add(
         "--batch-size",
@@ -105,6 +113,20 @@ def _parser(prog: str) -> SettingsParser:
     add("--version", action="version", version=f"hiera_video {__version__}")
     add_config_arguments(parser, required=False)
     return parser
+
+
+def _check_video(target: str, files: Sequence[InputFile]) -> None:
+    """Raise UserError, before any work, unless the labelled video can be written."""
+    from hiera_video.labelled_video.encoder import check_target
+    from hiera_video.labelled_video.write import require_another_file
+
+    try:
+        check_target(target)
+        if len(files) != 1:
+            raise UserError(f"{target} is one file, and {len(files)} videos are labelled; name one")
+        require_another_file(files[0][0], target)
+    except UserError as error:
+        raise UserError(f"--video: {error}") from None
 
 
 # ---- settings: the command line, else the config file, else the defaults ----
@@ -180,12 +202,41 @@ def _label_all(
                 progress.write(f"interrupted after {number} of {len(files)} files")
                 return INTERRUPTED
             outputs.end(prediction)
-            if prediction.error is not None:
+            error = prediction.error
+            try:
+                if error is None and args.video is not None:
+                    _write_video(prediction, args, progress)
+            except (DecodeError, RunFailed) as failure:
+                error = f"--video: {failure}"
+            except KeyboardInterrupt:
+                progress.write(f"interrupted; {printable(args.video)} is not written")
+                return INTERRUPTED
+            if error is not None:
                 failed += 1
-                progress.write(f"error: {printable(file)}: {prediction.error}")
+                progress.write(f"error: {printable(file)}: {error}")
     if failed and len(files) > 1:
         print(f"{failed} of {len(files)} files could not be labelled", file=sys.stderr)
     return FAILED if failed else DONE
+
+
+def _write_video(prediction: Prediction, args: argparse.Namespace, progress: _Progress) -> None:
+    """Write the copy of --video: with the labels of each window, or with those of the whole."""
+    from hiera_video.labelled_video.captions import Caption
+    from hiera_video.labelled_video.write import write_labelled_video
+
+    def caption(labels: Sequence[Label], start: float, end: float | None) -> Caption:
+        return Caption(start, end, tuple((label.label, label.score) for label in labels))
+
+    windows = [caption(w.labels, w.start, w.end) for w in prediction.timeline or ()]
+    progress.of(0, args.video)(0.0)
+    codec = write_labelled_video(
+        prediction.file,
+        args.video,
+        windows or [caption(prediction.labels, 0.0, None)],
+        decoder=args.decoder or "auto",
+        on_progress=progress.to,
+    )
+    progress.write(f"wrote {printable(args.video)} ({codec})")
 
 
 class _Interrupted(Exception):
@@ -208,8 +259,6 @@ def _predictions(
     if args.timeline is None and len(files) > 1:
         yield from _many(predictor, files, args, outputs, progress)
         return
-    from hiera_video.errors import DecodeError
-
     for number, (file, error) in enumerate(files):
         prediction = predictor.blank(file, error)
         try:

@@ -208,12 +208,16 @@ class VideoReader:
         """
         import torch
 
+        for part, pixels in self.pixel_parts(indices, size):
+            yield part, torch.from_numpy(pixels).permute(0, 3, 1, 2)
+
+    def pixel_parts(self, indices: Integers, size: int) -> Iterator[tuple[Integers, Pixels]]:
+        """The same without torch: indices and uint8 RGB [k, H, W, 3]."""
         wanted = _checked_indices(indices, self.info)
         if size < 1 or (np.diff(wanted) <= 0).any():
             raise ValueError(f"parts of {size} of {wanted}: at least 1, of ascending indices")
         _check_output_size(min(size, len(wanted)), self.info)
-        for part, pixels in self._parts(wanted, size):
-            yield part, torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        yield from self._parts(wanted, size)
 
     def _describe(self, deadline: Deadline) -> tuple[VideoInfo, FrameIndex]:
         known = known_videos.get(self._path, self._file.identity)
