@@ -104,6 +104,7 @@ def test_examples_are_shown_as_they_are_typed():
     [
         *("demo/predict.py", "tools/run_net.py", "tools/audit_data.py", "tools/prepare_data.py"),
         *("tools/extract_features.py", "tools/search.py", "tools/export.py"),
+        "tools/benchmark.py",
     ],
 )
 def test_scripts_are_the_same_code(script, tmp_path):

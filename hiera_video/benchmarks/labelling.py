@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.measure import wait_for
-from benchmarks.stopwatch import Stopwatch
+from hiera_video.benchmarks.measure import wait_for
+from hiera_video.benchmarks.stopwatch import Stopwatch
 from hiera_video.data.views import parse_views
 from hiera_video.predict import Predictor
 from hiera_video.video.guarded_pool import GuardedPool

@@ -1,6 +1,6 @@
 """A fresh process that labels one video and prints its seconds by stage as JSON.
 
-    python -m benchmarks.cold_start TIME FILE [--model NAME] [--weights FILE] ...
+    python -m hiera_video.benchmarks.cold_start TIME FILE [--model NAME] [--weights FILE] ...
 
 TIME is when it was started (`time.time()`). The order is that of demo/predict.py: the process that
 reads videos starts first and imports its libraries meanwhile.
@@ -31,8 +31,8 @@ def main(argv: Sequence[str]) -> int:
     from hiera_video.video.decoding_process import decoding_process
 
     with decoding_process() as process:
-        from benchmarks.labelling import TimedProcess, load, time_forward
-        from benchmarks.stopwatch import Stopwatch
+        from hiera_video.benchmarks.labelling import TimedProcess, load, time_forward
+        from hiera_video.benchmarks.stopwatch import Stopwatch
 
         marks.append(time.time())
         watch = Stopwatch()

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import data_clips, machine
-from benchmarks.data_clips import CROPS, PYTORCHVIDEO, VIEWS
-from benchmarks.stopwatch import Stopwatch
+from hiera_video.benchmarks import data_clips, machine
+from hiera_video.benchmarks.data_clips import CROPS, PYTORCHVIDEO, VIEWS
+from hiera_video.benchmarks.stopwatch import Stopwatch
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.compat import ensure_pytorchvideo
 
@@ -116,7 +116,7 @@ class PyTorchVideoTransform:
 class PyTorchVideoDataset(torch.utils.data.IterableDataset):
     """The clips of PyTorchVideo's `LabeledVideoDataset` over a list of videos."""
 
-    paths: list[tuple[str, dict[str, int]]]
+    paths: list[tuple[str, dict[str, Any]]]
     kind: str
     spec: ClipSpec
     decoder: str

@@ -24,9 +24,8 @@ PURE = "-pure"
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a process that runs `python -m benchmarks.NAME` with this package."""
-    tools = Path(__file__).resolve().parent.parent
-    known = [str(tools), str(tools.parent), os.environ.get("PYTHONPATH", "")]
+    """The environment of a process that runs `python -m hiera_video...` with this very package."""
+    known = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, known))}
 
 
@@ -100,18 +99,6 @@ def usable_dtypes(names: Sequence[str], device: torch.device) -> dict[str, torch
     return chosen
 
 
-# ---- options of every subcommand ----------------------------------------------------------------
-
-
-def add_machine_arguments(parser: argparse.ArgumentParser, *, repeats: int = 7) -> None:
-    """`--device`, `--threads` and `--repeats`."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (auto)")
-    parser.add_argument("--threads", type=positive, help="CPU threads (torch's choice)")
-    parser.add_argument(
-        "--repeats", type=positive, default=repeats, help=f"measurements of each ({repeats})"
-    )
-
-
 def device_of(args: argparse.Namespace) -> torch.device:
     """The device of --device; sets the number of CPU threads too.
 
@@ -120,14 +107,3 @@ def device_of(args: argparse.Namespace) -> torch.device:
     if args.threads:
         torch.set_num_threads(args.threads)
     return choose_device(args.device)
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value
