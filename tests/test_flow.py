@@ -52,9 +52,19 @@ ALLOWED = {
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "benchmarks": (
         *FOUNDATION,
-        *("config", "video", "data", "models", "scoring", "predict", "engine", "benchmarks"),
+        *(
+            "config",
+            "video",
+            "data",
+            "models",
+            "scoring",
+            "predict",
+            "engine",
+            "runtimes",
+            "benchmarks",
+        ),
     ),
-    "doctor": (*FOUNDATION, "video", "models"),
+    "doctor": (*FOUNDATION, "video", "models", "export"),
     "commands": (
         *FOUNDATION,
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from hiera_video import __version__
+from hiera_video.runtimes.measured import cpu_name, installed_version
 from hiera_video.scoring import choose_device, choose_dtype
 
 DTYPES = ("fp32", "bf16", "fp16")
@@ -62,24 +62,6 @@ def device_facts(device: torch.device) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
-
-
-def cpu_name() -> str:
-    """The name of the processor, from /proc/cpuinfo where that exists."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def usable_dtypes(names: Sequence[str], device: torch.device) -> dict[str, torch.dtype]:

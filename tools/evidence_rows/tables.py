@@ -16,7 +16,7 @@ from evidence_rows.action_sets import ActionSet
 from evidence_rows.controls import CONTROLS, PLAIN
 from evidence_rows.results import Result
 from hiera_video import files
-from hiera_video.benchmarks.machine import cpu_name, installed_version
+from hiera_video.runtimes.measured import cpu_name, installed_version
 
 RESAMPLES = 2000
 
