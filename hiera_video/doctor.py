@@ -240,7 +240,7 @@ def _python() -> Finding:
     allowed = f"{oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}"
     if oldest <= version <= newest:
         return Finding(OK, text)
-    return Finding(FAIL, text, f"use Python {allowed}: make PYTHON=/path/to/python3.11 install")
+    return Finding(FAIL, text, f"use Python {allowed}: a new environment of one of them")
 
 
 def _package(name: str, module: str, least: str) -> Finding:
@@ -354,7 +354,7 @@ def _codecs() -> list[Finding]:
     if missing:
         findings.append(Finding(WARN, f"PyAV cannot decode {', '.join(missing)}", advice))
     if not has("libx264", "w"):
-        text = "PyAV cannot write H.264: no quickstart set, no tools/prepare_data.py --transcode"
+        text = "PyAV cannot write H.264: no generated sets, no hiera-video prepare --transcode"
         findings.append(Finding(WARN, text, advice))
     return findings
 

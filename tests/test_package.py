@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import email
 import importlib.util
 import json
@@ -279,6 +280,58 @@ def test_the_wheel_carries_every_module_the_class_names_and_the_licence(wheel):
     assert {p.relative_to(tree).as_posix() for p in files if "__pycache__" not in p.parts} <= inside
     assert any(name.endswith("/LICENSE") for name in inside)
     assert not [name for name in inside if name.startswith(("tests/", "tools/", "demo/"))]
+
+
+SCRIPTS = {p.name for folder in ("tools", "demo") for p in (ROOT / folder).glob("*.py")}
+OF_A_CHECKOUT = re.compile(
+    r"(?<![\w/.])(tools|demo)/|"
+    + "|".join(rf"\b{re.escape(n)}" for n in sorted(SCRIPTS) if "_" in n and n != "gpu_check.py")
+)
+"""What a person with the wheel has not got. Scripts named like modules count with their folder."""
+
+MAY_NAME_SCRIPTS = {
+    "hiera_video/commands/__init__.py": "says how scripts and commands belong together",
+    "hiera_video/commands/prepare.py": "prints the script's name to who started a script",
+}
+
+
+def texts_of(path):
+    """(line, text) of every string of a Python file, in pieces where values stand between."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def test_no_text_that_ships_names_a_script_of_the_checkout():
+    """Messages and help name `hiera-video NAME`, which whoever reads them has."""
+    wrong, used = [], set()
+    for path in sorted((ROOT / "hiera_video").rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        for line, text in texts_of(path):
+            if OF_A_CHECKOUT.search(text):
+                used.add(name)
+                if name not in MAY_NAME_SCRIPTS:
+                    wrong.append(f"{name}:{line}: {text.strip()[:80]}")
+    for path in [*ROOT.glob("configs/**/*.yaml"), ROOT / "hiera_video/bundled/README.md"]:
+        if found := OF_A_CHECKOUT.search(path.read_text(encoding="utf-8")):
+            wrong.append(f"{path.relative_to(ROOT)}: {found[0]}")
+    assert not wrong
+    assert used == set(MAY_NAME_SCRIPTS), "entries that nothing needs any more"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("run tools/prepare_data.py", True),
+        ("--weights FILE in demo/predict.py", True),
+        ("torchrun run_net.py", True),
+        ("hiera-video prepare", False),
+        ("video/tools/data", False),
+        ("export.py writes", False),
+    ],
+)
+def test_the_reader_of_texts_sees_scripts(text, is_one):
+    assert bool(OF_A_CHECKOUT.search(text)) == is_one
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What must hold on a GPU, one function each: `tools/gpu_check.py` and `pytest -m gpu` call them.
+"""What must hold on a GPU, one function each: `make gpu-check` and `pytest -m gpu` call them.
 
 A check returns what it saw, in a line. It raises AssertionError where something does not hold, and
 `NotHere` where it cannot be tried. All of them also run on a CPU with small models: that tests the
@@ -404,7 +404,7 @@ def no_waiting(place: Place) -> str:
 
 
 def demo(place: Place) -> str:
-    """demo/predict.py labels clips on the GPU as on the CPU, several files and one that is bad."""
+    """`hiera-video predict` labels on the GPU as on the CPU: several files, and one that is bad."""
     recipes = [Recipe(f"clip {i}", 160, 120, seed=i, seconds=1) for i in range(3)]
     with TemporaryDirectory(prefix="gpu_check_") as folder:
         make_videos(folder, recipes)

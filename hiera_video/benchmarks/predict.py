@@ -1,4 +1,4 @@
-"""`predict`: files to labels as demo/predict.py does it, from a cold start and file after file."""
+"""`predict`: files to labels as `hiera-video predict` does it, from a cold start and one by one."""
 
 from __future__ import annotations
 

@@ -31,6 +31,7 @@ from hiera_video.export.clips import COMPARED_FROM, generated_clips
 from hiera_video.export.on_demand import kind_of, load_in_runtime
 from hiera_video.export.parity import Parity, compare
 from hiera_video.files import atomic_write
+from hiera_video.runtimes.libraries import INSTALL
 from hiera_video.runtimes.load import exported_kind
 from hiera_video.runtimes.measured import (
     LIBRARIES,
@@ -132,7 +133,8 @@ def available() -> tuple[list[Way], list[str]]:
     """The ways that can be measured here, and a line for each reason why others cannot."""
     missing = {name for name in ("onnx", "openvino") if installed_version(LIBRARIES[name]) is None}
     ways = [Way(*way) for way in WAYS if way[0] not in missing]
-    lines = [f"no {LIBRARIES[name]}: see docs/export.md for what to install" for name in missing]
+    libraries = [LIBRARIES[name] for name in missing]
+    lines = [f"no {name}: pip install {INSTALL[name]}" for name in libraries]
     if not native_on_cpu(torch.bfloat16):
         ways = [way for way in ways if way.dtype != "bf16"]
         lines.append("no bf16 in this processor")
