@@ -289,6 +289,18 @@ def test_what_is_not_the_model_is_not_remembered(checkpoint, monkeypatch):
     assert any("onnx      fp32   the relative difference" in line for line in said)
 
 
+@pytest.mark.parametrize(("load", "said"), [(1.2, False), (7.5, True)])
+def test_a_busy_machine_is_said(checkpoint, monkeypatch, load, said):
+    monkeypatch.setattr(timing.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(timing, "_measure", lambda ways, job, say: None)
+    way = Way("torch", "fp32", seconds=[0.4])
+    monkeypatch.setattr(timing, "available", lambda: ([way], []))
+    lines = []
+    assert timing.measure_runtimes(str(checkpoint), lines.append) == 0
+    notes = [line for line in lines if line.startswith("note: other work keeps 6.5 of ")]
+    assert bool(notes) == said
+
+
 def test_without_pytorch_to_compare_with_nothing_is_remembered(checkpoint, monkeypatch):
     monkeypatch.setattr(timing, "available", lambda: ([Way("torch", "int3")], []))
     assert timing.measure_runtimes(str(checkpoint), print) == 1

@@ -42,6 +42,7 @@ from hiera_video.runtimes.measured import (
     store_record,
 )
 from hiera_video.scoring import DTYPES, native_on_cpu, takes_images
+from hiera_video.video.processes import usable_cores
 
 ROUNDS = 5
 CLIPS = 8
@@ -107,6 +108,8 @@ def measure_runtimes(weights: str, say: Say) -> int:
     kind = kind_of(found)
     say(f"{weights}: {found.name}, clips {found.spec.in_words()}")
     say(f"one clip in a call, {cpu_name()}, {kind.threads} threads, medians of {ROUNDS} rounds")
+    if (load := _load_of_others()) > 0.5:
+        say(f"note: other work keeps {load:.1f} of {usable_cores()} cores busy; measure when idle")
     ways, absent = available()
     clips = _clips(found)
     del found  # the processes load it themselves
@@ -139,6 +142,14 @@ def available() -> tuple[list[Way], list[str]]:
         ways = [way for way in ways if way.dtype != "bf16"]
         lines.append("no bf16 in this processor")
     return ways, sorted(lines)
+
+
+def _load_of_others() -> float:
+    """Processes that wanted a core in the last minute, less this one; 0 where it is not known."""
+    try:
+        return os.getloadavg()[0] - 1
+    except (AttributeError, OSError):
+        return 0.0
 
 
 def _clips(found: Classifier) -> Tensor:
