@@ -82,6 +82,7 @@ setup(
             "hypothesis>=6.90",
             "ruff>=0.17.6",
             "mypy>=2.4.1",
+            "build>=1.2.2",
             "hiera-transformer==0.1.4",
             "timm>=1.0.22",
             "onnx>=1.19.1",
@@ -89,7 +90,6 @@ setup(
         ],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.10",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",

@@ -80,7 +80,16 @@ def _doctor(words: Sequence[str]) -> int:
         description=usage(doctor.__doc__ or "", "doctor", f"{_prog()} doctor"),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.parse_args(words)
+    add = parser.add_argument
+    add("--measure", action="store_true", help="find the fastest runtime on this machine")
+    add("--weights", metavar="W", help="of --measure: checkpoint, address, name (camera_motion)")
+    args = parser.parse_args(words)
+    if args.weights is not None and not args.measure:
+        parser.error("--weights is for --measure; add it")
+    if args.measure:
+        from hiera_video import cli
+
+        return cli.run(lambda _: doctor.measure(args.weights or "camera_motion"), [])
     try:
         return doctor.main()
     except KeyboardInterrupt:

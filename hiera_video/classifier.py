@@ -66,6 +66,12 @@ class Classifier:
     licence: str = ""
     """Licence of the weights; empty: not known."""
 
+    @property
+    def clip_shape(self) -> tuple[int, ...]:
+        """Shape of one input: (3, T, H, W), or (3, H, W) of an image model."""
+        frames = () if takes_images(self.model) else (self.spec.num_frames,)
+        return (3, *frames, self.spec.crop_size, self.spec.crop_size)
+
 
 def load_classifier(
     model: AnyPath | None,

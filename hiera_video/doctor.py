@@ -2,6 +2,8 @@
 
     hiera-video doctor
     hiera-video doctor > report.txt       to send with a question
+    hiera-video doctor --measure          which runtime is the fastest here
+    hiera-video doctor --measure --weights best.pyth
 
     ok    works
     warn  not required, or slower; the report says what would help
@@ -12,6 +14,10 @@ Exit codes: 0 everything required works; 1 something required does not; 2 wrong 
 Every check runs in a child process with a time limit, so that a library that crashes or hangs
 becomes one line of the report. Nothing is downloaded, and no files are left behind. At the top only
 the standard library is imported, because the doctor must run when everything else is missing.
+
+--measure checks nothing. It times one clip in PyTorch, ONNX Runtime and OpenVINO, where they are
+installed, and remembers the result in the cache: labelling such weights on this machine then takes
+the fastest, unless --runtime names another. Weights are exported for it once, into the cache.
 """
 
 from __future__ import annotations
@@ -90,6 +96,13 @@ def main(checks: Sequence[Check] | None = None) -> int:
         return 1
     print("everything required works" + (f", {_warnings(warned)}: see -> above" if warned else ""))
     return 0
+
+
+def measure(weights: str) -> int:
+    """Find the fastest runtime for weights on this machine; returns the exit code."""
+    from hiera_video.export.timing import measure_runtimes
+
+    return measure_runtimes(weights, functools.partial(print, flush=True))
 
 
 def _warnings(count: int) -> str:
@@ -227,7 +240,7 @@ def _python() -> Finding:
     allowed = f"{oldest[0]}.{oldest[1]} to {newest[0]}.{newest[1]}"
     if oldest <= version <= newest:
         return Finding(OK, text)
-    return Finding(FAIL, text, f"use Python {allowed}: make PYTHON=/path/to/python3.11 install")
+    return Finding(FAIL, text, f"use Python {allowed}: a new environment of one of them")
 
 
 def _package(name: str, module: str, least: str) -> Finding:
@@ -341,7 +354,7 @@ def _codecs() -> list[Finding]:
     if missing:
         findings.append(Finding(WARN, f"PyAV cannot decode {', '.join(missing)}", advice))
     if not has("libx264", "w"):
-        text = "PyAV cannot write H.264: no quickstart set, no tools/prepare_data.py --transcode"
+        text = "PyAV cannot write H.264: no generated sets, no hiera-video prepare --transcode"
         findings.append(Finding(WARN, text, advice))
     return findings
 

@@ -221,8 +221,9 @@ class Predictor:
             spec: replaces the sampling and normalisation that come with the weights.
             model_kwargs: further arguments of the model's builder.
             runtime: what computes: "torch", "onnx" (ONNX Runtime) or "openvino", each on a CPU but
-                for torch. Weights are exported once, into the cache. "auto": PyTorch, and for an
-                exported file what the file is for.
+                for torch. Weights are exported once, into the cache. "auto": the fastest that
+                `hiera-video doctor --measure` found for such weights on this machine, PyTorch where
+                nothing was measured, and for an exported file what the file is for.
             warn: called with each line that the user should read; stderr by default.
             settings: `views`, `device`, `dtype`, `batch_size`, `decoder`, `multi_label`, `process`.
 

@@ -1,31 +1,25 @@
 """The benchmark command: turns, arithmetic and reports; never a time."""
 
 import argparse
-import importlib.util
 import json
 import re
 import shlex
+import subprocess
 import sys
+from importlib import import_module
 
 import pytest
 import torch
-from benchmarks import machine, measure, tables
-from benchmarks.measure import Candidate
-from benchmarks.tables import Column
 
+from hiera_video.benchmarks import machine, measure, options, steps, tables
+from hiera_video.benchmarks.measure import Candidate
+from hiera_video.benchmarks.tables import Column
+from hiera_video.commands import benchmark
 from hiera_video.errors import UserError
+from hiera_video.registry import MODEL_REGISTRY
+from hiera_video.video import decoders
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def command(repository):
-    """tools/benchmark.py as a module."""
-    spec = importlib.util.spec_from_file_location("benchmark", repository / "tools/benchmark.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def logging(log, name, **settings):
@@ -149,7 +143,9 @@ COLUMNS = (Column("name", "name"), Column("ms", "ms", ".1f"), Column("note", "no
 
 def outputs(tmp_path):
     return argparse.Namespace(
-        json=str(tmp_path / "deep" / "out.json"), markdown=str(tmp_path / "out.md")
+        json=str(tmp_path / "deep" / "out.json"),
+        markdown=str(tmp_path / "out.md"),
+        command_line=["hiera-video", "benchmark", "model", "--json", "/a/b.json", "--threads", "1"],
     )
 
 
@@ -167,6 +163,7 @@ def test_report_prints_and_writes(tmp_path, capsys):
     markdown = (tmp_path / "out.md").read_text()
     assert "| name | ms |\n|---|---|\n| a | 1.3 |\n| b |  |\n" in markdown
     assert "All is said." in markdown
+    assert "```\nhiera-video benchmark model --threads 1\n```" in markdown
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), UserError("b does not exist")])
@@ -217,26 +214,54 @@ def test_facts_name_versions(capsys):
 # ---- command line ---------------------------------------------------------------------------
 
 
-def test_every_subcommand_says_what_it_takes(command, capsys):
-    for name in command.COMMANDS:
+def test_every_subcommand_says_what_it_takes(capsys):
+    for name in options.BENCHMARKS:
         with pytest.raises(SystemExit) as stop:
-            command.main([name, "--help"])
+            benchmark.main([name, "--help"])
         assert stop.value.code == 0
         assert "--json" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/benchmarks.md"])
-def test_commands_that_are_written_down_are_understood(command, repository, page):
+def test_commands_that_are_written_down_are_understood(repository, page):
     text = (repository / page).read_text(encoding="utf-8")
     lines = re.findall(r"^python tools/benchmark\.py (.+)$", text, flags=re.MULTILINE)
     assert len(lines) >= 3
     for line in lines:
-        args = command.parse(shlex.split(line))
+        args = benchmark.parse(shlex.split(line))
         assert args.command == line.split()[0]
 
 
-def test_wrong_numbers_exit_2(command, capsys):
+def test_the_options_know_what_is_measured():
+    """They are written out there, so that --help need not import it."""
+    assert tuple(steps.FORWARD) == options.ATTENTION
+    assert options.DECODERS == decoders.DECODERS
+    assert {f"ladder_{rung}_small_16x224" for rung in options.RUNGS} <= set(MODEL_REGISTRY.names())
+    for entry in options.BENCHMARKS.values():
+        assert callable(import_module(f"hiera_video.benchmarks.{entry.module}").run)
+
+
+def test_no_subcommands_help_waits_for_torch(tmp_path):
+    code = (
+        "import sys\n"
+        "from hiera_video.commands import benchmark\n"
+        "try: benchmark.main([sys.argv[1], '--help'])\n"
+        "except SystemExit: pass\n"
+        "print([m for m in ('torch', 'av', 'numpy') if m in sys.modules], file=sys.stderr)"
+    )
+    for name in options.BENCHMARKS:
+        done = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True)
+        assert done.stderr.strip() == "[]", name
+
+
+def test_reports_say_how_they_were_started():
+    args = benchmark.parse(["model", "--batch", "2"], "python -m hiera_video benchmark")
+    started = ["python", "-m", "hiera_video", "benchmark", "model", "--batch", "2"]
+    assert args.command_line == started
+
+
+def test_wrong_numbers_exit_2(capsys):
     with pytest.raises(SystemExit) as stop:
-        command.main(["model", "--repeats", "0"])
+        benchmark.main(["model", "--repeats", "0"])
     assert stop.value.code == 2
     assert "at least 1" in capsys.readouterr().err

@@ -1,6 +1,5 @@
 """The benchmarks of reading and labelling: both libraries do the same work; never a time."""
 
-import argparse
 import itertools
 import json
 from pathlib import Path
@@ -8,22 +7,24 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from benchmarks import (
+from clips import read_indices, write_clip
+
+from hiera_video.benchmarks import (
     data,
     data_clips,
     data_loaders,
     data_pytorchvideo,
     data_stages,
+    options,
     predict,
     stopwatch,
     videos,
 )
-from benchmarks.data_clips import ClipTask
-from benchmarks.data_stages import HieraVideoPipeline, PyTorchVideoPipeline
-from benchmarks.measure import Candidate
-from clips import read_indices, write_clip
-
+from hiera_video.benchmarks.data_clips import ClipTask
+from hiera_video.benchmarks.data_stages import HieraVideoPipeline, PyTorchVideoPipeline
+from hiera_video.benchmarks.measure import Candidate
 from hiera_video.clip_spec import ClipSpec
+from hiera_video.commands import benchmark
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.video.decode import probe
 from hiera_video.video.decoders import available_decoders
@@ -87,7 +88,7 @@ def test_both_libraries_train_on_the_same_frames(manifest, decoder, monkeypatch)
 
 
 def test_ours_is_what_the_loader_gives(manifest):
-    for kind in data_clips.KINDS:
+    for kind in options.KINDS:
         pipeline = HieraVideoPipeline(ClipTask(kind, manifest, SPEC, "pyav"))
         for epoch in range(2):
             expected = [clip for i in range(3) for clip in pipeline.dataset[epoch, i]]
@@ -264,9 +265,7 @@ def test_the_data_command_writes_what_it_prints(folder, tmp_path, capsys):
     words = ["--videos", folder, "--kinds", "train", "--decoders", "pyav", "--repeats", 1]
     words += ["--loaders", "train", "--workers", 1, "--seconds", 0.1, "--feeds", 100]
     words += ["--frames", 4, "--crop", 32, "--json", record, "--markdown", table]
-    parser = argparse.ArgumentParser()
-    data.add_arguments(parser)
-    assert data.run(parser.parse_args(list(map(str, words)))) == 0
+    assert data.run(benchmark.parse(["data", *map(str, words)])) == 0
     written = json.loads(record.read_text())
     kinds = [(row["table"], row["library"]) for row in written["rows"]]
     libraries = ("hiera_video", "pytorchvideo")

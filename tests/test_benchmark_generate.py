@@ -1,6 +1,5 @@
 """The benchmark of generated clips: it draws the stream's own clips; never a time."""
 
-import argparse
 import json
 
 import numpy as np
@@ -8,10 +7,10 @@ import pytest
 
 pytest.importorskip("numba")
 
-from benchmarks import generate, generate_clips
-from benchmarks.measure import Candidate
-from benchmarks.stopwatch import Stopwatch
-
+from hiera_video.benchmarks import generate, generate_clips
+from hiera_video.benchmarks.measure import Candidate
+from hiera_video.benchmarks.stopwatch import Stopwatch
+from hiera_video.commands import benchmark
 from hiera_video.data.synthetic.body_motion.clips import ClipSettings, draw_clip
 from hiera_video.errors import UserError
 
@@ -19,9 +18,7 @@ SMALL = ClipSettings(frames=4, size=32)
 
 
 def measured(*words):
-    parser = argparse.ArgumentParser()
-    generate.add_arguments(parser)
-    return generate.run(parser.parse_args([str(word) for word in words]))
+    return generate.run(benchmark.parse(["generate", *map(str, words)]))
 
 
 def test_what_is_timed_by_stage_is_the_clip_of_the_stream():

@@ -1,16 +1,15 @@
 """The table of growth: its exponents, and that no task on lists grows faster than the list."""
 
-import argparse
 import json
 
 import pytest
-from benchmarks import growth
+
+from hiera_video.benchmarks import growth
+from hiera_video.commands import benchmark
 
 
 def measured(*words):
-    parser = argparse.ArgumentParser()
-    growth.add_arguments(parser)
-    return growth.run(parser.parse_args([str(word) for word in words]))
+    return growth.run(benchmark.parse(["growth", *map(str, words)]))
 
 
 def test_exponents_of_known_costs():

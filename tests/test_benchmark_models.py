@@ -10,7 +10,12 @@ import warnings
 
 import pytest
 import torch
-from benchmarks import (
+from randomness import redraw
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from hiera_video import build_model
+from hiera_video.benchmarks import (
     compare,
     ladder,
     loss_comparison,
@@ -18,19 +23,16 @@ from benchmarks import (
     measure,
     memory,
     models,
+    options,
     parts,
     pretrain,
     steps,
     tables,
 )
-from benchmarks.compare import Comparison
-from benchmarks.measure import Candidate, CannotMeasure
-from benchmarks.steps import OURS, REFERENCE, TIMM, Case, CaseBuilder
-from randomness import redraw
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from hiera_video import build_model
+from hiera_video.benchmarks.compare import Comparison
+from hiera_video.benchmarks.measure import Candidate, CannotMeasure
+from hiera_video.benchmarks.steps import OURS, REFERENCE, TIMM, Case, CaseBuilder
+from hiera_video.commands import benchmark
 from hiera_video.errors import UserError
 from hiera_video.models.hiera import SIZES
 from hiera_video.models.mae import MaskedAutoencoder
@@ -75,10 +77,9 @@ def small_defaults(function, wanted):
 
 
 def parse(module, *words):
-    """A subcommand's arguments, as tools/benchmark.py reads them."""
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    return parser.parse_args([*words], argparse.Namespace(imports=[]))
+    """A subcommand's arguments, as the command reads them."""
+    name = "model" if module is models else module.__name__.rpartition(".")[2]
+    return benchmark.parse([name, *words])
 
 
 def run(module, tmp_path, *words):
@@ -514,9 +515,7 @@ def test_ladder_has_all_rungs_and_a_picture(tiny, tmp_path, capsys):
 
 def test_the_papers_steps_are_its_table():
     image = ladder.Rows("large", "image").names()
-    steps_ = [
-        ladder.paper_ratios("image", rung, image)["paper_step"] for rung in ladder.LADDER_STEPS
-    ]
+    steps_ = [ladder.paper_ratios("image", rung, image)["paper_step"] for rung in options.RUNGS]
     expected = [1.152, 0.394, 3.095, 1.196, 1.012, 1.420]
     assert steps_[0] is None
     assert steps_[1:] == pytest.approx(expected, abs=0.001)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from importlib import import_module
@@ -104,6 +105,7 @@ def test_examples_are_shown_as_they_are_typed():
     [
         *("demo/predict.py", "tools/run_net.py", "tools/audit_data.py", "tools/prepare_data.py"),
         *("tools/extract_features.py", "tools/search.py", "tools/export.py"),
+        "tools/benchmark.py",
     ],
 )
 def test_scripts_are_the_same_code(script, tmp_path):
@@ -193,6 +195,22 @@ def test_the_table_of_recipes(command):
     assert len(said.stdout.splitlines()) == len(recipe_names())
     assert "K400/hiera_b_16x4 " in said.stdout
     assert "fine-tuning on Kinetics-400" in said.stdout
+
+
+def test_a_missing_data_folder_is_answered_with_a_recipe_that_needs_none(command):
+    said = command("train", "finetune_folder", "DATA.PATH_TO_DATA_DIR", "nowhere")
+    assert said.returncode == 2
+    assert "DATA.PATH_TO_DATA_DIR nowhere does not exist" in said.stderr
+    (name,) = re.findall(r"--cfg (\S+) runs without any data", said.stderr)
+    assert name in recipe_names()
+
+
+def test_recipes_are_called_by_their_names_in_recipes():
+    """The commands at the top of each file."""
+    texts = [p.read_text(encoding="utf-8") for p in REPOSITORY.glob("configs/**/*.yaml")]
+    named = [name for text in texts for name in re.findall(r"hiera-video train ([\w/]+)", text)]
+    assert set(named) <= set(recipe_names())
+    assert len(named) > 10
 
 
 # ---- models -------------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ import sys
 
 import pytest
 import torch
-from benchmarks import gpu_checks
-from benchmarks.gpu_checks import CHECKS, NotHere, Place
 
 from hiera_video import files
+from hiera_video.benchmarks import gpu_checks
+from hiera_video.benchmarks.gpu_checks import CHECKS, NotHere, Place
+from hiera_video.commands import benchmark
 
 CPU = Place(torch.device("cpu"), small=True)
 QUICK = ("many units", "large batch")
@@ -46,8 +47,7 @@ def test_without_a_card_nothing_is_claimed(gpu_check, tmp_path, monkeypatch, cap
     assert not list(tmp_path.iterdir())
 
 
-def test_its_benchmarks_are_command_lines_of_the_benchmark(gpu_check, repository):
-    benchmark = load(repository, "benchmark")
+def test_its_benchmarks_are_command_lines_of_the_benchmark(gpu_check):
     asked = {t: benchmark.parse(shlex.split(words)) for t, words in gpu_check.BENCHMARKS.items()}
     assert {args.command for args in asked.values()} == {"model", "pretrain", "ladder"}
     assert all(args.device == "cuda" for args in asked.values())

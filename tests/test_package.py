@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import ast
 import email
 import importlib.util
+import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import sysconfig
+import tarfile
 import zipfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
+from clips import write_clip
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -27,20 +33,10 @@ from hiera_video.registry import MODEL_REGISTRY
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The folder a wheel was built from, a copy of the files git knows, and the wheel."""
+def copy_of_checkout(tree, *names):
+    """Copy the files that git knows, of these files and folders alone if any are named."""
     listed = subprocess.run(
-        [
-            "git",
-            "ls-files",
-            "-co",
-            "--exclude-standard",
-            "hiera_video",
-            "configs",
-            "setup.py",
-            "LICENSE",
-        ],
+        ["git", "ls-files", "-co", "-z", "--exclude-standard", *names],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -48,12 +44,18 @@ def wheel(tmp_path_factory):
     )
     if listed.returncode:
         pytest.skip("not a git checkout")
-    top = tmp_path_factory.mktemp("wheel")
-    tree = top / "tree"
-    for name in listed.stdout.splitlines():
+    for name in listed.stdout.split("\0"):
         if (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, tree / name)
+    return tree
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The folder a wheel was built from, a copy of the files git knows, and the wheel."""
+    top = tmp_path_factory.mktemp("wheel")
+    tree = copy_of_checkout(top / "tree", "hiera_video", "configs", "setup.py", "LICENSE")
     code = "import sys, setuptools.build_meta as build; build.build_wheel(sys.argv[1])"
     built = subprocess.run(
         [sys.executable, "-c", code, str(top)],
@@ -278,6 +280,101 @@ def test_the_wheel_carries_every_module_the_class_names_and_the_licence(wheel):
     assert {p.relative_to(tree).as_posix() for p in files if "__pycache__" not in p.parts} <= inside
     assert any(name.endswith("/LICENSE") for name in inside)
     assert not [name for name in inside if name.startswith(("tests/", "tools/", "demo/"))]
+
+
+SCRIPTS = {p.name for folder in ("tools", "demo") for p in (ROOT / folder).glob("*.py")}
+OF_A_CHECKOUT = re.compile(
+    r"(?<![\w/.])(tools|demo)/|"
+    + "|".join(rf"\b{re.escape(n)}" for n in sorted(SCRIPTS) if "_" in n and n != "gpu_check.py")
+)
+"""What a person with the wheel has not got. Scripts named like modules count with their folder."""
+
+MAY_NAME_SCRIPTS = {
+    "hiera_video/commands/__init__.py": "says how scripts and commands belong together",
+    "hiera_video/commands/prepare.py": "prints the script's name to who started a script",
+}
+
+
+def texts_of(path):
+    """(line, text) of every string of a Python file, in pieces where values stand between."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.lineno, node.value
+
+
+def test_no_text_that_ships_names_a_script_of_the_checkout():
+    """Messages and help name `hiera-video NAME`, which whoever reads them has."""
+    wrong, used = [], set()
+    for path in sorted((ROOT / "hiera_video").rglob("*.py")):
+        name = path.relative_to(ROOT).as_posix()
+        for line, text in texts_of(path):
+            if OF_A_CHECKOUT.search(text):
+                used.add(name)
+                if name not in MAY_NAME_SCRIPTS:
+                    wrong.append(f"{name}:{line}: {text.strip()[:80]}")
+    for path in [*ROOT.glob("configs/**/*.yaml"), ROOT / "hiera_video/bundled/README.md"]:
+        if found := OF_A_CHECKOUT.search(path.read_text(encoding="utf-8")):
+            wrong.append(f"{path.relative_to(ROOT)}: {found[0]}")
+    assert not wrong
+    assert used == set(MAY_NAME_SCRIPTS), "entries that nothing needs any more"
+
+
+@pytest.mark.parametrize(
+    ("text", "is_one"),
+    [
+        ("run tools/prepare_data.py", True),
+        ("--weights FILE in demo/predict.py", True),
+        ("torchrun run_net.py", True),
+        ("hiera-video prepare", False),
+        ("video/tools/data", False),
+        ("export.py writes", False),
+    ],
+)
+def test_the_reader_of_texts_sees_scripts(text, is_one):
+    assert bool(OF_A_CHECKOUT.search(text)) == is_one
+
+
+@pytest.mark.slow
+def test_a_wheel_built_and_installed_labels_a_clip_in_any_folder(tmp_path):
+    """As a person does it: python -m build, a new environment, and no checkout in sight."""
+    pytest.importorskip("build.__main__", reason="needs build")
+    tree = copy_of_checkout(tmp_path / "tree")
+    clip = write_clip(tmp_path / "clip.mp4", frames=20, fps=10, size=(64, 64))
+    away = tmp_path / "away"
+    away.mkdir()
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*words, cwd=away):
+        done = subprocess.run(
+            list(map(str, words)), cwd=cwd, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{words}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+        return done.stdout
+
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", tmp_path / "dist", cwd=tree)
+    (path,) = (tmp_path / "dist").glob("*.whl")
+    (archive,) = (tmp_path / "dist").glob("*.tar.gz")
+    with tarfile.open(archive) as packed:
+        inside = {name.partition("/")[2] for name in packed.getnames()}
+    assert {"setup.py", "Makefile", "tests/test_package.py", "tools/run_net.py"} <= inside
+    # The new environment sees the libraries of this one; nothing is downloaded.
+    run(sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv")
+    python = tmp_path / "venv" / "bin" / "python"
+    install = ("install", "--no-deps", "--no-index", "--quiet")
+    run(sys.executable, "-m", "pip", "--python", python, *install, path)
+    (packages,) = (tmp_path / "venv").glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    command = python.with_name("hiera-video")
+    assert str(tmp_path / "venv") in run(
+        python, "-c", "import hiera_video; print(hiera_video.__file__)"
+    )
+    said = run(command, "predict", clip, "--weights", "camera_motion", "--json")
+    (result,) = json.loads(said)
+    assert len(result["labels"]) == 5
+    assert "hiera-video benchmark model" in run(command, "benchmark", "--help")
+    run(command, "benchmark", "growth", "--frames", "--sizes", "--videos", "10", "--repeats", "1")
+    assert "K400/hiera_b_16x4" in run(command, "train", "--recipes")
+    assert not list(away.iterdir())
 
 
 # ---- torch.hub ----------------------------------------------------------------------------------

@@ -25,13 +25,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # so that a checkout is enough
 
 import torch
-from benchmarks import machine
-from benchmarks.gpu_checks import CHECKS, NotHere, Place
 
 from hiera_video import cli, files
+from hiera_video.benchmarks import machine
+from hiera_video.benchmarks.gpu_checks import CHECKS, NotHere, Place
 from hiera_video.errors import kind_and_line
-
-ROOT = Path(__file__).resolve().parent.parent
 
 SHORT = "--dtype bf16 --repeats 3 --no-memory --device cuda"
 MODEL = f"model --modes forward --no-others {SHORT}"
@@ -44,8 +42,8 @@ BENCHMARKS = {
     "ladder L": f"ladder --size large --input video --batch 8 --png= {SHORT}",
     "model: videos, compiled": f"{VIDEOS} --compile",
 }
-"""Title -> command line of tools/benchmark.py, in the order of their value: the last ones are left
-out where the time is up."""
+"""Title -> command line of `hiera-video benchmark`, in the order of their value: the last
+ones are left out where the time is up."""
 
 LEAST = 20.0
 """Seconds below which nothing new is started."""
@@ -177,11 +175,11 @@ def measure(title: str, words: str, folder: Path, end: float) -> tuple[Outcome, 
     print(f"measuring {title}")
     file = folder / f"{re.sub('[^a-z]+', '_', title.lower())}.md"
     file.unlink(missing_ok=True)
-    command = [sys.executable, ROOT / "tools" / "benchmark.py", *shlex.split(words)]
+    command = [sys.executable, "-m", "hiera_video", "benchmark", *shlex.split(words)]
     state, reason = HELD, "measured"
     try:
         done = subprocess.run(
-            [*map(str, command), "--markdown", str(file)],
+            [*command, "--markdown", str(file)],
             timeout=end - began,
             capture_output=True,
             text=True,

@@ -27,6 +27,7 @@ COMMANDS = {
     "features": Command("features", "describe videos by vectors of a frozen model"),
     "search": Command("search", "find similar videos by their vectors, or probe for classes"),
     "export": Command("export", "write a trained model as ONNX, OpenVINO or a program of PyTorch"),
+    "benchmark": Command("benchmark", "measure models, loading and labelling, with the conditions"),
     "models": Command("models", "list models: input, parameters, multiply-adds, weights, licence"),
 }
 """Name -> command. `doctor` is none of them: it must run where imports fail."""

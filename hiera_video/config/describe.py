@@ -1,4 +1,4 @@
-"""Every setting in words, as `tools/run_net.py --settings` shows it."""
+"""Every setting in words, as `hiera-video train --settings` shows it."""
 
 from __future__ import annotations
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hiera_video.config.recipes import recipe_names
 from hiera_video.config.schema import GENERATED_SETS, DataConfig, SyntheticConfig
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.data.manifests.splits import MissingSplit
@@ -177,8 +178,8 @@ def _no_data(path: str) -> str:
     what = (
         f"DATA.PATH_TO_DATA_DIR {path} does not exist" if path else "DATA.PATH_TO_DATA_DIR is empty"
     )
-    ready = sorted((Path(__file__).parents[2] / "configs" / "quickstart").glob("*.yaml"))
-    without = f"\n  --cfg configs/quickstart/{ready[0].name} runs without any data" if ready else ""
+    ready = [name for name in recipe_names() if name.startswith("quickstart/")]
+    without = f"\n  --cfg {ready[0]} runs without any data" if ready else ""
     return (
         f"{what}. It must be a folder with one of these layouts:\n"
         "  train.csv and val.csv, a line 'path label' for each video, or one labels.csv\n"

@@ -237,7 +237,7 @@ def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 
     if missing:
         raise UserError(
             f"WORLD_SIZE is {size} but {', '.join(missing)} is not set; start "
-            "several processes with: torchrun --nproc-per-node N tools/run_net.py ..."
+            "several processes with: torchrun --nproc-per-node N -m hiera_video train ..."
         )
     if ":" in device:
         raise UserError(

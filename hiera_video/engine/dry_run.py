@@ -216,7 +216,7 @@ def _limit(dry: DryRun, world: World, waiting: float) -> str:
     if waiting > MOST_WAITING:
         return (
             f"limit: the loader, with {workers} worker processes on {usable_cores()} cores: more "
-            "of both (DATA_LOADER.NUM_WORKERS), or smaller videos (tools/prepare_data.py)"
+            "of both (DATA_LOADER.NUM_WORKERS), or smaller videos (hiera-video prepare)"
         )
     return f"limit: the model on this {world.device.type.upper().replace('CUDA', 'GPU')}"
 

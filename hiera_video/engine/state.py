@@ -232,7 +232,7 @@ def start_from_weights(
     except WeightsError as error:
         raise UserError(
             f"{error}\nTo start without them: TRAIN.CHECKPOINT_FILE_PATH '' (random weights), or "
-            "--cfg configs/small/finetune_folder.yaml (the small model of this package)"
+            "--cfg small/finetune_folder (the small model of this package)"
         ) from None
     log(str(load_weights(model, stored, classes=classes)))
 

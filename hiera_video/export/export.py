@@ -135,16 +135,13 @@ def export(found: Classifier, settings: ExportSettings, say: Say) -> Exported:
 
 
 def _facts(found: Classifier, settings: ExportSettings, *, calibrated_on: str) -> Facts:
-    spec = found.spec
-    size = (spec.crop_size, spec.crop_size)
-    frames = () if takes_images(found.model) else (spec.num_frames,)
     return Facts(
         kind=settings.format,
         model=found.name,
         weights=os.path.basename(found.weights),  # not where it lies on this machine
         classes=tuple(found.classes),
-        spec=spec,
-        clip_shape=(3, *frames, *size),
+        spec=found.spec,
+        clip_shape=found.clip_shape,
         batch=settings.batch,
         dtype=settings.dtype,
         multi_label=found.multi_label,

@@ -13,16 +13,19 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from hiera_video import __version__
 from hiera_video.classifier import AnyPath, Classifier, Warn, class_names, read_labels
-from hiera_video.errors import UserError
+from hiera_video.errors import RunFailed, UserError
 from hiera_video.files import explained
 from hiera_video.models.weights.download import cache_folder
 from hiera_video.models.weights.file import Checkpoint
 from hiera_video.runtimes.exported import ExportedModel
 from hiera_video.runtimes.load import check_runtime, exported_kind, open_exported
+from hiera_video.runtimes.measured import Kind, read_record
+from hiera_video.scoring import choose_device
 
 Named = tuple[AnyPath | None, AnyPath | None, AnyPath | None]
 """(model, weights, labels) as `Predictor.load` was given them."""
@@ -38,8 +41,9 @@ def load_in_runtime(
     """Load what a user named, in the runtime that he asked for.
 
     Args:
-        runtime: "auto", "torch", "onnx" or "openvino". "auto" is PyTorch for weights, and for an
-            exported file what the file is for.
+        runtime: "auto", "torch", "onnx" or "openvino". "auto" is for an exported file what the file
+            is for; for weights the fastest that `hiera-video doctor --measure` found on this
+            machine, and PyTorch where nothing was measured.
         named: model, weights and labels.
         settings: further arguments of the Predictor; for another runtime than PyTorch, the device
             and the dtype are set to what it computes in.
@@ -52,7 +56,9 @@ def load_in_runtime(
     """
     check_runtime(runtime)
     file = _exported_file(named)
-    if file is None and runtime in ("auto", "torch"):
+    if file is None and runtime == "auto":
+        return _fastest(load(), settings, warn)
+    if file is None and runtime == "torch":
         return load()
     dtype = settings.get("dtype", "auto")
     if str(settings.get("device", "auto")) not in ("auto", "cpu"):
@@ -70,6 +76,37 @@ def load_in_runtime(
         raise UserError(f"dtype {dtype!r}: {found.weights} was exported in {own}; leave dtype out")
     settings.update(device="cpu", dtype="auto")
     return found
+
+
+def kind_of(found: Classifier) -> Kind:
+    """Return what decides the speed of a classifier on this machine."""
+    body = (p.numel() for name, p in found.model.named_parameters() if not name.startswith("head."))
+    return Kind(found.name, found.clip_shape, sum(body), torch.get_num_threads())
+
+
+def _fastest(found: Classifier, settings: dict[str, Any], warn: Warn) -> Classifier:
+    """The classifier in the runtime that was measured as the fastest here; else as it is."""
+    given = str(settings.get("dtype", "auto")).removeprefix("torch.")
+    dtype = {"auto": "fp32", "float32": "fp32", "bfloat16": "bf16"}.get(given, given)
+    on_cpu = choose_device(settings.get("device", "auto")).type == "cpu"
+    record = read_record(kind_of(found)) if on_cpu else None
+    runtime, gain = ("torch", 1.0) if record is None else record.fastest(dtype)
+    if record is None or runtime == "torch":
+        return found
+    what = f"{runtime} ({gain:.1f} times torch on this machine, measured {record.date})"
+    differing = record.differing(runtime)
+    if differing:
+        changed = "; ".join(differing)
+        warn(f"runtime: torch; {what}: {changed}; `hiera-video doctor --measure` measures again")
+        return found
+    try:
+        chosen = _converted(found, runtime, dtype, warn)
+    except (RunFailed, ValueError) as error:  # UserError and WeightsError are ValueErrors
+        warn(f"runtime: torch, not {what}: {error}")
+        return found
+    warn(f"runtime: {what}")
+    settings.update(device="cpu", dtype="auto")
+    return chosen
 
 
 def _exported_file(named: Named) -> AnyPath | None:

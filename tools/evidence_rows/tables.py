@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.machine import cpu_name, installed_version
 
 from evidence_rows.action_sets import ActionSet
 from evidence_rows.controls import CONTROLS, PLAIN
 from evidence_rows.results import Result
 from hiera_video import files
+from hiera_video.runtimes.measured import cpu_name, installed_version
 
 RESAMPLES = 2000
 

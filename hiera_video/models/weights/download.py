@@ -144,7 +144,7 @@ def _failures_explained(url: str, target: Path) -> Iterator[None]:
         raise WeightsError(
             f"cannot download {url}: {_why(error)}\n"
             f"  put the file here, then run the same again:  {target}\n"
-            "  or name a file that you have instead:        --weights FILE in demo/predict.py, "
+            "  or name a file that you have instead:        --weights FILE of hiera-video predict, "
             "TRAIN.CHECKPOINT_FILE_PATH FILE in training\n"
             "  or set TORCH_HOME to a folder that has it:   $TORCH_HOME/hiera_video/"
             f"{target.name}"

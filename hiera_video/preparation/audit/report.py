@@ -134,7 +134,8 @@ def _conclusion(result: AuditResult) -> Iterator[str]:
             f"an epoch of {projection.videos:,} videos takes "
             f"{duration(projection.epoch_seconds)} to read with {projection.workers} workers "
             f"({projection.seconds_per_clip * 1000:.0f} ms a clip on one core, measured on "
-            f"{projection.clips_timed}); the model needs time as well: tools/run_net.py --dry-run"
+            f"{projection.clips_timed}); the model needs time as well: "
+            "hiera-video train --cfg FILE --dry-run 3"
         )
     hours = result.files.seconds[result.files.usable].sum() / 3600
     yield (

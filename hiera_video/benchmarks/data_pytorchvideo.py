@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import data_clips, machine
-from benchmarks.data_clips import CROPS, PYTORCHVIDEO, VIEWS
-from benchmarks.stopwatch import Stopwatch
+from hiera_video.benchmarks import data_clips
+from hiera_video.benchmarks.data_clips import CROPS, PYTORCHVIDEO, VIEWS
+from hiera_video.benchmarks.stopwatch import Stopwatch
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.compat import ensure_pytorchvideo
+from hiera_video.runtimes.measured import installed_version
 
 DECODERS = ("pyav", "decord")
 """Those of PyTorchVideo that work with today's libraries."""
@@ -23,7 +24,7 @@ DECODERS = ("pyav", "decord")
 
 def usable_decoders(decoders: Sequence[str]) -> list[str]:
     """Those of `decoders` that PyTorchVideo can be measured with here; none if it is missing."""
-    if machine.installed_version(PYTORCHVIDEO) is None:
+    if installed_version(PYTORCHVIDEO) is None:
         print("PyTorchVideo is not installed (pip install pytorchvideo==0.1.5): ours alone")
         return []
     return [name for name in DECODERS if name in decoders]
@@ -116,7 +117,7 @@ class PyTorchVideoTransform:
 class PyTorchVideoDataset(torch.utils.data.IterableDataset):
     """The clips of PyTorchVideo's `LabeledVideoDataset` over a list of videos."""
 
-    paths: list[tuple[str, dict[str, int]]]
+    paths: list[tuple[str, dict[str, Any]]]
     kind: str
     spec: ClipSpec
     decoder: str

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import (
+from hiera_video.benchmarks import (
     compare,
     loss_comparison,
     machine,
@@ -23,15 +23,16 @@ from benchmarks import (
     steps,
     tables,
 )
-from benchmarks.compare import Comparison
-from benchmarks.measure import Candidate
-from benchmarks.models import LIBRARIES, OTHERS, implementation, is_buildable
-from benchmarks.steps import OURS, REFERENCE, Case, CaseBuilder
-from benchmarks.tables import Column, Row
+from hiera_video.benchmarks.compare import Comparison
+from hiera_video.benchmarks.measure import Candidate
+from hiera_video.benchmarks.models import LIBRARIES, OTHERS, implementation, is_buildable
+from hiera_video.benchmarks.options import PICTURES
+from hiera_video.benchmarks.steps import OURS, REFERENCE, Case, CaseBuilder
+from hiera_video.benchmarks.tables import Column, Row
 from hiera_video.errors import UserError
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
 
-PICTURE = Path("runs/benchmark/pretrain.png")
+PICTURE = Path(PICTURES, "pretrain.png")
 
 WHAT = (
     Column("model", "name"),
@@ -65,45 +66,6 @@ def part_column(part: str) -> Column:
 
 
 PART_COLUMNS = (*WHAT, *(part_column(part) for part in parts.PARTS))
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `pretrain`."""
-    compare.add_name_arguments(
-        parser,
-        usual="mae_hiera_base_16x224",
-        others="autoencoders to stand beside each of them (VideoMAE beside the video Hiera-B)",
-    )
-    parser.add_argument(
-        "--mask-ratio",
-        nargs="+",
-        type=float,
-        metavar="R",
-        help="shares of the mask units deleted (the model's own)",
-    )
-    parser.add_argument(
-        "--decode-ratio",
-        nargs="+",
-        type=float,
-        default=[1.0, 0.25],
-        metavar="R",
-        help="shares of the deleted units that ours decodes; below 1 is beyond the paper (1 0.25)",
-    )
-    parser.add_argument(
-        "--compare-loss",
-        type=machine.positive,
-        metavar="STEPS",
-        help="train a tiny autoencoder on generated clips for so many steps, once for each "
-        "--decode-ratio, and print the loss on held-out clips; nothing else is measured",
-    )
-    parser.add_argument(
-        "--seeds", type=machine.positive, default=2, help="runs of each for --compare-loss (2)"
-    )
-    parser.add_argument(
-        "--png", metavar="FILE", help=f"the picture ({PICTURE}; an empty name for none)"
-    )
-    compare.add_arguments(parser, attention=["fused"], modes=None)
-    parser.set_defaults(repeats=5)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -181,7 +143,7 @@ def decode_ratios(name: str, args: argparse.Namespace) -> list[float]:
 def own_ratio(name: str) -> float:
     """The mask ratio of a model's recipe."""
     with torch.device("meta"):
-        return steps.build(Case(name)).mask_ratio
+        return steps.as_autoencoder(steps.build(Case(name))).mask_ratio
 
 
 # ---- rows ---------------------------------------------------------------------------------------
@@ -212,12 +174,13 @@ def ratios(comparison: Comparison, candidate: Candidate) -> dict[str, float | No
         None,
     )
     beside = comparison.find(candidate, name=other, mask_ratio=mask, compiled=None)
-    memories = [c.facts.get("peak_memory") for c in (candidate, same) if c is not None]
+    mine = candidate.facts.get("peak_memory")
+    theirs = None if same is None else same.facts.get("peak_memory")
     return {
         "ratio": measure.ratio_of(candidate, same),
         "ratio_fp32": None if plain is same else measure.ratio_of(candidate, plain),
         "ratio_other": measure.ratio_of(candidate, beside),
-        "memory_ratio": memories[0] / memories[1] if len(memories) == 2 and all(memories) else None,
+        "memory_ratio": mine / theirs if mine and theirs else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""The predictor of demo/predict.py, with the time that decoding and the model take.
+"""The predictor of `hiera-video predict`, with the time that decoding and the model take.
 
 Imports no more than the demo does, so that its cold start can be timed.
 """
@@ -8,15 +8,15 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from benchmarks.measure import wait_for
-from benchmarks.stopwatch import Stopwatch
+from hiera_video.benchmarks.measure import wait_for
+from hiera_video.benchmarks.stopwatch import Stopwatch
 from hiera_video.data.views import parse_views
 from hiera_video.predict import Predictor
 from hiera_video.video.guarded_pool import GuardedPool
 
 
 def load(args: argparse.Namespace, process: Any) -> Predictor:
-    """The predictor that demo/predict.py would make of these arguments."""
+    """The predictor that `hiera-video predict` would make of these arguments."""
     return Predictor.load(
         model=args.model,
         weights=args.weights,

@@ -9,18 +9,18 @@ import argparse
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from benchmarks import machine, measure, memory, steps, tables
-from benchmarks.machine import PURE
-from benchmarks.measure import Candidate, CannotMeasure
-from benchmarks.memory import Memory
-from benchmarks.steps import Case, CaseBuilder
-from benchmarks.tables import Column
+from hiera_video.benchmarks import measure, memory, tables
+from hiera_video.benchmarks.machine import PURE
+from hiera_video.benchmarks.measure import Candidate, CannotMeasure
+from hiera_video.benchmarks.memory import Memory
+from hiera_video.benchmarks.options import BEST
+from hiera_video.benchmarks.steps import Case, CaseBuilder
+from hiera_video.benchmarks.tables import Column
 from hiera_video.errors import UserError
-
-BEST = "best"
 
 GAIN = 1.02
 """A larger batch is better if it gives this many times the clips per second."""
@@ -31,7 +31,6 @@ MOST_CLIPS = 4096
 SHARE_OF_MEMORY = 0.8
 """Share of a CPU's free memory that a sweep may fill: running out would end the process."""
 
-COMPILE_MODES = ("default", "reduce-overhead", "max-autotune")
 
 COUNTS = (
     Column("GMAC", "gmacs", ".1f"),
@@ -47,93 +46,6 @@ MEMORY = Column("peak MiB", tables.mebibytes("peak_memory"))
 # ---- command line -------------------------------------------------------------------------------
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser, *, attention: Sequence[str], modes: Sequence[str] | None
-) -> None:
-    """Add the options of every subcommand that runs models.
-
-    Args:
-        attention: default of --attention.
-        modes: default of --modes; None: the option is left out.
-    """
-    if modes is not None:
-        parser.add_argument(
-            "--modes",
-            "--mode",
-            nargs="+",
-            choices=("forward", "train"),
-            default=list(modes),
-            help=f"evaluation, or forward and backward ({' '.join(modes)})",
-        )
-    parser.add_argument(
-        "--batch",
-        nargs="+",
-        type=batch_size,
-        default=[1],
-        metavar="N",
-        help="clips per call, one or several, or best: doubled until clips/s stops growing (1)",
-    )
-    parser.add_argument(
-        "--dtype",
-        nargs="+",
-        default=[],
-        metavar="DTYPE",
-        help="fp32, bf16, fp16 (autocast), bf16-pure, fp16-pure (forward only; the weights too); "
-        "default: those that this device computes natively",
-    )
-    parser.add_argument(
-        "--attention",
-        nargs="+",
-        choices=tuple(steps.FORWARD),
-        default=list(attention),
-        help=f"fused, or as separate products ({' '.join(attention)})",
-    )
-    parser.add_argument(
-        "--compile",
-        nargs="?",
-        const="default",
-        choices=COMPILE_MODES,
-        help="add compiled rows; the mode of torch.compile (default)",
-    )
-    parser.add_argument(
-        "--optimizer", action="store_true", help="end training steps with AdamW's, fused"
-    )
-    parser.add_argument(
-        "--input-size",
-        nargs="+",
-        type=machine.positive,
-        metavar="N",
-        help="(frames) height width, instead of the models' own",
-    )
-    parser.add_argument(
-        "--no-memory",
-        dest="memory",
-        action="store_false",
-        help="do not measure peak memory, which on a CPU takes a process for each row",
-    )
-    machine.add_machine_arguments(parser)
-    tables.add_output_arguments(parser)
-
-
-def add_name_arguments(parser: argparse.ArgumentParser, *, usual: str, others: str) -> None:
-    """Add the options for which models are measured.
-
-    Args:
-        usual: default of --names.
-        others: for the help of --others.
-    """
-    parser.add_argument("--names", nargs="+", default=[usual], metavar="NAME")
-    parser.add_argument("--others", nargs="*", metavar="NAME", help=f"registered {others}")
-    parser.add_argument(
-        "--no-others", dest="others", action="store_const", const=[], help="none of those"
-    )
-
-
-def batch_size(text: str) -> int | str:
-    """A number of clips, or "best", for argparse."""
-    return BEST if text == BEST else machine.positive(text)
-
-
 def check(args: argparse.Namespace) -> None:
     """UserError for options that exclude each other."""
     if BEST in args.batch and len(args.batch) > 1:
@@ -147,13 +59,13 @@ def check(args: argparse.Namespace) -> None:
 
 def settings(
     args: argparse.Namespace, dtypes: Sequence[str], modes: Sequence[str]
-) -> list[dict[str, object]]:
+) -> list[dict[str, Any]]:
     """Fields of `Case` for every combination asked for, eager before compiled.
 
     The batch is still "best" where it is chosen later.
     """
     compiled = ("", args.compile) if args.compile else ("",)
-    combinations: list[dict[str, object]] = []
+    combinations: list[dict[str, Any]] = []
     for mode, dtype in itertools.product(modes, dtypes):
         if mode == "train" and dtype.endswith(PURE):
             print(f"{dtype}: left out in training, where weights stay in float32")
@@ -180,7 +92,7 @@ class Comparison:
 
     Args:
         builder: builds the cases.
-        args: the options of `add_arguments`.
+        args: the options of `options.add_model_options`.
         peak: updated after every round, so that it is taken under the same conditions.
     """
 
@@ -232,7 +144,7 @@ class Comparison:
         """Build a case and add it to the candidates."""
         measure.progress(f"building {case.name}, {case.implementation}")
         tried = None
-        if case.batch == BEST:
+        if str(case.batch) == BEST:
             case, tried = self._with_best_batch(case)
         candidate = self.builder.candidate(case)
         if tried:

@@ -9,8 +9,8 @@ from multiprocessing.synchronize import Barrier
 import numpy as np
 import torch
 
-from benchmarks.measure import Candidate
-from benchmarks.stopwatch import Stopwatch
+from hiera_video.benchmarks.measure import Candidate
+from hiera_video.benchmarks.stopwatch import Stopwatch
 from hiera_video.data.preload import PRELOAD
 from hiera_video.data.synthetic.body_motion.clips import (
     ClipSettings,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -13,19 +12,30 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from benchmarks import data_pytorchvideo, measure, tables
-from benchmarks.data_clips import OURS, PYTORCHVIDEO, STAGES, VIEWS, ClipTask, clip_frames
-from benchmarks.data_pytorchvideo import PyTorchVideoTransform, decord_bridge, open_encoded
-from benchmarks.measure import Candidate
-from benchmarks.stopwatch import Stopwatch
-from benchmarks.tables import Column, Row, of_table
+from hiera_video.benchmarks import data_pytorchvideo, measure, tables
+from hiera_video.benchmarks.data_clips import (
+    OURS,
+    PYTORCHVIDEO,
+    STAGES,
+    VIEWS,
+    ClipTask,
+    clip_frames,
+)
+from hiera_video.benchmarks.data_pytorchvideo import (
+    PyTorchVideoTransform,
+    decord_bridge,
+    open_encoded,
+)
+from hiera_video.benchmarks.measure import Candidate
+from hiera_video.benchmarks.stopwatch import Stopwatch
+from hiera_video.benchmarks.tables import Column, Row, of_table
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.batch import Clips, Collate
 from hiera_video.data.datasets import Sample
 from hiera_video.data.manifests.layouts import Manifest
-from hiera_video.data.views import views_of
 from hiera_video.video.decode import open_video
 from hiera_video.video.known import known_videos
+from hiera_video.video.sampling import uniform_views
 
 BY_STAGE = (
     Column("clips", of_table("stages", "kind")),
@@ -104,6 +114,7 @@ class Pipeline:
     def __init__(self, task: ClipTask) -> None:
         self.task, self.watch = task, Stopwatch()
         self.dataset = task.dataset(self.watch)
+        self.reader: Any = self.dataset.reader
         self.facts = {"library": self.library, "decoder": task.decoder}
         self.clips = len(task.manifest) * self.dataset.clips_per_video
         self.calls = itertools.count()
@@ -158,7 +169,7 @@ class HieraVideoPipeline(Pipeline):
             with self.watch("open"):
                 reader = open_video(sample.path, self.task.decoder)
             with self.watch("crop"):
-                clips = self.dataset.reader.read(TimedReader(reader, self.watch), sample)
+                clips = self.reader.read(TimedReader(reader, self.watch), sample)
             with self.watch("open"):
                 reader.close()
             items.append(Clips(clips, sample.label, sample.video_id))
@@ -205,22 +216,16 @@ class PyTorchVideoPipeline(Pipeline):
 
     def _draw(self, sample: Sample) -> list[tuple[Fraction, Fraction, Any]]:
         """Start and end of each clip in seconds, and (area, aspect) of a training clip's crop."""
-        info, reader = self.info[sample.video_id], self.dataset.reader
+        info = self.info[sample.video_id]
         starts: list[tuple[int, Any]] = []
         if self.dataset.train:
-            for indices, generator in reader.draw(info, sample):
-                crop = reader.transform.draw_crop(info.height, info.width, generator)
+            for indices, generator in self.reader.draw(info, sample):
+                crop = self.reader.transform.draw_crop(info.height, info.width, generator)
                 area = crop.height * crop.width / (info.height * info.width)
                 starts.append((indices[0], (area, crop.width / crop.height)))
         else:
-            starts = [(view[0], None) for view in views_of(_Known(info), self.task.spec, VIEWS)]
+            views = uniform_views(info.num_frames, info.fps, self.task.spec, VIEWS)
+            starts = [(view[0], None) for view in views]
         fps = Fraction(info.fps).limit_denominator(1001)
         frames = clip_frames(self.task.spec, info.fps)
         return [(int(start) / fps, (int(start) + frames) / fps, box) for start, box in starts]
-
-
-@dataclass(frozen=True)
-class _Known:
-    """A closed video whose facts are known, for functions that read only those."""
-
-    info: Any

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from benchmarks.steps import Step
+from hiera_video.benchmarks.steps import Step
 
 FORWARD = ("stem", "encoder", "decoder", "loss")
 BACKWARD = ("loss backward", "decoder backward", "encoder backward", "stem backward")
@@ -80,11 +80,9 @@ class Marks:
     def _mark(self, part: str) -> None:
         if not self.active:
             return
+        mark: Any = torch.cuda.Event(enable_timing=True) if self.on_gpu else time.perf_counter()
         if self.on_gpu:
-            mark = torch.cuda.Event(enable_timing=True)
             mark.record()
-        else:
-            mark = time.perf_counter()
         self.ended.append((part, mark))
 
     def _mark_gradient(self, tensor: Tensor, part: str) -> None:

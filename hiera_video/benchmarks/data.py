@@ -15,13 +15,13 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from benchmarks import machine, measure, tables
-from benchmarks.data_clips import KINDS, PYTORCHVIDEO
-from benchmarks.data_loaders import LOADING, default_decoders, fastest_decoders, loading
-from benchmarks.data_stages import BY_STAGE, by_stage
-from benchmarks.steps import Case, CaseBuilder
-from benchmarks.tables import Column, Row, of_table
-from benchmarks.videos import SECONDS, Recipe, benchmark_videos
+from hiera_video.benchmarks import machine, measure, tables
+from hiera_video.benchmarks.data_clips import PYTORCHVIDEO
+from hiera_video.benchmarks.data_loaders import LOADING, default_decoders, fastest_decoders, loading
+from hiera_video.benchmarks.data_stages import BY_STAGE, by_stage
+from hiera_video.benchmarks.steps import Case, CaseBuilder
+from hiera_video.benchmarks.tables import Column, Row, of_table
+from hiera_video.benchmarks.videos import Recipe, benchmark_videos
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.errors import UserError
@@ -29,35 +29,8 @@ from hiera_video.video.decode import open_video
 from hiera_video.video.decoders import DECODERS, available_decoders
 from hiera_video.video.processes import usable_cores
 
-LOADED = tuple(kind for kind in KINDS if kind != "repeated")
-"""PyTorchVideo's loader has no repeated clips."""
-
 LIST_REPEATS = 1000
 """Times that the list of a timed loader names each video, so that it does not end while timed."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `data`."""
-    add = parser.add_argument
-    add("--videos", metavar="FOLDER", help="measure with these (generated: 10 s, 340x256, H.264)")
-    add("--clips", type=machine.positive, default=4, help="videos to generate or read (4)")
-    add("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="of clips (all)")
-    add("--decoders", nargs="+", choices=DECODERS, help="all that work here")
-    add("--frames", type=machine.positive, default=16, help="of a clip (16)")
-    add("--rate", type=machine.positive, default=4, help="distance of its frames at 30 fps (4)")
-    add("--crop", type=machine.positive, default=224, help="side of its pictures (224)")
-    add("--known", action="store_true", help="files were read before: they are not scanned again")
-    add("--length", type=float, default=SECONDS, help=f"seconds of a generated video ({SECONDS})")
-    add("--gop", type=machine.positive, help="its frames from key frame to key frame (encoder's)")
-    add("--loaders", nargs="*", choices=LOADED, default=["augmented", "test"], help="whole loaders")
-    add("--workers", nargs="+", type=machine.positive, help="of loaders (1, 2, 4, ... cores)")
-    add("--seconds", type=float, default=3.0, help="for which each loader is timed (3)")
-    add("--feeds", type=float, metavar="CLIPS_PER_S", help="what a model takes: cores for that")
-    add("--model", metavar="NAME", help="the same, of this model's training step, timed here")
-    add("--batch", type=machine.positive, default=8, help="clips of that step (8)")
-    add("--dtype", help="of that step (bf16 on a GPU, fp32 on a CPU)")
-    machine.add_machine_arguments(parser, repeats=5)
-    tables.add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:

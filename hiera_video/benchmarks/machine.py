@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 import sys
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 
 from hiera_video import __version__
+from hiera_video.runtimes.measured import cpu_name, installed_version
 from hiera_video.scoring import choose_device, choose_dtype
 
 DTYPES = ("fp32", "bf16", "fp16")
@@ -24,9 +24,8 @@ PURE = "-pure"
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a process that runs `python -m benchmarks.NAME` with this package."""
-    tools = Path(__file__).resolve().parent.parent
-    known = [str(tools), str(tools.parent), os.environ.get("PYTHONPATH", "")]
+    """The environment of a process that runs `python -m hiera_video...` with this very package."""
+    known = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, known))}
 
 
@@ -65,24 +64,6 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     }
 
 
-def cpu_name() -> str:
-    """The name of the processor, from /proc/cpuinfo where that exists."""
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def installed_version(package: str) -> str | None:
-    """The version of an installed package, or None."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def usable_dtypes(names: Sequence[str], device: torch.device) -> dict[str, torch.dtype]:
     """The number formats in `names`; for none, those that this device computes natively.
 
@@ -100,18 +81,6 @@ def usable_dtypes(names: Sequence[str], device: torch.device) -> dict[str, torch
     return chosen
 
 
-# ---- options of every subcommand ----------------------------------------------------------------
-
-
-def add_machine_arguments(parser: argparse.ArgumentParser, *, repeats: int = 7) -> None:
-    """`--device`, `--threads` and `--repeats`."""
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 (auto)")
-    parser.add_argument("--threads", type=positive, help="CPU threads (torch's choice)")
-    parser.add_argument(
-        "--repeats", type=positive, default=repeats, help=f"measurements of each ({repeats})"
-    )
-
-
 def device_of(args: argparse.Namespace) -> torch.device:
     """The device of --device; sets the number of CPU threads too.
 
@@ -120,14 +89,3 @@ def device_of(args: argparse.Namespace) -> torch.device:
     if args.threads:
         torch.set_num_threads(args.threads)
     return choose_device(args.device)
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, for argparse."""
-    try:
-        value = int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return value

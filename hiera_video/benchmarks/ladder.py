@@ -15,18 +15,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import compare, machine, measure, memory, pictures, steps, tables
-from benchmarks.compare import Comparison
-from benchmarks.measure import Candidate
-from benchmarks.steps import Case, CaseBuilder
-from benchmarks.tables import Column, Row
+from hiera_video.benchmarks import compare, machine, measure, memory, pictures, steps, tables
+from hiera_video.benchmarks.compare import Comparison
+from hiera_video.benchmarks.measure import Candidate
+from hiera_video.benchmarks.options import PICTURES, RUNGS
+from hiera_video.benchmarks.steps import Case, CaseBuilder
+from hiera_video.benchmarks.tables import Column, Row
 from hiera_video.registry import MODEL_REGISTRY
 
-LABELS = {"r0": "R0", "r1": "R1", "r2b": "R2b", "r2c": "R2c", "r3": "R3", "r4": "R4", "r5": "R5"}
-LADDER_STEPS = tuple(LABELS)
+LABELS = {rung: rung.replace("r", "R") for rung in RUNGS}
 SUFFIX = {"image": "224", "video": "16x224"}
 RELEASED = "released"
-PICTURES = Path("runs/benchmark")
 
 PAPER: dict[str, dict[str, float]] = {
     "image": {
@@ -89,33 +88,13 @@ class Rows:
         Raises:
             UserError: a step is not registered.
         """
-        found = {rung: f"ladder_{rung}_{self.size}_{SUFFIX[self.kind]}" for rung in LADDER_STEPS}
+        found = {rung: f"ladder_{rung}_{self.size}_{SUFFIX[self.kind]}" for rung in RUNGS}
         for name in found.values():
             MODEL_REGISTRY.get(name)
         released = f"mvitv2_{self.size}_16x224"
         if self.kind == "video" and released in MODEL_REGISTRY:
             return {RELEASED: released, **found}
         return found
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `ladder`."""
-    parser.add_argument("--size", choices=("small", "base", "large"), default="small")
-    parser.add_argument("--input", choices=tuple(SUFFIX), default="video")
-    parser.add_argument(
-        "--rungs",
-        nargs="+",
-        choices=LADDER_STEPS,
-        default=list(LADDER_STEPS),
-        help="some of them only",
-    )
-    parser.add_argument(
-        "--png",
-        metavar="FILE",
-        help=f"the picture ({PICTURES}/ladder_SIZE_INPUT.png; an empty name for none)",
-    )
-    compare.add_arguments(parser, attention=["fused", "explicit"], modes=["forward"])
-    parser.set_defaults(repeats=5)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -138,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
             report.record["paper"] = PAPER[args.input]
         report.notes += [peak.line(), *notes_of(report.rows, args, device)]
         if args.png != "":
-            path = args.png or PICTURES / f"ladder_{args.size}_{args.input}.png"
+            path = args.png or Path(PICTURES, f"ladder_{args.size}_{args.input}.png")
             report.notes.append(draw(path, report.rows, args, facts))
     return 0
 
@@ -201,7 +180,7 @@ def ratios(
 
 def step_before(rung: str, names: dict[str, str]) -> str | None:
     """Return the step that a step is compared with; None for the first."""
-    climbed = [r for r in LADDER_STEPS if r in names]
+    climbed = [r for r in RUNGS if r in names]
     if rung not in climbed or rung == climbed[0]:
         return None
     return climbed[climbed.index(rung) - 1]

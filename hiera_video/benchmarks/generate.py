@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, measure, tables
-from benchmarks.data_loaders import worker_counts
-from benchmarks.measure import Candidate
-from benchmarks.tables import Column, Row, of_table
+from hiera_video.benchmarks import machine, measure, tables
+from hiera_video.benchmarks.data_loaders import worker_counts
+from hiera_video.benchmarks.measure import Candidate
+from hiera_video.benchmarks.tables import Column, Row, of_table
 from hiera_video.data.synthetic.body_motion.reader import require_numba
 from hiera_video.data.synthetic.body_motion.truth import GRID, LARGEST_SIZE
 from hiera_video.data.synthetic.stream_clips import drawable
@@ -41,23 +41,12 @@ BY_PROCESSES = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `generate`."""
-    add = parser.add_argument
-    add("--clips", type=machine.positive, default=100, help="of a measurement, per process (100)")
-    add("--frames", type=machine.positive, default=8, help="of a clip, an even number (8)")
-    add("--size", type=machine.positive, default=64, help="side of its pictures (64)")
-    add("--processes", nargs="+", type=machine.positive, help="numbers of them (1, 2, ... cores)")
-    add("--repeats", type=machine.positive, default=7, help="measurements of each (7)")
-    tables.add_output_arguments(parser)
-
-
 def run(args: argparse.Namespace) -> int:
     """Measure and report."""
     check_form(args.frames, args.size)
     require_numba()
     # Imported here: the other subcommands do without numba.
-    from benchmarks import generate_clips
+    from hiera_video.benchmarks import generate_clips
     from hiera_video.data.synthetic.body_motion.clips import ClipSettings
 
     settings = ClipSettings(frames=args.frames, size=args.size)

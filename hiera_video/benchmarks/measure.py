@@ -313,6 +313,8 @@ class Peak:
         with torch.inference_mode():
             candidate = Candidate({}, run=lambda: F.linear(x, weight))
             warm_up(candidate, self.device)
-            for _ in range(times if candidate.first_seconds < LONGEST_PRODUCT else 1):
+            first = candidate.first_seconds
+            assert first is not None  # it was just warmed up
+            for _ in range(times if first < LONGEST_PRODUCT else 1):
                 measure(candidate, self.device)
         return min(candidate.seconds)

@@ -1,4 +1,4 @@
-"""What must hold on a GPU, one function each: `tools/gpu_check.py` and `pytest -m gpu` call them.
+"""What must hold on a GPU, one function each: `make gpu-check` and `pytest -m gpu` call them.
 
 A check returns what it saw, in a line. It raises AssertionError where something does not hold, and
 `NotHere` where it cannot be tried. All of them also run on a CPU with small models: that tests the
@@ -18,18 +18,19 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import machine
-from benchmarks.steps import (
+from hiera_video.benchmarks import machine
+from hiera_video.benchmarks.steps import (
     REFERENCE,
     Case,
     Step,
     add_noise,
+    as_autoencoder,
     build,
     build_with_noise,
     copy_weights,
@@ -37,7 +38,7 @@ from benchmarks.steps import (
     model_input_size,
     outcome,
 )
-from benchmarks.videos import Recipe, make_videos
+from hiera_video.benchmarks.videos import Recipe, make_videos
 from hiera_video.config import Config, load_config
 from hiera_video.errors import UserError
 from hiera_video.models import build_model, kernels, layers
@@ -45,8 +46,6 @@ from hiera_video.models.tokens import num_kept
 
 if TYPE_CHECKING:
     from hiera_video.engine.train import TrainingRun
-
-ROOT = Path(__file__).resolve().parent.parent.parent
 
 SMALL = (4, 64, 64)
 """Input of the models with which a CPU tries the checks."""
@@ -106,19 +105,23 @@ def parity(place: Place, name: str) -> str:
     clips = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1)).to(place.device)
     keep = None
     if is_autoencoder(ours):
-        keep = ours.random_keep(2, generator=torch.Generator().manual_seed(2)).to(place.device)
+        keep = (
+            as_autoencoder(ours)
+            .random_keep(2, generator=torch.Generator().manual_seed(2))
+            .to(place.device)
+        )
     models = [m.eval().to(place.device) for m in (ours, theirs)]
     exact = _outcome(models[1], clips, keep, "fp32")
     seen = []
     for form in FORMATS:
         mine, other = (_outcome(model, clips, keep, form) for model in models)
-        error, allowed = ((x - exact).abs().max().item() for x in (mine, other))
+        ours_off, allowed = ((x - exact).abs().max().item() for x in (mine, other))
         scale = exact.abs().max().item()
-        assert error <= 2 * allowed + 1e-4 * scale, (
-            f"{form}: ours is {error / scale:.1e} from the published code in fp32, which is itself "
-            f"{allowed / scale:.1e} from it in {form}"
+        assert ours_off <= 2 * allowed + 1e-4 * scale, (
+            f"{form}: ours is {ours_off / scale:.1e} from the published code in fp32, which is "
+            f"itself {allowed / scale:.1e} from it in {form}"
         )
-        seen.append(f"{form} {error / scale:.1e} (theirs {allowed / scale:.1e})")
+        seen.append(f"{form} {ours_off / scale:.1e} (theirs {allowed / scale:.1e})")
     return f"difference from {REFERENCE} in fp32: {', '.join(seen)}"
 
 
@@ -169,7 +172,7 @@ def many_units(place: Place) -> str:
 def large_batch(place: Place) -> str:
     """A batch of clips with more than 65,535 mask units gives what its halves give."""
     case = place.case("hiera_tiny_16x224")
-    model = build_with_noise(case).eval().to(place.device)
+    model: Any = build_with_noise(case).eval().to(place.device)
     count = 4 if place.small else -(-66_000 // model.num_mask_units)
     generator = torch.Generator(place.device).manual_seed(0)
     size = (count, 3, *model.input_size)
@@ -189,18 +192,20 @@ def large_batch(place: Place) -> str:
 
 def compiled(place: Place, name: str) -> str:
     """torch.compile takes a model whole, and loss and gradients are those of plain code."""
-    stages = {"stages": (1, 1, 1, 1), "embed_dim": 96, "num_heads": 1}
-    decoder = {"decoder_depth": 1} if name.startswith("mae_") else {}
+    small: dict[str, Any] = {"stages": (1, 1, 1, 1), "embed_dim": 96, "num_heads": 1}
+    if name.startswith("mae_"):
+        small["decoder_depth"] = 1
     size = SMALL if place.small else (16, 224, 224)
     torch.manual_seed(0)
-    model = add_noise(build_model(name, **stages, **decoder, input_size=size)).train()
+    model = add_noise(build_model(name, **small, input_size=size)).train()
     model.to(place.device)
     generator = torch.Generator(place.device).manual_seed(0)
     clips = torch.randn(2, 3, *size, generator=generator, device=place.device)
-    arguments, known = (clips,), {}
+    arguments, known = [clips], {}
     if is_autoencoder(model):
-        arguments = (clips, model.random_keep(2).to(place.device))
-        known["kept"] = num_kept(model.num_mask_units, model.mask_ratio)
+        masked = as_autoencoder(model)
+        arguments.append(masked.random_keep(2).to(place.device))
+        known["kept"] = num_kept(masked.num_mask_units, masked.mask_ratio)
     backend = "aot_eager" if place.small else "inductor"
     whole = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
     found = []
@@ -211,6 +216,7 @@ def compiled(place: Place, name: str) -> str:
         loss = out.loss if hasattr(out, "loss") else out.float().square().mean()
         loss.backward()
         gradient = next(p.grad for n, p in model.named_parameters() if "patch_embed" in n)
+        assert gradient is not None
         found.append((loss.item(), gradient.clone()))
     (plain, slow), (fast, quick) = found
     worst = ((slow - quick).abs().max() / slow.abs().max()).item()
@@ -222,7 +228,7 @@ def compiled(place: Place, name: str) -> str:
 def kernel_choices(place: Place) -> str:
     """Kernels are measured, in a forward pass and a step, and give the usual kernels' numbers."""
     case = place.case("hiera_base_16x224")
-    model = build_with_noise(case).to(place.device)
+    model: Any = build_with_noise(case).to(place.device)
     generator = torch.Generator(place.device).manual_seed(0)
     clips = torch.randn(4, 3, *model.input_size, generator=generator, device=place.device)
     found = []
@@ -398,7 +404,7 @@ def no_waiting(place: Place) -> str:
 
 
 def demo(place: Place) -> str:
-    """demo/predict.py labels clips on the GPU as on the CPU, several files and one that is bad."""
+    """`hiera-video predict` labels on the GPU as on the CPU: several files, and one that is bad."""
     recipes = [Recipe(f"clip {i}", 160, 120, seed=i, seconds=1) for i in range(3)]
     with TemporaryDirectory(prefix="gpu_check_") as folder:
         make_videos(folder, recipes)
@@ -421,7 +427,7 @@ def demo(place: Place) -> str:
 
 def _labels(folder: str, device: str) -> list[dict]:
     """What --json prints for the videos of a folder."""
-    words = [sys.executable, ROOT / "demo" / "predict.py", folder, "--weights", "camera_motion"]
+    words = [sys.executable, "-m", "hiera_video", "predict", folder, "--weights", "camera_motion"]
     words += ["--device", device, "--dtype", "fp32", "--views", "2x3", "--top-k", "99", "--json"]
     done = subprocess.run(
         [str(word) for word in words],

@@ -19,11 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import machine, memory, tables
-from benchmarks.measure import progress
-from benchmarks.steps import Case, CaseBuilder
-from benchmarks.tables import Column, Row
-from benchmarks.videos import Recipe, make_videos
+from hiera_video.benchmarks import machine, memory, tables
+from hiera_video.benchmarks.measure import progress
+from hiera_video.benchmarks.steps import Case, CaseBuilder
+from hiera_video.benchmarks.tables import Column, Row
+from hiera_video.benchmarks.videos import Recipe, make_videos
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import TestReader, TrainReader, VideoDataset
 from hiera_video.data.loader import LoaderSettings, build_loader
@@ -42,22 +42,8 @@ COLUMNS = (
     Column("exponent of memory", "memory_exponent", ".2f"),
 )
 
-FRAMES, SIZES, VIDEOS = (8, 16, 32, 64, 128), (128, 224, 320, 448), (10, 100, 1000, 10_000, 100_000)
-
 VIDEO_SECONDS = 5
 """Of the file that clips of more and more frames are read from: it must hold the longest."""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `growth`."""
-    add, number = parser.add_argument, machine.positive
-    add("--model", default="hiera_tiny_16x224", metavar="NAME", help="(hiera_tiny_16x224)")
-    add("--frames", nargs="*", type=number, default=list(FRAMES), help="of a clip (8 ... 128)")
-    add("--sizes", nargs="*", type=number, default=list(SIZES), help="of pictures (128 ... 448)")
-    add("--videos", nargs="*", type=number, default=list(VIDEOS), help="of a list (10 ... 100000)")
-    add("--no-memory", action="store_true", help="do not measure the memory of the model")
-    machine.add_machine_arguments(parser, repeats=5)
-    tables.add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -148,12 +134,15 @@ def of_model(
 
         return measured
 
+    def call_of(mode: str) -> Callable[[int], Callable[[], Any]]:
+        return lambda value: builder.candidate(case(value, mode)).run
+
     return [
         Growing(
             quantity,
             f"{args.model}, {mode}",
             values,
-            lambda value, mode=mode: builder.candidate(case(value, mode)).run,
+            call_of(mode),
             bytes_of(mode),
         )
         for mode in ("forward", "train")
@@ -220,7 +209,7 @@ def row_of(task: Growing, repeats: int) -> Row:
         del call
     progress("")
     mebibytes = [None if size is None else size / 2**20 for size in held]
-    known = None if None in held else held
+    known = [size for size in held if size is not None]
     return {
         "quantity": task.quantity,
         "task": task.task,
@@ -229,7 +218,7 @@ def row_of(task: Growing, repeats: int) -> Row:
         "memory_bytes": held,
         "exponent": exponent(task.values, milliseconds),
         "last_exponent": exponent(task.values[-2:], milliseconds[-2:]),
-        "memory_exponent": exponent(task.values, known) if known else None,
+        "memory_exponent": exponent(task.values, known) if len(known) == len(held) else None,
         "values_text": " ".join(f"{value:,}" for value in task.values),
         "ms_text": " ".join(f"{value:.3g}" for value in milliseconds),
         "memory_text": " ".join(f"{x:.3g}" for x in mebibytes if x is not None) or None,

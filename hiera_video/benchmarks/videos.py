@@ -17,13 +17,14 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from benchmarks.measure import progress
+from hiera_video.benchmarks.measure import progress
+from hiera_video.benchmarks.options import SECONDS
 from hiera_video.errors import RunFailed
 from hiera_video.video.find import find_videos
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 from hiera_video.video.processes import usable_cores
 
-SECONDS, FPS = 10, 30
+FPS = 30
 """Of a clip, as in Kinetics."""
 
 CRF = 23

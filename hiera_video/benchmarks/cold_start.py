@@ -1,9 +1,9 @@
 """A fresh process that labels one video and prints its seconds by stage as JSON.
 
-    python -m benchmarks.cold_start TIME FILE [--model NAME] [--weights FILE] ...
+    python -m hiera_video.benchmarks.cold_start TIME FILE [--model NAME] [--weights FILE] ...
 
-TIME is when it was started (`time.time()`). The order is that of demo/predict.py: the process that
-reads videos starts first and imports its libraries meanwhile.
+TIME is when it was started (`time.time()`). The order is that of `hiera-video predict`: the
+process that reads videos starts first and imports its libraries meanwhile.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     marks = [args.started, time.time()]
 
-    # The imports of demo/predict.py before it parses its options.
+    # The imports of `hiera-video predict` before it parses its options.
     from hiera_video.config import Config  # noqa: F401
     from hiera_video.video.decoding_process import decoding_process
 
     with decoding_process() as process:
-        from benchmarks.labelling import TimedProcess, load, time_forward
-        from benchmarks.stopwatch import Stopwatch
+        from hiera_video.benchmarks.labelling import TimedProcess, load, time_forward
+        from hiera_video.benchmarks.stopwatch import Stopwatch
 
         marks.append(time.time())
         watch = Stopwatch()
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def add_predictor_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of demo/predict.py that decide the speed, under the same names."""
+    """Add the options of `hiera-video predict` that decide the speed, under the same names."""
     parser.add_argument("--model")
     parser.add_argument("--weights")
     parser.add_argument("--labels")

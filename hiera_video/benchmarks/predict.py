@@ -1,4 +1,4 @@
-"""`predict`: files to labels as demo/predict.py does it, from a cold start and file after file."""
+"""`predict`: files to labels as `hiera-video predict` does it, from a cold start and one by one."""
 
 from __future__ import annotations
 
@@ -17,19 +17,18 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine, measure, tables
-from benchmarks.data import describe, usable_decoders
-from benchmarks.labelling import TimedProcess, load, time_forward
-from benchmarks.measure import Candidate
-from benchmarks.stopwatch import Stopwatch
-from benchmarks.tables import Column, Row
-from benchmarks.videos import Recipe, benchmark_videos
+from hiera_video.benchmarks import machine, measure, tables
+from hiera_video.benchmarks.data import describe, usable_decoders
+from hiera_video.benchmarks.labelling import TimedProcess, load, time_forward
+from hiera_video.benchmarks.measure import Candidate
+from hiera_video.benchmarks.stopwatch import Stopwatch
+from hiera_video.benchmarks.tables import Column, Row
+from hiera_video.benchmarks.videos import Recipe, benchmark_videos
 from hiera_video.data.views import parse_views
 from hiera_video.errors import RunFailed
 from hiera_video.models import build_model
 from hiera_video.models.weights.resolve import BUNDLED_CLASSIFIER
 from hiera_video.predict import Predictor
-from hiera_video.video.decoders import DECODERS
 from hiera_video.video.decoding_process import decoding_process, processes_for
 
 RANDOM = "random"
@@ -69,21 +68,6 @@ NOTES = (
     "Milliseconds of one file, medians. Decode: opening, decoding and cropping, in the process "
     "that reads videos, and the way from there; forward: the model; rest: all else.",
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `predict`."""
-    add = parser.add_argument
-    add("--videos", metavar="FOLDER", help="measure with these (generated: sizes and codecs)")
-    add("--model", metavar="NAME", help="with --weights (both: the bundled model and a base one)")
-    add("--weights", help="file, published name, or random")
-    add("--views", nargs="+", default=["5x3"], metavar="KxS", help="clips x crops (5x3)")
-    add("--batch-size", type=machine.positive, default=4, help="views per forward pass (4)")
-    add("--dtype", default="auto", help="auto, fp32, fp16, bf16 (auto)")
-    add("--decoders", nargs="+", choices=("auto", *DECODERS), default=["auto"], help="(auto)")
-    add("--no-cold", action="store_true", help="leave the cold starts out")
-    machine.add_machine_arguments(parser, repeats=5)
-    tables.add_output_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -165,7 +149,7 @@ def choices(args: argparse.Namespace, folder: Path) -> Iterator[Choice]:
 def with_random_weights(model: str, folder: Path) -> Choice:
     """A model with its initial weights in a file, and a file of class names."""
     torch.manual_seed(0)
-    built = build_model(model)
+    built: Any = build_model(model)
     path = folder / f"{model}.pyth"
     torch.save({"model_state": built.state_dict()}, path)
     names = folder / f"{model}.txt"
@@ -293,7 +277,7 @@ def cold_start(choice: Choice, path: str, args: argparse.Namespace) -> dict[str,
 
     Raises RunFailed where it cannot label the file.
     """
-    command = [sys.executable, "-m", "benchmarks.cold_start"]
+    command = [sys.executable, "-m", "hiera_video.benchmarks.cold_start"]
     done = subprocess.run(
         [*command, str(time.time()), path, *choice.words(args)],
         capture_output=True,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,14 +93,6 @@ def facts_line(facts: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
 
 
-def add_output_arguments(parser: argparse.ArgumentParser) -> None:
-    """`--json FILE` and `--markdown FILE`."""
-    parser.add_argument("--json", metavar="FILE", help="write everything measured to FILE")
-    parser.add_argument(
-        "--markdown", metavar="FILE", help="write the table, with its conditions, to FILE"
-    )
-
-
 class Report:
     """Collects rows; when the block ends, however it ends, prints and writes what there is.
 
@@ -111,7 +102,7 @@ class Report:
     So an interrupt or an error loses nothing that was measured.
 
     Args:
-        args: of the command line, with `json` and `markdown`.
+        args: of the command line, with `json`, `markdown` and `command_line`, its words.
         facts: the conditions, see `machine.machine_facts`.
         columns: of the printed table; JSON gets every key of every row.
         more: columns of further tables of the same rows, where one would be too wide.
@@ -156,7 +147,7 @@ class Report:
     def _write(self, unfinished: str | None) -> None:
         if self.args.json is not None:
             record = {
-                "command": sys.argv,
+                "command": self.args.command_line,
                 "unfinished": unfinished,
                 "machine": self.facts,
                 **self.record,
@@ -166,7 +157,7 @@ class Report:
             _write_text(self.args.json, json.dumps(record, indent=1, default=_plain) + "\n")
         if self.args.markdown is not None:
             notes = "".join(f"\n{note}\n" for note in self.notes)
-            command = shlex.join(["python", "tools/benchmark.py", *without_outputs(sys.argv[1:])])
+            command = shlex.join(without_outputs(self.args.command_line))
             tables = "\n".join(markdown_table(self.rows, columns) for columns in self.tables)
             _write_text(
                 self.args.markdown,

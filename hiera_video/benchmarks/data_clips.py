@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.stopwatch import Stopwatch
+from hiera_video.benchmarks.stopwatch import Stopwatch
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.datasets import TestReader, TrainReader, VideoDataset
 from hiera_video.data.manifests.layouts import Manifest
@@ -18,10 +18,6 @@ from hiera_video.video.sampling import span
 OURS, PYTORCHVIDEO = "hiera_video", "pytorchvideo"
 
 POLICY = "rand-m7-mstd0.5-inc1"
-KINDS = ("train", "augmented", "repeated", "test")
-"""train: a random place, crop and flip, as in pretraining. augmented: RandAugment and erasing too,
-as in fine-tuning. repeated: as train, with REPEATS clips of each video, as masked autoencoders are
-pretrained. test: 5 clips x 3 crops of each video."""
 REPEATS = 4
 VIEWS, CROPS = 5, 3
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
@@ -34,7 +30,7 @@ class ClipTask:
     """Which clips are read, from which videos, with which decoder."""
 
     kind: str
-    """One of `KINDS`."""
+    """One of `options.KINDS`."""
     manifest: Manifest
     spec: ClipSpec
     decoder: str

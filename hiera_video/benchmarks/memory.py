@@ -20,9 +20,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import machine
-from benchmarks.machine import PURE
-from benchmarks.measure import Candidate, CannotMeasure, progress
+from hiera_video.benchmarks import machine
+from hiera_video.benchmarks.machine import PURE
+from hiera_video.benchmarks.measure import Candidate, CannotMeasure, progress
 from hiera_video.registry import import_user_module
 
 STATUS = Path("/proc/self/status")
@@ -100,7 +100,7 @@ def cpu_memory(case: Any, *, imports: Sequence[str] = ()) -> Memory | None:
         "threads": torch.get_num_threads(),
     }
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.memory"],
+        [sys.executable, "-m", "hiera_video.benchmarks.memory"],
         input=json.dumps(order),
         capture_output=True,
         text=True,
@@ -137,7 +137,7 @@ def available() -> float:
 
 def _measure(order: dict[str, Any]) -> Memory:
     """Measure a case; runs in the child process."""
-    from benchmarks import steps
+    from hiera_video.benchmarks import steps
 
     torch.set_num_threads(order["threads"])
     for module in order["imports"]:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks import machine, measure, tables
-from benchmarks.tables import Column
+from hiera_video.benchmarks import machine, measure, tables
+from hiera_video.benchmarks.steps import as_autoencoder
+from hiera_video.benchmarks.tables import Column
 from hiera_video.config import SolverConfig
 from hiera_video.data.synthetic import camera_motion as synthetic
 from hiera_video.engine import optim
@@ -120,7 +121,7 @@ def train_once(
         measure.progress(f"decoding {decode_ratio:g}, seed {seed}: step {step + 1}/{steps}")
         optim.set_lr(optimizer, optim.lr_at(step, schedule))
         chosen = torch.randint(len(training), (BATCH,), generator=generator).to(device)
-        keep = model.random_keep(BATCH, generator=generator)
+        keep = as_autoencoder(model).random_keep(BATCH, generator=generator)
         optimizer.zero_grad(set_to_none=True)
         model(training[chosen], keep).loss.backward()
         optim.clip_gradients(model.parameters(), 1.0)
@@ -143,8 +144,9 @@ def held_out_loss(model: nn.Module, clips: Tensor) -> float:
     """Mean loss on all deleted tokens, under masks that are the same for every model."""
     generator = torch.Generator().manual_seed(0)
     model.eval()
+    draw = as_autoencoder(model).random_keep
     losses = [
-        model(batch, model.random_keep(len(batch), generator=generator)).loss.item() * len(batch)
+        model(batch, draw(len(batch), generator=generator)).loss.item() * len(batch)
         for batch in clips.split(BATCH)
     ]
     return sum(losses) / len(clips)

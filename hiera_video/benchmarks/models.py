@@ -12,11 +12,11 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks import compare, machine, measure, memory, steps, tables
-from benchmarks.compare import Comparison
-from benchmarks.measure import Candidate
-from benchmarks.steps import OURS, REFERENCE, TIMM, Case, CaseBuilder
-from benchmarks.tables import Column, Row
+from hiera_video.benchmarks import compare, machine, measure, memory, steps, tables
+from hiera_video.benchmarks.compare import Comparison
+from hiera_video.benchmarks.measure import Candidate
+from hiera_video.benchmarks.steps import OURS, REFERENCE, TIMM, Case, CaseBuilder
+from hiera_video.benchmarks.tables import Column, Row
 from hiera_video.errors import UserError
 from hiera_video.registry import MODEL_REGISTRY
 
@@ -48,17 +48,6 @@ COLUMNS = (
     Column("x best ref", "ratio_best", ".2f"),
     Column("x timm", "ratio_timm", ".2f"),
 )
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `model`."""
-    compare.add_name_arguments(
-        parser,
-        usual="hiera_base_16x224",
-        others="models to stand beside each of them, for context (torchvision's MViT and VideoMAE "
-        "beside the video Hiera-B)",
-    )
-    compare.add_arguments(parser, attention=["fused"], modes=["forward", "train"])
 
 
 def run(args: argparse.Namespace) -> int:
@@ -126,7 +115,7 @@ def rows_of(comparison: Comparison) -> list[Row]:
 def ratios(comparison: Comparison, candidate: Candidate) -> dict[str, float | None]:
     """Samples per second over those of the reference, and of timm's model if it was measured."""
     has_reference = any(c.facts["implementation"] == REFERENCE for c in comparison.candidates)
-    whose = (
+    whose: dict[str, object] = (
         {"implementation": REFERENCE}
         if has_reference
         else {key: comparison.candidates[0].facts[key] for key in ("name", "implementation")}

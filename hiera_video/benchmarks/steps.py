@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.machine import PURE
-from benchmarks.measure import Candidate, CannotMeasure
+from hiera_video.benchmarks.machine import PURE
+from hiera_video.benchmarks.measure import Candidate, CannotMeasure
 from hiera_video.config import SolverConfig
 from hiera_video.engine import optim
 from hiera_video.errors import UserError, kind_and_line
 from hiera_video.models import build_model
+from hiera_video.models.contract import Autoencoder, VideoModel
 from hiera_video.models.hiera import SIZES, VIDEO
 from hiera_video.scoring import choose_dtype
 
@@ -124,6 +125,8 @@ def library_of(model: nn.Module) -> str:
 class ReferenceAutoencoder(nn.Module):
     """hiera-transformer's autoencoder called as ours: keep masks in, a loss out."""
 
+    network: Any
+
     def __init__(self, network: nn.Module, *, mask_ratio: float) -> None:
         super().__init__()
         self.network, self.mask_ratio = network, mask_ratio
@@ -167,7 +170,7 @@ def _build_reference(case: Case) -> nn.Module:
     ratio = case.mask_ratio
     if ratio is None:  # the library's models have none; ours has that of the recipe
         with torch.device("meta"):
-            ratio = build_model(case.name).mask_ratio
+            ratio = as_autoencoder(build_model(case.name)).mask_ratio
     return ReferenceAutoencoder(network, mask_ratio=ratio)
 
 
@@ -226,7 +229,7 @@ def check_agreement(
     Raises:
         UserError: if the difference is larger.
     """
-    keep = ours.random_keep(clips.shape[0]) if is_autoencoder(ours) else None
+    keep = as_autoencoder(ours).random_keep(len(clips)) if is_autoencoder(ours) else None
     with torch.inference_mode():
         mine, other = (outcome(m.eval(), clips, keep) for m in (ours, theirs))
     if keep is None and implementation == REFERENCE:
@@ -242,6 +245,11 @@ def check_agreement(
 def is_autoencoder(model: nn.Module) -> bool:
     """Whether the model draws masks and returns a loss."""
     return hasattr(model, "mask_ratio")
+
+
+def as_autoencoder(model: nn.Module) -> Autoencoder:
+    """The model, for the type checker, where `is_autoencoder` holds or must."""
+    return cast(Autoencoder, model)
 
 
 def outcome(model: nn.Module, clips: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -416,9 +424,13 @@ def model_input_size(case: Case, model: nn.Module) -> tuple[int, ...]:
     if case.input_size is not None:
         return tuple(case.input_size)
     if case.implementation == OURS:
-        return tuple(model.input_size)
+        return _input_size(model)
     with torch.device("meta"):
-        return tuple(build_model(case.name).input_size)
+        return _input_size(build_model(case.name))
+
+
+def _input_size(model: nn.Module) -> tuple[int, ...]:
+    return tuple(cast(VideoModel, model).input_size)
 
 
 # ---- candidates ---------------------------------------------------------------------------------

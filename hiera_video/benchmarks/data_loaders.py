@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader
 
-from benchmarks import data_pytorchvideo, measure
-from benchmarks.data_clips import OURS, PYTORCHVIDEO, ClipTask
-from benchmarks.data_pytorchvideo import PyTorchVideoDataset
-from benchmarks.tables import Column, Row, of_table
+from hiera_video.benchmarks import data_pytorchvideo, measure
+from hiera_video.benchmarks.data_clips import OURS, PYTORCHVIDEO, ClipTask
+from hiera_video.benchmarks.data_pytorchvideo import PyTorchVideoDataset
+from hiera_video.benchmarks.tables import Column, Row, of_table
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.compat import ensure_pytorchvideo
 from hiera_video.data.loader import LoaderSettings, build_loader
@@ -161,7 +161,9 @@ def pytorchvideo_loader(task: ClipTask, workers: int, device: torch.device) -> L
     """The same with PyTorchVideo's `LabeledVideoDataset` and samplers."""
     ensure_pytorchvideo()
     manifest = task.manifest
-    paths = [(manifest.paths[i], {"label": manifest.label(i)}) for i in range(len(manifest))]
+    paths: list[tuple[str, dict[str, Any]]] = [
+        (manifest.paths[i], {"label": manifest.label(i)}) for i in range(len(manifest))
+    ]
 
     def batches() -> tuple[Iterator[int], Callable[[], None]]:
         loader = DataLoader(
@@ -171,7 +173,7 @@ def pytorchvideo_loader(task: ClipTask, workers: int, device: torch.device) -> L
             multiprocessing_context=fork_server(PRELOAD),
             pin_memory=device.type == "cuda",
         )
-        iterator = iter(loader)
+        iterator: Any = iter(loader)  # torch's type has no _shutdown_workers
 
         arriving = (len(clips.to(device, non_blocking=True)) for clips in iterator)
         return arriving, iterator._shutdown_workers

@@ -1,0 +1,1 @@
+"""What `hiera-video benchmark` runs: a file per subcommand, over `measure`, `machine`, `tables`."""

@@ -1,1 +1,0 @@
-"""What `tools/benchmark.py` runs: a file per subcommand, over `measure`, `machine`, `tables`."""
