@@ -38,7 +38,9 @@ setup(
     license_files=["LICENSE"],
     cmdclass={"build_py": BuildWithRecipes},
     packages=find_packages(include=["hiera_video", "hiera_video.*"]),
-    package_data={"hiera_video": ["labels/*.txt", "labels/README.md", "bundled/*"]},
+    package_data={
+        "hiera_video": ["labels/*.txt", "labels/README.md", "bundled/*", "features/*.html"]
+    },
     entry_points={"console_scripts": ["hiera-video = hiera_video.__main__:script"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
@@ -55,6 +57,7 @@ setup(
         "simplejson>=3.19.1",
         "matplotlib>=3.8",
         "tqdm>=4.66",
+        "jinja2>=3.1.6",  # torch brings it; pages of hiera-video search
     ],
     extras_require={
         # Needs the system's FFmpeg libraries and torch 2.11. Older ones are not used: they give
