@@ -78,6 +78,11 @@ setup(
         # `hiera-video export` and --runtime; fewer do for one format (docs/export.md)
         "export": ["onnxscript>=0.7", "onnxruntime>=1.23", "openvino>=2026.4"],
         "int8": ["nncf>=3.4"],  # int8 for OpenVINO
+        # make docs; the libraries have no release for Python 3.10
+        "docs": [
+            'zensical>=0.0.73; python_version >= "3.11"',
+            'mkdocstrings-python>=2.0.11; python_version >= "3.11"',
+        ],
         "evidence": ["scikit-learn>=1.4", "opencv-python-headless>=4.9.0.80"],  # tools/evidence.py
         "test": [
             "pytest>=7.4",
