@@ -178,6 +178,18 @@ def test_an_earlier_page_is_replaced_and_other_things_are_not(here, process):
     with pytest.raises(UserError, match="twice holds other things than an earlier page"):
         written(process, [answer("a.mp4")], folder="twice")
     assert (here / "twice" / "index.html").read_text() == "<title>mine</title>"
+    (here / "album" / "pictures").mkdir(parents=True)
+    photo = here / "album" / "pictures" / "holiday.jpg"
+    photo.touch()
+    with pytest.raises(UserError, match="album holds other things"):
+        written(process, [answer("a.mp4")], folder="album")
+    assert photo.exists()
+    photo.rename(photo.with_name(f"{'0' * 20}.jpg"))  # as an interrupted one leaves them
+    written(process, [answer("a.mp4")], folder="album")
+    assert len(list(photo.parent.iterdir())) == 1
+    photo.touch()
+    written(process, [answer("a.mp4")], folder="album")
+    assert photo.exists(), "only its own pictures are deleted"
     (here / "file").touch()
     with pytest.raises(UserError, match="file is a file; name a folder"):
         page.require_replaceable("file")

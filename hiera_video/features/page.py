@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,10 @@ MARK = "hiera_video neighbours/1"
 
 SIDE = 192
 """Of a picture, in pixels."""
+
+
+_OUR_PICTURE = re.compile(r"[0-9a-f]{20}\.jpg")
+"""Others in the folder are not ours to delete."""
 
 
 class Moment(NamedTuple):
@@ -102,8 +107,8 @@ class PageWriter:
         page = os.path.join(self.folder, "index.html")
         write_text(page, content)
         used = {picture.file for picture in pictures.values()}
-        for old in Path(self.folder, "pictures").glob("*.jpg"):
-            if f"pictures/{old.name}" not in used:
+        for old in Path(self.folder, "pictures").iterdir():
+            if _OUR_PICTURE.fullmatch(old.name) and f"pictures/{old.name}" not in used:
                 with explained(old):
                     old.unlink(missing_ok=True)
         return page
@@ -135,17 +140,25 @@ def require_replaceable(folder: AnyPath) -> None:
     if not place.is_dir():
         raise UserError(f"{place} is a file; name a folder for the page")
     try:
-        names = {entry.name for entry in place.iterdir()}
-        earlier = False
-        if "index.html" in names:
-            with open(place / "index.html", "rb") as file:
-                earlier = MARK.encode() in file.read(1000)
+        ours = _is_ours(place)
     except OSError as error:
         raise UserError(f"{place} cannot be read: {error.strerror}; name a new folder") from None
-    if not earlier and names - {"pictures"}:
+    if not ours:
         raise UserError(
             f"{place} holds other things than an earlier page; name a new or an empty folder"
         )
+
+
+def _is_ours(place: Path) -> bool:
+    """Whether a folder is empty, or holds a page of this module, or the pictures of one that was
+    interrupted."""
+    names = {entry.name for entry in place.iterdir()}
+    if "index.html" in names:
+        with open(place / "index.html", "rb") as file:
+            return MARK.encode() in file.read(1000)
+    if names != {"pictures"}:
+        return not names
+    return all(_OUR_PICTURE.fullmatch(entry.name) for entry in (place / "pictures").iterdir())
 
 
 def moment_of(neighbour: Neighbour) -> Moment:
