@@ -254,7 +254,7 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(site
         links = Links(page.read_text(encoding="utf-8"))
         assert not [place for place in links.loaded if re.match(r"(\w+:)?//", place)], page
         assert all(links.pictures), f"{page}: a picture without an alternative text"
-    api = (site / "site" / "api" / "index.html").read_text(encoding="utf-8")
+    api = (site / "site" / "api.html").read_text(encoding="utf-8")
     assert 'id="hiera_video.models.build_model"' in api
     (site / "docs" / "data.md").write_text("# Data\n\n[away](export.md#nowhere) [gone](gone.md)\n")
     code, said = build(site)
