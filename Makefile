@@ -3,6 +3,7 @@
 # make test-oldest  the tests once more in .venv-oldest, with the oldest releases that are supported
 # make slow         the tests that take minutes each
 # make gpu-check    on a GPU: its whole path checked and measured in five minutes; writes Markdown
+# make docs         the pages of docs/ as a site, into site/; a warning is an error (Python 3.11 on)
 # make clean        remove the environment and caches; what runs wrote stays
 
 SUITS := -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null
@@ -12,7 +13,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 OLDEST := .venv-oldest
 
-.PHONY: quickstart test test-oldest slow gpu-check clean install
+.PHONY: quickstart test test-oldest slow gpu-check docs clean install
 .DELETE_ON_ERROR:
 
 RUN := runs/quickstart
@@ -60,8 +61,12 @@ slow: install
 gpu-check: install
 	@$(BIN)/python tools/gpu_check.py
 
+docs: install
+	@$(BIN)/python -m zensical build --strict --clean
+
 clean:
-	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-oldest build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+		site .cache
 
 install: $(INSTALLED)
 

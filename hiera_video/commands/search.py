@@ -3,11 +3,13 @@
     hiera-video features videos/ --weights camera_motion --out features.parquet
     hiera-video search features.parquet clip.mp4 --top 5
     hiera-video search features.parquet clips/ --json
+    hiera-video search features.parquet clip.mp4 --top 10 --html similar/
     hiera-video search features.parquet --probe labels.csv --group source
 
 A query is described as the table was: by the same weights, layer and views. The score is the
-cosine. --probe reads a list of labelled videos, fits logistic regression and nearest neighbours in
-cross-validation, in which the videos of one group are held out together, and prints their accuracy.
+cosine. --html writes a page of them, too, with a picture of each. --probe reads a list of labelled
+videos, fits logistic regression and nearest neighbours in cross-validation, in which the videos of
+one group are held out together, and prints their accuracy.
 
 Exit codes: 0 done; 1 a query could not be read (the others are answered); 2 wrong use; 130
 interrupted.
@@ -29,7 +31,8 @@ from hiera_video.video.decoding_process import decoding_process
 from hiera_video.video.find import InputFile, expand_paths
 
 if TYPE_CHECKING:
-    from hiera_video.features.describe import Describer
+    from hiera_video.features.describe import Described, Describer
+    from hiera_video.features.page import Answer
     from hiera_video.features.probe import LabelledVectors, ProbeResult
     from hiera_video.features.search import Neighbour
     from hiera_video.features.settings import FeatureSettings
@@ -46,6 +49,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video search") ->
         )
     if args.top < 1:
         raise UserError(f"--top {args.top}: at least 1")
+    if args.html is not None and args.probe:
+        raise UserError("--html is a page of neighbours; a probe has none")
     return _probe(args) if args.probe else _search(args)
 
 
@@ -61,6 +66,7 @@ def _arguments(prog: str) -> argparse.ArgumentParser:
     add("queries", nargs="*", metavar="QUERY", help="video files, folders, globs in quotes")
     add("--top", type=int, default=10, metavar="N", help="neighbours of each query (default: 10)")
     add("--json", action="store_true", help="one JSON document on stdout instead of the table")
+    add("--html", metavar="FOLDER", help="write a page too: the neighbours and their pictures")
     add("--probe", metavar="LABELS", help="a labels.csv, or what else training reads")
     add(
         "--group",
@@ -88,25 +94,39 @@ def _arguments(prog: str) -> argparse.ArgumentParser:
 
 
 def _search(args: argparse.Namespace) -> int:
+    from hiera_video.features.page import PageWriter, require_replaceable
     from hiera_video.features.table import read_settings
 
     settings = read_settings(args.table)
     files = expand_paths(args.queries)
+    if args.html is not None:
+        require_replaceable(args.html)  # before anything is computed
     with decoding_process() as process:
         with contextlib.redirect_stdout(sys.stderr):
             describer = _describer(args, settings, process)
-        vectors, errors = _described(describer, files)
-    answers = iter(_neighbours(args, vectors))
-    rows: list[dict[str, Any]] = []
-    for (path, _), error in zip(files, errors, strict=True):
-        found = [] if error is not None else next(answers)
-        rows.append({"query": path, "neighbours": found, "error": error})
-        if not args.json:
-            _print_neighbours(path, found, error)
-    if args.json:
-        plain = [{**row, "neighbours": [n.to_dict() for n in row["neighbours"]]} for row in rows]
-        print(json.dumps(plain, indent=2))
-    return cli.FAILED if any(errors) else cli.DONE
+        answers = _answers(args, describer, files)
+        _print(answers, as_json=args.json)
+        if args.html is not None:
+            page = PageWriter(args.html, process, args.decoder)(answers, settings, args.table)
+            _warn(f"wrote {cli.printable(page)}")
+    return cli.FAILED if any(answer.error for answer in answers) else cli.DONE
+
+
+def _answers(
+    args: argparse.Namespace, describer: Describer, files: Sequence[InputFile]
+) -> list[Answer]:
+    """Each query with its neighbours, or with the reason why there are none."""
+    from hiera_video.features.page import Answer, Moment
+
+    described = [_described(describer, file) for file in files]
+    found = iter(_neighbours(args, [one.vectors[0] for one, _ in described if one is not None]))
+    answers = []
+    for (path, _), (one, error) in zip(files, described, strict=True):
+        if one is None:
+            answers.append(Answer(path, None, [], error))
+        else:
+            answers.append(Answer(path, Moment(path, one.starts[0], one.ends[0]), next(found)))
+    return answers
 
 
 def _describer(
@@ -148,22 +168,18 @@ def _describer(
     return Describer(encoder, views=settings.views, process=process, decoder=args.decoder)
 
 
-def _described(describer: Describer, files: Sequence[InputFile]) -> tuple[list[Any], list[Any]]:
-    """The vectors [D] of the queries that can be read, and for each query its error or None."""
-    vectors, errors = [], []
-    for path, missing in files:
-        error = missing
-        try:
-            if error is None:
-                vectors.append(describer(path).vectors[0])
-        except DecodeError as failure:
-            error = failure.reason
-        except RunFailed as failure:
-            error = str(failure)
-        errors.append(error)
-        if error is not None:
-            _warn(f"error: {cli.printable(path)}: {error}")
-    return vectors, errors
+def _described(describer: Describer, file: InputFile) -> tuple[Described | None, str | None]:
+    """The vector of a query, or None and the reason."""
+    error = file.error
+    try:
+        if error is None:
+            return describer(file.path), None
+    except DecodeError as failure:
+        error = failure.reason
+    except RunFailed as failure:
+        error = str(failure)
+    _warn(f"error: {cli.printable(file.path)}: {error}")
+    return None, error
 
 
 def _neighbours(args: argparse.Namespace, vectors: Sequence[Any]) -> list[list[Neighbour]]:
@@ -178,13 +194,25 @@ def _neighbours(args: argparse.Namespace, vectors: Sequence[Any]) -> list[list[N
     return nearest(batches, np.stack(vectors), top=args.top, engine=args.engine)
 
 
-def _print_neighbours(path: str, found: Sequence[Neighbour], error: str | None) -> None:
-    print(cli.printable(path))
-    if error is not None:
-        print(f"      error: {error}")
-    for rank, one in enumerate(found, 1):
-        span = f"{one.start:8.1f} - {one.end:8.1f} s"
-        print(f"  {rank:3d} {one.score:8.4f}  {span}  {cli.printable(one.path)}")
+def _print(answers: Sequence[Answer], *, as_json: bool) -> None:
+    if as_json:
+        rows = [
+            {
+                "query": answer.path,
+                "neighbours": [one.to_dict() for one in answer.neighbours],
+                "error": answer.error,
+            }
+            for answer in answers
+        ]
+        print(json.dumps(rows, indent=2))
+        return
+    for answer in answers:
+        print(cli.printable(answer.path))
+        if answer.error is not None:
+            print(f"      error: {answer.error}")
+        for rank, one in enumerate(answer.neighbours, 1):
+            span = f"{one.start:8.1f} - {one.end:8.1f} s"
+            print(f"  {rank:3d} {one.score:8.4f}  {span}  {cli.printable(one.path)}")
 
 
 # ---- classes ------------------------------------------------------------------------------------

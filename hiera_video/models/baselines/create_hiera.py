@@ -336,10 +336,10 @@ def create_hiera(
         activation: builds the non-linearity of the blocks.
         stem_dim_out: width of the first stage, doubled at each of the others: 96 for T, S and B,
             112 B+, 144 L, 256 H.
-        stem_conv_kernel_size, stem_conv_stride: (time, height, width); of images, the last two.
+        stem_conv_kernel_size: (time, height, width); of images, the last two.
+        stem_conv_stride: the same.
         stage_depths: blocks of each of the four stages, instead of `model_depth`.
-        num_heads: of the first stage, doubled at each of the others: 1 for T, S and B, 2 B+ and L,
-            4 H.
+        num_heads: of the first stage, doubled at each of the others: T, S, B 1, B+ and L 2, H 4.
         mlp_ratio: width of the MLPs' hidden layers over that of the block.
         droppath_rate_block: stochastic depth of the last block; rises linearly from 0.
         mask_unit_attn: for each stage, whether attention stays inside mask units.
