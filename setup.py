@@ -86,6 +86,8 @@ setup(
             "timm>=1.0.22",
             "onnx>=1.19.1",
             "transformers>=5.20",
+            "accelerate>=1.15",  # transformers' Trainer asks for it
+            "lightning>=2.6",
         ],
     },
     classifiers=[

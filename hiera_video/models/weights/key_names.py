@@ -21,7 +21,8 @@ def kind_of(keys: Collection[str]) -> str:
         return AUTOENCODER
     if any(key.startswith("decoder_heads.") for key in keys):
         return MOTION
-    hiera = "pos_embed" in keys and "patch_embed.proj.weight" in keys and "cls_token" not in keys
+    positions = "pos_embed" in keys or "pos_embed_spatial" in keys
+    hiera = positions and "patch_embed.proj.weight" in keys and "cls_token" not in keys
     bare = not any(key.startswith(HIERA_KEYS.classifier) for key in keys)
     return ENCODER if hiera and bare else CLASSIFIER
 
