@@ -121,7 +121,8 @@ class AttentiveReadout(nn.Module):
     def _project(self, value: nn.Module, summed: Tensor) -> Tensor:
         """Project what each head has summed up, [B, h, C], to its part of [B, out_dim]."""
         weight = value.get_parameter("weight").unflatten(0, (self.heads, -1))  # (h, d, C)
-        return (summed.unsqueeze(2) @ weight.transpose(1, 2)).flatten(1)
+        # heads come first: with the clips in front, each of them would get a copy of the weight
+        return (summed.transpose(0, 1) @ weight.transpose(1, 2)).transpose(0, 1).flatten(1)
 
 
 def heads_for(width: int) -> int:

@@ -41,7 +41,7 @@ class KeyNames:
     decoder_words: str = ""
     motion_words: str = "heads"
     readout: str = ""
-    """Key of a tensor that only a head with a `Readout` has, and whose length is what it reads;
+    """Key of a tensor that only a head with a `Readout` has, and whose shape is what it reads;
     empty: no model of the family has one."""
 
 
