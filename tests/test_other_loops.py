@@ -34,6 +34,7 @@ MODELS = {
     **CLASSIFIERS,
     "hiera_tiny_16x224, recomputed": {**VIDEO, "num_classes": 5, "act_checkpoint": True},
     "hiera_tiny_16x224, readout": {**VIDEO, "num_classes": 5, "readout_stages": (1, 2)},
+    "hiera_tiny_16x224, attentive": {**VIDEO, "num_classes": 5, "attentive": True},
     "mae_hiera_tiny_16x224": {**VIDEO, **DECODER},
     "motion_hiera_tiny_16x224": {**VIDEO, "grid": 16},
     "x3d_xs": {"num_classes": 5, "input_size": (4, 64, 64)},
@@ -247,8 +248,9 @@ def test_chosen_stages_need_no_others():
     assert seen == [16]
 
 
-def test_a_backbone_of_a_readout_trains_all_that_it_returns():
-    body = Backbone(made("hiera_tiny_16x224, readout")[0])
+@pytest.mark.parametrize("kind", ["readout", "attentive"])
+def test_a_backbone_of_a_readout_trains_all_that_it_returns(kind):
+    body = Backbone(made(f"hiera_tiny_16x224, {kind}")[0])
     assert all(p.requires_grad for p in body.parameters())
     assert not any("head" in n or "readout" in n for n, _ in body.named_parameters())
 
