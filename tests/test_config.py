@@ -209,7 +209,7 @@ WRONG = [
     ("SOLVER.BASE_LR", "None", ["SOLVER.BASE_LR=None", "a number"]),
     ("SOLVER.BASE_LR", "[1]", ["SOLVER.BASE_LR=[1]", "a number"]),
     ("SOLVER.MAX_EPOCH", "1.5", ["a whole number, at least 0"]),
-    ("SOLVER.MAX_EPOCH", "0", ["trains nothing", "TRAIN.PROBE=true alone"]),
+    ("SOLVER.MAX_EPOCH", "0", ["trains nothing", "TRAIN.PROBE alone"]),
     ("SOLVER.MAX_EPOCH", "True", ["a whole number"]),
     ("SOLVER.BETAS", "0.9", ["SOLVER.BETAS", "2 values"]),
     ("SOLVER.BETAS", "0.9,0.95,0.99", ["2 values"]),

@@ -76,7 +76,7 @@ def test_rows_differ_in_what_they_are_called_for_and_nothing_else(tool, tmp_path
     assert list(rows) == names
     scratch, tuned, probe, recipe, other = map(config_of, rows.values())
     assert recipe.train.checkpoint_file_path == "motion"
-    assert recipe.train.probe
+    assert recipe.train.probe == "linear"
     unprobed = replace(recipe, train=replace(recipe.train, probe=False))
     assert tuned == unprobed
     assert scratch == replace(unprobed, train=replace(unprobed.train, checkpoint_file_path=""))

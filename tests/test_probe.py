@@ -263,10 +263,10 @@ def test_a_probe_says_what_was_chosen():
 def test_a_strength_other_than_the_usual_one_must_be_clearly_better():
     accuracies = np.array([0.40, 0.45, 0.50, 0.47, 0.46, 0.48, 0.40])
     assert probe.STRENGTHS[4] == probe.USUAL
-    assert probe._clearly_best(accuracies, videos=100, chance=0.25) == 4  # 50 % of 100: +-5 %
-    assert probe._clearly_best(accuracies, videos=10_000, chance=0.25) == 2
-    assert probe._clearly_best(accuracies, videos=10_000, chance=0.495) == 4  # it says nothing
-    assert probe._clearly_best(np.zeros(7), videos=10, chance=0.25) == 4
+    assert probe.clearly_best(accuracies, 4, videos=100, chance=0.25) == 4  # 50 % of 100: +-5 %
+    assert probe.clearly_best(accuracies, 4, videos=10_000, chance=0.25) == 2
+    assert probe.clearly_best(accuracies, 4, videos=10_000, chance=0.495) == 4  # it says nothing
+    assert probe.clearly_best(np.zeros(7), 4, videos=10, chance=0.25) == 4
 
 
 def test_videos_of_one_group_do_not_choose():

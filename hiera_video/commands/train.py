@@ -2,7 +2,7 @@
 
     hiera-video train --cfg K400/hiera_b_16x4 DATA.PATH_TO_DATA_DIR kinetics/ [KEY VALUE ...]
     hiera-video train small/finetune_folder DATA.PATH_TO_DATA_DIR videos/
-    hiera-video train --cfg mine.yaml --probe
+    hiera-video train --cfg mine.yaml --probe attentive
     hiera-video train --settings [PATTERN]
     torchrun --nproc-per-node 8 -m hiera_video train --cfg K400/hiera_b_16x4
 
@@ -46,7 +46,7 @@ def command(
     always: settings, KEY VALUE KEY VALUE, that come last.
     """
     words = sys.argv[1:] if argv is None else argv
-    args = arguments(prog, description).parse_args(with_cfg(words))
+    args = arguments(prog, description).parse_args(with_probe(with_cfg(words)))
     if args.show_settings is not None:
         print(settings_table(args.show_settings))
         return 0
@@ -60,7 +60,9 @@ def command(
             f"name a config file or a recipe: {prog} --cfg K400/hiera_b_16x4 [KEY VALUE ...] "
             f"({prog} --recipes lists them)"
         )
-    args.settings += [*(PROBE_ALONE if args.probe else ()), *always]
+    if args.probe:
+        args.settings += ["TRAIN.PROBE", args.probe, *PROBE_ALONE]
+    args.settings += always
     cfg = config_from_args(args)
     if args.print_config:
         print(cfg.to_yaml(), end="")
@@ -70,8 +72,8 @@ def command(
     return run(cfg, dry_steps=args.dry_run)
 
 
-PROBE_ALONE = ("TRAIN.PROBE", "True", "SOLVER.MAX_EPOCH", "0", "SOLVER.MAX_STEPS", "0")
-"""What --probe sets."""
+PROBE_ALONE = ("SOLVER.MAX_EPOCH", "0", "SOLVER.MAX_STEPS", "0")
+"""What --probe sets besides TRAIN.PROBE."""
 
 
 def with_cfg(words: Sequence[str]) -> list[str]:
@@ -80,6 +82,16 @@ def with_cfg(words: Sequence[str]) -> list[str]:
     if not words or words[0].startswith("-") or "--cfg" in words or is_key(words[0]):
         return words
     return ["--cfg", *words]
+
+
+def with_probe(words: Sequence[str]) -> list[str]:
+    """Say `--probe=linear` for a `--probe` that a setting, an option or nothing follows."""
+    words = list(words)
+    for i, word in enumerate(words):
+        after = words[i + 1] if i + 1 < len(words) else "-"
+        if word == "--probe" and (after.startswith("-") or is_key(after)):
+            words[i] = "--probe=linear"
+    return words
 
 
 def run(cfg: Config, *, dry_steps: int | None = None) -> int:
@@ -121,8 +133,9 @@ def arguments(prog: str, description: str) -> SettingsParser:
     add_config_arguments(parser, required=False)
     parser.add_argument(
         "--probe",
-        action="store_true",
-        help="fit the head to the frozen weights of TRAIN.CHECKPOINT_FILE_PATH, and no more",
+        choices=("linear", "attentive"),
+        help="fit the head to the frozen weights of TRAIN.CHECKPOINT_FILE_PATH, and no more: a "
+        "linear layer (which --probe alone means), or attention over the tokens before it",
     )
     parser.add_argument(
         "--dry-run",

@@ -315,15 +315,21 @@ class TrainConfig(Section):
     """balanced weights the loss of a class by the inverse of its number of videos."""
     linear_probe: bool = setting(False)
     """Train the head alone; the backbone stays as it was loaded."""
-    probe: bool = setting(False)
-    """Before the first step, fit the head to clips of the frozen encoder, by logistic regression.
-    For small sets; the model needs a readout (MODEL.KWARGS {readout_stages: [3]})."""
+    probe: str = choice("off", ("off", "linear", "attentive"), {"true": "linear", "false": "off"})
+    """Before the first step, fit the head to clips of the frozen encoder. linear: by logistic
+    regression, for a model with a readout (MODEL.KWARGS {readout_stages: [3]}). attentive: by
+    attention with one learned query over the tokens of these stages, or of the last one."""
     probe_views: int = number(8, at_least=1)
     """Random clips of each training video that the probe is fitted to."""
     probe_alone_below: int = number(0, at_least=0)
     """With fewer training videos than this the probe is all: no epochs follow. 0: always train."""
     picture_period: int = number(0, at_least=0)
     """Epochs between pictures of the autoencoder's reconstructions; 0 is off."""
+
+    @property
+    def fits_probe(self) -> bool:
+        """Whether a head is fitted before the first step."""
+        return self.probe != "off"
 
     def check(self) -> None:
         if self.batch_size % self.grad_accum:
@@ -495,17 +501,18 @@ class Config(Section):
 
     def _check_probe(self) -> None:
         solver = self.solver
-        if not self.train.probe:
+        if not self.train.fits_probe:
             if not solver.max_epoch and not solver.max_steps:
-                raise ConfigError(
-                    "SOLVER.MAX_EPOCH=0 trains nothing; it is for TRAIN.PROBE=true alone"
-                )
+                raise ConfigError("SOLVER.MAX_EPOCH=0 trains nothing; it is for TRAIN.PROBE alone")
             return
         if self.task != "classify":
-            raise ConfigError(f"TRAIN.PROBE=true needs TASK=classify, not {self.task!r}")
+            raise ConfigError(
+                f"TRAIN.PROBE={self.train.probe} needs TASK=classify, not {self.task!r}"
+            )
         if self.data.multi_label:
             raise ConfigError(
-                "TRAIN.PROBE=true is for one label a video, and DATA.MULTI_LABEL=true for several"
+                f"TRAIN.PROBE={self.train.probe} is for one label a video, and "
+                "DATA.MULTI_LABEL=true for several"
             )
 
     def _check_truth(self) -> None:
@@ -548,6 +555,13 @@ class Config(Section):
                 arguments["target"] = self.hiera.target
             del arguments["head_dropout"]  # an autoencoder has no classifier
         arguments.update(self.model.kwargs)
+        if self.train.probe == "attentive":
+            if "attentive" not in arguments_of(MODEL_REGISTRY.get(self.model.model_name)):
+                raise ConfigError(
+                    f"TRAIN.PROBE=attentive needs a hiera_*, ladder_* or mvitv2_* model, not "
+                    f"{self.model.model_name}"
+                )
+            arguments["attentive"] = True
         return {name: value for name, value in arguments.items() if value is not None}
 
     def to_yaml(self) -> str:

@@ -10,6 +10,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -31,6 +32,8 @@ class Allowed:
     """Regular expression that a text must match as a whole."""
     example: str = ""
     """A text that matches `pattern`, for error messages."""
+    spelled: Mapping[str, str] = field(default_factory=dict)
+    """Other spellings of choices, in lower case; those of a truth value are "true" and "false"."""
 
     def admits(self, value: Any) -> bool:
         """Whether one value of the right type is allowed."""
@@ -64,9 +67,9 @@ def number(
     return _field(default, Allowed(at_least, above, at_most, below))
 
 
-def choice(default: str, choices: tuple[str, ...]) -> str:
-    """A field for one of several words."""
-    return _field(default, Allowed(choices=choices))
+def choice(default: str, choices: tuple[str, ...], spelled: Mapping[str, str] | None = None) -> str:
+    """A field for one of several words, some of which may be `spelled` otherwise."""
+    return _field(default, Allowed(choices=choices, spelled=spelled or {}))
 
 
 def matching(default: str, pattern: str, *, example: str) -> str:
@@ -139,6 +142,8 @@ class ValueSpec:
         allowed = self.allowed
         if allowed.choices:
             text = f"one of {', '.join(allowed.choices)}"
+            same = [f"{other} is {word}" for other, word in allowed.spelled.items()]
+            text += f" ({', '.join(same)})" if same else ""
         elif allowed.pattern:
             text = f"empty or like {allowed.example}"
         else:
@@ -188,6 +193,8 @@ def _converted(value: Any, spec: ValueSpec) -> Any:
 
 
 def _converted_scalar(value: Any, spec: ValueSpec) -> Any:
+    if spec.allowed.spelled and isinstance(value, str | bool):
+        value = spec.allowed.spelled.get(str(value).lower(), value)
     converters = {bool: _as_bool, str: _as_text, int: _as_int, float: _as_float}
     value = converters[spec.kind](value)
     if not spec.allowed.admits(value):

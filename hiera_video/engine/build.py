@@ -25,7 +25,7 @@ from hiera_video.data.transforms.flips import LabelAwareFlips
 from hiera_video.data.transforms.mixup import MixUpCutMix
 from hiera_video.data.transforms.photometric import Photometric
 from hiera_video.data.transforms.train import TrainTransform
-from hiera_video.engine import data_source, optim, preflight, probe, tasks
+from hiera_video.engine import attentive, data_source, optim, preflight, probe, tasks
 from hiera_video.engine.compiling import choose_compile
 from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
@@ -34,6 +34,7 @@ from hiera_video.engine.state import CheckpointWriter, RunRecord, TrainingState
 from hiera_video.engine.step import Advice, Forward, StepRecipe, sum_names
 from hiera_video.errors import UserError
 from hiera_video.models import build_model
+from hiera_video.models.readout import AttentiveReadout
 
 # ---- lists and data sets ------------------------------------------------------------------------
 
@@ -82,10 +83,18 @@ def training_data(cfg: Config, world: World) -> TrainingData:
 def choose_by_size(cfg: Config, data: TrainingData) -> tuple[Config, list[str]]:
     """Return the settings for as many training videos as there are, and notes on what was chosen.
 
-    With too few of them for fine-tuning, see TRAIN.PROBE_ALONE_BELOW, no epochs are left.
+    With too few of them for fine-tuning, see TRAIN.PROBE_ALONE_BELOW, no epochs are left. With too
+    many for the tokens of an attentive probe to be kept, the usual steps fit it.
     """
+    cfg, notes = _fine_tune_or_not(cfg, data)
+    cfg, more = _keep_tokens_or_not(cfg, data)
+    return cfg, [*notes, *more]
+
+
+def _fine_tune_or_not(cfg: Config, data: TrainingData) -> tuple[Config, list[str]]:
+    """Return the settings with or without fine-tuning after a probe, and a note."""
     videos, least, solver = len(data.dataset), cfg.train.probe_alone_below, cfg.solver
-    if not cfg.train.probe or not least or not (solver.max_steps or solver.max_epoch):
+    if not cfg.train.fits_probe or not least or not (solver.max_steps or solver.max_epoch):
         return cfg, []
     if videos >= least:
         return cfg, [f"{videos} training videos, {least} or more: fine-tuning follows the probe"]
@@ -95,6 +104,45 @@ def choose_by_size(cfg: Config, data: TrainingData) -> tuple[Config, list[str]]:
     )
     none = dataclasses.replace(solver, max_epoch=0, max_steps=0)
     return dataclasses.replace(cfg, solver=none), [note]
+
+
+def _keep_tokens_or_not(cfg: Config, data: TrainingData) -> tuple[Config, list[str]]:
+    """Return the settings for an attentive probe whose tokens are too many to be kept: steps of the
+    usual training that change readout, norm and head alone; and a note."""
+    if cfg.train.probe != "attentive" or cfg.solver.max_epoch or cfg.solver.max_steps:
+        return cfg, []
+    with torch.device("meta"):
+        model, _ = training_model(cfg, num_classes=data.num_classes)
+    size = probe.bytes_of_features(model, clips=len(data.dataset) * cfg.train.probe_views)
+    if size <= attentive.MOST_BYTES:
+        return cfg, []
+    epochs = attentive.STEPPED_EPOCHS
+    note = (
+        f"the tokens of {len(data.dataset)} x {cfg.train.probe_views} clips take "
+        f"{size / 2**30:.1f} GiB: they are computed anew in each of {epochs} epochs, which train "
+        "the head alone (TRAIN.LINEAR_PROBE)"
+    )
+    model_settings = dataclasses.replace(cfg.model, kwargs={**cfg.model.kwargs, "attentive": True})
+    train = dataclasses.replace(cfg.train, probe="off", linear_probe=True)
+    solver = dataclasses.replace(
+        cfg.solver,
+        max_epoch=epochs,
+        base_lr=attentive.LEARNING_RATE,
+        lr_batch=0,
+        layer_decay=1.0,
+        weight_decay=attentive.USUAL[0],
+    )
+    return dataclasses.replace(cfg, model=model_settings, train=train, solver=solver), [note]
+
+
+def require_probe(cfg: Config, data: TrainingData, model: nn.Module) -> None:
+    """Raise UserError where TRAIN.PROBE does not fit the model, or the features the memory."""
+    if not cfg.train.fits_probe:
+        return
+    is_attentive = cfg.train.probe == "attentive"
+    (attentive.require_attentive if is_attentive else probe.require_linear)(model)
+    most = attentive.MOST_BYTES if is_attentive else probe.MOST_BYTES
+    probe.require_memory(model, clips=len(data.dataset) * cfg.train.probe_views, most=most)
 
 
 def require_usable(data: TrainingData, world: World, *, guarded: bool) -> None:
@@ -336,9 +384,12 @@ def checkpoint_writer(
 
 
 def freeze_backbone(model: nn.Module) -> None:
-    """Make the parameters of `head` the only trainable ones; UserError for a model without one."""
-    names = [name for name, _ in model.named_parameters() if name.startswith("head.")]
-    if not names:
+    """Make the parameters of `head` (and of an attentive readout, with its norm) the only trainable
+    ones; UserError for a model without a head."""
+    attends = isinstance(getattr(model, "readout", None), AttentiveReadout)
+    own = ("head.", "readout.", "norm.") if attends else ("head.",)
+    names = [name for name, _ in model.named_parameters() if name.startswith(own)]
+    if not any(name.startswith("head.") for name in names):
         raise UserError(
             f"TRAIN.LINEAR_PROBE needs a model with a head; {type(model).__name__} has none"
         )

@@ -29,7 +29,7 @@ from hiera_video.engine.folds import grouped_folds
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models.layers import Head
-from hiera_video.models.readout import Readout
+from hiera_video.models.readout import AttentiveReadout, Readout
 from hiera_video.scoring import takes_images
 
 STRENGTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
@@ -124,10 +124,10 @@ class Probe:
 # ---- the model ----------------------------------------------------------------------------------
 
 
-def parts_of(model: nn.Module) -> tuple[Readout, Head]:
+def parts_of(model: nn.Module) -> tuple[Readout | AttentiveReadout, Head]:
     """Return readout and head of a model; UserError where it has none."""
     readout, head = getattr(model, "readout", None), getattr(model, "head", None)
-    if not isinstance(readout, Readout) or not isinstance(head, Head):
+    if not isinstance(readout, Readout | AttentiveReadout) or not isinstance(head, Head):
         raise UserError(
             f"TRAIN.PROBE needs a model with a readout; {type(model).__name__} has none as it is "
             "set up here: a hiera_* model with MODEL.KWARGS {readout_stages: [3]} has one"
@@ -135,20 +135,36 @@ def parts_of(model: nn.Module) -> tuple[Readout, Head]:
     return readout, head
 
 
-def require_memory(model: nn.Module, *, clips: int) -> None:
-    """Raise UserError where the features of so many clips are too many to be held at once."""
-    size = 4 * clips * parts_of(model)[0].dim
-    if size > MOST_BYTES:
+def bytes_of_features(model: nn.Module, *, clips: int) -> int:
+    """Return the bytes that the features of so many clips take."""
+    return 4 * clips * parts_of(model)[0].dim
+
+
+def require_memory(model: nn.Module, *, clips: int, most: int) -> None:
+    """Raise UserError where the features of so many clips take more than `most` bytes."""
+    size = bytes_of_features(model, clips=clips)
+    if size > most:
         raise UserError(
             f"TRAIN.PROBE would hold the features of {clips} clips, {size / 2**30:.1f} GiB, and is "
-            f"for at most {MOST_BYTES / 2**30:.0f}: it is meant for small sets. Lower "
+            f"for at most {most / 2**30:.0f}: it is meant for small sets. Lower "
             "TRAIN.PROBE_VIEWS, or set TRAIN.PROBE False"
+        )
+
+
+def require_linear(model: nn.Module) -> None:
+    """Raise UserError unless the model has a readout that a linear probe is fitted to."""
+    readout, _ = parts_of(model)
+    if not isinstance(readout, Readout):
+        raise UserError(
+            "TRAIN.PROBE linear needs a readout without attention, and MODEL.KWARGS has "
+            "{attentive: true}: take it out, or set TRAIN.PROBE attentive"
         )
 
 
 @torch.no_grad()
 def write(model: nn.Module, probe: Probe) -> None:
     """Put a probe into readout and head of the model."""
+    require_linear(model)
     readout, head = parts_of(model)
     readout.mean.copy_(probe.mean)
     readout.std.copy_(probe.std)
@@ -287,18 +303,21 @@ def _chosen_strength(rows: Tensor, labels: Labels, *, seed: int) -> tuple[float,
         for i, head in enumerate(_fit_path(standard(rows[~held]), train, STRENGTHS)):
             right[i] += head.videos_right(queries, answers)
     most_common = int(labels.of_videos.bincount().max()) / len(rows)
-    chosen = _clearly_best(right / len(rows), videos=len(rows), chance=most_common)
+    usual = STRENGTHS.index(USUAL)
+    chosen = clearly_best(right / len(rows), usual, videos=len(rows), chance=most_common)
     return STRENGTHS[chosen], 100 * int(right[chosen]) / len(rows), len(held_out)
 
 
-def _clearly_best(accuracies: npt.NDArray[np.float64], *, videos: int, chance: float) -> int:
-    """Return the place of the best L2, or that of the usual one unless the best beats it by more
-    than the standard error that so few videos have.
+def clearly_best(
+    accuracies: npt.NDArray[np.float64], usual: int, *, videos: int, chance: float
+) -> int:
+    """Return the place of the best choice, or that of the `usual` one unless the best beats it by
+    more than the standard error that so few videos have.
 
     Where none beats `chance` by two of them, the folds say nothing: groups with a class or two each
     (rooms, people) make every answer about the held-out ones wrong. The usual one counts, then.
     """
-    best, usual = int(accuracies.argmax()), STRENGTHS.index(USUAL)
+    best = int(accuracies.argmax())
     top = float(accuracies[best])
     error = (top * (1 - top) / videos) ** 0.5
     clear = top - float(accuracies[usual]) > error and top - chance > 2 * error
@@ -307,7 +326,7 @@ def _clearly_best(accuracies: npt.NDArray[np.float64], *, videos: int, chance: f
 
 @dataclass(frozen=True)
 class _Standard:
-    """Standardises features as `Readout.standardised`, in float64."""
+    """Standardises features as `Readout.head_input`, in float64."""
 
     mean: Tensor
     std: Tensor

@@ -21,6 +21,7 @@ from hiera_video import files
 from hiera_video.config import Config
 from hiera_video.data.loader import Loader
 from hiera_video.engine import (
+    attentive,
     build,
     checkpoint,
     evaluate,
@@ -80,8 +81,7 @@ def train(cfg: Config, world: World, stop: Stop) -> int:
         build.require_usable(data, world, guarded=cfg.data_loader.num_workers != 0)
         plan = build.plan_of(cfg, data.dataset, world)
         state, identity = build.initial_state(cfg, data, world.device)
-        if cfg.train.probe:
-            probe.require_memory(state.model, clips=len(data.dataset) * cfg.train.probe_views)
+        build.require_probe(cfg, data, state.model)
         checkpoints = build.checkpoint_writer(cfg, data, plan, state.model, identity)
         val_loader = build.validation_loader(cfg, data, world)
         world.run_on_main(require_space, checkpoints, state.model, cfg.solver, cfg.train, plan)
@@ -99,7 +99,7 @@ def train(cfg: Config, world: World, stop: Stop) -> int:
 
         # ---- loop -------------------------------------------------------------------------
         with stop:
-            fitted = cfg.train.probe and not run.resumed
+            fitted = cfg.train.fits_probe and not run.resumed
             if fitted and not run.fit_probe():
                 return run.end_unsaved()
             with run.saved_on_failure():
@@ -261,7 +261,7 @@ class TrainingRun:
         step, last = self.state.step, self.state.step == self.plan.total_steps
         if self.val_loader is None or not self.at_end_of_epoch:
             return False
-        if not step and not self.cfg.train.probe:
+        if not step and not self.cfg.train.fits_probe:
             return False  # a random head is not worth it
         if not is_due(self.cfg.train.eval_period, self.epoch, last):
             return False
@@ -284,11 +284,24 @@ class TrainingRun:
         if features is None:
             return False
         labels = build.probe_labels(cfg, self.data, features.video_ids)
-        found = world.run_on_main(probe.fit, features.rows, labels, seed=cfg.rng_seed)
-        probe.write(state.model, found)
+        if cfg.train.probe == "attentive":
+            words = attentive.fit_on_main(
+                state.model,
+                features,
+                labels,
+                seed=cfg.rng_seed,
+                world=world,
+                stopped=lambda: self.stop.requested,
+            )
+            if words is None:
+                return False
+        else:
+            found = world.run_on_main(probe.fit, features.rows, labels, seed=cfg.rng_seed)
+            probe.write(state.model, found)
+            words = str(found)
         if state.ema is not None:
             state.ema = optim.Ema(state.model, cfg.train.ema_decay)
-        self.logger.info(str(found))
+        self.logger.info(words)
         return True
 
     # ---- one step ---------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from hiera_video.errors import UserError
 from hiera_video.models.inputs import check_clips
 from hiera_video.models.layers import LAYER_NORM_EPS, Block, BlockConfig, Head, PatchEmbed
-from hiera_video.models.readout import Readout, check_readout_stages
+from hiera_video.models.readout import AttentiveReadout, Readout, check_readout_stages
 from hiera_video.models.tokens import (
     TokenLayout,
     count_kept,
@@ -388,6 +388,8 @@ class Hiera(HieraEncoder):
         readout_stages: stages (0-based) that the head reads through a `Readout`, in place of the
             mean of the last one. What comes after them is not run and not trained. For small models
             with a frozen encoder; empty: the published head.
+        attentive: read the tokens of these stages (empty: of the last one) by attention with one
+            learned query, through an `AttentiveReadout`, a norm and the linear layer.
         kwargs: see `HieraEncoder`.
     """
 
@@ -398,6 +400,7 @@ class Hiera(HieraEncoder):
         head_dropout: float = 0.0,
         head_init_scale: float = 0.001,
         readout_stages: Sequence[int] = (),
+        attentive: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -405,17 +408,29 @@ class Hiera(HieraEncoder):
             raise UserError(f"num_classes={num_classes} must be 0 (features) or more")
         check_readout_stages(readout_stages, len(self.stages))
         self.num_classes, self.head_init_scale = num_classes, head_init_scale
+        if attentive and not readout_stages:
+            readout_stages = (len(self.stages) - 1,)
         self.readout_stages = tuple(readout_stages)
-        self.readout: Readout | None = None
+        self.readout: Readout | AttentiveReadout | None = None
         dim = self.stage_dims[-1]
-        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if not readout_stages else nn.Identity()
         if readout_stages:
-            self.readout = Readout([self.stage_dims[stage] for stage in readout_stages])
-            dim = self.readout.dim
+            self.readout = self._make_readout(attentive)
+            dim = self.readout.out_dim
             for block in self.blocks[self.stage_ends[readout_stages[-1]] + 1 :]:
                 block.requires_grad_(False)  # several processes wait for every gradient
+        normed = attentive or self.readout is None
+        self.norm = nn.LayerNorm(dim, eps=LAYER_NORM_EPS) if normed else nn.Identity()
         self.head = Head(dim, num_classes, head_dropout) if num_classes else nn.Identity()
         self.reset_parameters()
+
+    def _make_readout(self, attentive: bool) -> Readout | AttentiveReadout:
+        """Build what reads `readout_stages`."""
+        widths = [self.stage_dims[stage] for stage in self.readout_stages]
+        if not attentive:
+            return Readout(widths)
+        grids = [self.layout.grid_shape(self.stage_pools(stage)) for stage in self.readout_stages]
+        tokens = [torch.Size(grid).numel() for grid in grids]
+        return AttentiveReadout(list(zip(tokens, widths, strict=True)))
 
     def reset_parameters(self) -> None:
         """Initialise as published, the head smaller."""
@@ -434,7 +449,7 @@ class Hiera(HieraEncoder):
         self, clips: Tensor, keep: Tensor | None = None, kept: int | None = None
     ) -> Tensor:
         """Pixels -> what `forward_head` takes: tokens of the last stage [B, k, n, C]; with a
-        readout its features [B, D], before they are standardised."""
+        readout its features [B, D]."""
         if self.readout is None:
             return super().forward_features(clips, keep, kept=kept)
         if keep is not None:
@@ -450,7 +465,7 @@ class Hiera(HieraEncoder):
     def forward_head(self, features: Tensor) -> Tensor:
         """Features of `forward_features` -> logits [B, num_classes]."""
         if self.readout is not None:
-            logits: Tensor = self.head(self.readout.standardised(features))
+            logits: Tensor = self.head(self.norm(self.readout.head_input(features)))
         else:
             logits = self.head(self.norm(features.mean(dim=(1, 2))))
         return logits

@@ -274,10 +274,10 @@ def finetuning_rows(trainer: Trainer, encoders: Sequence[str]) -> list[Row]:
         return Row(name, "fine-tuning", what, tuning.run, tuning.settings, check=tuning.check)
 
     rows = [row("scratch", "fine-tuning from random weights, no probe", {**no_probe, **nothing})]
-    if start and usual.probe:
+    if start and usual.fits_probe:
         what = f"fine-tuning from {start}, from a random head"
         rows.append(row("fine-tuning without probe", what, no_probe))
-    if usual.probe:
+    if usual.fits_probe:
         untrained = {"SOLVER.MAX_EPOCH": "0", "SOLVER.MAX_STEPS": "0"}
         rows.append(row("probe", "the head fitted to the frozen encoder alone", untrained))
     rows.append(row("recipe", f"fine-tuning from {start or 'random weights'}", {}))

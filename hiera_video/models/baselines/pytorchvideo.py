@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -226,6 +227,7 @@ def build_convolutional(
         arguments |= {"head_activation": None, "head_output_with_global_average": False}
         network = _builder(variant.builder)(**arguments)
         _plain_numbers(network)
+        _plain_sums(network)
         return ScorePooled(network, **contract)
     return Baseline(_builder(variant.builder)(**arguments), **contract)
 
@@ -239,6 +241,13 @@ def _plain_numbers(network: nn.Module) -> None:
         if isinstance(module, nn.AvgPool3d) and not isinstance(module.kernel_size, int):
             time, rows, columns = map(int, module.kernel_size)
             module.kernel_size = (time, rows, columns)
+
+
+def _plain_sums(network: nn.Module) -> None:
+    """Replace the sum of X3D's branches, a lambda of its builder, by one that can be pickled."""
+    for module in network.modules():
+        if "branch_fusion" in vars(module):
+            vars(module)["branch_fusion"] = operator.add
 
 
 def register_convolutional(name: str) -> None:

@@ -78,13 +78,15 @@ def _leave_out_readout(fit: Fit, wanted: Sequence[str] | None) -> list[int]:
     own = fit.model_state.get(fit.names.head[0])
     if own is not None and wanted is None and own.shape[0] == fit.checkpoint.num_classes:
         raise fit.error(
-            "its head reads other stages than the model's, so its scores would be lost: build the "
-            "model with its readout_stages, or give classes=[...] for a new head"
+            "its head reads other stages than the model's, or in another way, so its scores would "
+            "be lost: build the model with its readout_stages and attentive=, or give "
+            "classes=[...] for a new head"
         )
     fit.leave_out_all(fit.names.classifier)
     fit.keep_initial_all(fit.names.classifier)
     fit.notes.append(
-        "head replaced: the model's reads other stages than the checkpoint's; randomly initialised"
+        "head replaced: the model's reads other stages than the checkpoint's, or in another way; "
+        "randomly initialised"
     )
     return [] if own is None else list(range(own.shape[0]))
 

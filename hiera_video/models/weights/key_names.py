@@ -21,7 +21,8 @@ def kind_of(keys: Collection[str]) -> str:
         return AUTOENCODER
     if any(key.startswith("decoder_heads.") for key in keys):
         return MOTION
-    hiera = "pos_embed" in keys and "patch_embed.proj.weight" in keys and "cls_token" not in keys
+    positions = "pos_embed" in keys or "pos_embed_spatial" in keys
+    hiera = positions and "patch_embed.proj.weight" in keys and "cls_token" not in keys
     bare = not any(key.startswith(HIERA_KEYS.classifier) for key in keys)
     return ENCODER if hiera and bare else CLASSIFIER
 
@@ -40,7 +41,7 @@ class KeyNames:
     decoder_words: str = ""
     motion_words: str = "heads"
     readout: str = ""
-    """Key of a tensor that only a head with a `Readout` has, and whose length is what it reads;
+    """Key of a tensor that only a head with a `Readout` has, and whose shape is what it reads;
     empty: no model of the family has one."""
 
 
