@@ -191,9 +191,10 @@ def kept_pixels(keep, layout, input_size) -> torch.Tensor:
 # ---- masks ----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("contrast", [False, True])
 @pytest.mark.parametrize("name", ["hiera_tiny_224", "hiera_tiny_16x224"])
-def test_deleted_pixels_have_no_influence_at_all(name):
-    model = redraw(small(name)).eval()
+def test_deleted_pixels_have_no_influence_at_all(name, contrast):
+    model = redraw(small(name, contrast_stem=contrast)).eval()
     clips = clips_for(model)
     keep = model.random_keep(2, 0.5, torch.Generator().manual_seed(1))
     pixels = kept_pixels(keep, model.layout, model.input_size)
@@ -292,6 +293,29 @@ def test_contrast_stem_is_blind_to_brightness_whatever_it_learns(name, size):
     ids = keep.flatten().nonzero().squeeze(1)
     visible = model.patch_embed.visible(clips, model.layout, keep, ids)
     assert torch.allclose(visible, model.patch_embed(clips, model.layout), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [("hiera_tiny_224", (128, 160)), ("hiera_tiny_16x224", (8, 128, 128))]
+)
+def test_contrast_stem_is_blind_to_brightness_beside_deleted_units_too(name, size):
+    """Zeros in their place would be edges as high as the picture is bright."""
+    model = redraw(small(name, contrast_stem=True, input_size=size), seed=3)
+    embed, layout = model.patch_embed, model.layout
+    clips = torch.randn(2, 3, *size)
+    colour = torch.randn(2, 3, *[1] * len(size))
+    keep = model.random_keep(2, 0.5, torch.Generator().manual_seed(2))
+    ids = unit_ids(keep, int(keep[0].sum()))
+    dark, bright = (embed.visible(x, layout, keep, ids) for x in (clips, clips + colour))
+    grid = torch.stack(torch.meshgrid(*map(torch.arange, layout.grid), indexing="ij"), dim=-1)
+    last = torch.tensor(layout.grid) - 1
+    inner = ((grid > 0) & (grid < last)).all(dim=-1)  # the rest sees the padding of the clip
+    inner = layout.to_units(inner[None, ..., None]).expand(2, -1, -1, -1).flatten(0, 1)[ids, :, 0]
+    assert inner.any()
+    assert not inner.all()
+    change = (dark - bright).abs().amax(dim=-1).flatten(0, 1)
+    assert change[inner].max() < 1e-3
+    assert change[~inner].max() > 0.1
 
 
 def test_attention_lags_by_one_block_and_drop_path_rises():

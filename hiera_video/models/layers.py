@@ -45,6 +45,7 @@ class PatchEmbed(nn.Module):
     Without a mask it convolves the whole input. With deleted units it convolves each visible unit
     with a halo of pixels around it, deleted pixels set to zero: the same result as zeroing the
     input and convolving all of it (paper, section 3.2), at the cost of the visible units alone.
+    With `contrast` they are the nearest pixels of the unit instead, see `_filled`.
 
     Args:
         in_chans, embed_dim: channels of the input and of the tokens.
@@ -77,7 +78,11 @@ class PatchEmbed(nn.Module):
 
     def visible(self, clips: Tensor, layout: TokenLayout, keep: Tensor, ids: Tensor) -> Tensor:
         """Clips -> tokens of the kept units, [B, k, n, C]; deleted pixels have no influence."""
-        windows = self._windows(clips * pixel_mask(keep, layout, clips), layout, ids)
+        mask = pixel_mask(keep, layout, clips)
+        windows = self._windows(clips * mask, layout, ids)
+        if self.contrast:
+            seen = self._windows(mask, layout, ids, outside=1.0) > 0
+            windows = self._filled(windows, seen, layout)
         x = self._convolve(windows, padding=0)
         x = x.movedim(1, -1).unflatten(0, (clips.shape[0], -1))  # [B, k, *unit, C]
         return layout.from_unit_raster(x)
@@ -92,10 +97,31 @@ class PatchEmbed(nn.Module):
             return as_product(pixels, filters, self.proj.bias, self.stride)
         return convolve(pixels, filters, self.proj.bias, stride=self.stride, padding=padding)
 
-    def _windows(self, clips: Tensor, layout: TokenLayout, ids: Tensor) -> Tensor:
-        """Return the pixels that the tokens of each kept unit read: [B * k, C_in, *window]."""
+    def _filled(self, windows: Tensor, seen: Tensor, layout: TokenLayout) -> Tensor:
+        """Windows [B * k, C_in, *window] whose deleted pixels are the nearest pixels of the unit in
+        their middle. seen: which are not deleted, bool [B * k, 1, *window].
+
+        Zeros would be edges, as high as the unit is bright. The contrast stem sees nothing but
+        edges: an autoencoder then learns to read brightness from them, and its encoder is lost on
+        whole clips, which have none (docs/results.md).
+        """
+        unit = windows
+        around: list[int] = []  # of the last dimension first, as F.pad wants it
+        for d, (before, step) in enumerate(zip(self.padding, self.stride, strict=True)):
+            size = layout.unit[d] * step
+            unit = unit.narrow(2 + d, before, size)
+            around = [before, windows.shape[2 + d] - before - size, *around]
+        return torch.where(seen, windows, F.pad(unit, around, mode="replicate"))
+
+    def _windows(
+        self, clips: Tensor, layout: TokenLayout, ids: Tensor, *, outside: float = 0.0
+    ) -> Tensor:
+        """Return the pixels that the tokens of each kept unit read: [B * k, C_in, *window].
+
+        outside: what is around the clip.
+        """
         # the convolution's own padding, then one window per unit with the overlap on both sides
-        x = F.pad(clips, [p for pad in reversed(self.padding) for p in (pad, pad)])
+        x = F.pad(clips, [p for pad in reversed(self.padding) for p in (pad, pad)], value=outside)
         for d in range(layout.dims):
             step = layout.unit[d] * self.stride[d]
             x = x.unfold(2 + d, step - self.stride[d] + self.kernel[d], step)
