@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiera_video.engine.distributed import World
-from hiera_video.engine.folds import grouped_folds
+from hiera_video.engine.folds import CrossValidated, grouped_folds
 from hiera_video.engine.probe import FOLDS, Features, Labels, clearly_best, parts_of
 from hiera_video.errors import UserError
 from hiera_video.models.readout import AttentiveReadout
@@ -60,34 +60,18 @@ class Parts(nn.Module):
 
 
 @dataclass(frozen=True)
-class AttentiveProbe:
+class AttentiveProbe(CrossValidated):
     """Fitted parts, and how they were chosen."""
 
     state: dict[str, Tensor]
     """Of `Parts`, on the CPU."""
     decay: float
     epochs: int
-    accuracy: float | None
-    """In cross-validation, percent; None where there was none."""
-    folds: int
-    videos: int
-    clips: int
-    """Of each video."""
-    grouped: bool
-    """Whether something names videos that belong together."""
 
     def __str__(self) -> str:
-        chosen = "not cross-validated: the videos are of one group"
-        if self.accuracy is not None:
-            chosen = f"{self.accuracy:.1f} % by {self.folds}-fold cross-validation"
-            if not self.grouped:
-                chosen += (
-                    ", too high where videos share a room, a person or a recording: name it with "
-                    "DATA.GROUP_BY"
-                )
         return (
             f"attentive probe: {self.videos} videos x {self.clips} clips, {self.epochs} epochs and "
-            f"decay {self.decay:g} of {len(_CHOICES)} choices, {chosen}"
+            f"decay {self.decay:g} of {len(_CHOICES)} choices, {self.chosen}"
         )
 
 

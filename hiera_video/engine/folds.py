@@ -3,9 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class CrossValidated:
+    """What cross-validation chose by, for a head that was fitted to the clips of videos."""
+
+    accuracy: float | None
+    """In cross-validation, percent; None where there was none."""
+    folds: int
+    videos: int
+    clips: int
+    """Of each video."""
+    grouped: bool
+    """Whether something names videos that belong together."""
+
+    @property
+    def chosen(self) -> str:
+        """How the settings were chosen, in words."""
+        if self.accuracy is None:
+            return "not cross-validated: the videos are of one group"
+        text = f"{self.accuracy:.1f} % by {self.folds}-fold cross-validation"
+        if self.grouped:
+            return text
+        return (
+            f"{text}, too high where videos share a room, a person or a recording: name it with "
+            "DATA.GROUP_BY"
+        )
 
 
 def grouped_folds(

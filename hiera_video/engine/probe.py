@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from hiera_video.data.loader import Loader
 from hiera_video.engine import memory, tasks
 from hiera_video.engine.distributed import World
-from hiera_video.engine.folds import grouped_folds
+from hiera_video.engine.folds import CrossValidated, grouped_folds
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models.layers import Head
@@ -90,34 +90,18 @@ class Linear(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Probe:
+class Probe(CrossValidated):
     """A fitted head, and how it was chosen."""
 
     mean: Tensor
     std: Tensor
     head: Linear
     strength: float
-    accuracy: float | None
-    """In cross-validation, percent; None where there was none."""
-    folds: int
-    videos: int
-    clips: int
-    """Of each video."""
-    grouped: bool
-    """Whether something names videos that belong together."""
 
     def __str__(self) -> str:
-        chosen = "not cross-validated: the videos are of one group"
-        if self.accuracy is not None:
-            chosen = f"{self.accuracy:.1f} % by {self.folds}-fold cross-validation"
-            if not self.grouped:
-                chosen += (
-                    ", too high where videos share a room, a person or a recording: name it with "
-                    "DATA.GROUP_BY"
-                )
         return (
             f"probe: {self.videos} videos x {self.clips} clips, L2 {self.strength:g} of "
-            f"{len(STRENGTHS)}, {chosen}"
+            f"{len(STRENGTHS)}, {self.chosen}"
         )
 
 
