@@ -89,11 +89,20 @@ def put_in_place(finished: AnyPath, path: AnyPath) -> None:
         sync_folder(os.path.dirname(path))
 
 
+def unfinished_name(path: AnyPath) -> str:
+    """Return a hidden name beside `path` for what `put_in_place` puts there once it is finished.
+
+    What earlier writers of `path` left, because they were killed, is deleted.
+    """
+    place = os.path.realpath(path)
+    remove_leftovers(os.path.dirname(place), os.path.basename(place))
+    return _hidden_name(place)
+
+
 def link_or_copy(source: AnyPath, path: AnyPath) -> None:
     """Make `path` a hard link to `source`, or a copy if the file system has no hard links."""
     place = os.path.realpath(path)
-    unfinished = _hidden_name(place)
-    remove_leftovers(os.path.dirname(place), os.path.basename(place))
+    unfinished = unfinished_name(place)
     try:
         os.link(source, unfinished)
     except OSError:

@@ -123,7 +123,7 @@ def test_every_encoder_works(tmp_path, monkeypatch, name):
         pytest.skip(f"this PyAV has no {name}")
     path = write_clip(tmp_path / "v.mp4", frames=12)
     monkeypatch.setattr(encoder, "ENCODERS", {name: encoder.ENCODERS[name]})
-    work = write._Work((str(path), "auto"), str(tmp_path / "out.mp4"), tuple(WHOLE))
+    work = write._Work((str(path), "auto"), (str(tmp_path / "out.mp4"), ".mp4"), tuple(WHOLE))
     while work.go_on() < work.count:
         pass
     work.end()
@@ -135,7 +135,7 @@ def test_without_any_encoder_it_says_so(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "v.mp4", frames=2)
     monkeypatch.setattr(encoder, "ENCODERS", {"no_such_codec": {}})
     with pytest.raises(RunFailed, match="none of the encoders no_such_codec"):
-        write._Work((str(path), "auto"), str(tmp_path / "out.mp4"), tuple(WHOLE))
+        write._Work((str(path), "auto"), (str(tmp_path / "out.mp4"), ".mp4"), tuple(WHOLE))
 
 
 def test_a_folder_of_pictures(tmp_path):
@@ -226,6 +226,31 @@ def test_nothing_is_left_after_an_interruption(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write_labelled_video(path, tmp_path / "out.mp4", WHOLE, on_progress=interrupt)
     assert [p.name for p in tmp_path.iterdir()] == ["v.mp4"]
+
+
+def test_what_a_killed_writer_left_is_cleared_away_and_long_names_fit(tmp_path):
+    path = write_clip(tmp_path / "v.mp4", frames=4)
+    target = tmp_path / ("o" * 246 + ".MP4")
+
+    def leave(share):
+        left.extend(p for p in tmp_path.iterdir() if p.name.startswith("."))
+        copy = tmp_path / (left[0].name[: -len("00000000.tmp")] + "0badbeef.tmp")
+        copy.write_bytes(b"half a video")
+        left.append(copy)
+
+    left = []
+    write_labelled_video(path, target, WHOLE, on_progress=leave)
+    assert left[-1].exists()
+    write_labelled_video(path, target, WHOLE)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [target.name, "v.mp4"]
+
+
+def test_a_link_stays_a_link(tmp_path):
+    path = write_clip(tmp_path / "v.mp4", frames=4)
+    (tmp_path / "link.mp4").symlink_to(tmp_path / "real.mp4")
+    write_labelled_video(path, tmp_path / "link.mp4", WHOLE)
+    assert (tmp_path / "link.mp4").is_symlink()
+    assert probe(tmp_path / "real.mp4").num_frames == 4
 
 
 @pytest.mark.parametrize(

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer, OutputContainer
     from av.packet import Packet
 
-FORMATS = (".mp4", ".mov", ".mkv")
-"""Endings of files that can be written."""
+FORMATS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska"}
+"""Endings of files that can be written, and FFmpeg's names of the formats."""
 
 ENCODERS: dict[str, dict[str, str]] = {
     # no lookahead and no B-frames: bounded memory, and a packet for each frame at once
@@ -42,7 +42,7 @@ COPIED_SOUND = ("aac", "mp3", "ac3", "eac3", "opus", "alac", "flac")
 
 def check_target(target: str) -> None:
     """Raise UserError unless a file of this name can be written."""
-    if not target.lower().endswith(FORMATS):
+    if not target.lower().endswith(tuple(FORMATS)):
         raise UserError(f"{target}: labelled videos are written as {', '.join(FORMATS)}")
     folder = os.path.dirname(os.path.abspath(target))
     if not os.path.isdir(folder):
@@ -63,7 +63,7 @@ class Encoder:
     """A video file that grows frame by frame. A context manager.
 
     Args:
-        target: the file.
+        target: the file, whatever its name is, and the ending that its format has.
         size: (width, height) of the pictures, even numbers.
         rate: pictures in a second, on the average.
         sound: where the sound comes from; None for none.
@@ -72,13 +72,13 @@ class Encoder:
     """
 
     def __init__(
-        self, target: str, size: tuple[int, int], rate: float, sound: Sound | None
+        self, target: tuple[str, str], size: tuple[int, int], rate: float, sound: Sound | None
     ) -> None:
         import av
 
-        self._target, self._sound = target, sound
+        (self._target, ending), self._sound = target, sound
         with self._explained():
-            self._container: OutputContainer = av.open(target, "w")
+            self._container: OutputContainer = av.open(self._target, "w", format=FORMATS[ending])
             self.codec, self._stream = self._video_stream(size, rate)
             if sound is not None:
                 sound.add_to(self._container)

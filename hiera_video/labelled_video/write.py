@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from hiera_video.errors import DecodeError, UserError
-from hiera_video.files import put_in_place
+from hiera_video.files import put_in_place, unfinished_name
 from hiera_video.labelled_video.captions import Caption, Panel, Pixels, caption_at
 from hiera_video.labelled_video.encoder import Encoder, Sound, check_target, even
 from hiera_video.video.container import open_container
@@ -62,13 +62,13 @@ def write_labelled_video(
         raise ValueError("captions: at least one")
     check_target(place)
     require_another_file(source, place)
-    folder, name = os.path.split(os.path.abspath(place))
-    unfinished = os.path.join(folder, f".{os.getpid()}.{name}")
+    unfinished = unfinished_name(place)
+    kind = os.path.splitext(place)[1].lower()
     try:
         # A request is bounded in work; what is slow here is the machine, not the file.
         with GuardedPool(WRITER, time_limit=10 * TIME_LIMIT) as process:
             count, codec = _ask(
-                process, source, ("begin", (source, decoder), unfinished, tuple(captions))
+                process, source, ("begin", (source, decoder), (unfinished, kind), tuple(captions))
             )
             done = 0
             while done < count:
@@ -76,7 +76,7 @@ def write_labelled_video(
                 if on_progress is not None:
                     on_progress(done / count)
             _ask(process, source, ("end",))
-        put_in_place(unfinished, place)
+        put_in_place(unfinished, os.path.realpath(place))
     finally:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
@@ -119,7 +119,9 @@ def serve(request: tuple[Any, ...]) -> Any:
 class _Work:
     """One video on its way."""
 
-    def __init__(self, file: tuple[str, str], target: str, captions: tuple[Caption, ...]) -> None:
+    def __init__(
+        self, file: tuple[str, str], target: tuple[str, str], captions: tuple[Caption, ...]
+    ) -> None:
         self._reader = open_video(*file)
         info = self._reader.info
         self.count, self._times, self._captions = info.num_frames, info.times, captions
