@@ -197,6 +197,7 @@ REQUIRED = {
     "simplejson": ("simplejson", "3.19.1"),
     "matplotlib": ("matplotlib", "3.8"),
     "tqdm": ("tqdm", "4.66"),
+    "jinja2": ("jinja2", "3.1.6"),
 }
 """Distribution -> (module, least version), as in setup.py."""
 

@@ -12,8 +12,8 @@ import sys
 
 import pytest
 from clips import write_clip
+from pages import TINY
 from scripts import load_script
-from test_readme import TINY
 from tiny_runs import environment
 
 from hiera_video import cli
