@@ -7,15 +7,22 @@ import re
 import pytest
 import torch
 from randomness import redraw, relative_error
-from test_probe import MOTIONS, READOUT, line_of, of_toys, write_motions
-from tiny_runs import config, empty, final, interrupted, losses, run, run_child, same, settings
+from test_probe import (
+    MOTIONS,
+    READOUT,
+    begins_again_after_a_stop_in,
+    goes_on_bit_for_bit,
+    line_of,
+    of_toys,
+    write_motions,
+)
+from tiny_runs import config, empty, final, losses, run, run_child, same, settings
 
 from hiera_video import Predictor, build_model, load_config
 from hiera_video.classifier import load_classifier
-from hiera_video.engine import attentive, build, checkpoint, distributed, train
+from hiera_video.engine import attentive, build, checkpoint
 from hiera_video.engine.probe import Features
 from hiera_video.engine.records import read_metrics
-from hiera_video.engine.signals import Stop
 from hiera_video.errors import ConfigError, UserError, WeightsError
 from hiera_video.export.export import ExportSettings, export
 from hiera_video.models.readout import heads_for
@@ -283,29 +290,12 @@ def test_the_same_command_again_changes_nothing(motions, probed):
 
 
 def test_fine_tuning_after_it_is_resumed_bit_for_bit(motions, tmp_path):
-    more = ("SOLVER.MAX_EPOCH", 1, "TRAIN.EMA_DECAY", 0.9, "SOLVER.LAYER_DECAY", 0.8)
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert run(config(motions, straight, *more, task=ATTENTIVE)) == 0
-    cfg = config(motions, broken, *more, task=ATTENTIVE)
-    assert interrupted(cfg, after=2) == 130
-    assert run(cfg) == 0
-    assert same(final(straight)["model_state"], final(broken)["model_state"])
-    assert losses(straight) == losses(broken)
+    goes_on_bit_for_bit(motions, tmp_path, ATTENTIVE, epochs=1, stops=(2,))
 
 
-def test_a_stop_in_the_fit_saves_nothing_and_begins_again(motions, tmp_path, monkeypatch):
-    out, stop = tmp_path / "out", Stop()
-    cfg = config(motions, out, task=ATTENTIVE)
-    original = attentive._set_statistics
-
-    def interrupt(*arguments):
-        stop.signal = 15
-        return original(*arguments)
-
-    monkeypatch.setattr(attentive, "_set_statistics", interrupt)
-    assert train.train(cfg, distributed.init("cpu"), stop) == 143
-    assert stop.obeyed
-    assert not checkpoint.in_order(out / "checkpoints")
+def test_a_stop_in_the_fit_saves_nothing_and_begins_again(motions, tmp_path):
+    part = (attentive, "_set_statistics")
+    begins_again_after_a_stop_in(part, motions, tmp_path, ATTENTIVE)
 
 
 def test_two_processes_give_the_head_of_one(motions, probed, tmp_path):

@@ -380,35 +380,48 @@ def test_fine_tuning_that_harms_loses_to_the_probe(motions, tmp_path):
     assert validated == [0, 6]
 
 
-def test_a_stop_after_the_probe_goes_on_bit_for_bit(motions, tmp_path):
-    more = ("SOLVER.MAX_EPOCH", 2, "TRAIN.EMA_DECAY", 0.9, "SOLVER.LAYER_DECAY", 0.8)
+def goes_on_bit_for_bit(motions, tmp_path, task, *, epochs, stops):
+    """Stop fine-tuning after a probe at `stops`; returns the folder of the run that was stopped."""
+    more = ("SOLVER.MAX_EPOCH", epochs, "TRAIN.EMA_DECAY", 0.9, "SOLVER.LAYER_DECAY", 0.8)
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    assert run(config(motions, straight, *more, task=READOUT)) == 0
-    cfg = config(motions, broken, *more, task=READOUT)
-    assert interrupted(cfg, after=1) == 130
-    assert interrupted(cfg, after=5) == 130
+    assert run(config(motions, straight, *more, task=task)) == 0
+    cfg = config(motions, broken, *more, task=task)
+    for after in stops:
+        assert interrupted(cfg, after=after) == 130
     assert run(cfg) == 0
     assert same(final(straight)["model_state"], final(broken)["model_state"])
     assert same(final(straight)["raw_state"], final(broken)["raw_state"])
     assert losses(straight) == losses(broken)
+    return broken
+
+
+def begins_again_after_a_stop_in(part, motions, tmp_path, task):
+    """Ask the run to stop when it calls a function of the probe, `part` = (module, name)."""
+    out, stop = tmp_path / "out", Stop()
+    cfg = config(motions, out, task=task)
+    original = getattr(*part)
+
+    def interrupt(*arguments):
+        stop.signal = 15
+        return original(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(*part, interrupt)
+        assert train.train(cfg, distributed.init("cpu"), stop) == 143
+    assert stop.obeyed
+    assert not checkpoint.in_order(out / "checkpoints")
+    assert run(cfg) == 0
+    assert checkpoint.in_order(out / "checkpoints")
+    return out
+
+
+def test_a_stop_after_the_probe_goes_on_bit_for_bit(motions, tmp_path):
+    broken = goes_on_bit_for_bit(motions, tmp_path, READOUT, epochs=2, stops=(1, 5))
     assert (broken / "stdout.log").read_text().count("probe: ") == 1
 
 
-def test_a_stop_in_the_probe_saves_nothing_and_begins_again(motions, tmp_path, monkeypatch):
-    out, stop = tmp_path / "out", Stop()
-    cfg = config(motions, out, task=READOUT)
-    original = probe._own_features
-
-    def interrupt(*args):
-        stop.signal = 15
-        return original(*args)
-
-    monkeypatch.setattr(probe, "_own_features", interrupt)
-    assert train.train(cfg, distributed.init("cpu"), stop) == 143
-    assert stop.obeyed
-    assert not checkpoint.in_order(out / "checkpoints")
-    monkeypatch.undo()
-    assert run(cfg) == 0
+def test_a_stop_in_the_probe_saves_nothing_and_begins_again(motions, tmp_path):
+    out = begins_again_after_a_stop_in((probe, "_own_features"), motions, tmp_path, READOUT)
     assert line_of(out)
 
 
