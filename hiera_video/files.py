@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import json
 import os
 import re
 import shutil
@@ -23,11 +24,12 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from hiera_video.errors import RunFailed
 
 AnyPath = str | os.PathLike[str]
+T = TypeVar("T")
 
 # ---- writing ------------------------------------------------------------------------------------
 
@@ -312,6 +314,28 @@ def cache_file(name: str) -> Path:
     or of ~/.cache if that is not set."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(cache) / "hiera_video" / name
+
+
+def read_measured(path: Path, kind: type[T]) -> dict[str, T]:
+    """Read what was measured before on this machine: the entries of a JSON file that are of `kind`.
+
+    Nothing where the file is missing, damaged or unreadable.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(content, dict):
+        return {}
+    return {key: value for key, value in content.items() if isinstance(value, kind)}
+
+
+def add_measured(path: Path, key: str, value: T) -> None:
+    """Add an entry to such a file. Raises RunFailed if it cannot be written."""
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    content = {**read_measured(path, type(value)), key: value}
+    write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
 
 
 def free_bytes(folder: AnyPath) -> int:

@@ -10,6 +10,7 @@ from randomness import redraw
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hiera_video import build_model
+from hiera_video.files import read_measured
 from hiera_video.models import kernels
 from hiera_video.models.kernels import PRODUCT, USUAL, Layer
 
@@ -225,7 +226,7 @@ def test_a_damaged_file_is_measured_again_and_replaced(tmp_path, monkeypatch, co
     asked = calls("cudnn", monkeypatch)
     assert kernels.remembered(LAYER, lambda layer: {}) == "cudnn"
     assert len(asked) == 1
-    assert kernels.read_choices(cache(tmp_path)) == {LAYER.key(): "cudnn"}
+    assert read_measured(cache(tmp_path), str) == {LAYER.key(): "cudnn"}
 
 
 def test_an_unknown_kernel_in_the_file_is_the_usual_one(tmp_path):

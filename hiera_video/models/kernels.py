@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import json
 import math
 import time
 import warnings
@@ -250,7 +249,7 @@ def remembered(
     """Return the fastest kernel for a layer, from memory, the file or a measurement."""
     if layer not in _known:
         key, path = layer.key(), files.cache_file("kernels.json")
-        stored = read_choices(path).get(key)
+        stored = files.read_measured(path, str).get(key)
         if stored is None:
             if layer.device >= 0 and torch.cuda.is_current_stream_capturing():
                 return USUAL  # a CUDA graph is being recorded, in which nothing can be timed
@@ -319,23 +318,10 @@ def _wait(device: torch.device) -> None:
 # ---- the file -----------------------------------------------------------------------------------
 
 
-def read_choices(path: Path) -> dict[str, str]:
-    """Read what was measured before; nothing where the file is missing, damaged or unreadable."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
-    return {key: value for key, value in content.items() if isinstance(value, str)}
-
-
 def store_choice(path: Path, key: str, value: str) -> None:
     """Add a measurement to the file. If it cannot be written, the next process measures again."""
-    with contextlib.suppress(OSError, RunFailed):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {**read_choices(path), key: value}
-        files.write_text(path, json.dumps(content, indent=0, sort_keys=True) + "\n")
+    with contextlib.suppress(RunFailed):
+        files.add_measured(path, key, value)
 
 
 def choices() -> list[str]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
-import json
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -84,7 +83,7 @@ def read_record(kind: Kind) -> Record | None:
 
     None where nothing was, and where the file is damaged or unreadable.
     """
-    stored = _read(_path()).get(kind.key())
+    stored = files.read_measured(_path(), dict).get(kind.key())
     try:
         record = Record(**stored)  # type: ignore[arg-type]
         record.seconds.update({name: float(t) for name, t in record.seconds.items()})
@@ -97,25 +96,12 @@ def read_record(kind: Kind) -> Record | None:
 def store_record(kind: Kind, record: Record) -> Path:
     """Add a measurement to the file; returns its path. Raises RunFailed if it cannot be written."""
     path = _path()
-    with files.explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-    content = {**_read(path), kind.key(): asdict(record)}
-    files.write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+    files.add_measured(path, kind.key(), asdict(record))
     return path
 
 
 def _path() -> Path:
     return files.cache_file("runtimes.json")
-
-
-def _read(path: Path) -> dict[str, dict[str, object]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(content, dict):
-        return {}
-    return {key: value for key, value in content.items() if isinstance(value, dict)}
 
 
 # ---- the machine --------------------------------------------------------------------------------
