@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -359,6 +361,30 @@ def test_an_onnx_file_runs_in_openvino(exported, checkpoint, clip):
     ours = Predictor.load(checkpoint, views=(1, 1), device="cpu")
     assert theirs.model.runtime == "OpenVINO"
     assert scores(theirs, clip) == pytest.approx(scores(ours, clip), abs=1e-5)
+
+
+INTERRUPTED = """
+import gc, os, signal, sys, time
+from hiera_video.runtimes.load import open_exported
+first = open_exported(sys.argv[1], "auto")
+second = open_exported(sys.argv[1], "auto")
+del first
+gc.collect()
+del second
+gc.collect()
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(5)
+except KeyboardInterrupt:
+    sys.exit(130)
+"""
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+def test_ctrl_c_after_two_opened_files(form, exported):
+    """OpenVINO changes the stack of signal handlers; it used to leave one that was gone."""
+    command = [sys.executable, "-c", INTERRUPTED, str(exported(form))]
+    assert subprocess.run(command, timeout=120).returncode == 130
 
 
 def test_a_program_is_opened_only_on_request(exported):

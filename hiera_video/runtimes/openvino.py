@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from hiera_video.runtimes.exported import Array, ExportedModel
@@ -20,7 +21,7 @@ def open_openvino(path: str, *, threads: int) -> ExportedModel:
     does not say what it is.
     """
     ov = library("openvino", "running a model in OpenVINO")
-    core = ov.Core()
+    core = _core(ov)
     try:
         graph = core.read_model(path)
         text = _metadata(graph)
@@ -44,6 +45,17 @@ def open_openvino(path: str, *, threads: int) -> ExportedModel:
         return rows
 
     return ExportedModel(facts, run, "OpenVINO")
+
+
+@cache
+def _core(ov: Any) -> Any:
+    """The one core of this process, which stays to its end.
+
+    OpenVINO gives the thread a stack of its own for signal handlers and puts the former one back
+    when a core goes. With two cores that can be a stack that is gone: the next Ctrl-C would end the
+    process with a segmentation fault.
+    """
+    return ov.Core()
 
 
 def _metadata(graph: Any) -> str | None:
