@@ -47,13 +47,13 @@ quickstart: install
 # another number of threads: what depends on rounding must hold there too.
 test: install
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	@echo; echo "what depends on rounding once more, as an older processor with two threads"
 	@older=$$($(BIN)/python tests/other_processor.py) && \
 		env OMP_NUM_THREADS=2 $$older $(BIN)/python -m pytest -m "numbers and not slow"
 
 test-oldest: $(OLDEST)/.installed
-	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile
+	@OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 slow: install
 	@$(BIN)/python -m pytest -m slow

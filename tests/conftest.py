@@ -18,8 +18,15 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST_FIRST = ("test_readme", "test_docs", "test_export", "test_demo", "test_survival")
+"""Files of few tests that take minutes: at the end one process would run them and the other wait.
+Used with pytest-xdist's --no-loadscope-reorder."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` skip where there is no card."""
+    """The longest files come first; tests marked `gpu` skip where there is no card."""
+    places = {name: place for place, name in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
     if torch.cuda.is_available():
         return
     for item in items:

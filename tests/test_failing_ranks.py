@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -362,6 +363,8 @@ def test_a_run_ends_with_one_of_its_processes(videos, tmp_path, moment, victim, 
     codes = [DEATHS.get(act, code) if rank == victim else code for rank in (0, 1)]
     assert [process.code for process in ended] == codes
     said = ended[1 if victim == 0 and act is kill else 0].errors.splitlines()
+    # Of a store that is gone PyTorch's own threads warn as well, before or after.
+    said = [line for line in said if not re.match(r"\[rank\d\]:\[W", line)]
     who = f"rank {victim}" if victim or act is kill else ""
     assert said[0].startswith(f"error: {who}"), ended
     explained = "CUDA out of memory. Tried to allocate 2.00 GiB, with 2 clips at a time."
