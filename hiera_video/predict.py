@@ -28,6 +28,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.transforms.normalize import normalize_clips
 from hiera_video.data.views import Reader, parse_views, read_shared_crops, views_of
 from hiera_video.errors import DecodeError, RunFailed, UserError
+from hiera_video.explanation.explain import Explanation, VideoViews, explain_views
 from hiera_video.export.on_demand import load_in_runtime
 from hiera_video.scoring import (
     ScoreSettings,
@@ -36,7 +37,7 @@ from hiera_video.scoring import (
     require_fitting_clips,
     view_scores,
 )
-from hiera_video.video.crops import check_num_crops
+from hiera_video.video.crops import check_num_crops, crop_areas
 from hiera_video.video.decode import open_video
 from hiera_video.video.guarded_pool import GuardedPool
 from hiera_video.video.guarded_video import MOST_BYTES, GuardedVideo, ViewRequest, read_ahead
@@ -96,11 +97,13 @@ class Prediction:
     weights: str = ""
     views: str = ""
     """Temporal views x spatial crops, "5x3"."""
+    explanation: Explanation | None = None
+    """None where none was asked for."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the object that `--json` prints: plain lists, strings and numbers."""
         timeline = None if self.timeline is None else [w.to_dict() for w in self.timeline]
-        return {
+        result: dict[str, Any] = {
             "file": self.file,
             "labels": [label.to_dict() for label in self.labels],
             "timeline": timeline,
@@ -109,6 +112,9 @@ class Prediction:
             "weights": self.weights,
             "views": self.views,
         }
+        if self.explanation is not None:
+            result["explanation"] = self.explanation.to_dict()
+        return result
 
     def __repr__(self) -> str:
         lines = [f"Prediction({self.file!r}, {self.model}, {self.views} views)"]
@@ -304,6 +310,42 @@ class Predictor:
                 yield Window(start=window.start, end=window.end, labels=labels)
                 if on_progress is not None:
                     on_progress(min(window.end / max(info.duration, window.end), 1.0))
+
+    def explain(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        label: str | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Explanation:
+        """Show why a video has a label: what in the clip that speaks most for it does so.
+
+        Args:
+            path: the video.
+            label: one of `classes`; None: the video's first label.
+            on_progress: called with the fraction of the work that is done.
+
+        Raises what a call of the predictor raises, and UserError for another label and for an
+        exported file, which has no gradients.
+        """
+        _check_path(path)
+        prepare_after_fork(self.device, self._warn)
+        with self._open(path) as reader:
+            views = views_of(reader, self.spec, self.views[0])
+            read = VideoViews(
+                os.fspath(path),
+                self._clips(reader, views),
+                reader.info.times[views],
+                crop_areas(
+                    reader.info.height, reader.info.width, self.spec.crop_size, self.views[1]
+                ),
+            )
+        try:
+            return explain_views(
+                self.model, read, self._settings(), self.classes, label, on_progress
+            )
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory() from error
 
     def label_files(
         self,

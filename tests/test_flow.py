@@ -43,13 +43,15 @@ ALLOWED = {
     "predict": (
         *FOUNDATION,
         *("video", "data", "models", "scoring", "batched_scores", "classifier", "export"),
+        "explanation",
     ),
     "engine": (*FOUNDATION, "config", "video", "data", "models", "scoring", "engine"),
     "features": (
         *FOUNDATION,
         *("video", "data", "models", "scoring", "classifier", "engine", "features"),
     ),
-    "labelled_video": (*FOUNDATION, "video", "labelled_video"),
+    "explanation": (*FOUNDATION, "video", "scoring", "explanation"),
+    "labelled_video": (*FOUNDATION, "video", "explanation", "labelled_video"),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "benchmarks": (
         *FOUNDATION,
@@ -69,7 +71,7 @@ ALLOWED = {
     "commands": (
         *FOUNDATION,
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
-        *("features", "labelled_video", "preparation", "runtimes", "export"),
+        *("features", "explanation", "labelled_video", "preparation", "runtimes", "export"),
         *("benchmarks", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),

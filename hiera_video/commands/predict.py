@@ -5,6 +5,7 @@
     hiera-video predict 'videos/**/*.mp4' --csv labels.csv --top-k 1
     hiera-video predict match.mp4 --timeline 5
     hiera-video predict match.mp4 --timeline 5 --video labelled.mp4
+    hiera-video predict clip.mp4 --explain
     hiera-video predict clip.mp4 --weights runs/mine/checkpoints/best.pyth
     hiera-video predict -- -name-with-a-dash.mp4
 
@@ -21,6 +22,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiera_video import __version__
@@ -29,6 +31,7 @@ from hiera_video.commands import usage
 from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.errors import DecodeError, RunFailed, UserError
+from hiera_video.explanation.places import strip_files
 from hiera_video.spreadsheet import csv_file, path_cell
 from hiera_video.video.decoding_process import decoding_process, processes_for
 from hiera_video.video.find import InputFile, expand_paths, is_video_or_playlist
@@ -49,6 +52,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video predict") -
     files = expand_paths(args.paths)
     if args.video is not None:
         _check_video(args.video, files)
+    if args.explain:
+        _strips(files)  # refuses before the work
     # Videos are read in child processes, so that a file that crashes a decoder cannot end this one.
     # They start first: they import their libraries while the model is loaded.
     with decoding_process(processes_for(len(files) if args.timeline is None else 1)) as process:
@@ -60,6 +65,7 @@ def _label_files(
 ) -> int:
     # Imported here: torch takes seconds to import, and --help and typing errors need not wait.
     from hiera_video.data.views import parse_views
+    from hiera_video.explanation.relevance import require_gradients
     from hiera_video.predict import Predictor
     from hiera_video.video.sampling import check_window
 
@@ -67,9 +73,15 @@ def _label_files(
         check_window(args.timeline)
     views = _views(args, cfg, parse_views)
     with _outputs(args) as outputs:
+        outputs.strips = _strips(files) if args.explain else {}
         # What a library prints while the model is loaded must not end up in the JSON.
         with contextlib.redirect_stdout(sys.stderr):
-            predictor = Predictor.load(**_choices(args, cfg), views=views, process=process)
+            choices = _choices(args, cfg)
+            if args.explain:
+                choices.setdefault("runtime", _runtime_with_gradients(args))
+            predictor = Predictor.load(**choices, views=views, process=process)
+            if args.explain:
+                require_gradients(predictor.model)
         return _label_all(predictor, files, args, outputs)
 
 
@@ -96,6 +108,12 @@ def _parser(prog: str) -> SettingsParser:
         metavar="FILE",
         help="also write a copy of the video, .mp4, .mov or .mkv, with its labels drawn on it",
     )
+    add(
+        "--explain",
+        action="store_true",
+        help="also show what in each video speaks for its first label: as NAME_explained.jpg in "
+        "the current folder, and in the copy of --video",
+    )
     add("--views", metavar="KxS", help="clips in time x crops in space (default: 5x3)")
     add(
         "--batch-size",
@@ -113,6 +131,20 @@ def _parser(prog: str) -> SettingsParser:
     add("--version", action="version", version=f"hiera_video {__version__}")
     add_config_arguments(parser, required=False)
     return parser
+
+
+def _strips(files: Sequence[InputFile]) -> dict[str, Path]:
+    """File -> the picture that --explain writes of it; UserError where that cannot be."""
+    names = [file for file, _ in files]
+    return dict(zip(names, strip_files(names, Path()), strict=True))
+
+
+def _runtime_with_gradients(args: argparse.Namespace) -> str:
+    """PyTorch, where `auto` could choose a faster one; an exported file decides for itself."""
+    from hiera_video.runtimes.load import exported_kind
+
+    given = args.weights or args.model
+    return "torch" if given is None or exported_kind(given) is None else "auto"
 
 
 def _check_video(target: str, files: Sequence[InputFile]) -> None:
@@ -233,6 +265,7 @@ def _write_video(prediction: Prediction, args: argparse.Namespace, progress: _Pr
         prediction.file,
         args.video,
         windows or [caption(prediction.labels, 0.0, None)],
+        heat=None if prediction.explanation is None else prediction.explanation.heat,
         decoder=args.decoder or "auto",
         on_progress=progress.to,
     )
@@ -256,7 +289,7 @@ def _predictions(
 ) -> Iterator[Prediction]:
     """Yield the finished prediction of each file, its labels written already; or raise
     _Interrupted."""
-    if args.timeline is None and len(files) > 1:
+    if args.timeline is None and not args.explain and len(files) > 1:
         yield from _many(predictor, files, args, outputs, progress)
         return
     for number, (file, error) in enumerate(files):
@@ -315,11 +348,17 @@ def _label(
     """Fill in `prediction`, window by window, so that an interruption keeps what is done."""
     file, top_k = prediction.file, args.top_k
     # With a timeline, most of the work comes after the labels of the whole video.
-    part = 1.0 if args.timeline is None else 0.1
+    part = 1.0 if args.timeline is None and not args.explain else 0.1
     prediction.labels = predictor(
         file, top_k=top_k, on_progress=lambda share: on_progress(part * share)
     ).labels
     outputs.labels(prediction)
+    if args.explain:
+        whole, part = part, 1.0 if args.timeline is None else 0.3
+        prediction.explanation = predictor.explain(
+            file, on_progress=lambda share: on_progress(whole + (part - whole) * share)
+        )
+        outputs.explanation(prediction)
     if args.timeline is None:
         return
     prediction.timeline = []
@@ -344,6 +383,8 @@ class _Outputs:
         self.as_json = as_json
         self.add_row: Callable[[Sequence[Any]], None] | None = None
         """Adds a row to the CSV file; None without one."""
+        self.strips: dict[str, Path] = {}
+        """File -> the picture of its explanation."""
         self.finished: list[Prediction] = []
         self.headed = ""
         """The file whose name the table showed last."""
@@ -355,6 +396,18 @@ class _Outputs:
             for rank, label in enumerate(prediction.labels, 1):
                 _write(f"  {rank:3d} {_row(label)}")
         self._rows(prediction, prediction.labels)
+
+    def explanation(self, prediction: Prediction) -> None:
+        """Write the picture of what speaks for the label, and where it is."""
+        from hiera_video.explanation.strip import write_strip
+
+        assert prediction.explanation is not None
+        place = self.strips[prediction.file]
+        write_strip(prediction.explanation, place)
+        if not self.as_json:
+            where, shares = prediction.explanation.lines
+            _write(f"      explained by {where}")
+            _write(f"      {shares}; see {printable(str(place))}")
 
     def window(self, prediction: Prediction, window: Window) -> None:
         """Write one more window of its timeline."""

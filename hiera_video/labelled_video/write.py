@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from hiera_video.errors import DecodeError, UserError
+from hiera_video.explanation.heat import Heat
 from hiera_video.files import put_in_place, unfinished_name
 from hiera_video.labelled_video.captions import Caption, Panel, Pixels, caption_at
 from hiera_video.labelled_video.encoder import Encoder, Sound, check_target, even
@@ -40,6 +41,7 @@ def write_labelled_video(
     target: str | os.PathLike[str],
     captions: Sequence[Caption],
     *,
+    heat: Heat | None = None,
     decoder: str = "auto",
     on_progress: Callable[[float], None] | None = None,
 ) -> str:
@@ -50,6 +52,7 @@ def write_labelled_video(
         target: the file to write, .mp4, .mov or .mkv; it appears at the end, whole, and replaces
             one of that name.
         captions: in the order of their times, at least one; each is shown until the next begins.
+        heat: colours over the frames of one clip.
         on_progress: called with the fraction of the work that is done, 0 to 1.
 
     Raises:
@@ -67,9 +70,8 @@ def write_labelled_video(
     try:
         # A request is bounded in work; what is slow here is the machine, not the file.
         with GuardedPool(WRITER, time_limit=10 * TIME_LIMIT) as process:
-            count, codec = _ask(
-                process, source, ("begin", (source, decoder), (unfinished, kind), tuple(captions))
-            )
+            begin = ("begin", (source, decoder), (unfinished, kind), tuple(captions), heat)
+            count, codec = _ask(process, source, begin)
             done = 0
             while done < count:
                 done = _ask(process, source, ("go on",))
@@ -120,9 +122,13 @@ class _Work:
     """One video on its way."""
 
     def __init__(
-        self, file: tuple[str, str], target: tuple[str, str], captions: tuple[Caption, ...]
+        self,
+        file: tuple[str, str],
+        target: tuple[str, str],
+        captions: tuple[Caption, ...],
+        heat: Heat | None = None,
     ) -> None:
-        self._reader = open_video(*file)
+        self._reader, self._heat = open_video(*file), heat
         info = self._reader.info
         self.count, self._times, self._captions = info.num_frames, info.times, captions
         self._last = 1 / info.fps
@@ -153,7 +159,9 @@ class _Work:
     def _drawn(self, picture: Pixels, time: float) -> Pixels:
         if self._factor > 1:
             picture = picture.repeat(self._factor, axis=0).repeat(self._factor, axis=1)
-        picture = np.ascontiguousarray(picture)
+        picture = np.require(picture, requirements=["C", "W"])
+        if self._heat is not None:
+            self._heat.put(picture, time)
         self._panel.put(picture, caption_at(self._captions, time))
         return even(picture)
 

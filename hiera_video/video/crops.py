@@ -67,9 +67,14 @@ def resize_short_side(frames: Tensor, size: int) -> Tensor:
     The longer side is truncated to whole pixels, as in SlowFast.
     """
     height, width = frames.shape[-2:]
+    return resize(frames, *_resized(height, width, size))
+
+
+def _resized(height: int, width: int, short: int) -> tuple[int, int]:
+    """Height and width of a picture whose shorter side becomes `short`."""
     if height <= width:
-        return resize(frames, size, width * size // height)
-    return resize(frames, height * size // width, size)
+        return short, width * short // height
+    return height * short // width, short
 
 
 def resize(frames: Tensor, height: int, width: int) -> Tensor:
@@ -87,19 +92,62 @@ def spatial_crops(frames: Tensor, crop_size: int, num_crops: int) -> list[Tensor
     Both are SlowFast's. Raises UserError for another number.
     """
     check_num_crops(num_crops)
-    parts = _cut_to_aspect(frames, num_crops) if _is_strip(frames) else [frames]
+    height, width = frames.shape[-2:]
+    parts = _cut_to_aspect(frames, num_crops) if _is_strip(height, width) else [frames]
     if len(parts) == num_crops == 3:
         return [resize(part, crop_size, crop_size) for part in parts]
-    short = crop_size if num_crops == 3 else -(-crop_size * 256 // 224)
-    resized = resize_short_side(parts[0], short)
+    resized = resize_short_side(parts[0], _short_side(crop_size, num_crops))
     spare_y, spare_x = (side - crop_size for side in resized.shape[-2:])
-    centre_y, centre_x = (spare_y + 1) // 2, (spare_x + 1) // 2
-    corners = [(centre_y, centre_x)]
-    if num_crops == 3 and spare_y > spare_x:
-        corners = [(0, centre_x), (centre_y, centre_x), (spare_y, centre_x)]
-    elif num_crops == 3:
-        corners = [(centre_y, 0), (centre_y, centre_x), (centre_y, spare_x)]
+    corners = _corners(spare_y, spare_x, num_crops)
     return [resized[..., y : y + crop_size, x : x + crop_size] for y, x in corners]
+
+
+Area = tuple[float, float, float, float]
+"""Left, top, right and bottom edge of a part of a picture, as fractions of its sides."""
+
+
+def crop_areas(height: int, width: int, crop_size: int, num_crops: int) -> list[Area]:
+    """What each of the crops of `spatial_crops` shows of pictures of this size."""
+    check_num_crops(num_crops)
+    if not _is_strip(height, width):
+        return _areas_of_crops(height, width, crop_size, num_crops)
+    side = min(height, width)
+    offsets = _offsets(height, width, num_crops)
+    corners = [(offset, 0) if height > width else (0, offset) for offset in offsets]
+    inner = [(0.0, 0.0, 1.0, 1.0)] * 3
+    if num_crops == 1:
+        inner = _areas_of_crops(side, side, crop_size, 1)
+    return [
+        (
+            (x + side * left) / width,
+            (y + side * top) / height,
+            (x + side * right) / width,
+            (y + side * bottom) / height,
+        )
+        for (y, x), (left, top, right, bottom) in zip(corners, inner, strict=True)
+    ]
+
+
+def _areas_of_crops(height: int, width: int, crop_size: int, num_crops: int) -> list[Area]:
+    rows, columns = _resized(height, width, _short_side(crop_size, num_crops))
+    return [
+        (x / columns, y / rows, (x + crop_size) / columns, (y + crop_size) / rows)
+        for y, x in _corners(rows - crop_size, columns - crop_size, num_crops)
+    ]
+
+
+def _short_side(crop_size: int, num_crops: int) -> int:
+    return crop_size if num_crops == 3 else -(-crop_size * 256 // 224)
+
+
+def _corners(spare_y: int, spare_x: int, num_crops: int) -> list[tuple[int, int]]:
+    """Top and left of each crop."""
+    centre_y, centre_x = (spare_y + 1) // 2, (spare_x + 1) // 2
+    if num_crops == 1:
+        return [(centre_y, centre_x)]
+    if spare_y > spare_x:
+        return [(0, centre_x), (centre_y, centre_x), (spare_y, centre_x)]
+    return [(centre_y, 0), (centre_y, centre_x), (centre_y, spare_x)]
 
 
 def planar(frames: Tensor) -> Tensor:
@@ -121,16 +169,19 @@ def check_num_crops(num_crops: int) -> None:
         raise UserError(f"{num_crops} spatial crops; allowed are 1 (centre) and 3 (side to side)")
 
 
-def _is_strip(frames: Tensor) -> bool:
-    height, width = frames.shape[-2:]
+def _is_strip(height: int, width: int) -> bool:
     return max(height, width) > _LARGEST_ASPECT * min(height, width)
 
 
 def _cut_to_aspect(frames: Tensor, num_crops: int) -> list[Tensor]:
     """Squares of a strip at its start, middle and end (3), or its middle alone (1)."""
     height, width = frames.shape[-2:]
-    side = min(height, width)
-    spare = max(height, width) - side
-    offsets = [0, (spare + 1) // 2, spare] if num_crops == 3 else [(spare + 1) // 2]
     along = -2 if height > width else -1
-    return [frames.narrow(along, offset, side) for offset in offsets]
+    offsets = _offsets(height, width, num_crops)
+    return [frames.narrow(along, offset, min(height, width)) for offset in offsets]
+
+
+def _offsets(height: int, width: int, num_crops: int) -> list[int]:
+    """Where the squares of a strip begin along its longer side."""
+    spare = abs(height - width)
+    return [0, (spare + 1) // 2, spare] if num_crops == 3 else [(spare + 1) // 2]
