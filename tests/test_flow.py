@@ -45,11 +45,16 @@ ALLOWED = {
         *("video", "data", "models", "scoring", "batched_scores", "classifier", "export"),
     ),
     "engine": (*FOUNDATION, "config", "video", "data", "models", "scoring", "engine"),
+    "pages": (*FOUNDATION, "video", "pages"),
     "features": (
         *FOUNDATION,
-        *("video", "data", "models", "scoring", "classifier", "engine", "features"),
+        *("video", "data", "models", "scoring", "classifier", "engine", "pages", "features"),
     ),
     "labelled_video": (*FOUNDATION, "video", "labelled_video"),
+    "label_page": (
+        *FOUNDATION,
+        *("video", "predict", "labelled_video", "pages", "label_page"),
+    ),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "benchmarks": (
         *FOUNDATION,
@@ -69,7 +74,7 @@ ALLOWED = {
     "commands": (
         *FOUNDATION,
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
-        *("features", "labelled_video", "preparation", "runtimes", "export"),
+        *("features", "labelled_video", "label_page", "preparation", "runtimes", "export"),
         *("benchmarks", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),
