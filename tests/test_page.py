@@ -234,7 +234,8 @@ def test_a_picture_is_small():
     import numpy as np
     import torch
 
-    noise = np.random.default_rng(0).integers(0, 255, (moments.SIDE, moments.SIDE, 3), dtype=np.uint8)
+    side = moments.SIDE
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
 
     class Video:
         info = type("Info", (), {"times": np.array([0.0, 1.0])})

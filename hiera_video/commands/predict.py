@@ -5,6 +5,7 @@
     hiera-video predict 'videos/**/*.mp4' --csv labels.csv --top-k 1
     hiera-video predict match.mp4 --timeline 5
     hiera-video predict match.mp4 --timeline 5 --video labelled.mp4
+    hiera-video predict videos/ --timeline 5 --html page/
     hiera-video predict clip.mp4 --weights runs/mine/checkpoints/best.pyth
     hiera-video predict -- -name-with-a-dash.mp4
 
@@ -29,6 +30,7 @@ from hiera_video.commands import usage
 from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.errors import DecodeError, RunFailed, UserError
+from hiera_video.label_page.folder import originals
 from hiera_video.spreadsheet import csv_file, path_cell
 from hiera_video.video.decoding_process import decoding_process, processes_for
 from hiera_video.video.find import InputFile, expand_paths, is_video_or_playlist
@@ -49,6 +51,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video predict") -
     files = expand_paths(args.paths)
     if args.video is not None:
         _check_video(args.video, files)
+    if args.html is not None:
+        files = originals(files, args.html)
+    elif args.copy:
+        raise UserError("--copy is for the page; add --html FOLDER")
     # Videos are read in child processes, so that a file that crashes a decoder cannot end this one.
     # They start first: they import their libraries while the model is loaded.
     with decoding_process(processes_for(len(files) if args.timeline is None else 1)) as process:
@@ -66,7 +72,7 @@ def _label_files(
     if args.timeline is not None:
         check_window(args.timeline)
     views = _views(args, cfg, parse_views)
-    with _outputs(args) as outputs:
+    with _outputs(args, len(files)) as outputs:
         # What a library prints while the model is loaded must not end up in the JSON.
         with contextlib.redirect_stdout(sys.stderr):
             predictor = Predictor.load(**_choices(args, cfg), views=views, process=process)
@@ -96,6 +102,8 @@ def _parser(prog: str) -> SettingsParser:
         metavar="FILE",
         help="also write a copy of the video, .mp4, .mov or .mkv, with its labels drawn on it",
     )
+    add("--html", metavar="FOLDER", help="also write pages to look at: FOLDER/index.html")
+    add("--copy", action="store_true", help="put copies of the videos into the folder of --html")
     add("--views", metavar="KxS", help="clips in time x crops in space (default: 5x3)")
     add(
         "--batch-size",
@@ -344,6 +352,8 @@ class _Outputs:
         self.as_json = as_json
         self.add_row: Callable[[Sequence[Any]], None] | None = None
         """Adds a row to the CSV file; None without one."""
+        self.add_to_page: Callable[[Prediction], None] | None = None
+        """Adds a finished video to the page of --html; None without one."""
         self.finished: list[Prediction] = []
         self.headed = ""
         """The file whose name the table showed last."""
@@ -366,8 +376,12 @@ class _Outputs:
     def end(self, prediction: Prediction) -> None:
         """Finish a file, and write its error if it has one."""
         self.finished.append(prediction)
-        if prediction.error is None:
-            return
+        if prediction.error is not None:
+            self._error(prediction)
+        if self.add_to_page is not None:
+            self.add_to_page(prediction)
+
+    def _error(self, prediction: Prediction) -> None:
         if not self.as_json:
             self._head(prediction)
             _write(f"      error: {prediction.error}")
@@ -400,17 +414,22 @@ class _Outputs:
 
 
 @contextlib.contextmanager
-def _outputs(args: argparse.Namespace) -> Iterator[_Outputs]:
+def _outputs(args: argparse.Namespace, count: int) -> Iterator[_Outputs]:
     """Open the outputs before the work, so that a missing folder is an error at once."""
     if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
         # The terminal shows characters that it does not have escaped. JSON is UTF-8 by definition;
         # the byte ff of a file name, which Python reads as "\udcff", is escaped as JSON escapes.
         encoding = "utf-8" if args.json else sys.stdout.encoding
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+    from hiera_video.label_page.page import written_page
+
     outputs = _Outputs(as_json=args.json)
     ended = None
     try:
-        with _csv_file(args.csv) as outputs.add_row:
+        with (
+            written_page(args.html, count, args.decoder, copy=args.copy) as outputs.add_to_page,
+            _csv_file(args.csv) as outputs.add_row,
+        ):
             try:
                 yield outputs
             except BaseException as error:

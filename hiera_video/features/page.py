@@ -21,8 +21,8 @@ from hiera_video.errors import DecodeError
 from hiera_video.features.search import Neighbour
 from hiera_video.features.settings import FeatureSettings
 from hiera_video.files import write_text
-from hiera_video.pages.folder import PageFolder
-from hiera_video.pages.moments import OUR_PICTURE, PICTURES, SIDE, jpeg_at, write_picture
+from hiera_video.pages.folder import OUR_PICTURE, PICTURES, PageFolder
+from hiera_video.pages.moments import SIDE, jpeg_at, write_picture
 from hiera_video.pages.templates import environment
 from hiera_video.video.guarded_pool import GuardedPool
 from hiera_video.video.guarded_video import GuardedVideo
@@ -134,12 +134,16 @@ def _rendered(
     settings: FeatureSettings,
     table: str,
 ) -> str:
-    return environment(Path(__file__).parent).get_template("page.html").render(
-        answers=answers,
-        pictures=pictures,
-        settings=settings,
-        table=table,
-        moment_of=moment_of,
-        mark=MARK,
-        side=SIDE,
+    return (
+        environment(Path(__file__).parent)
+        .get_template("page.html")
+        .render(
+            answers=answers,
+            pictures=pictures,
+            settings=settings,
+            table=table,
+            moment_of=moment_of,
+            mark=MARK,
+            side=SIDE,
+        )
     )

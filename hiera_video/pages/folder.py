@@ -11,6 +11,12 @@ from pathlib import Path
 from hiera_video.errors import UserError
 from hiera_video.files import explained
 
+PICTURES = "pictures"
+"""The subfolder of a page that holds pictures."""
+
+OUR_PICTURE = re.compile(r"[0-9a-f]{20}\.jpg")
+"""The names of ours."""
+
 _BEGINNING = 1000
 """Bytes of index.html that must hold the mark."""
 

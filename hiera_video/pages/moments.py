@@ -5,23 +5,17 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from hiera_video.files import atomic_write
+from hiera_video.pages.folder import PICTURES
 from hiera_video.video.guarded_video import GuardedVideo
 from hiera_video.video.info import VideoInfo
 
 SIDE = 192
 """Of a picture, in pixels."""
-
-PICTURES = "pictures"
-"""The subfolder of a page that holds them."""
-
-OUR_PICTURE = re.compile(r"[0-9a-f]{20}\.jpg")
-"""Others in the folder are not ours to delete."""
 
 _AT_ONCE = 8
 """Pictures of one request: the reader stays at its place between them, and each is bounded."""
