@@ -19,6 +19,9 @@ WIDTH, HEIGHT = 10_000, 100
 MOST_LABELS = 5
 """Rows of the chart: the labels with the highest scores over all windows."""
 
+LEAST = 0.01
+"""Labels that never reach this score have no row, but for the first."""
+
 _MOST_TICKS = 8
 _STEPS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200)
 """Seconds between two marks of the time axis."""
@@ -71,8 +74,9 @@ def chart_of(windows: Sequence[Window], duration: float) -> Chart:
         for label in window.labels:
             scores[label.label][number] = label.score
     first = sorted(scores, key=lambda name: -sum(scores[name].values()))[:MOST_LABELS]
+    rows = [_row(name, scores[name], windows, end) for name in first]
     return Chart(
-        rows=[_row(name, scores[name], windows, end) for name in first],
+        rows=[row for row in rows if row is rows[0] or row.highest >= LEAST],
         slots=[_slot(window, end) for window in windows],
         ticks=list(_ticks(end)),
         end=end,

@@ -30,7 +30,7 @@ from hiera_video.errors import DecodeError
 from hiera_video.files import write_text
 from hiera_video.label_page.chart import chart_of, clock
 from hiera_video.label_page.folder import FILES, MARK, VIDEOS, folder_of
-from hiera_video.label_page.playback import Playback, copied, playback
+from hiera_video.label_page.playback import Playback, container_name, copied, playback
 from hiera_video.pages.moments import SIDE, jpegs_at, write_picture
 from hiera_video.pages.templates import environment
 from hiera_video.video.decoding_process import decoding_process
@@ -229,6 +229,7 @@ class LabelPage:
             folder=os.path.dirname(video.prediction.file),
             base=os.path.basename(video.prediction.file),
             clock=clock,
+            container_name=container_name,
             side=SIDE,
         )
         write_text(os.path.join(self._folder.path, video.page), text)

@@ -20,6 +20,10 @@ _IN_MP4 = frozenset({"h264", "av1", "vp9"})
 _IN_WEBM = frozenset({"vp8", "vp9", "av1"})
 
 
+_CONTAINERS = {"mov": "MP4 or MOV", "matroska": "Matroska or WebM", "": "no container"}
+"""FFmpeg's names of formats that people know by others."""
+
+
 class Playback(NamedTuple):
     """What the page's player opens."""
 
@@ -32,6 +36,12 @@ class Playback(NamedTuple):
 def browsers_play(info: VideoInfo) -> bool:
     """Whether today's browsers play such a file, by its container and codec."""
     return _ending(info) is not None
+
+
+def container_name(info: VideoInfo) -> str:
+    """Return the name of a file's format, for people."""
+    first = info.container.split(",")[0]
+    return _CONTAINERS.get(first, first)
 
 
 def link_to(path: str, folder: str) -> str:
@@ -49,7 +59,7 @@ def playback(path: str, info: VideoInfo | None, folder: str) -> Playback:
     url = link_to(path, folder)
     if info is None or browsers_play(info):
         return Playback(url)
-    what = f"{info.codec} in {info.container.split(',')[0] or 'a folder'}"
+    what = f"{info.codec} in {container_name(info)}"
     return Playback(url, f"A browser may not play this ({what}); --copy adds a small copy.")
 
 
