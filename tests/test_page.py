@@ -19,6 +19,7 @@ from hiera_video.errors import RunFailed, UserError
 from hiera_video.features import page
 from hiera_video.features.page import Answer, Moment, PageWriter
 from hiera_video.features.search import Neighbour
+from hiera_video.pages import moments
 from hiera_video.video.guarded_pool import GuardedPool
 
 VOID = {"meta", "img", "link", "br", "input"}
@@ -91,7 +92,7 @@ def test_pictures_are_of_the_middle_of_the_window(here, process):
     numbers = []
     for file in files:
         with Image.open(file) as picture:
-            assert (picture.format, picture.size) == ("JPEG", (page.SIDE, page.SIDE))
+            assert (picture.format, picture.size) == ("JPEG", (moments.SIDE, moments.SIDE))
             whole = picture.convert("RGB").resize((128, 128))
         # the centre crop has 7/8 of each side: what was cut off is put back, in black
         canvas = Image.new("RGB", (128, 128))
@@ -233,15 +234,16 @@ def test_a_picture_is_small():
     import numpy as np
     import torch
 
-    noise = np.random.default_rng(0).integers(0, 255, (page.SIDE, page.SIDE, 3), dtype=np.uint8)
+    side = moments.SIDE
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
 
     class Video:
         info = type("Info", (), {"times": np.array([0.0, 1.0])})
 
         def read_crops(self, indices, side, crops):
-            assert (indices, side, crops) == ([1], page.SIDE, 1)
+            assert (indices, side, crops) == ([1], moments.SIDE, 1)
             return [torch.from_numpy(noise).permute(2, 0, 1)[None]]
 
-    jpeg = page._jpeg(Video(), 7.0)
+    jpeg = moments.jpeg_at(Video(), 7.0)
     assert len(jpeg) < 40_000
-    assert Image.open(io.BytesIO(jpeg)).size == (page.SIDE, page.SIDE)
+    assert Image.open(io.BytesIO(jpeg)).size == (moments.SIDE, moments.SIDE)

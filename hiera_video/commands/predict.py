@@ -6,6 +6,7 @@
     hiera-video predict match.mp4 --timeline 5
     hiera-video predict match.mp4 --timeline 5 --video labelled.mp4
     hiera-video predict clip.mp4 --explain
+    hiera-video predict videos/ --timeline 5 --html page/
     hiera-video predict clip.mp4 --weights runs/mine/checkpoints/best.pyth
     hiera-video predict -- -name-with-a-dash.mp4
 
@@ -32,6 +33,7 @@ from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.errors import DecodeError, RunFailed, UserError
 from hiera_video.explanation.places import strip_files
+from hiera_video.label_page.folder import originals
 from hiera_video.spreadsheet import csv_file, path_cell
 from hiera_video.video.decoding_process import decoding_process, processes_for
 from hiera_video.video.find import InputFile, expand_paths, is_video_or_playlist
@@ -52,6 +54,10 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video predict") -
     files = expand_paths(args.paths)
     if args.video is not None:
         _check_video(args.video, files)
+    if args.html is not None:
+        files = originals(files, args.html)
+    elif args.copy:
+        raise UserError("--copy is for the page; add --html FOLDER")
     if args.explain:
         _strips(files)  # refuses before the work
     # Videos are read in child processes, so that a file that crashes a decoder cannot end this one.
@@ -72,7 +78,7 @@ def _label_files(
     if args.timeline is not None:
         check_window(args.timeline)
     views = _views(args, cfg, parse_views)
-    with _outputs(args) as outputs:
+    with _outputs(args, len(files)) as outputs:
         outputs.strips = _strips(files) if args.explain else {}
         # What a library prints while the model is loaded must not end up in the JSON.
         with contextlib.redirect_stdout(sys.stderr):
@@ -114,6 +120,8 @@ def _parser(prog: str) -> SettingsParser:
         help="also show what in each video speaks for its first label: as NAME_explained.jpg in "
         "the current folder, and in the copy of --video",
     )
+    add("--html", metavar="FOLDER", help="also write pages to look at: FOLDER/index.html")
+    add("--copy", action="store_true", help="put copies of the videos into the folder of --html")
     add("--views", metavar="KxS", help="clips in time x crops in space (default: 5x3)")
     add(
         "--batch-size",
@@ -385,6 +393,8 @@ class _Outputs:
         """Adds a row to the CSV file; None without one."""
         self.strips: dict[str, Path] = {}
         """File -> the picture of its explanation."""
+        self.add_to_page: Callable[[Prediction], None] | None = None
+        """Adds a finished video to the page of --html; None without one."""
         self.finished: list[Prediction] = []
         self.headed = ""
         """The file whose name the table showed last."""
@@ -419,8 +429,12 @@ class _Outputs:
     def end(self, prediction: Prediction) -> None:
         """Finish a file, and write its error if it has one."""
         self.finished.append(prediction)
-        if prediction.error is None:
-            return
+        if prediction.error is not None:
+            self._error(prediction)
+        if self.add_to_page is not None:
+            self.add_to_page(prediction)
+
+    def _error(self, prediction: Prediction) -> None:
         if not self.as_json:
             self._head(prediction)
             _write(f"      error: {prediction.error}")
@@ -453,17 +467,22 @@ class _Outputs:
 
 
 @contextlib.contextmanager
-def _outputs(args: argparse.Namespace) -> Iterator[_Outputs]:
+def _outputs(args: argparse.Namespace, count: int) -> Iterator[_Outputs]:
     """Open the outputs before the work, so that a missing folder is an error at once."""
     if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
         # The terminal shows characters that it does not have escaped. JSON is UTF-8 by definition;
         # the byte ff of a file name, which Python reads as "\udcff", is escaped as JSON escapes.
         encoding = "utf-8" if args.json else sys.stdout.encoding
         sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+    from hiera_video.label_page.page import written_page
+
     outputs = _Outputs(as_json=args.json)
     ended = None
     try:
-        with _csv_file(args.csv) as outputs.add_row:
+        with (
+            written_page(args.html, count, args.decoder, copy=args.copy) as outputs.add_to_page,
+            _csv_file(args.csv) as outputs.add_row,
+        ):
             try:
                 yield outputs
             except BaseException as error:

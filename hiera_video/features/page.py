@@ -10,10 +10,6 @@ from right to left do not turn the text around them.
 
 from __future__ import annotations
 
-import hashlib
-import io
-import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,25 +17,18 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from hiera_video import cli
-from hiera_video.errors import DecodeError, UserError
+from hiera_video.errors import DecodeError
 from hiera_video.features.search import Neighbour
 from hiera_video.features.settings import FeatureSettings
-from hiera_video.files import AnyPath, atomic_write, explained, write_text
+from hiera_video.files import write_text
+from hiera_video.pages.folder import OUR_PICTURE, PICTURES, PageFolder
+from hiera_video.pages.moments import SIDE, jpeg_at, write_picture
+from hiera_video.pages.templates import environment
 from hiera_video.video.guarded_pool import GuardedPool
 from hiera_video.video.guarded_video import GuardedVideo
 
 MARK = "hiera_video neighbours/1"
 """In every page, so that a later one may replace it."""
-
-SIDE = 192
-"""Of a picture, in pixels."""
-
-
-_OUR_PICTURE = re.compile(r"[0-9a-f]{20}\.jpg")
-"""Others in the folder are not ours to delete."""
 
 
 class Moment(NamedTuple):
@@ -98,20 +87,13 @@ class PageWriter:
         Raises RunFailed, which names the file, if something cannot be written. A page that was
         there stays until the new one is complete.
         """
-        require_replaceable(self.folder)
-        with explained(self.folder):
-            os.makedirs(os.path.join(self.folder, "pictures"), exist_ok=True)
+        folder = _folder(self.folder)
+        folder.make()
         moments = [moment for answer in answers for moment in _moments(answer)]
         pictures = dict(self._pictures(moments))
-        content = _rendered(answers, pictures, settings, table)
-        page = os.path.join(self.folder, "index.html")
-        write_text(page, content)
-        used = {picture.file for picture in pictures.values()}
-        for old in Path(self.folder, "pictures").iterdir():
-            if _OUR_PICTURE.fullmatch(old.name) and f"pictures/{old.name}" not in used:
-                with explained(old):
-                    old.unlink(missing_ok=True)
-        return page
+        write_text(folder.index, _rendered(answers, pictures, settings, table))
+        folder.remove_unused({picture.file for picture in pictures.values()})
+        return folder.index
 
     def _pictures(self, moments: Iterable[Moment]) -> Iterator[tuple[Moment, Picture]]:
         """Read the picture of each moment once, every video opened once."""
@@ -120,45 +102,19 @@ class PageWriter:
             try:
                 with GuardedVideo(path, self.process, self.decoder) as video:
                     while left:
-                        file = self._write(_jpeg(video, left[0].middle))
+                        file = write_picture(self.folder, jpeg_at(video, left[0].middle))
                         yield left.popleft(), Picture(file=file)
             except DecodeError as error:  # one failure is enough: the next may take minutes
                 yield from ((moment, Picture(error=error.reason)) for moment in left)
 
-    def _write(self, jpeg: bytes) -> str:
-        name = f"pictures/{hashlib.sha256(jpeg).hexdigest()[:20]}.jpg"
-        with atomic_write(os.path.join(self.folder, name)) as file:
-            file.write(jpeg)
-        return name
 
-
-def require_replaceable(folder: AnyPath) -> None:
+def require_replaceable(folder: str) -> None:
     """Raise UserError unless `folder` is new, empty or holds an earlier page."""
-    place = Path(folder)
-    if not os.path.lexists(place):
-        return
-    if not place.is_dir():
-        raise UserError(f"{place} is a file; name a folder for the page")
-    try:
-        ours = _is_ours(place)
-    except OSError as error:
-        raise UserError(f"{place} cannot be read: {error.strerror}; name a new folder") from None
-    if not ours:
-        raise UserError(
-            f"{place} holds other things than an earlier page; name a new or an empty folder"
-        )
+    _folder(folder).require_replaceable()
 
 
-def _is_ours(place: Path) -> bool:
-    """Whether a folder is empty, or holds a page of this module, or the pictures of one that was
-    interrupted."""
-    names = {entry.name for entry in place.iterdir()}
-    if "index.html" in names:
-        with open(place / "index.html", "rb") as file:
-            return MARK.encode() in file.read(1000)
-    if names != {"pictures"}:
-        return not names
-    return all(_OUR_PICTURE.fullmatch(entry.name) for entry in (place / "pictures").iterdir())
+def _folder(path: str) -> PageFolder:
+    return PageFolder(path, MARK, {PICTURES: OUR_PICTURE})
 
 
 def moment_of(neighbour: Neighbour) -> Moment:
@@ -172,38 +128,22 @@ def _moments(answer: Answer) -> Iterator[Moment]:
     yield from map(moment_of, answer.neighbours)
 
 
-def _jpeg(video: GuardedVideo, seconds: float) -> bytes:
-    """The frame that is shown at a time, its centre, SIDE x SIDE pixels."""
-    from PIL import Image
-
-    times = video.info.times
-    index = int(np.searchsorted(times, seconds, side="right")) - 1
-    (crop,) = video.read_crops([min(max(index, 0), len(times) - 1)], SIDE, 1)
-    file = io.BytesIO()
-    Image.fromarray(crop[0].permute(1, 2, 0).numpy()).save(file, format="JPEG", quality=82)
-    return file.getvalue()
-
-
 def _rendered(
     answers: Sequence[Answer],
     pictures: dict[Moment, Picture],
     settings: FeatureSettings,
     table: str,
 ) -> str:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["printable"] = cli.printable
-    return environment.get_template("page.html").render(
-        answers=answers,
-        pictures=pictures,
-        settings=settings,
-        table=table,
-        moment_of=moment_of,
-        mark=MARK,
-        side=SIDE,
+    return (
+        environment(Path(__file__).parent)
+        .get_template("page.html")
+        .render(
+            answers=answers,
+            pictures=pictures,
+            settings=settings,
+            table=table,
+            moment_of=moment_of,
+            mark=MARK,
+            side=SIDE,
+        )
     )

@@ -1,6 +1,7 @@
 """Writes a labelled copy of a video, part by part, in a process of its own.
 
     write_labelled_video("clip.mp4", "out.mp4", captions)
+    write_small_copy("clip.avi", "out.mp4", longest=640)      # nothing drawn
 
 The copy has the frames, the times and the sound of the video, upright. A file that crashes or hangs
 a decoder ends the child process and raises DecodeError; the target then stays as it was.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -60,9 +61,39 @@ def write_labelled_video(
         RunFailed: the target cannot be written.
         UserError: the target is the video itself, or no name of a video file.
     """
-    source, place = os.fspath(path), os.fspath(target)
     if not captions:
         raise ValueError("captions: at least one")
+    source, place = os.fspath(path), os.fspath(target)
+    return _write((source, decoder), place, _Look(tuple(captions), heat), on_progress)
+
+
+def write_small_copy(
+    path: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    longest: int,
+    decoder: str = "auto",
+) -> str:
+    """Write a copy without captions, no side longer than `longest`; else as the other function."""
+    return _write((os.fspath(path), decoder), os.fspath(target), _Look(longest=longest), None)
+
+
+class _Look(NamedTuple):
+    """What a copy looks like; as it is, the video itself."""
+
+    captions: tuple[Caption, ...] = ()
+    heat: Heat | None = None
+    longest: int | None = None
+    """Bounds the sides."""
+
+
+def _write(
+    file: tuple[str, str],
+    place: str,
+    look: _Look,
+    on_progress: Callable[[float], None] | None,
+) -> str:
+    source = file[0]
     check_target(place)
     require_another_file(source, place)
     unfinished = unfinished_name(place)
@@ -70,8 +101,8 @@ def write_labelled_video(
     try:
         # A request is bounded in work; what is slow here is the machine, not the file.
         with GuardedPool(WRITER, time_limit=10 * TIME_LIMIT) as process:
-            begin = ("begin", (source, decoder), (unfinished, kind), tuple(captions), heat)
-            count, codec = _ask(process, source, begin)
+            request = ("begin", file, (unfinished, kind), look)
+            count, codec = _ask(process, source, request)
             done = 0
             while done < count:
                 done = _ask(process, source, ("go on",))
@@ -121,21 +152,17 @@ def serve(request: tuple[Any, ...]) -> Any:
 class _Work:
     """One video on its way."""
 
-    def __init__(
-        self,
-        file: tuple[str, str],
-        target: tuple[str, str],
-        captions: tuple[Caption, ...],
-        heat: Heat | None = None,
-    ) -> None:
-        self._reader, self._heat = open_video(*file), heat
+    def __init__(self, file: tuple[str, str], target: tuple[str, str], look: _Look) -> None:
+        self._reader, self._look = open_video(*file), look
         info = self._reader.info
-        self.count, self._times, self._captions = info.num_frames, info.times, captions
+        self.count, self._times = info.num_frames, info.times
         self._last = 1 / info.fps
-        self._factor = enlargement(info.width, info.height)
+        self._factor = enlargement(info.width, info.height) if look.captions else 1
         size = (info.width * self._factor, info.height * self._factor)
-        self._panel = Panel(*size)
         self._size = max(1, PART_BYTES // (3 * size[0] * size[1]))
+        self._smaller = None if look.longest is None else _at_most(size, look.longest)
+        size = self._smaller or size
+        self._panel = Panel(*size) if look.captions else None
         self._parts = self._pixels()
         self._done = 0
         self.encoder = Encoder(
@@ -159,10 +186,13 @@ class _Work:
     def _drawn(self, picture: Pixels, time: float) -> Pixels:
         if self._factor > 1:
             picture = picture.repeat(self._factor, axis=0).repeat(self._factor, axis=1)
+        if self._smaller is not None:
+            picture = _resized(picture, self._smaller)
         picture = np.require(picture, requirements=["C", "W"])
-        if self._heat is not None:
-            self._heat.put(picture, time)
-        self._panel.put(picture, caption_at(self._captions, time))
+        if self._look.heat is not None:
+            self._look.heat.put(picture, time)
+        if self._panel is not None:
+            self._panel.put(picture, caption_at(self._look.captions, time))
         return even(picture)
 
     def _shown_for(self, frame: int) -> float:
@@ -183,6 +213,21 @@ class _Work:
 def enlargement(width: int, height: int) -> int:
     """Return by how much a picture is enlarged, so that text can be read on it."""
     return max(1, min(-(-NARROWEST // width), LARGEST // max(width, height)))
+
+
+def _at_most(size: tuple[int, int], longest: int) -> tuple[int, int] | None:
+    """The size with no side beyond `longest`; None where it is small enough."""
+    if max(size) <= longest:
+        return None
+    width, height = (max(1, round(side * longest / max(size))) for side in size)
+    return width, height
+
+
+def _resized(picture: Pixels, size: tuple[int, int]) -> Pixels:
+    from PIL import Image
+
+    image = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
+    return np.asarray(image)
 
 
 def _sound(reader: VideoReader | FrameFolder) -> Sound | None:

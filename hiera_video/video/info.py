@@ -37,6 +37,8 @@ class VideoInfo:
     """The library that decodes (where "auto" meets a file it fails on, the next one does)."""
     times: Seconds = field(repr=False)
     """float64 [num_frames]: seconds from the first frame, never falling."""
+    container: str = ""
+    """FFmpeg's name of the format, "mov,mp4,m4a,3gp,3g2,mj2"; empty for a folder of pictures."""
     index: FrameIndex | None = field(default=None, repr=False)
     """Where each frame lies in the file, so that `read_frames` need not scan it again."""
 

@@ -56,6 +56,7 @@ def describe(file: VideoFile, deadline: Deadline) -> VideoInfo:
         codec=codec,
         decoder="pyav",
         times=times,
+        container=index.container,
         index=index,
     )
 
