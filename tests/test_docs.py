@@ -19,7 +19,7 @@ from pages import blocks, can_run, commands, complaints, home, run, run_python  
 from hiera_video import doctor
 from hiera_video.commands import COMMANDS, predict
 from hiera_video.engine.state import RunRecord, TrainingState
-from hiera_video.predict import Prediction
+from hiera_video.prediction import Prediction
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))

@@ -40,10 +40,11 @@ ALLOWED = {
         *FOUNDATION,
         *("video", "data", "models", "scoring", "classifier", "runtimes", "export"),
     ),
+    "prediction": (*FOUNDATION, "explanation"),
     "predict": (
         *FOUNDATION,
         *("video", "data", "models", "scoring", "batched_scores", "classifier", "export"),
-        "explanation",
+        *("explanation", "prediction"),
     ),
     "engine": (*FOUNDATION, "config", "video", "data", "models", "scoring", "engine"),
     "pages": (*FOUNDATION, "video", "pages"),
@@ -55,7 +56,7 @@ ALLOWED = {
     "labelled_video": (*FOUNDATION, "video", "explanation", "labelled_video"),
     "label_page": (
         *FOUNDATION,
-        *("video", "predict", "labelled_video", "pages", "label_page"),
+        *("video", "prediction", "labelled_video", "pages", "label_page"),
     ),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "benchmarks": (
@@ -76,7 +77,7 @@ ALLOWED = {
     "commands": (
         *FOUNDATION,
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
-        *("features", "explanation", "labelled_video", "label_page", "preparation"),
+        *("prediction", "features", "explanation", "labelled_video", "label_page", "preparation"),
         *("runtimes", "export"),
         *("benchmarks", "commands"),
     ),

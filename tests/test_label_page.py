@@ -22,7 +22,8 @@ from hiera_video.label_page import page as label_page
 from hiera_video.label_page.chart import chart_of, clock
 from hiera_video.label_page.folder import folder_of
 from hiera_video.label_page.page import LabelPage
-from hiera_video.predict import Label, Prediction, Predictor, Window
+from hiera_video.predict import Predictor
+from hiera_video.prediction import Label, Prediction, Window
 from hiera_video.video.decode import probe, read_frames
 from hiera_video.video.guarded_pool import GuardedPool
 

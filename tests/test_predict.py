@@ -26,7 +26,7 @@ from hiera_video.errors import DecodeError, RunFailed, UserError, WeightsError
 from hiera_video.labels import load_labels
 from hiera_video.models.weights import resolve
 from hiera_video.models.weights.published import PUBLISHED
-from hiera_video.predict import Label, Prediction
+from hiera_video.prediction import Label, Prediction
 from hiera_video.scoring import ScoreSettings, view_scores
 from hiera_video.video.decode import VideoReader
 from hiera_video.video.decoders import available_decoders

@@ -40,7 +40,8 @@ from hiera_video.video.find import InputFile, expand_paths, is_video_or_playlist
 from hiera_video.video.guarded_pool import GuardedPool
 
 if TYPE_CHECKING:
-    from hiera_video.predict import Label, Prediction, Predictor, Window
+    from hiera_video.predict import Predictor
+    from hiera_video.prediction import Label, Prediction, Window
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "hiera-video predict") -> int:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from hiera_video.predict import Window
+    from hiera_video.prediction import Window
 
 WIDTH, HEIGHT = 10_000, 100
 

@@ -39,7 +39,7 @@ from hiera_video.video.guarded_video import GuardedVideo
 from hiera_video.video.info import VideoInfo
 
 if TYPE_CHECKING:
-    from hiera_video.predict import Prediction
+    from hiera_video.prediction import Prediction
 
 MOST_PICTURES = 48
 """Of one video, evenly spread where it has more windows."""
