@@ -50,6 +50,7 @@ ALLOWED = {
         *("video", "data", "models", "scoring", "classifier", "engine", "features"),
     ),
     "labelled_video": (*FOUNDATION, "video", "labelled_video"),
+    "streaming": (*FOUNDATION, "video", "predict", "streaming"),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "benchmarks": (
         *FOUNDATION,
@@ -69,7 +70,7 @@ ALLOWED = {
     "commands": (
         *FOUNDATION,
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
-        *("features", "labelled_video", "preparation", "runtimes", "export"),
+        *("features", "labelled_video", "streaming", "preparation", "runtimes", "export"),
         *("benchmarks", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),
