@@ -22,6 +22,7 @@ from collections.abc import Callable
 from typing import Protocol
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from hiera_video.cli import printable
 from hiera_video.errors import DecodeError
 from hiera_video.streaming.sources import Source
 
@@ -61,7 +62,10 @@ def open_bytes(
     if source.kind == "http":
         return WebAddress(source, timeout, on_bytes)
     if descriptor is None:
-        descriptor = os.open(source.place, os.O_RDONLY)  # waits for somebody who writes to it
+        try:
+            descriptor = os.open(source.place, os.O_RDONLY)  # waits for somebody who writes to it
+        except OSError as error:
+            raise DecodeError(source.name, f"cannot be opened: {error.strerror}") from None
     return Pipe(descriptor, on_bytes)
 
 
@@ -128,12 +132,13 @@ class WebAddress:
         self._response.close()
 
     def _why(self, error: Exception) -> str:
-        if isinstance(error, urllib.error.HTTPError):
-            return f"the server answers {error.code} {error.reason}"
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             return silence(self._timeout)
-        return f"cannot be read: {getattr(reason, 'strerror', None) or reason}"
+        said = printable(str(getattr(reason, "strerror", None) or reason).strip())
+        if isinstance(error, urllib.error.HTTPError):
+            return f"the server answers {error.code} {said}"
+        return f"cannot be read: {said}"
 
 
 def _opener() -> urllib.request.OpenerDirector:

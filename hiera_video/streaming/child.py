@@ -23,7 +23,8 @@ from hiera_video.streaming.decoding import Frames, open_stream
 from hiera_video.streaming.pictures import Cropper, Picture, Room
 from hiera_video.streaming.sources import Source
 from hiera_video.streaming.windows import Cut, StreamWindow, WindowCutter
-from hiera_video.video.limits import MEMORY_LIMIT, limit_memory
+from hiera_video.video.container import error_reason
+from hiera_video.video.limits import MEMORY_LIMIT, is_out_of_memory, limit_memory
 from hiera_video.video.sampling import Indices
 from hiera_video.video.view_crops import ViewCrops, read_view_crops
 
@@ -215,7 +216,7 @@ class _Reading:
         try:
             self._decode()
         except BaseException as error:
-            self._handover.end(error)
+            self._handover.end(_explained(error, self.request.source.name))
         else:
             self._handover.end(None)
 
@@ -260,6 +261,13 @@ class _Reading:
 
     def _on_bytes(self) -> None:
         self._bytes = time.monotonic()
+
+
+def _explained(error: BaseException, name: str) -> BaseException:
+    """Whatever a library raises over a damaged stream, as a DecodeError of that stream."""
+    if isinstance(error, DecodeError) or is_out_of_memory(error):
+        return error
+    return DecodeError(name, f"unexpected {type(error).__name__}: {error_reason(error)}")
 
 
 def _descriptor(request: StreamRequest) -> int | None:

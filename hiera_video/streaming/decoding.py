@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from fractions import Fraction
 from statistics import median
@@ -53,6 +54,7 @@ def open_stream(source: Source, file: ByteSource | None, timeout: float) -> Open
         options |= {"rtsp_transport": "tcp", "protocol_whitelist": "tcp,tls"}
     else:
         options |= {"protocol_whitelist": "none"}  # nothing in it may lead elsewhere
+    began = time.monotonic()
     try:
         container = av.open(
             source.place if file is None else file,
@@ -63,7 +65,10 @@ def open_stream(source: Source, file: ByteSource | None, timeout: float) -> Open
             timeout=timeout if file is None else None,
         )
     except av.FFmpegError as error:
-        raise DecodeError(source.name, _open_reason(error, source, file, timeout)) from None
+        # FFmpeg's RTSP says "invalid data" when it is interrupted.
+        late = file is None and (_is_timeout(error) or time.monotonic() - began >= timeout)
+        reason = silence(timeout) if late else _open_reason(error, file)
+        raise DecodeError(source.name, reason) from None
     try:
         stream = choose_stream(source.name, container)
         prepare_decoder(stream)
@@ -73,10 +78,8 @@ def open_stream(source: Source, file: ByteSource | None, timeout: float) -> Open
     return OpenVideo(container, stream)
 
 
-def _open_reason(error: Exception, source: Source, file: ByteSource | None, timeout: float) -> str:
+def _open_reason(error: Exception, file: ByteSource | None) -> str:
     if file is None:
-        if _is_timeout(error):
-            return silence(timeout)
         return f"cannot be opened ({error_reason(error)})"
     kind = text_kind(file.head) if file.head else "nothing came before it ended"
     if kind:
@@ -174,8 +177,9 @@ class StreamClock:
     def __init__(
         self, time_base: Fraction, usual_rate: float, *, restarts: bool, counts: bool = False
     ) -> None:
-        self._time_base, self._usual_step = float(time_base), 1 / usual_rate
+        self._time_base, self._rate, self._usual_step = float(time_base), usual_rate, 1 / usual_rate
         self._restarts, self._counts = restarts, counts
+        self._count = 0
         self._first: int | None = None
         self._last: float | None = None  # by the stream's clock
         self._time: float | None = None
@@ -183,9 +187,12 @@ class StreamClock:
 
     def time(self, pts: int | None) -> float:
         """The time of the next frame, whose time stamp is `pts`."""
+        self._count += 1
+        if self._counts:
+            return (self._count - 1) / self._rate
         if self._first is None:
             self._first = pts
-        if pts is None or self._first is None or self._counts:
+        if pts is None or self._first is None:
             now, step = None, self._usual_step
         else:
             now = (pts - self._first) * self._time_base
