@@ -11,6 +11,7 @@ import io
 import json
 import os
 import signal
+import socketserver
 import subprocess
 import sys
 import threading
@@ -632,6 +633,84 @@ def test_a_server_that_never_answers(predictor, process):
         for scheme in ("http", "rtsp"):
             with pytest.raises(DecodeError, match="nothing came for 1 s"):
                 labelled(predictor, f"{scheme}://127.0.0.1:{port}/v", process)
+
+
+# ---- a network camera ----
+
+
+class _Camera(socketserver.StreamRequestHandler):
+    """A server of RTSP: MPEG-TS in packets of RTP, through the connection of the requests."""
+
+    def handle(self):
+        while True:
+            lines = [self.rfile.readline().decode().strip()]
+            while lines[-1]:
+                lines.append(self.rfile.readline().decode().strip())
+            word = lines[0].split(" ")[0]
+            number = next((x for x in lines if x.lower().startswith("cseq:")), "")
+            if not number or word == "TEARDOWN":
+                return
+            body = b""
+            heads = {"OPTIONS": "Public: DESCRIBE, SETUP, PLAY, TEARDOWN"}
+            if word == "DESCRIBE":
+                body = b"v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nt=0 0\r\n" + (
+                    b"m=video 0 RTP/AVP 33\r\na=control:track1\r\n"
+                )
+                heads[word] = f"Content-Type: application/sdp\r\nContent-Length: {len(body)}"
+            if word == "SETUP":
+                self.server.transports.append(next(x for x in lines if x.startswith("Transport")))
+                heads[word] = "Session: 1\r\nTransport: RTP/AVP/TCP;unicast;interleaved=0-1"
+            head = heads.get(word, "Session: 1")
+            self.wfile.write(f"RTSP/1.0 200 OK\r\n{number}\r\n{head}\r\n\r\n".encode() + body)
+            if word == "PLAY":
+                with contextlib.suppress(OSError):
+                    self.play()
+                return
+
+    def play(self):
+        data, size = self.server.data, 7 * 188
+        for number, start in enumerate(range(0, len(data), size)):
+            stamp = (number * 900).to_bytes(4, "big")
+            packet = b"\x80\x21" + (number % 65536).to_bytes(2, "big") + stamp + b"\0\0\0\1"
+            packet += data[start : start + size]
+            self.wfile.write(b"$\0" + len(packet).to_bytes(2, "big") + packet)
+            if number == self.server.stall_at:
+                self.server.stopped.wait(60)
+            time.sleep(0.005)
+
+
+@contextlib.contextmanager
+def camera(data, stall_at=-1):
+    """The server, on a port of its own."""
+    server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), _Camera)
+    server.daemon_threads = True
+    server.data, server.stall_at, server.transports = data, stall_at, []
+    server.stopped = threading.Event()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server, f"rtsp://127.0.0.1:{server.server_address[1]}/live"
+    finally:
+        server.stopped.set()
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_network_camera(predictor, process, long_clip):
+    with camera(long_clip.read_bytes()) as (server, address):
+        found = labelled(predictor, address, process, timeout=3.0)
+    assert found[-1].end == pytest.approx(6, abs=0.2)
+    whole = {window.start: window.labels for window in predictor.timeline(long_clip, 1.0)}
+    assert all(window.labels == whole[window.start] for window in found if window.end == 6.0)
+    assert all("TCP" in transport for transport in server.transports)
+
+
+def test_a_network_camera_that_stands_still(predictor, process, long_clip):
+    data = long_clip.read_bytes()
+    with (
+        camera(data, stall_at=len(data) // (7 * 188) // 2) as (_, address),
+        pytest.raises(DecodeError, match="nothing came for 1 s"),
+    ):
+        labelled(predictor, address, process)
 
 
 # ---- what may be opened ----

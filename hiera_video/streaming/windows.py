@@ -147,6 +147,10 @@ class WindowCutter(Generic[T]):
         spec = self.cut.spec
         clip_span = span(spec.num_frames, spec.sampling_rate, self.rate(), spec.target_fps)
         first = self._closed[0].frames.start if self._closed else self._first
-        keep = self.count - first + (0 if spec.segments else math.ceil(clip_span))
+        # A clip around a window begins half a clip before it at most; where the stream ends in the
+        # middle of one, a whole clip before its end.
+        keep = self.count - first
+        if not spec.segments:
+            keep = max(keep + math.ceil(clip_span / 2), math.ceil(clip_span)) + 1
         while len(self.held) > keep:
             self.held.popleft()
