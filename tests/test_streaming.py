@@ -818,6 +818,20 @@ def test_a_decoder_that_never_ends_is_given_up(monkeypatch, long_clip):
     ended.set()
 
 
+def test_a_stream_that_is_left_ends(long_clip):
+    """In this process: the thread that waits for its window to be taken."""
+    source = parse_source(str(long_clip))
+    request = child.StreamRequest(source, Cut(0.2, SPEC, 1), 1, timeout=0.5)
+    child.serve(request)
+    assert child.serve(None) is not True
+    (left,) = [thread for thread in threading.enumerate() if thread.name == "decodes"]
+    child.serve(request)
+    left.join(60)
+    assert not left.is_alive()
+    answers = iter(lambda: child.serve(None), False)
+    assert len([window for window in answers if window is not True]) == 30
+
+
 # ---- the command line ----
 
 

@@ -45,7 +45,7 @@ def check_stream_arguments(args: argparse.Namespace) -> None:
         return
     if args.paths:
         raise UserError(
-            f"--stream {args.stream!r} and {args.paths[0]!r}: a stream is labelled alone"
+            f"--stream and {args.paths[0]!r}: a stream is labelled alone; start a second command"
         )
     for name, reason in _OTHER_OUTPUTS.items():
         if getattr(args, name, None):

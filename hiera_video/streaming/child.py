@@ -7,6 +7,7 @@ Only what a file held before it was opened is not dropped: its reader waits for 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -91,6 +92,8 @@ def serve(request: StreamRequest | None) -> CutWindow | bool:
     """
     global _reading
     if request is not None:
+        if _reading is not None:
+            _reading.stop()
         _reading = _Reading(request)
         return True
     if _reading is None:
@@ -108,28 +111,43 @@ class _Ready:
     clock: float
 
 
+class _Stopped(Exception):
+    """Nobody wants this stream any more."""
+
+
 class _Handover:
     """The newest window, on its way from the thread that decodes to the one that answers."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
         self._ready: _Ready | None = None
-        self._ended = False
+        self._ended = self._stopped = False
         self._error: BaseException | None = None
         self.dropped = 0
         self.is_full = False
         """Whether the thread that decodes waits here."""
 
     def put(self, ready: _Ready, *, wait: bool) -> None:
-        """Leave a window. wait: until the last one is taken; otherwise it is dropped."""
+        """Leave a window. wait: until the last one is taken; otherwise it is dropped.
+
+        Raises _Stopped after `stop`.
+        """
         with self._changed:
-            while wait and self._ready is not None:
+            while wait and self._ready is not None and not self._stopped:
                 self.is_full = True
                 self._changed.wait()
             self.is_full = False
+            if self._stopped:
+                raise _Stopped
             if self._ready is not None:
                 self.dropped += self._ready.window.num_frames
             self._ready = ready
+            self._changed.notify_all()
+
+    def stop(self) -> None:
+        """Let the thread that decodes end at its next window."""
+        with self._changed:
+            self._stopped = True
             self._changed.notify_all()
 
     def end(self, error: BaseException | None) -> None:
@@ -167,6 +185,10 @@ class _Reading:
 
     # ---- the thread that answers ----
 
+    def stop(self) -> None:
+        """Leave the stream."""
+        self._handover.stop()
+
     def next(self) -> CutWindow | bool:
         ready = self._handover.take(POLL_SECONDS)
         if ready is True:
@@ -202,7 +224,7 @@ class _Reading:
         seen = self._bytes if self._file is not None else self._frame
         limit = timeout if self._file is not None else timeout + _GRACE
         if now - seen > limit:
-            raise DecodeError(name, silence(timeout))
+            raise DecodeError(name, silence(limit))
         if now - self._frame > timeout + _GRACE and self.request.source.kind != "file":
             raise DecodeError(
                 name,
@@ -228,29 +250,24 @@ class _Reading:
         frames = Frames(
             source.name, open_stream(source, self._file, request.timeout), request.timeout
         )
-        cutter: WindowCutter[Picture] = WindowCutter(
-            request.cut, frames.stated, known=frames.counts_all
-        )
-        room = Room(source.name, request.cut.seconds)
+        with contextlib.closing(frames):
+            self._cut(frames)
+
+    def _cut(self, frames: Frames) -> None:
+        """Cut the stream into windows; the last one ends with it, unless it ended in an error."""
+        cut, name = self.request.cut, self.request.source.name
+        cutter: WindowCutter[Picture] = WindowCutter(cut, frames.stated, known=frames.counts_all)
+        room = Room(name, cut.seconds)
         cropper: Cropper | None = None
-        failure: DecodeError | None = None
-        try:
-            for seconds, frame in frames:
-                self._frame = time.monotonic()
-                self._damaged = frames.damaged
-                size = request.cut.spec.crop_size
-                cropper = cropper or Cropper(source.name, frame, size, request.num_crops)
-                for window in cutter.add(seconds, Picture(frame, cropper)):
-                    self._put(window, wait=not self._is_live())
-                room.make(cutter.held)
-        except DecodeError as error:
-            failure = error
-        if failure is None:  # after an error, nobody knows whether the rest is whole
-            for window in cutter.finish():
-                self._put(window, wait=True)
-        frames.close()
-        if failure is not None:
-            raise failure
+        for seconds, frame in frames:
+            self._frame = time.monotonic()
+            self._damaged = frames.damaged
+            cropper = cropper or Cropper(name, frame, cut.spec.crop_size, self.request.num_crops)
+            for window in cutter.add(seconds, Picture(frame, cropper)):
+                self._put(window, wait=not self._is_live())
+            room.make(cutter.held)
+        for window in cutter.finish():
+            self._put(window, wait=True)
 
     def _put(self, window: StreamWindow[Picture], *, wait: bool) -> None:
         self._handover.put(_Ready(window, time.monotonic(), time.time()), wait=wait)
