@@ -229,7 +229,7 @@ class Predictor:
             info = reader.info
             for window in window_clips(info.times, info.fps, self.spec, seconds, num_views):
                 clips = self._clips(reader, window.views)
-                labels = tuple(self._rank(self._scores(clips), top_k))
+                labels = tuple(self.label_clips(clips, top_k=top_k))
                 yield Window(start=window.start, end=window.end, labels=labels)
                 if on_progress is not None:
                     on_progress(min(window.end / max(info.duration, window.end), 1.0))
@@ -269,6 +269,10 @@ class Predictor:
             )
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory() from error
+
+    def label_clips(self, clips: Tensor, *, top_k: int = 5) -> list[Label]:
+        """Rank the labels of clips uint8 [V, 3, T, H, W] of one video, by their mean scores."""
+        return self._rank(self._scores(clips), top_k)
 
     def label_files(
         self,

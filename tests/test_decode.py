@@ -300,10 +300,10 @@ def test_reader_serves_many_reads(tmp_path, decoder):
 def test_each_wanted_frame_is_converted_once(tmp_path, monkeypatch):
     path = write_clip(tmp_path / "v.mp4", b_frames=2)
     converted = []
-    write = pyav_reader.PyavReader._write
+    write = pyav_reader.RgbConverter.write
     monkeypatch.setattr(
-        pyav_reader.PyavReader,
-        "_write",
+        pyav_reader.RgbConverter,
+        "write",
         lambda self, frame, row: (converted.append(frame.pts), write(self, frame, row))[1],
     )
     read_frames(path, [50, 3, 50, 3, 3], "pyav")

@@ -58,6 +58,7 @@ ALLOWED = {
         *FOUNDATION,
         *("video", "prediction", "labelled_video", "pages", "label_page"),
     ),
+    "streaming": (*FOUNDATION, "video", "predict", "prediction", "streaming"),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "benchmarks": (
         *FOUNDATION,
@@ -78,7 +79,7 @@ ALLOWED = {
         *FOUNDATION,
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
         *("prediction", "features", "explanation", "labelled_video", "label_page", "preparation"),
-        *("runtimes", "export"),
+        *("streaming", "runtimes", "export"),
         *("benchmarks", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),

@@ -8,11 +8,13 @@
     hiera-video predict clip.mp4 --explain
     hiera-video predict videos/ --timeline 5 --html page/
     hiera-video predict clip.mp4 --weights runs/mine/checkpoints/best.pyth
+    hiera-video predict --stream rtsp://camera/1 > labels.jsonl
     hiera-video predict -- -name-with-a-dash.mp4
 
 Exit codes: 0 every file is labelled; 1 a file could not be labelled, or a path is missing (the
 others are labelled); 2 wrong use, or none of the paths leads to a video;
-130 interrupted (what is done is written).
+130 interrupted (what is done is written). With --stream: 0 the stream ended; 1 it cannot be read,
+broke off or was silent for too long.
 """
 
 from __future__ import annotations
@@ -29,6 +31,11 @@ from typing import TYPE_CHECKING, Any
 from hiera_video import __version__
 from hiera_video.cli import DONE, FAILED, INTERRUPTED, printable
 from hiera_video.commands import usage
+from hiera_video.commands.stream_flags import (
+    add_stream_arguments,
+    check_stream_arguments,
+    label_the_stream,
+)
 from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.errors import DecodeError, RunFailed, UserError
@@ -46,12 +53,20 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None, prog: str = "hiera-video predict") -> int:
     """Label the videos that `argv` names; return the exit code."""
-    args = _parser(prog).parse_args(argv)
+    parser = _parser(prog)
+    args = parser.parse_args(argv)
+    check_stream_arguments(args)
+    if not args.paths and args.stream is None:
+        parser.error("the following arguments are required: PATH, or --stream STREAM")
     if args.top_k < 1:
         raise UserError(f"--top-k {args.top_k}: at least 1")
     if args.csv is not None and is_video_or_playlist(args.csv):
         raise UserError(f"--csv {args.csv} is named like a video; name a .csv file")
     cfg = _config(args)
+    if args.stream is not None:
+        from hiera_video.data.views import parse_views
+
+        return label_the_stream(args, _choices(args, cfg), _views(args, cfg, parse_views))
     files = expand_paths(args.paths)
     if args.video is not None:
         _check_video(args.video, files)
@@ -100,7 +115,7 @@ def _parser(prog: str) -> SettingsParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("paths", nargs="+", metavar="PATH", help="video files, folders (searched), globs in quotes")
+    add("paths", nargs="*", metavar="PATH", help="video files, folders (searched), globs in quotes")
     add("--json", action="store_true", help="one JSON list on stdout instead of the table")
     add("--csv", metavar="FILE", help="also write a CSV file, one row per label")
     add("--top-k", type=int, default=5, metavar="K", help="labels per video (default: 5)")
@@ -123,6 +138,7 @@ def _parser(prog: str) -> SettingsParser:
     )
     add("--html", metavar="FOLDER", help="also write pages to look at: FOLDER/index.html")
     add("--copy", action="store_true", help="put copies of the videos into the folder of --html")
+    add_stream_arguments(parser)
     add("--views", metavar="KxS", help="clips in time x crops in space (default: 5x3)")
     add(
         "--batch-size",

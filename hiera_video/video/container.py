@@ -126,7 +126,7 @@ def open_container(path: str, deadline: Deadline) -> InputContainer:
     head = _head(path)
     # Every allowed container is binary, every playlist is text. So text is refused here, before a
     # library guesses the format from the content or from the ending of the name.
-    kind = _text_kind(head)
+    kind = text_kind(head)
     if kind:
         raise DecodeError(path, kind)
     try:
@@ -257,7 +257,7 @@ def _head(path: str) -> bytes:
         raise DecodeError(path, f"cannot be opened: {_os_reason(error)}") from None
 
 
-def _text_kind(head: bytes) -> str | None:
+def text_kind(head: bytes) -> str | None:
     """What kind of text a file holds, as a reason for users; None for binary files."""
     if any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in head):
         return None

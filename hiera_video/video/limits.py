@@ -67,7 +67,7 @@ def limited(seconds: float, memory: int) -> Iterator[None]:
     For a process that another one watches. Costs microseconds; does nothing where the system has
     no such limits.
     """
-    before = _limit_memory(memory)
+    before = limit_memory(memory)
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
@@ -108,8 +108,11 @@ def _address_space() -> int:
         return int(file.read().split()[0]) * resource.getpagesize()
 
 
-def _limit_memory(memory: int) -> tuple[int, int] | None:
-    """Limit this process's address space; returns the limits before, None where there are none."""
+def limit_memory(memory: int) -> tuple[int, int] | None:
+    """Limit this process's address space to `memory` bytes more than it holds now.
+
+    Returns the limits before, None where the system has none.
+    """
     try:
         held = _address_space()
         before = resource.getrlimit(resource.RLIMIT_AS)

@@ -178,18 +178,41 @@ def window_clips(
     numbers, firsts = np.unique(window_of_frame, return_index=True)
     borders = [*firsts.tolist(), len(times)]
     for number, first, stop in zip(numbers.tolist(), borders, borders[1:], strict=False):
-        if spec.segments:
-            views = first + segment_views(stop - first, spec, num_views)
-        elif stop - first > clip_span:
-            starts = _spread(_last_start(stop - first, clip_span), num_views)
-            clips = [dense_clip(first + s, clip_span, spec.num_frames, len(times)) for s in starts]
-            views = np.stack(clips)
-        else:
-            around = math.floor((first + stop - clip_span) / 2)
-            start = min(max(around, 0), _last_start(len(times), clip_span))
-            views = dense_clip(start, clip_span, spec.num_frames, len(times))[None]
+        views = window_views(range(first, stop), len(times), clip_span, spec, num_views)
         end = min((number + 1) * seconds, video_end)
         yield WindowClips(start=number * seconds, end=end, views=views)
+
+
+def window_number(time: float, seconds: float) -> int:
+    """Which window of `seconds` the frame at `time` lies in, counted from 0."""
+    return math.floor((time + _TIME_NOISE) / seconds)
+
+
+def window_views(
+    frames: range, video_frames: int, clip_span: Fraction, spec: ClipSpec, num_views: int
+) -> Indices:
+    """The clips of the window that holds `frames`: int64 [K, T]; see `window_clips`."""
+    first, stop = frames.start, frames.stop
+    if spec.segments:
+        return first + segment_views(stop - first, spec, num_views)
+    if stop - first > clip_span:
+        starts = _spread(_last_start(stop - first, clip_span), num_views)
+        clips = [dense_clip(first + s, clip_span, spec.num_frames, video_frames) for s in starts]
+        return np.stack(clips)
+    start = min(_start_around(frames, clip_span), _last_start(video_frames, clip_span))
+    return dense_clip(start, clip_span, spec.num_frames, video_frames)[None]
+
+
+def frames_until_views(frames: range, clip_span: Fraction, spec: ClipSpec) -> int:
+    """How long a video must be so that more frames do not change the `window_views` of `frames`."""
+    if spec.segments or len(frames) > clip_span:
+        return frames.stop
+    return max(frames.stop, math.ceil(_start_around(frames, clip_span) + clip_span))
+
+
+def _start_around(frames: range, clip_span: Fraction) -> int:
+    """Where a clip begins that has `frames` in its middle."""
+    return max(math.floor((frames.start + frames.stop - clip_span) / 2), 0)
 
 
 def check_window(seconds: float) -> None:

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 # Broadcast formats may restart their clock at any point (FFmpeg marks them TS_DISCONT and calls
 # ten seconds the limit of a believable gap).
-_RESTARTING_CLOCKS = {"mpegts", "mpeg"}
-_LONGEST_GAP = 10.0
+RESTARTING_CLOCKS = {"mpegts", "mpeg"}
+LONGEST_GAP = 10.0
 
 
 def describe(file: VideoFile, deadline: Deadline) -> VideoInfo:
@@ -255,8 +255,8 @@ def frame_times(index: FrameIndex) -> Seconds:
 def without_jumps(times: Seconds, container: str) -> Seconds:
     """Close the gaps in `times` where the clock restarts, in containers where it may."""
     steps = np.diff(times)
-    if container in _RESTARTING_CLOCKS and len(steps):
-        jumps = (steps > _LONGEST_GAP) | (steps < 0)
+    if container in RESTARTING_CLOCKS and len(steps):
+        jumps = (steps > LONGEST_GAP) | (steps < 0)
         if jumps.any():
             usual = steps[~jumps]
             steps[jumps] = np.median(usual) if len(usual) else 0.0

@@ -58,6 +58,43 @@ class _Run:
     """Presentation times of packets that no wanted frame depends on."""
 
 
+class RgbConverter:
+    """Converts frames of one video to RGB. Not safe to share between threads.
+
+    Args:
+        path: for errors.
+        size: (width, height) that all frames are scaled to, where theirs differs.
+    """
+
+    def __init__(self, path: str, size: tuple[int, int]) -> None:
+        from av.video.reformatter import VideoReformatter
+
+        self.path, self.size = path, size
+        self._convert = VideoReformatter()
+
+    def write(self, frame: VideoFrame, row: Pixels) -> None:
+        """Convert one frame into its row [H, W, 3]; DecodeError where that is not possible."""
+        import av
+
+        check_size(self.path, frame.width, frame.height)
+        width, height = self.size
+        try:
+            rgb = self._convert.reformat(
+                _without_chroma_position(frame),
+                width=width,
+                height=height,
+                format="rgb24",
+                interpolation="BICUBIC",  # of the colour planes; the same as torchcodec's
+                threads=1,
+            )
+        except av.FFmpegError as error:
+            reason = f"its pictures cannot be converted ({error_reason(error)})"
+            raise DecodeError(self.path, reason) from None
+        plane = rgb.planes[0]
+        lines = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
+        row[:] = lines[:, : width * 3].reshape(height, width, 3)
+
+
 class PyavReader:
     """Reads frames of one open file. Not safe to share between threads.
 
@@ -67,11 +104,9 @@ class PyavReader:
     """
 
     def __init__(self, file: VideoFile, index: FrameIndex) -> None:
-        from av.video.reformatter import VideoReformatter
-
         self.file, self.index = file, index
         self.path = file.path
-        self._convert = VideoReformatter()
+        self._converter = RgbConverter(file.path, index.size)
 
     def parts(self, wanted: Integers, size: int, deadline: Deadline) -> Iterator[Pixels]:
         """Yield uint8 RGB [<= size, H, W, 3], upright, of ascending, distinct indices [K]."""
@@ -86,7 +121,7 @@ class PyavReader:
             missing = len(rows)
             for row, frame in itertools.chain(ready, decoded):
                 if row in rows:
-                    self._write(frame, out[row - first])
+                    self._converter.write(frame, out[row - first])
                     missing -= 1
                     if not missing:
                         break
@@ -194,28 +229,6 @@ class PyavReader:
         return opened
 
     # ---- pixels ----
-
-    def _write(self, frame: VideoFrame, row: Pixels) -> None:
-        """Convert one frame into its row [H, W, 3], scaled where its size differs."""
-        import av
-
-        check_size(self.path, frame.width, frame.height)
-        width, height = self.index.size
-        try:
-            rgb = self._convert.reformat(
-                _without_chroma_position(frame),
-                width=width,
-                height=height,
-                format="rgb24",
-                interpolation="BICUBIC",  # of the colour planes; the same as torchcodec's
-                threads=1,
-            )
-        except av.FFmpegError as error:
-            reason = f"its pictures cannot be converted ({error_reason(error)})"
-            raise DecodeError(self.path, reason) from None
-        plane = rgb.planes[0]
-        lines = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-        row[:] = lines[:, : width * 3].reshape(height, width, 3)
 
     def _missing(self, wanted: Integers, rows: dict[int, int]) -> DecodeError:
         first = int(wanted[min(rows.values())])
