@@ -56,7 +56,7 @@ ALLOWED = {
     "labelled_video": (*FOUNDATION, "video", "explanation", "labelled_video"),
     "label_page": (
         *FOUNDATION,
-        *("video", "prediction", "labelled_video", "pages", "label_page"),
+        *("video", "explanation", "prediction", "labelled_video", "pages", "label_page"),
     ),
     "streaming": (*FOUNDATION, "video", "predict", "prediction", "streaming"),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),

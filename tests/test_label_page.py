@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
+import numpy as np
 import pytest
 from clips import read_indices, write_clip
+from PIL import Image
 from test_guarded_video import serve_or_worse
 from test_page import HOSTILE
 from test_page import Page as Parser
@@ -18,6 +21,9 @@ from test_predict import write_checkpoint
 
 from hiera_video.commands import predict as command
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.explanation.explain import Explanation
+from hiera_video.explanation.places import MARK as STRIP_MARK
+from hiera_video.explanation.relevance import Relevance
 from hiera_video.label_page import page as label_page
 from hiera_video.label_page.chart import chart_of, clock
 from hiera_video.label_page.folder import folder_of
@@ -165,6 +171,32 @@ def test_without_windows_there_are_pictures_and_no_chart(clips, process):
     assert len(page.images()) == label_page.PICTURES_WITHOUT_WINDOWS
     assert "Scores over time" not in page.text
     assert "With --timeline SECONDS there are scores over time" in page.text
+
+
+def test_an_explanation_is_shown_and_goes_with_it(clips, process):
+    cells = np.zeros((2, 4, 4), np.float32)
+    cells[1, 2, 2] = 1
+    found = Explanation(
+        file="a.mp4",
+        label="<i>run</i>",
+        score=0.9,
+        relevance=Relevance(cells, grey=0.5, still=1.5, clip=4.5),
+        times=np.array([1.0, 1.2, 1.4, 1.6]),
+        pixels=np.zeros((4, 32, 32, 3), np.uint8),
+        area=(0.0, 0.0, 1.0, 1.0),
+    )
+    explained = replace(prediction("a.mp4", ("<i>run</i>", 0.875)), explanation=found)
+    _, (page,) = written(process, [explained])
+    assert "Why <i>run</i>" in page.text
+    assert "logit 4.5 = 0.5 without a picture + 1.0 still picture + 3.0 motion" in page.text
+    (source,) = (a["src"] for tag, a in page.tags if tag == "img" and a.get("class") == "why")
+    picture = page.opened(source)
+    with Image.open(picture) as opened:
+        assert opened.info["comment"] == STRIP_MARK
+        opened.load()
+    _, (page,) = written(process, [prediction("a.mp4", ("run", 0.875))])
+    assert "Why" not in page.text
+    assert not os.path.exists(picture)
 
 
 def test_many_windows_have_evenly_spread_pictures(clips, process):

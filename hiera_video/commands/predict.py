@@ -134,7 +134,7 @@ def _parser(prog: str) -> SettingsParser:
         "--explain",
         action="store_true",
         help="also show what in each video speaks for its first label: as NAME_explained.jpg in "
-        "the current folder, and in the copy of --video",
+        "the current folder, in the copy of --video and on the page of --html",
     )
     add("--html", metavar="FOLDER", help="also write pages to look at: FOLDER/index.html")
     add("--copy", action="store_true", help="put copies of the videos into the folder of --html")

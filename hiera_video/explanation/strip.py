@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 
 from hiera_video.explanation.explain import Explanation
@@ -15,6 +17,12 @@ MOST_COLUMNS = 8
 
 def write_strip(explanation: Explanation, path: AnyPath) -> None:
     """Write a JPEG of an explanation. Raises RunFailed, which names it, if it cannot be written."""
+    with explained(path), atomic_write(path) as file:
+        file.write(strip_jpeg(explanation))
+
+
+def strip_jpeg(explanation: Explanation) -> bytes:
+    """Return the content of a JPEG of an explanation."""
     # Not through pyplot, which keeps global state and may want a display.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,8 +45,9 @@ def write_strip(explanation: Explanation, path: AnyPath) -> None:
     where, shares = explanation.lines
     figure.text(0.01, 0.92, _cut(explanation.label, 60), fontsize=14, parse_math=False)
     figure.text(0.01, 0.825, f"{where}\n{shares}", fontsize=9, parse_math=False)
-    with explained(path), atomic_write(path) as file:
-        figure.savefig(file, format="jpeg", dpi=100, pil_kwargs={"comment": MARK})
+    file = io.BytesIO()
+    figure.savefig(file, format="jpeg", dpi=100, pil_kwargs={"comment": MARK})
+    return file.getvalue()
 
 
 def _cut(text: str, most: int) -> str:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from hiera_video import __version__
 from hiera_video.cli import printable
 from hiera_video.errors import DecodeError
+from hiera_video.explanation.strip import strip_jpeg
 from hiera_video.files import write_text
 from hiera_video.label_page.chart import chart_of, clock
 from hiera_video.label_page.folder import FILES, MARK, VIDEOS, folder_of
@@ -79,6 +80,8 @@ class _Video:
     shots: list[Shot] = field(default_factory=list)
     trouble: str = ""
     """Why there are no pictures, or fewer."""
+    strip: str = ""
+    """The picture of its explanation, relative to index.html; empty without one."""
     playback: Playback = field(default_factory=lambda: Playback(""))
 
     @property
@@ -178,10 +181,13 @@ class LabelPage:
         try:
             if prediction.labels:  # a file that could not be read costs its time only once
                 self._look(video)
+            if prediction.explanation is not None:
+                jpeg = strip_jpeg(prediction.explanation)
+                video.strip = write_picture(self._folder.path, jpeg)
             video.playback = self._playback(video)
         finally:  # also when it is interrupted
             self._lines.append(_line(video))
-            self._used |= {video.page, *(shot.file for shot in video.shots)}
+            self._used |= {video.page, video.strip, *(shot.file for shot in video.shots)}
         self._settings = self._settings or prediction
         if time.monotonic() >= self._next_index:
             self._write_index()
