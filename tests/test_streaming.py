@@ -29,6 +29,7 @@ from hiera_video import Predictor
 from hiera_video.cli import INTERRUPTED, READER_GONE
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.commands import predict as command
+from hiera_video.commands.stream_flags import check_stream_arguments
 from hiera_video.errors import DecodeError, RunFailed, UserError
 from hiera_video.streaming import child, pictures, sources
 from hiera_video.streaming.byte_sources import GrowingFile, WebAddress
@@ -841,7 +842,8 @@ def test_a_stream_that_is_left_ends(long_clip):
         (["clip.mp4"], "a stream is labelled alone"),
         (["--csv", "a.csv"], "--csv does not go with --stream"),
         (["--video", "a.mp4"], "--video does not go with --stream"),
-        (["--json"], "--json does not go with --stream"),
+        (["--html", "page"], "--html does not go with --stream"),
+        (["--explain"], "--explain does not go with --stream"),
         (["--decoder", "decord"], "decoded with pyav"),
         (["--stream-timeout", "0"], "seconds above 0"),
         (["--timeline", "-1"], "give above 0"),
@@ -852,6 +854,10 @@ def test_a_stream_that_is_left_ends(long_clip):
 def test_what_does_not_fit_a_stream_is_refused(long_clip, words, expected):
     with pytest.raises(UserError, match=expected):
         command.main(["--stream", str(long_clip), *words])
+
+
+def test_json_says_what_is_written_in_any_case():
+    check_stream_arguments(command._parser("predict").parse_args(["--stream", "a.ts", "--json"]))
 
 
 def test_the_timeout_alone_is_refused():

@@ -13,14 +13,13 @@ from hiera_video.cli import DONE
 from hiera_video.errors import UserError
 
 _OTHER_OUTPUTS = {
-    "json": "a stream is written as JSON, one object a line, in any case",
     "csv": "a stream is written as JSON lines on standard output",
     "video": "a stream has no end to write a video to",
     "html": "a stream has no end to write a page at",
     "copy": "a stream has no end to write a page at",
     "explain": "a stream cannot be read again",
 }
-"""Options that a stream does not have, and why."""
+"""Options that a stream does not have, and why. `--json` says what is written in any case."""
 
 
 def add_stream_arguments(parser: argparse.ArgumentParser) -> None:
