@@ -26,6 +26,7 @@ from hiera_video.models.weights.download import cached_path, fetch
 from hiera_video.models.weights.load import load_pretrained
 from hiera_video.models.weights.published import PUBLISHED
 from hiera_video.models.weights.resolve import resolve
+from hiera_video.web import Redirects, UnsafeRedirect
 
 
 @pytest.fixture(autouse=True)
@@ -164,8 +165,8 @@ def test_redirects_out_of_the_web_are_not_followed(place, server, own_cache):
 
 def test_redirects_never_leave_https():
     request = urllib.request.Request("https://host/x.pth")
-    with pytest.raises(download._Refused, match=r"from https to http://host/x\.pth"):
-        download._Redirects().redirect_request(request, None, 302, "", {}, "http://host/x.pth")
+    with pytest.raises(UnsafeRedirect, match=r"from https to http://host/x\.pth"):
+        Redirects().redirect_request(request, None, 302, "", {}, "http://host/x.pth")
 
 
 @pytest.mark.parametrize(

@@ -85,6 +85,20 @@ def test_appearance_and_motion():
     assert brightness.cells[:, :, 2:].sum() == pytest.approx(0, abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["x3d_xs", "ladder_r3_small_16x224", "mvitv2_small_16x224"])
+def test_other_models_are_explained_as_well(name):
+    """Convolutions and pooled attention, too: any model with gradients."""
+    torch.manual_seed(0)
+    model = build_model(name, num_classes=3).eval()
+    frames, height, width = model.input_size
+    clip = torch.randn(3, frames, height, width)
+    found = clip_relevance(model, clip, 1, steps=1)
+    assert found.cells.shape == (-(-frames // 2), -(-height // 16), -(-width // 16))
+    assert found.cells.sum() == pytest.approx(1, abs=1e-4)
+    with torch.no_grad():
+        assert found.clip == pytest.approx(float(model(clip[None])[0, 1]), abs=1e-5)
+
+
 def test_nothing_speaks_for_a_class():
     found = clip_relevance(Sum(torch.zeros(3, 4, 16, 16)).eval(), torch.randn(3, 4, 16, 16), 0)
     assert not found.cells.any()

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hiera_video"
 
 FOUNDATION = (
     *("errors", "files", "spreadsheet"),
-    *("registry", "clip_spec", "compat", "labels", "classes", "cli"),
+    *("registry", "clip_spec", "compat", "labels", "classes", "cli", "web"),
 )
 ALLOWED = {
     "errors": (),
@@ -28,6 +28,7 @@ ALLOWED = {
     "labels": ("errors",),
     "classes": ("errors",),
     "cli": ("errors", "registry"),
+    "web": (),
     "config": (*FOUNDATION, "config"),
     "video": (*FOUNDATION, "video"),
     "data": (*FOUNDATION, "video", "data"),

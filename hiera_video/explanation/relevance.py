@@ -133,7 +133,7 @@ def _cells(pixels: Tensor) -> NDArray[np.float32]:
     side = 16 if min(pixels.shape[1:]) >= 128 else 8
     frames, height, width = pixels.shape
     grid = (-(-frames // 2), -(-height // side), -(-width // side))
-    cells = F.adaptive_avg_pool3d(pixels[None, None].double(), grid)[0, 0]
+    cells = F.adaptive_avg_pool3d(pixels[None, None].cpu().double(), grid)[0, 0]
     total = cells.sum()
-    shares: NDArray[np.float32] = (cells / total if total > 0 else cells).float().cpu().numpy()
+    shares: NDArray[np.float32] = (cells / total if total > 0 else cells).float().numpy()
     return shares

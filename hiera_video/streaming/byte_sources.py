@@ -2,7 +2,7 @@
 
 FFmpeg is handed bytes and no names, so nothing in a stream can make it open something else. The
 web is read with Python's own library: it checks certificates, and follows a redirect to http and
-https alone.
+https alone, and never from https to http.
 
 Each source has `read(size)`, which waits for bytes and returns none at the end. `on_bytes` is
 called whenever some came. How long to wait is decided by who watches (`child.py`), but for a file:
@@ -25,6 +25,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from hiera_video.cli import printable
 from hiera_video.errors import DecodeError
 from hiera_video.streaming.sources import Source
+from hiera_video.web import web_opener
 
 _POLL_SECONDS = 0.1
 """How often a file is asked whether it has grown."""
@@ -107,7 +108,7 @@ class WebAddress:
         self.head = b""
         request = _request(source.place)
         try:
-            self._response = _opener().open(request, timeout=timeout)
+            self._response = web_opener().open(request, timeout=timeout)
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise DecodeError(source.name, self._why(error)) from None
 
@@ -139,22 +140,6 @@ class WebAddress:
         if isinstance(error, urllib.error.HTTPError):
             return f"the server answers {error.code} {said}"
         return f"cannot be read: {said}"
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Opens http and https, and nothing else: not the files and FTP of urllib's usual one."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPRedirectHandler,
-        urllib.request.HTTPErrorProcessor,
-        urllib.request.UnknownHandler,
-    ):
-        opener.add_handler(handler())
-    return opener
 
 
 def _request(address: str) -> urllib.request.Request:

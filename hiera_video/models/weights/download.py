@@ -32,6 +32,7 @@ from hiera_video.errors import RunFailed, WeightsError
 from hiera_video.files import atomic_write, free_bytes, hold
 from hiera_video.models.weights.file import not_a_checkpoint, unreadable
 from hiera_video.models.weights.published import PUBLISHED
+from hiera_video.web import web_opener
 
 ANSWER_SECONDS = 8.0
 """Longest wait for a server's first bytes: name look-up, connection and redirects together. So a
@@ -229,45 +230,12 @@ class _Transfer:
 def _open(url: str) -> tuple[http.client.HTTPResponse, bytes]:
     """Send the request and wait for the first bytes of the response's body."""
     request = urllib.request.Request(url, headers={"User-Agent": "hiera_video"})
-    response = _opener().open(request, timeout=STALL_SECONDS)
+    response = web_opener().open(request, timeout=STALL_SECONDS)
     try:
         return response, response.read(512)
     except BaseException:
         response.close()
         raise
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """urllib's opener for http and https only: no file:, no ftp:, not even after a redirect."""
-    opener = urllib.request.OpenerDirector()
-    for handler in (
-        urllib.request.ProxyHandler,
-        urllib.request.UnknownHandler,
-        urllib.request.HTTPHandler,
-        urllib.request.HTTPSHandler,
-        urllib.request.HTTPDefaultErrorHandler,
-        urllib.request.HTTPErrorProcessor,
-        _Redirects,
-    ):
-        opener.add_handler(handler())
-    return opener
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follow redirects, but never from https down to http."""
-
-    def redirect_request(
-        self,
-        req: urllib.request.Request,
-        fp: IO[bytes],
-        code: int,
-        msg: str,
-        headers: http.client.HTTPMessage,
-        newurl: str,
-    ) -> urllib.request.Request | None:
-        if req.type == "https" and not newurl.lower().startswith("https://"):
-            raise _Refused(f"the server redirects from https to {newurl}, which is not safe")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _before_deadline(work: Callable[[], Any], seconds: float) -> Any:
