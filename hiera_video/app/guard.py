@@ -51,6 +51,7 @@ _POLICY = "; ".join(
         "default-src 'self'",
         # Gradio's page has scripts in it, and makes functions and modules of texts
         "script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:",
+        "connect-src 'self' blob: data:",
         "style-src 'self' 'unsafe-inline'",
         "img-src 'self' data: blob:",
         "media-src 'self' blob:",
@@ -120,14 +121,15 @@ class Guard:
             return Refusal(403, "this server answers its own page only")
         if scope["method"] == "POST" and scope["path"] in WRITTEN:
             return self._too_large(scope["path"], headers.get(b"content-length", b""))
-        if scope["method"] in ("GET", "HEAD") and self._may_be_read(scope["path"]):
+        asks = scope["method"] in ("GET", "HEAD") and b"deep_link" not in scope["query_string"]
+        if asks and self._may_be_read(scope["path"]):
             return None
         return Refusal(404, "not found")
 
     def _may_be_read(self, path: str) -> bool:
         if path.startswith(FILE):
             return self._is_upload(path.removeprefix(FILE))
-        return path in READ or path.startswith(READ_BELOW)
+        return path in READ or (path.startswith(READ_BELOW) and ".." not in path)
 
     def _is_upload(self, path: str) -> bool:
         return "\0" not in path and self._uploads in Path(os.path.realpath(path)).parents

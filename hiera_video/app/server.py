@@ -62,14 +62,15 @@ def require_gradio() -> None:
 
 @contextlib.contextmanager
 def own_folder() -> Iterator[str]:
-    """Yield a folder for uploads, in which all temporary files of this process are, too.
+    """Yield a folder for uploads, whole or begun; it is deleted at the end.
 
-    It is deleted at the end. What the environment says of Gradio is put aside, before Gradio is
+    What the environment says of Gradio is put aside, before Gradio is
     imported: it could open paths and share the app.
     """
-    for name in [name for name in os.environ if name.startswith("GRADIO_")]:
-        del os.environ[name]
-    before = tempfile.tempdir
+    before = dict(os.environ)
+    for name in before:
+        if name.startswith("GRADIO_"):
+            del os.environ[name]
     with tempfile.TemporaryDirectory(prefix="hiera_video_app_", ignore_cleanup_errors=True) as top:
         uploads = Path(top, "uploads")
         uploads.mkdir()
@@ -79,11 +80,11 @@ def own_folder() -> Iterator[str]:
             GRADIO_ANALYTICS_ENABLED="False",
             HF_HUB_DISABLE_TELEMETRY="1",
         )
-        tempfile.tempdir = top
         try:
             yield str(uploads)
         finally:
-            tempfile.tempdir = before
+            os.environ.clear()
+            os.environ.update(before)
 
 
 def listening(place: Place) -> socket.socket:
