@@ -11,28 +11,26 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.error
 import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-import torch
 from clips import write_clip
 from conftest import REPOSITORY
 from randomness import redraw
 from test_label_page import CHROMIUM
-from test_predict import CLASSES, NAME, SPEC, TINY, write_checkpoint
+from test_predict import CLASSES, NAME, TINY, write_checkpoint
 
 from hiera_video import build_model
+from hiera_video.app import check as app_check
 from hiera_video.app import server as app_server
 from hiera_video.app.choices import choices, chosen, first_choice, given_choice
 from hiera_video.app.guard import AROUND_A_FILE, HEADERS, JOB, UPLOAD, Guard
 from hiera_video.app.labeller import Labeller, Settings, Wanted
 from hiera_video.app.server import Place, is_loopback, listening
 from hiera_video.commands import app as command
-from hiera_video.errors import UserError
+from hiera_video.errors import RunFailed, UserError
 from hiera_video.models.weights.download import cached_path
 from hiera_video.models.weights.published import PUBLISHED
 from hiera_video.video.decoding_process import decoding_process
@@ -46,6 +44,7 @@ HOSTILE_CLASSES = [
     "\u202eflipped",
     "long " * 60,
 ]
+HOSTILE = HOSTILE_CLASSES[: len(CLASSES)]
 MAE = {**TINY, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
 
 
@@ -86,7 +85,7 @@ class Asked:
 
 
 class App:
-    """`demo/app.py` in a process of its own, with a home, a folder and temporary files of its own."""
+    """`demo/app.py` in a process of its own, with a home and a folder of its own."""
 
     def __init__(self, folder, *words, script=True):
         self.folder, self.asked = folder, Asked()
@@ -150,11 +149,15 @@ def app(tmp_path_factory):
     if find_spec("gradio") is None:
         pytest.skip("needs gradio")
     folder = tmp_path_factory.mktemp("app")
-    weights = write_checkpoint(folder / "secret place.pyth", classes=HOSTILE_CLASSES[: len(CLASSES)])
+    weights = write_checkpoint(folder / "secret place.pyth", classes=HOSTILE)
     words = ("--weights", weights, "--port", 0, "--max-mb", 1, "--views", "1x1", "--device", "cpu")
     started = App(folder, *words)
     yield started
+    code, said = started.end(signal.SIGTERM)
     started.kill()
+    assert code == 143
+    assert "Traceback" not in said
+    assert started.left() == ([], [])
     assert started.asked.count == 0, "it asked another host for something"
 
 
@@ -306,12 +309,13 @@ def test_strange_names_are_shown_and_do_nothing(visit, clip, tmp_path):
     name = "<img src=x onerror=alert(4)> ${alert(5)}.mp4"
     shutil.copy(clip, tmp_path / name)
     page = visit()
-    assert page.get_by_role("combobox", name="Weights").input_value() == "secret place.pyth (labels; given)"
+    first = page.get_by_role("combobox", name="Weights").input_value()
+    assert first == "secret place.pyth (labels; given)"
     drop(page, tmp_path / name)
     press(page)
     done(page)
     shown = page.locator("#labels tbody th").all_inner_texts()
-    expected = [name.strip() for name in HOSTILE_CLASSES[: len(CLASSES)]]
+    expected = [name.strip() for name in HOSTILE]
     assert sorted(shown) == sorted(label.replace("\u202e", "\\u202e") for label in expected)
     assert page.locator("#summary").inner_text().startswith(f"{name}: ")
     assert page.locator("#labels img, #summary img").count() == 0
@@ -511,13 +515,16 @@ def test_the_check_uses_the_app_itself(tmp_path):
 
 
 @needs_gradio
-def test_a_check_that_fails_says_why(tmp_path, monkeypatch, capsys):
-    from hiera_video.app import check as app_check
-
-    monkeypatch.setattr(app_check, "_MOTION", "zoom out")
+def test_a_check_that_fails_says_why(address, tmp_path, monkeypatch):
+    monkeypatch.setattr(app_check, "_MOTION", "no motion")
     monkeypatch.setattr(app_check, "write_clip", lambda path, *_: write_clip(path, frames=20))
-    with pytest.raises(Exception, match=r"the app calls a clip of 'zoom out' '"):
-        command.main(["--check"])
+    with pytest.raises(RunFailed, match=r"the app calls a clip of 'no motion' '[\w -]+'; [\d.]+%"):
+        app_check.check(address, str(tmp_path))
+    monkeypatch.setattr(app_check, "write_clip", lambda path, *_: path.write_text("no video"))
+    with pytest.raises(RunFailed, match=r"cannot be used: .*is a text file, not a video"):
+        app_check.check(address, str(tmp_path))
+    with pytest.raises(RunFailed, match="cannot be used: URLError"):
+        app_check.check("http://127.0.0.1:1/", str(tmp_path))
 
 
 @needs_gradio
@@ -544,7 +551,7 @@ def test_a_reconstruction_then_ctrl_c(tmp_path, clip):
         summary, labels, *_ = client.predict(
             handle_file(str(clip)), "given", [], 1, 0.5, api_name="/label"
         )
-        assert "mae.pyth names nothing: it is a masked autoencoder" in labels
+        assert "mae.pyth names nothing: it is an autoencoder" in labels
         assert str(tmp_path) not in summary + labels + painting
         uploads = list((tmp_path / "temporary").rglob("*.mp4"))
         assert uploads, "the test looks where uploads are"
@@ -572,7 +579,7 @@ def test_a_taken_port_and_wrong_numbers_are_refused(tmp_path, monkeypatch):
 @needs_gradio
 def test_wrong_weights_are_refused_before_anybody_comes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no such weights file: none.pyth"):
+    with pytest.raises(UserError, match=r"no such weights file: none\.pyth"):
         command.main(["--weights", "none.pyth", "--port", "0"])
     with pytest.raises(UserError, match="has no trained classifier"):
         command.main(["--weights", "motion", "--port", "0"])
@@ -744,7 +751,8 @@ def test_the_guard_bounds_uploads(tmp_path):
     guard = Guard(echo, uploads=str(tmp_path), most_bytes=1000, hosts=None)
     assert answered(guard, "POST", UPLOAD, b"x" * 1000) == (200, b"x" * 1000)
     status, said = answered(guard, "POST", UPLOAD, b"x", content_length=str(1001 + AROUND_A_FILE))
-    assert (status, said) == (413, b"the file is larger than the 0.001 MB that are allowed (--max-mb)")
+    assert status == 413
+    assert said == b"the file is larger than the 0.001 MB that are allowed (--max-mb)"
     assert answered(guard, "POST", UPLOAD, b"x", content_length="")[0] == 411
     for number in range(10):
         (tmp_path / str(number)).write_bytes(bytes(1000))

@@ -43,6 +43,9 @@ MOST_WORDS = 1 << 20
 AROUND_A_FILE = 1 << 16
 """Bytes of an upload besides its file."""
 
+MOST_DISCARDED = 1 << 28
+"""Bytes of a request that is refused."""
+
 KEPT_UPLOADS = 10
 """Uploads of the largest size that may lie on the disk at the same time."""
 
@@ -109,6 +112,7 @@ class Guard:
             if refusal is None:
                 await self._app(scope, receive, _with_headers(send))
             else:
+                await _discard(receive)
                 await _answer(refusal, _with_headers(send))
 
     def _refusal(self, scope: Scope) -> Refusal | None:
@@ -179,6 +183,17 @@ class Guard:
 def _without_port(host: str) -> str:
     name, colon, port = host.rpartition(":")
     return name if colon and port.isdigit() else host
+
+
+async def _discard(receive: Receive) -> None:
+    """Take the body of a request that is refused, if it is not endless: only after that do many
+    clients read the answer."""
+    taken = 0
+    while taken < MOST_DISCARDED:
+        message = await receive()
+        taken += len(message.get("body", b""))
+        if not message.get("more_body"):
+            return
 
 
 async def _whole(receive: Receive) -> bytes:

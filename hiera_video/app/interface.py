@@ -157,9 +157,7 @@ def _job(
             ):
                 yield (*texts(found), _content(found))
         except UserError as error:
-            raise gr.Error(
-                html.escape(str(error)), duration=None, print_exception=False
-            ) from None
+            raise gr.Error(html.escape(str(error)), duration=None, print_exception=False) from None
 
     return label
 

@@ -187,12 +187,10 @@ class Labeller:
                 "--max-seconds"
             ) from None
 
-    def _reconstruct(
-        self, model: Reconstructor, path: str, found: Found, wanted: Wanted
-    ) -> Found:
+    def _reconstruct(self, model: Reconstructor, path: str, found: Found, wanted: Wanted) -> Found:
         hidden = _number(wanted.hidden, LEAST_HIDDEN, MOST_HIDDEN, "the share that is hidden")
         found.reconstruction = model(path, hidden, self._process)
-        why = f"{found.weights} names nothing: it is a masked autoencoder; choose weights that label"
+        why = f"{found.weights} names nothing: it is an autoencoder; choose weights that label"
         found.timeline = found.explanation = why
         return found
 

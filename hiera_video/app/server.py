@@ -164,12 +164,6 @@ def server_of(blocks: Any, place: Place, uploads: str) -> uvicorn.Server:
     )
 
 
-def serve(server: uvicorn.Server, bound: socket.socket) -> None:
-    """Serve until Ctrl-C or SIGTERM, which are raised again at the end."""
-    with _sigterm_raises():
-        server.run(sockets=[bound])
-
-
 @contextlib.contextmanager
 def served_beside(server: uvicorn.Server, bound: socket.socket) -> Iterator[None]:
     """Serve from a thread, as long as the block lasts. Raises RunFailed if it does not start."""
@@ -190,7 +184,7 @@ def served_beside(server: uvicorn.Server, bound: socket.socket) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_ends() -> Iterator[None]:
     """Let SIGTERM end the process as Ctrl-C does, so that what is temporary is deleted."""
 
     def leave(number: int, frame: FrameType | None) -> None:

@@ -5,8 +5,8 @@
     hiera-video app --port 8000 --max-mb 50
     hiera-video app --check
 
-Shows labels, scores over time, what speaks for the label, and of a masked autoencoder what it paints
-where the clip is hidden. Runs on this machine alone, and needs no network. Needs Gradio:
+Shows labels, scores over time, what speaks for the label, and of a masked autoencoder what it
+paints where the clip is hidden. Runs on this machine alone, and needs no network. Needs Gradio:
 pip install 'hiera_video[app]'.
 
 Exit codes: 0 --check found it in order; 1 --check did not; 2 wrong use, or the port is taken;
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video app") -> in
     """Run one command line; returns the exit code."""
     args = _arguments(prog).parse_args(argv)
     place = _place(args)
-    from hiera_video.app.server import listening, own_folder, require_gradio
+    from hiera_video.app.server import listening, own_folder, require_gradio, sigterm_ends
 
     require_gradio()
     if not place.closed:
@@ -49,6 +49,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video app") -> in
             file=sys.stderr,
         )
     with contextlib.ExitStack() as stack:
+        stack.enter_context(sigterm_ends())
         try:
             bound = stack.enter_context(contextlib.closing(listening(place)))
             # Videos are read in a child process. It starts first: it imports its libraries while
@@ -107,7 +108,7 @@ def _run(
     from hiera_video.app.choices import choices, first_choice, given_choice
     from hiera_video.app.interface import page
     from hiera_video.app.labeller import Labeller, Settings
-    from hiera_video.app.server import address_of, serve, served_beside, server_of
+    from hiera_video.app.server import address_of, served_beside, server_of
     from hiera_video.data.views import parse_views
 
     settings = Settings(args.device, parse_views(args.views), args.max_seconds)
@@ -119,9 +120,7 @@ def _run(
         return choices(given=given, autoencoder=autoencoder, downloads=place.closed)
 
     first = (
-        first_choice(listed())
-        if given is None
-        else given_choice(given, autoencoder=autoencoder)
+        first_choice(listed()) if given is None else given_choice(given, autoencoder=autoencoder)
     )
     labeller.load(first)  # what does not work is said before anybody comes
     server = server_of(page(labeller, listed, first, place.queue), place, uploads)
@@ -132,7 +131,7 @@ def _run(
                 print(check(address, uploads))
             return DONE
         print(f"open {address} in a browser; Ctrl-C stops", flush=True)
-        serve(server, bound)
+        server.run(sockets=[bound])  # until a signal, which it raises again
     finally:
         labeller.stop()
     return DONE
