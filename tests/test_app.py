@@ -25,12 +25,13 @@ from test_predict import CLASSES, NAME, TINY, write_checkpoint
 from hiera_video import build_model
 from hiera_video.app import check as app_check
 from hiera_video.app import server as app_server
-from hiera_video.app.choices import choices, chosen, first_choice, given_choice
+from hiera_video.app.choices import MEGABYTES, choices, chosen, first_choice, given_choice
 from hiera_video.app.guard import AROUND_A_FILE, HEADERS, JOB, UPLOAD, Guard
 from hiera_video.app.labeller import Labeller, Settings, Wanted
 from hiera_video.app.server import Place, is_loopback, listening
 from hiera_video.commands import app as command
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.models.cost import cost_of
 from hiera_video.models.weights.download import cached_path
 from hiera_video.models.weights.published import PUBLISHED
 from hiera_video.video.decoding_process import decoding_process
@@ -145,13 +146,13 @@ class App:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    """An app with weights of hostile class names, and uploads of 1 MB at most."""
+    """An app with weights of hostile class names, uploads of 1 MB at most, and a short queue."""
     if find_spec("gradio") is None:
         pytest.skip("needs gradio")
     folder = tmp_path_factory.mktemp("app")
     weights = write_checkpoint(folder / "secret place.pyth", classes=HOSTILE)
-    words = ("--weights", weights, "--port", 0, "--max-mb", 1, "--views", "1x1", "--device", "cpu")
-    started = App(folder, *words)
+    words = ("--weights", weights, "--port", 0, "--views", "1x1", "--device", "cpu")
+    started = App(folder, *words, "--max-mb", 1, "--queue", 3)
     yield started
     code, said = started.end(signal.SIGTERM)
     started.kill()
@@ -396,10 +397,10 @@ CONTRAST = """selector => {
 def test_it_can_be_read_and_used_without_a_mouse(visit, clip, scheme):
     page = visit(color_scheme=scheme)
     drop(page, clip)
-    for selector in (".hv-why", "#weights input", "#weights [data-testid=block-info]", "h1"):
+    for selector in (".hv-why", "#weights input", "button.primary", "#weights [data-testid=block-info]", "h1"):
         contrast, back = page.evaluate(CONTRAST, selector)
         assert contrast >= 4.5, selector
-        assert (back < 0.2) == (scheme == "dark"), selector
+        assert selector == "button.primary" or (back < 0.2) == (scheme == "dark"), selector
     for label in ("Weights", "Scores over time", "Why this label", "Seconds per window"):
         assert page.get_by_label(label).first.is_enabled()
     reached = set()
@@ -480,6 +481,19 @@ def test_weights_are_chosen_from_the_list(address, clip):
     assert content["weights"] == "secret place.pyth", "its name, not its path"
     assert content["file"] == "jump & run.mp4"
     assert len(content["timeline"]) == 4
+
+
+@needs_gradio
+def test_a_few_jobs_wait_and_no_more(address, clip):
+    file = {"path": upload(address, clip), "meta": {"_type": "gradio.FileData"}}
+    body = {"data": [file, "given", [], 1, 0.9], "fn_index": 0, "session_hash": "waits"}
+    words = {"Content-Type": "application/json"}
+    answers = [ask(address, JOB, json.dumps(body), **words) for _ in range(8)]
+    statuses = [status for status, _ in answers]
+    assert statuses[0] == 200
+    assert 3 <= statuses.count(200) <= 6
+    assert {status for status in statuses if status != 200} == {503}
+    assert b"Queue is full" in answers[-1][1]
 
 
 @needs_gradio
@@ -620,6 +634,12 @@ def test_the_list_says_where_weights_are(tmp_path, monkeypatch):
     assert [choice.key for choice in listed] == ["camera_motion", name, "x3d_xs.k400"]
     assert listed[1].text == f"{name} (labels; downloaded)"
     assert first_choice(listed).key == name
+
+
+@pytest.mark.parametrize("model", MEGABYTES)
+def test_sizes_are_those_of_the_models(model):
+    cost = cost_of(lambda: build_model(model), count=False)
+    assert MEGABYTES[model] == round(cost.parameters * 4 / 1e6)
 
 
 def test_what_was_given_comes_first_and_once(tmp_path, monkeypatch):

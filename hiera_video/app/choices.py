@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from dataclasses import dataclass
 
 from hiera_video.errors import UserError
-from hiera_video.models import build_model
-from hiera_video.models.cost import cost_of
 from hiera_video.models.weights.download import cached_path
 from hiera_video.models.weights.published import PUBLISHED, PublishedWeights, names_for
 from hiera_video.models.weights.resolve import BUNDLED_CLASSIFIER
 
 GIVEN = "given"
 """The key of weights that have no name of their own: a file, or an address."""
+
+MEGABYTES = {
+    "hiera_base_16x224": 204,
+    "hiera_base_plus_16x224": 278,
+    "hiera_large_16x224": 852,
+    "hiera_huge_16x224": 2687,
+    "mae_hiera_base_16x224": 317,
+    "mae_hiera_base_plus_16x224": 393,
+    "mae_hiera_large_16x224": 974,
+    "mae_hiera_huge_16x224": 2843,
+}
+"""Model -> size of its parameters in float32, as published. Weights of these are offered before
+they are there. (Counting them takes seconds of the app's start.)"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,8 @@ class Choice:
         row = _row(self.key)
         if row is None or is_cached(row):
             return "downloaded"
-        return f"to download: {_megabytes(row.model):,} MB or more"
+        size = MEGABYTES.get(row.model)
+        return "to download" if size is None else f"to download: {size:,} MB or more"
 
 
 def choices(*, given: str | None, autoencoder: bool, downloads: bool) -> list[Choice]:
@@ -58,7 +69,7 @@ def choices(*, given: str | None, autoencoder: bool, downloads: bool) -> list[Ch
     listed = [_bundled()]
     usable = [row for row in PUBLISHED.values() if _is_usable(row)]
     there = [row for row in usable if is_cached(row)]
-    fetched = [row for row in usable if row not in there and _is_offered(row)]
+    fetched = [row for row in usable if row not in there and row.model in MEGABYTES]
     listed += map(_choice, there + (fetched if downloads else []))
     if given is None:
         return listed
@@ -121,11 +132,6 @@ def _reconstructs(row: PublishedWeights) -> bool:
     return row.num_classes is None and row.model.startswith("mae_")
 
 
-def _is_offered(row: PublishedWeights) -> bool:
-    """Whether it is offered before it is there: Hiera for video."""
-    return row.model.startswith(("hiera_", "mae_hiera_")) and row.spec.num_frames > 1
-
-
 def _choice(row: PublishedWeights) -> Choice:
     return Choice(str(row), str(row), str(row), _reconstructs(row))
 
@@ -133,9 +139,3 @@ def _choice(row: PublishedWeights) -> Choice:
 def _name_of(given: str) -> str:
     """The last part of a path or an address."""
     return given.rstrip("/\\").replace("\\", "/").rpartition("/")[2] or "weights"
-
-
-@functools.cache
-def _megabytes(model: str) -> int:
-    """Of a model's parameters, as published: float32."""
-    return round(cost_of(lambda: build_model(model), count=False).parameters * 4 / 1e6)

@@ -142,10 +142,7 @@ def server_of(blocks: Any, place: Place, uploads: str) -> uvicorn.Server:
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        # Its usual fonts would come from another host.
-        theme=gr.themes.Base(
-            font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
-        ),
+        theme=_theme(),
         css=style(),
         head=f"<script>{script()}</script>",
     )
@@ -161,6 +158,20 @@ def server_of(blocks: Any, place: Place, uploads: str) -> uvicorn.Server:
             ws="none",
             timeout_graceful_shutdown=1,  # open pages hold their connections
         )
+    )
+
+
+def _theme() -> Any:
+    """Fonts of the machine: Gradio's usual ones come from another host. Words on the button that
+    can be read."""
+    import gradio as gr
+
+    theme = gr.themes.Base(
+        font=("system-ui", "sans-serif"), font_mono=("ui-monospace", "monospace")
+    )
+    return theme.set(
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
     )
 
 
