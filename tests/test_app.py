@@ -24,11 +24,12 @@ from test_predict import CLASSES, NAME, TINY, write_checkpoint
 
 from hiera_video import build_model
 from hiera_video.app import check as app_check
+from hiera_video.app import interface
 from hiera_video.app import server as app_server
 from hiera_video.app.choices import MEGABYTES, choices, chosen, first_choice, given_choice
 from hiera_video.app.guard import AROUND_A_FILE, HEADERS, JOB, UPLOAD, Guard
 from hiera_video.app.labeller import Labeller, Settings, Wanted
-from hiera_video.app.server import Place, is_loopback, listening
+from hiera_video.app.server import Place, is_loopback, listening, own_folder
 from hiera_video.commands import app as command
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models.cost import cost_of
@@ -397,7 +398,13 @@ CONTRAST = """selector => {
 def test_it_can_be_read_and_used_without_a_mouse(visit, clip, scheme):
     page = visit(color_scheme=scheme)
     drop(page, clip)
-    for selector in (".hv-why", "#weights input", "button.primary", "#weights [data-testid=block-info]", "h1"):
+    for selector in (
+        ".hv-why",
+        "#weights input",
+        "button.primary",
+        "#weights [data-testid=block-info]",
+        "h1",
+    ):
         contrast, back = page.evaluate(CONTRAST, selector)
         assert contrast >= 4.5, selector
         assert selector == "button.primary" or (back < 0.2) == (scheme == "dark"), selector
@@ -481,6 +488,28 @@ def test_weights_are_chosen_from_the_list(address, clip):
     assert content["weights"] == "secret place.pyth", "its name, not its path"
     assert content["file"] == "jump & run.mp4"
     assert len(content["timeline"]) == 4
+
+
+@needs_gradio
+def test_uploads_are_deleted_after_their_time(clip, monkeypatch):
+    monkeypatch.setattr(interface, "KEPT_SECONDS", 1)
+    monkeypatch.setattr(interface, "_LOOKED_AT", 0.1)
+    listed = choices(given=None, autoencoder=False, downloads=False)
+    place = Place()
+    with own_folder() as uploads, listening(place) as bound:
+        blocks = interface.page(None, lambda: listed, listed[0], place.queue)
+        server = app_server.server_of(blocks, place, uploads)
+        with app_server.served_beside(server, bound):
+            file = Path(upload(app_server.address_of(bound, place), clip))
+            assert file.read_bytes() == clip.read_bytes()
+            assert Path(uploads) in file.parents
+            for _ in range(200):
+                if not file.exists():
+                    break
+                threading.Event().wait(0.1)
+            assert not file.exists()
+    assert not os.path.exists(uploads)
+    assert "GRADIO_TEMP_DIR" not in os.environ
 
 
 @needs_gradio
