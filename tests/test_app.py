@@ -126,17 +126,26 @@ class App:
         return self.process.returncode, said
 
     def left(self):
-        """Processes and files that are left of it."""
-        processes = []
+        """Processes and files that are left of it; those that are about to end may do so."""
+        for _ in range(200):
+            processes = self._processes()
+            if not processes:
+                break
+            threading.Event().wait(0.1)
+        files = [*(self.folder / "temporary").iterdir(), *(self.folder / "here").iterdir()]
+        return processes, files
+
+    def _processes(self):
+        """Of the session that it began."""
+        found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 words = stat.read_text().rpartition(")")[2].split()
             except OSError:
                 continue
-            if words[2] == str(self.process.pid) and words[0] != "Z":
-                processes.append(stat.parent.name)
-        files = [*(self.folder / "temporary").iterdir(), *(self.folder / "here").iterdir()]
-        return processes, files
+            if words[3] == str(self.process.pid) and words[0] != "Z":
+                found.append(stat.parent.name)
+        return found
 
     def kill(self):
         self.asked.socket.close()
@@ -236,6 +245,7 @@ def visit(chromium, address):
     def open_page(**options):
         context = chromium.new_context(viewport={"width": 1200, "height": 900}, **options)
         contexts.append(context)
+        context.set_default_timeout(90_000)  # several people's tests may share a machine
         page = context.new_page()
         page.on("console", complaint)
         page.on("pageerror", lambda error: wrong.append(str(error)))
