@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -15,12 +16,14 @@ import urllib.request
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 from clips import write_clip
 from conftest import REPOSITORY
+from PIL import Image
 from randomness import redraw
 from test_label_page import CHROMIUM
-from test_predict import CLASSES, NAME, TINY, write_checkpoint
+from test_predict import CLASSES, NAME, SPEC, TINY, write_checkpoint
 
 from hiera_video import build_model
 from hiera_video.app import check as app_check
@@ -29,6 +32,8 @@ from hiera_video.app import server as app_server
 from hiera_video.app.choices import MEGABYTES, choices, chosen, first_choice, given_choice
 from hiera_video.app.guard import AROUND_A_FILE, HEADERS, JOB, UPLOAD, Guard
 from hiera_video.app.labeller import Labeller, Settings, Wanted
+from hiera_video.app.reconstruct import Reconstructor
+from hiera_video.app.results import texts
 from hiera_video.app.server import Place, is_loopback, listening, own_folder
 from hiera_video.commands import app as command
 from hiera_video.errors import RunFailed, UserError
@@ -119,7 +124,7 @@ class App:
         assert found, f"{line}\n{self.process.stderr.read()}"
         return found[0]
 
-    def end(self, number=signal.SIGINT):
+    def end(self, number):
         """(exit code, what it printed on stderr)."""
         self.process.send_signal(number)
         _, said = self.process.communicate(timeout=60)
@@ -156,17 +161,20 @@ class App:
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
-    """An app with weights of hostile class names, uploads of 1 MB at most, and a short queue."""
+    """An app with weights of hostile class names, uploads of 1 MB at most, and a short queue.
+
+    At the end Ctrl-C must leave no process and no file of it.
+    """
     if find_spec("gradio") is None:
         pytest.skip("needs gradio")
     folder = tmp_path_factory.mktemp("app")
     weights = write_checkpoint(folder / "secret place.pyth", classes=HOSTILE)
     words = ("--weights", weights, "--port", 0, "--views", "1x1", "--device", "cpu")
-    started = App(folder, *words, "--max-mb", 1, "--queue", 3)
+    started = App(folder, *words, "--max-mb", 1, "--queue", 3, script=False)
     yield started
-    code, said = started.end(signal.SIGTERM)
+    code, said = started.end(signal.SIGINT)
     started.kill()
-    assert code == 143
+    assert (code, said.splitlines()[-1]) == (130, "stopped")
     assert "Traceback" not in said
     assert started.left() == ([], [])
     assert started.asked.count == 0, "it asked another host for something"
@@ -580,42 +588,6 @@ def test_a_check_that_fails_says_why(address, tmp_path, monkeypatch):
         app_check.check("http://127.0.0.1:1/", str(tmp_path))
 
 
-@needs_gradio
-def test_a_reconstruction_then_ctrl_c(tmp_path, clip):
-    """Clips are painted at the chosen ratio; after Ctrl-C nothing is left."""
-    from gradio_client import handle_file
-
-    weights = write_autoencoder(tmp_path / "mae.pyth")
-    started = App(tmp_path, "--weights", weights, "--port", "0", script=False)
-    try:
-        address = started.address()
-        client = client_of(address)
-        pictures = []
-        for hidden in (0.25, 0.75):
-            *_, painting, content = client.predict(
-                handle_file(str(clip)), "given", [], 1, hidden, api_name="/label"
-            )
-            assert content is None
-            found = re.search(r"(\d+) of the (\d+) parts", painting)
-            assert int(found[1]) / int(found[2]) == hidden
-            pictures.append(re.search(r'src="data:image/jpeg;base64,([^"]+)"', painting)[1])
-        assert pictures[0] != pictures[1]
-        assert "what the model saw" in painting
-        summary, labels, *_ = client.predict(
-            handle_file(str(clip)), "given", [], 1, 0.5, api_name="/label"
-        )
-        assert "mae.pyth names nothing: it is an autoencoder" in labels
-        assert str(tmp_path) not in summary + labels + painting
-        uploads = list((tmp_path / "temporary").rglob("*.mp4"))
-        assert uploads, "the test looks where uploads are"
-        code, said = started.end()
-    finally:
-        started.kill()
-    assert (code, said.splitlines()[-1]) == (130, "stopped")
-    assert "Traceback" not in said
-    assert started.left() == ([], [])
-
-
 def test_a_taken_port_and_wrong_numbers_are_refused(tmp_path, monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
@@ -636,6 +608,12 @@ def test_wrong_weights_are_refused_before_anybody_comes(tmp_path, monkeypatch):
         command.main(["--weights", "none.pyth", "--port", "0"])
     with pytest.raises(UserError, match="has no trained classifier"):
         command.main(["--weights", "motion", "--port", "0"])
+
+
+def test_sigterm_ends_it_with_its_code():
+    with app_server.sigterm_ends(), pytest.raises(SystemExit) as ended:
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert ended.value.code == 143
 
 
 def test_only_this_machine_unless_asked(capsys, monkeypatch):
@@ -736,6 +714,48 @@ def test_only_uploads_are_opened(labeller, clip, tmp_path):
     assert found.prediction.file == "b.mp4"
     assert len(found.prediction.timeline) == 4
     assert found.prediction.explanation.label == found.prediction.labels[0].label
+
+
+def test_a_clip_is_painted_at_the_chosen_ratio(labeller, clip, tmp_path):
+    path = str(shutil.copy(clip, tmp_path / "uploads/a.mp4"))
+    weights = str(write_autoencoder(tmp_path / "mae.pyth"))
+    assert labeller.is_autoencoder(weights)
+    assert not labeller.is_autoencoder("camera_motion")
+    listed = choices(given=weights, autoencoder=True, downloads=False)
+    assert listed[0].text == "mae.pyth (reconstructs; given)"
+
+    def painted(hidden):
+        wanted = Wanted("given", hidden=hidden)
+        (found,) = labeller.job(listed, {"path": path}, wanted, lambda share, what: None)
+        assert found.prediction is None
+        assert found.reconstruction.hidden / found.reconstruction.units == hidden
+        return found
+
+    few, many = painted(0.25), painted(0.75)
+    with Image.open(io.BytesIO(many.reconstruction.jpeg)) as picture:
+        side, rows = SPEC.crop_size, len(many.reconstruction.rows)
+        assert picture.size == (SPEC.num_frames // 2 * side, rows * side)
+        top, seen = (
+            np.asarray(picture.convert("L").crop((0, row * side, picture.width, (row + 1) * side)))
+            for row in (0, 1)
+        )
+    changed = np.abs(top.astype(int) - seen) > 40
+    assert 0.3 < changed.mean() < 0.76, "what is hidden is grey"
+    assert few.reconstruction.jpeg != many.reconstruction.jpeg
+    shown = texts(many)
+    units = many.reconstruction.units
+    assert f"{3 * units // 4} of the {units} parts of the clip" in shown.painting
+    assert 'src="data:image/jpeg;base64,' in shown.painting
+    why = "mae.pyth names nothing: it is an autoencoder; choose weights that label"
+    assert all(why in part for part in (shown.labels, shown.timeline, shown.explanation))
+    assert str(tmp_path) not in "".join(shown)
+    with pytest.raises(UserError, match=r"the share that is hidden must be from 0\.05 to 0\.95"):
+        painted(1.5)
+
+
+def test_weights_without_a_decoder_are_no_autoencoder():
+    with pytest.raises(UserError, match="camera_motion has no decoder, so it cannot reconstruct"):
+        Reconstructor("camera_motion", "cpu", print)
 
 
 def test_a_job_that_takes_too_long_keeps_what_is_done(process, clip, tmp_path, monkeypatch):
