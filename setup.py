@@ -41,6 +41,7 @@ setup(
     package_data={
         "hiera_video": [
             *("labels/*.txt", "labels/README.md", "bundled/*", "features/*.html"),
+            *("pages/*.html", "pages/*.css"),
             *("label_page/*.html", "label_page/*.css", "label_page/*.js"),
         ]
     },
