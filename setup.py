@@ -42,6 +42,7 @@ setup(
         "hiera_video": [
             *("labels/*.txt", "labels/README.md", "bundled/*", "features/*.html"),
             *("pages/*.html", "pages/*.css"),
+            *("run_page/*.html", "run_page/*.css", "run_page/*.js"),
             *("label_page/*.html", "label_page/*.css", "label_page/*.js"),
         ]
     },

@@ -106,6 +106,11 @@ class TrainingLog:
         )
         curves = {"loss": loss, "lr": result.lr, **metrics}
         self.logger.add_scalars(step, **{f"Train__{name}": value for name, value in curves.items()})
+        self.logger.show(
+            f"training: epoch {epoch + 1} of {plan.epochs}, step {at + 1} of "
+            f"{plan.steps_per_epoch}, {left} left",
+            now=False,
+        )
 
     def log_epoch(self, step: int, epoch_sums: Sequence[float], *, lr: float) -> None:
         """Print and record the means over the clips of the epoch that ended with step `step`."""
