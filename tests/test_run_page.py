@@ -140,7 +140,7 @@ def test_it_names_result_settings_data_and_failures(done):
     assert changed.split() == ["SOLVER.MAX_EPOCH", "3", "2"]
     assert "training 9 videos: 3 classes" in text
     assert "validation 7 videos: 3 classes" in text
-    assert re.search(r"best validation: top-1 [\d.]+ % after epoch \d/3", text)
+    assert re.search(r"best validation, one view a video: top-1 [\d.]+ % after epoch \d/3", text)
     assert "videos that could not be read in the last epoch: 1 validation" in text
     assert "a <b> run" in text
 

@@ -269,7 +269,9 @@ def _best(records: Sequence[Mapping[str, Any]]) -> str:
         if known:
             best = max(known, key=lambda record: sign * record[key])
             value = 100 - best[key] if sign < 0 else best[key]
-            return f"best validation: {name} {value:.2f} % after epoch {best['epoch']}"
+            epoch = str(best["epoch"])
+            when = "the probe" if epoch.startswith("0/") else f"epoch {epoch}"
+            return f"best validation, one view a video: {name} {value:.2f} % after {when}"
     return ""
 
 
