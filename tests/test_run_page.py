@@ -27,12 +27,13 @@ from hiera_video.engine.results import Scores
 from hiera_video.engine.signals import Stop
 from hiera_video.engine.train import train
 from hiera_video.errors import RunFailed
-from hiera_video.run_page import mistakes
+from hiera_video.run_page import mistakes, pictures
 from hiera_video.run_page.curves import HEIGHT, WIDTH, panels_of
 from hiera_video.run_page.facts import Clip, Outcome, Start
 from hiera_video.run_page.page import RunPage
 
 HOSTILE = "<img src=x onerror=alert(1)>"
+PICTURES = ("PAGE.MAX_PICTURES", 500)
 CLASSES = [HOSTILE, "a' \"b", "still"]
 
 
@@ -85,8 +86,8 @@ def videos(tmp_path_factory):
 def done(videos, tmp_path_factory):
     """The folder of a run that was trained and tested."""
     out = tmp_path_factory.mktemp("runs") / "a <b> run"
-    cfg = config(videos, out, "SOLVER.MAX_EPOCH", 3)
-    recipe = Recipe("K400/x", load_config(None, settings(videos, out)).to_yaml())
+    cfg = config(videos, out, "SOLVER.MAX_EPOCH", 3, *PICTURES)
+    recipe = Recipe("K400/x", load_config(None, settings(videos, out, *PICTURES)).to_yaml())
     assert train_and_test(cfg, recipe=recipe) == 0
     return out
 
@@ -229,6 +230,14 @@ def test_a_test_stays_until_another_run_begins(videos, tmp_path):
         path.unlink()
     assert train(cfg, init("cpu"), Stop()) == 0
     assert "Confusion" not in Page(out / "index.html").text
+
+
+def test_pictures_that_would_take_too_long_are_left_out(videos, tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MOST_SECONDS", -1)
+    cfg = config(videos, tmp_path / "out", "SOLVER.MAX_EPOCH", 1, *PICTURES)
+    assert train_and_test(cfg) == 0
+    assert not list((tmp_path / "out/page/pictures").iterdir())
+    assert "no picture" in Page(tmp_path / "out" / "page/classes/0.html").text
 
 
 def test_a_run_without_a_page_writes_none(videos, tmp_path):

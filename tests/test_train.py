@@ -61,7 +61,9 @@ def test_a_run_leaves_its_folder(videos, tmp_path):
     out = tmp_path / "out"
     assert run(config(videos, out)) == 0
     there = {p.name for p in out.iterdir()} - {".lock"}
-    assert there == {"checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "stdout.log"}
+    page = {"index.html", "page"}
+    logs = {"config.yaml", "curves.png", "metrics.jsonl", "stdout.log"}
+    assert there == {"checkpoints"} | page | logs
     names = {p.name for p in (out / "checkpoints").iterdir()}
     assert names == {
         "checkpoint_epoch_00001.pyth", "checkpoint_epoch_00002.pyth", "best.pyth", "best.json"

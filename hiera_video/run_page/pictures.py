@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -11,6 +12,9 @@ from hiera_video.run_page.facts import Clip
 from hiera_video.run_page.mistakes import sure_mistakes
 from hiera_video.video.decoding_process import decoding_process
 from hiera_video.video.guarded_video import GuardedVideo
+
+MOST_SECONDS = 300.0
+"""For all pictures of a page: the processes of a run wait for the one that reads them."""
 
 
 def add_pictures(
@@ -24,15 +28,19 @@ def add_pictures(
     """Read the pictures of at most `most` clips and write them below `folder`: errors first, by
     their score, then the hardest of the others.
 
-    Reads in a process of its own: a video that crashes a decoder has no picture. on_clip: called
-    with the number of clips that are done, and of all.
+    Reads in a process of its own: a video that crashes a decoder has no picture, nor have those
+    that are left after MOST_SECONDS. on_clip: called with the number of clips that are done, and of
+    all.
     Raises RunFailed where a picture cannot be written.
     """
     chosen = _chosen(clips, most)
     if not chosen:
         return
+    end = time.monotonic() + MOST_SECONDS
     with decoding_process() as process:
         for done, clip in enumerate(chosen, start=1):
+            if time.monotonic() > end:
+                return
             try:
                 with GuardedVideo(clip.path, process, decoder) as video:
                     jpeg = jpeg_at(video, video.info.duration / 2)
