@@ -35,13 +35,14 @@ quickstart: install
 	@echo; echo "5/5  label it with the bundled model, which trained for an hour"
 	@$(BIN)/python demo/predict.py "$(CLIP)" --weights camera_motion
 	@echo
-	@echo "Look at $(RUN): pictures/, curves.png, confusion.png, predictions.csv."
+	@echo "Look at $(RUN): each run has an index.html, and in pretrain/pictures a video of what it learnt."
 	@echo "Next:  source .venv/bin/activate"
 	@echo "       python demo/predict.py YOUR.mp4              # Kinetics labels; fetches some 200 MB once"
 	@echo "       python tools/run_net.py --cfg configs/finetune_folder.yaml DATA.PATH_TO_DATA_DIR VIDEOS/"
 	@echo "       the same with configs/small/finetune_folder.yaml on a CPU, without a download"
 	@echo; $(BIN)/python tools/compare_runs.py $(RUN)/finetune_pretrained $(RUN)/finetune_random \
 		--names "with pretraining" without
+	@echo; echo "Open $(RUN)/finetune_pretrained/index.html in a browser: curves, confusions and their clips."
 
 # The second time with as little of the processor as the libraries can be told to use, and with
 # another number of threads: what depends on rounding must hold there too.

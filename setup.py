@@ -41,6 +41,8 @@ setup(
     package_data={
         "hiera_video": [
             *("labels/*.txt", "labels/README.md", "bundled/*", "features/*.html"),
+            *("pages/*.html", "pages/*.css"),
+            *("run_page/*.html", "run_page/*.css", "run_page/*.js"),
             *("label_page/*.html", "label_page/*.css", "label_page/*.js"),
             *("app/*.html", "app/*.css", "app/*.js"),
         ]

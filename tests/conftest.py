@@ -8,6 +8,8 @@ import torch
 
 from hiera_video.engine import plots
 
+pytest_plugins = ["browser"]
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 

@@ -170,7 +170,8 @@ def test_the_files_of_a_test(videos, trained, capsys):
 
     said = capsys.readouterr().out
     assert "1 of 7 videos could not be decoded" in said
-    last = (trained / "stdout.log").read_text().splitlines()[-1]
+    lines = (trained / "stdout.log").read_text().splitlines()
+    last = [line for line in lines if line.startswith("json_stats: ")][-1]
     record = json.loads(last.removeprefix("json_stats: "))
     assert record["split"] == "test_final"
     assert record["top1_acc"] == f"{results['top1_acc']:.2f}"

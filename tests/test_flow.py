@@ -47,8 +47,12 @@ ALLOWED = {
         *("video", "data", "models", "scoring", "batched_scores", "classifier", "export"),
         *("explanation", "prediction"),
     ),
-    "engine": (*FOUNDATION, "config", "video", "data", "models", "scoring", "engine"),
+    "engine": (
+        *FOUNDATION,
+        *("config", "video", "data", "models", "scoring", "run_page", "engine"),
+    ),
     "pages": (*FOUNDATION, "video", "pages"),
+    "run_page": (*FOUNDATION, "video", "pages", "run_page"),
     "features": (
         *FOUNDATION,
         *("video", "data", "models", "scoring", "classifier", "engine", "pages", "features"),

@@ -6,12 +6,12 @@ import os
 import re
 import shutil
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pytest
+from browser import wait_until
 from clips import read_indices, write_clip
 from PIL import Image
 from test_guarded_video import serve_or_worse
@@ -32,8 +32,6 @@ from hiera_video.predict import Predictor
 from hiera_video.prediction import Label, Prediction, Window
 from hiera_video.video.decode import probe, read_frames
 from hiera_video.video.guarded_pool import GuardedPool
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
 
 
 class Page(Parser):
@@ -455,47 +453,6 @@ def test_what_cannot_be_is_said_before_any_work(call, monkeypatch, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def chromium():
-    if find_spec("playwright") is None:
-        pytest.skip("needs playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def visit(chromium):
-    """Open a file; at the end, nothing may have been complained of or asked of a host."""
-    wrong = []
-    contexts = []
-
-    def check(request):
-        if not request.url.startswith("file:"):
-            wrong.append(request.url)
-
-    def open_page(file, **options):
-        context = chromium.new_context(viewport={"width": 1200, "height": 900}, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("console", lambda message: wrong.append(message.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("dialog", lambda dialog: wrong.append(dialog.message))
-        page.on("request", check)
-        page.goto(Path(file).resolve().as_uri())
-        return page
-
-    yield open_page
-    for context in contexts:
-        context.close()
-    assert not wrong
-
-
-@pytest.fixture(scope="module")
 def many(clips, process):
     """A page of 120 videos, every tenth with an error."""
     found = [
@@ -569,7 +526,7 @@ def test_the_table_filters_and_pages(visit, many):
     page.get_by_label("Search").fill("nothing like it")
     assert shown(page) == "no video fits"
     page.get_by_role("button", name="Clear").click()
-    page.wait_for_function("document.getElementById('shown').textContent === '1 to 50 of 120'")
+    wait_until(page, "document.getElementById('shown').textContent === '1 to 50 of 120'")
 
 
 def time_of(page):
@@ -578,7 +535,7 @@ def time_of(page):
 
 def test_a_click_plays_from_there(visit, one):
     page = visit(one)
-    page.wait_for_function("document.querySelector('video').readyState > 0")
+    wait_until(page, "document.querySelector('video').readyState > 0")
     assert page.locator("video").evaluate("video => video.error") is None
     page.locator("video").evaluate("video => { video.play = () => Promise.resolve(); }")
     chart = page.locator("#chart").bounding_box()
@@ -587,7 +544,7 @@ def test_a_click_plays_from_there(visit, one):
     assert page.locator("#pointed").inner_text().startswith("0:04.5 is in 0:04.0 to 0:06.0: run")
     page.locator("#chart").click(position=at)
     assert time_of(page) == pytest.approx(4.5, abs=0.05)
-    page.wait_for_function("document.getElementById('now').getAttribute('x1').startsWith('7')")
+    wait_until(page, "document.getElementById('now').getAttribute('x1').startsWith('7')")
     page.get_by_role("img", name="Picture at 0:03.0").click()
     assert time_of(page) == pytest.approx(2.0, abs=0.01), "from the beginning of its window"
     slot = page.get_by_role("link", name="0:02.0 to 0:04.0")
@@ -605,7 +562,7 @@ def test_a_click_plays_from_there(visit, one):
 def test_it_plays_on_its_own(visit, one):
     page = visit(one)
     page.get_by_role("img", name="Picture at 0:03.0").click()
-    page.wait_for_function("document.querySelector('video').currentTime > 2.05")
+    wait_until(page, "document.querySelector('video').currentTime > 2.05")
     assert not page.locator("video").evaluate("video => video.paused")
 
 
@@ -673,7 +630,7 @@ def test_strange_names_are_shown_and_do_nothing(visit, hostile, process):
     assert width <= 1200, "300 characters do not widen the page"
     for file in pages[:-1]:
         page.goto(file.file.resolve().as_uri())
-        page.wait_for_function("document.querySelector('video').readyState > 0")
+        wait_until(page, "document.querySelector('video').readyState > 0")
         assert page.evaluate("document.documentElement.scrollWidth") <= 1200, file.text
 
 

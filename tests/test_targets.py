@@ -387,7 +387,8 @@ def test_the_picture_shows_input_hole_target_and_prediction(target):
     clips, truth = clips_of(), given(target).get("truth")
     keep = model.random_keep(2, generator=torch.Generator().manual_seed(0))
     usual = {"mean": [0.45] * 3, "std": [0.225] * 3}
-    picture = tasks.reconstruction(model, clips, keep, truth=truth, **usual)
+    panels = tasks.reconstructed(model, clips, keep, truth=truth, **usual)
+    picture = panels.as_picture()
     assert picture.shape == (3, 2 * 4 * 64, 2 * 64)  # two clips, four rows, two times
     shown, seen, wanted, painted = picture[:, : 4 * 64].unflatten(1, (4, 64)).unbind(1)
     assert torch.allclose(shown[:, :, :64], (clips[0, :, 0] * 0.225 + 0.45).clamp(0, 1), atol=1e-6)
@@ -406,10 +407,10 @@ def test_the_picture_shows_input_hole_target_and_prediction(target):
 def test_pictures_of_images_have_one_time():
     model = redraw(image("hog")).eval()
     keep = model.random_keep(2, 0.5)
-    picture = tasks.reconstruction(
+    panels = tasks.reconstructed(
         model, clips_of()[:, :, :1], keep, mean=[0.45] * 3, std=[0.225] * 3
     )
-    assert picture.shape == (3, 2 * 4 * 64, 64)
+    assert panels.as_picture().shape == (3, 2 * 4 * 64, 64)
 
 
 def test_colours_of_gradients_tell_upright_from_level():

@@ -160,7 +160,8 @@ def test_the_picture_shows_input_hole_and_painting(autoencoder):
     keep = tasks.keep_masks(
         autoencoder, torch.tensor([1, 2]), torch.zeros(2).long(), epoch=0, seed=0
     )
-    picture = tasks.reconstruction(autoencoder, clips, keep, mean=[0.45] * 3, std=[0.225] * 3)
+    panels = tasks.reconstructed(autoencoder, clips, keep, mean=[0.45] * 3, std=[0.225] * 3)
+    picture = panels.as_picture()
     assert picture.shape == (3, 2 * 3 * 64, 2 * 64)  # two clips, three rows, two frames
     shown, seen, painted = picture[:, : 3 * 64].unflatten(1, (3, 64)).unbind(1)
     assert torch.allclose(shown[:, :, :64], (clips[0, :, 0] * 0.225 + 0.45).clamp(0, 1), atol=1e-6)

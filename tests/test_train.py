@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from clips import write_clip
+from PIL import Image
 from tiny_runs import (
     CLASSES,
     HEAVY,
@@ -37,6 +38,7 @@ from hiera_video.engine.signals import Stop
 from hiera_video.engine.step import Forward
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.registry import MODEL_REGISTRY
+from hiera_video.video.decode import probe, read_frames
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,9 @@ def test_a_run_leaves_its_folder(videos, tmp_path):
     out = tmp_path / "out"
     assert run(config(videos, out)) == 0
     there = {p.name for p in out.iterdir()} - {".lock"}
-    assert there == {"checkpoints", "config.yaml", "curves.png", "metrics.jsonl", "stdout.log"}
+    page = {"index.html", "page"}
+    logs = {"config.yaml", "curves.png", "metrics.jsonl", "stdout.log"}
+    assert there == {"checkpoints"} | page | logs
     names = {p.name for p in (out / "checkpoints").iterdir()}
     assert names == {
         "checkpoint_epoch_00001.pyth", "checkpoint_epoch_00002.pyth", "best.pyth", "best.json"
@@ -422,7 +426,22 @@ def test_pretraining_lowers_its_loss_and_draws(videos, tmp_path):
     run(config(videos, out, "SOLVER.MAX_EPOCH", 6, "TRAIN.PICTURE_PERIOD", 3, task=PRETRAIN))
     found = [r["loss"] for r in read_metrics(out) if r["_type"] == "train_epoch"]
     assert found[-1] < found[0] - 0.02
-    assert len(list((out / "pictures").glob("reconstruction_*.png"))) == 2
+    pictures = sorted((out / "pictures").glob("reconstruction_*.png"))
+    assert len(pictures) == 2
+    for picture in pictures:
+        with Image.open(picture) as image:  # two clips of three rows, two frames of each
+            assert image.size == (2 * 64, 2 * 3 * 64)
+            shown = np.asarray(image)
+        video = picture.with_suffix(".mp4")
+        frames = read_frames(video, [0, 1])
+        assert frames.shape == (2, 3, 2 * 64, 3 * 64), "rows are columns, clips below each other"
+        # [clip, row, y, frame, x, channel] -> [frame, channel, clip, y, row, x]
+        rows = shown.reshape(2, 3, 64, 2, 64, 3).transpose(3, 5, 0, 2, 1, 4)
+        wanted = rows.reshape(frames.shape).astype(float)
+        assert np.abs(frames.numpy() - wanted).mean() < 6
+        assert probe(video).num_frames == 2
+    rows = json.loads((out / "pictures" / "reconstruction.json").read_text())["rows"]
+    assert rows == ["input", "visible part", "reconstruction"]
     assert "best.pyth" not in {p.name for p in (out / "checkpoints").iterdir()}
 
 

@@ -233,7 +233,8 @@ def test_a_perfect_prediction_reconstructs_the_clip():
     same = (blank == x).all(dim=1)  # what was visible is as it was, in every frame
     shown = mask.view(2, 1, 3, 4).repeat_interleave(16, 2).repeat_interleave(16, 3)
     assert torch.equal(same, shown.expand(2, 4, 48, 64))
-    picture = tasks.reconstruction(model, x, mask, mean=(0.485, 0.456, 0.406), std=(0.2,) * 3)
+    panels = tasks.reconstructed(model, x, mask, mean=(0.485, 0.456, 0.406), std=(0.2,) * 3)
+    picture = panels.as_picture()
     assert picture.shape == (3, 2 * 3 * 48, 4 * 64)
 
 

@@ -49,6 +49,7 @@ TINY = {
     "SOLVER.WARMUP_EPOCHS": 0.5,
     "SOLVER.MAX_EPOCH": 2,
     "LOG_PERIOD": 1,
+    "PAGE.MAX_PICTURES": 0,  # they are read in a process that takes a second to start
 }
 
 PRETRAIN = {

@@ -29,6 +29,7 @@ from hiera_video.config.command_line import (
     is_key,
     settings_table,
 )
+from hiera_video.config.origin import Recipe, read_recipe
 from hiera_video.config.recipes import recipe_table
 from hiera_video.errors import UserError
 
@@ -69,7 +70,7 @@ def command(
         return 0
     if args.dry_run is None and not (cfg.train.enable or cfg.test.enable):
         raise UserError("nothing to do: TRAIN.ENABLE and TEST.ENABLE are both False")
-    return run(cfg, dry_steps=args.dry_run)
+    return run(cfg, dry_steps=args.dry_run, recipe=read_recipe(args.cfg))
 
 
 PROBE_ALONE = ("SOLVER.MAX_EPOCH", "0", "SOLVER.MAX_STEPS", "0")
@@ -94,10 +95,10 @@ def with_probe(words: Sequence[str]) -> list[str]:
     return words
 
 
-def run(cfg: Config, *, dry_steps: int | None = None) -> int:
+def run(cfg: Config, *, dry_steps: int | None = None, recipe: Recipe | None = None) -> int:
     """Train, then test, as far as `cfg` asks for them; returns the exit code.
 
-    dry_steps: steps of a dry run instead; None for a real one.
+    dry_steps: steps of a dry run instead; None for a real one. recipe: what `cfg` was made of.
     """
     # torch takes seconds to import: late, so that --help and typing errors are quick
     import torch
@@ -117,7 +118,7 @@ def run(cfg: Config, *, dry_steps: int | None = None) -> int:
             dry_run.run(cfg, world, steps=dry_steps)
             return 0
         stop = Stop()
-        code = train.train(cfg, world, stop) if cfg.train.enable else 0
+        code = train.train(cfg, world, stop, recipe) if cfg.train.enable else 0
         if not stop.obeyed and cfg.test.enable and objective.validated:
             code = evaluate.test(cfg, world, stop)
         return code

@@ -4,6 +4,7 @@ values, section     types and ranges; dataclasses that check their own fields
 keys                which keys exist, and suggestions for unknown ones
 yaml_dialect, parse files and words -> a config, and back to YAML
 schema              the settings themselves, `Config`, `load_config`
+origin              the recipe that a run was started with
 describe            every setting in words
 command_line        `--cfg FILE KEY VALUE ...`
 """

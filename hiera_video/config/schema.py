@@ -29,7 +29,7 @@ from hiera_video.config.keys import keys_of
 from hiera_video.config.parse import assemble, read_file, read_text, read_words, to_yaml_text
 from hiera_video.config.recipes import locate
 from hiera_video.config.section import Section
-from hiera_video.config.trackers import TensorboardConfig, TrackersConfig
+from hiera_video.config.trackers import PageConfig, TensorboardConfig, TrackersConfig
 from hiera_video.config.values import choice, matching, number, setting
 from hiera_video.errors import ConfigError
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
@@ -473,6 +473,7 @@ class Config(Section):
     train: TrainConfig = field(default_factory=TrainConfig)
     test: TestConfig = field(default_factory=TestConfig)
     solver: SolverConfig = field(default_factory=SolverConfig)
+    page: PageConfig = field(default_factory=PageConfig)
     tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
     trackers: TrackersConfig = field(default_factory=TrackersConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)

@@ -1,12 +1,24 @@
-"""The sections on where curves and pictures of a run are shown, beside its folder."""
+"""The sections on where curves and pictures of a run are shown: its page, and other places."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from hiera_video.config.section import Section
-from hiera_video.config.values import setting
+from hiera_video.config.values import number, setting
 from hiera_video.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class PageConfig(Section):
+    """OUTPUT_DIR/index.html, a page for any browser, without a server or a network."""
+
+    prefix = "PAGE."
+
+    enable: bool = setting(True)
+    """Write it: curves, settings, data and test; again every minute while the run trains."""
+    max_pictures: int = number(500, at_least=0)
+    """Tested videos of which it shows a picture, errors first; 0: none."""
 
 
 @dataclass(frozen=True)

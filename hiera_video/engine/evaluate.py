@@ -24,7 +24,7 @@ from hiera_video.data.datasets import TestReader, VideoDataset
 from hiera_video.data.loader import Loader, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
-from hiera_video.engine import checkpoint, memory, preflight, results, tasks
+from hiera_video.engine import checkpoint, memory, page_facts, preflight, results, tasks
 from hiera_video.engine.data_source import DataSource, read_test_split
 from hiera_video.engine.distributed import World
 from hiera_video.engine.meters import format_duration
@@ -39,6 +39,8 @@ from hiera_video.models.weights.file import Checkpoint
 from hiera_video.models.weights.load import load_weights
 from hiera_video.models.weights.published import PublishedWeights
 from hiera_video.models.weights.resolve import resolve
+from hiera_video.run_page.facts import Clip, Outcome
+from hiera_video.run_page.page import RunPage
 from hiera_video.scoring import ScoreSettings, clip_scores
 
 # ---- scores -------------------------------------------------------------------------------------
@@ -220,7 +222,8 @@ def _test(
 
     if world.is_main:
         logger.open(folder)
-    for line in _introduction(cfg, weights, stored, loader, settings):
+    lines, notes = _introduction(cfg, weights, stored, loader, settings)
+    for line in (*lines, *(f"note: {note}" for note in notes)):
         logger.info(line)
     with stop:
         scores = score_videos(
@@ -248,10 +251,32 @@ def _test(
         "config": cfg.to_yaml(),
     }
     world.run_on_main(results.write_results, folder, content, scores, manifest)
-    for line in results.describe(content):
+    result = results.describe(content)
+    for line in result:
         logger.info(line)
     logger.log_stats("test_final", split="test_final", **results.final_record(content))
+    if cfg.page.enable:
+        tested = page_facts.tested_facts(scores, manifest, lines=[lines[0], *result], notes=notes)
+        clips = page_facts.tested_clips(scores, manifest)
+        world.run_on_main(_show_test, cfg, logger, tested, clips)
     return 0
+
+
+def _show_test(cfg: Config, logger: RunLogger, tested: Outcome, clips: Sequence[Clip]) -> None:
+    """Show a test on the page of the run, and say where that is."""
+    assert logger.folder is not None
+    page = RunPage(logger.folder, logger.info)
+    page.add_test(
+        tested,
+        clips,
+        most_pictures=cfg.page.max_pictures,
+        decoder=cfg.data.decoding_backend,
+        on_clip=lambda done, total: logger.progress(f"page  {done}/{total} pictures"),
+    )
+    logger.add_page(page)
+    logger.show(tested.lines[1], live=False)
+    if page.works:
+        logger.info(f"page of this run: {page.index}")
 
 
 def _build_test_loader(cfg: Config, world: World, manifest: Manifest) -> Loader:
@@ -289,8 +314,8 @@ def _build_tested_model(cfg: Config, stored: Checkpoint, num_classes: int) -> nn
 
 def _introduction(
     cfg: Config, weights: str, stored: Checkpoint, loader: Loader, settings: ScoreSettings
-) -> list[str]:
-    """Describe in a few lines what is tested, on what."""
+) -> tuple[list[str], list[str]]:
+    """Describe in a few lines what is tested, on what; and notes."""
     manifest = loader.dataset.manifest
     lines = [
         f"testing {weights} on {len(manifest)} videos of {cfg.data.path_to_data_dir or 'the set'}, "
@@ -302,7 +327,7 @@ def _introduction(
     if only := manifest.only_class():
         notes.insert(0, f"all videos are of one class ({only})")
     notes += _differences(stored, loader.dataset.spec, multi_label=settings.multi_label)
-    return [*lines, *(f"note: {note}" for note in notes)]
+    return lines, notes
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.batch import Clips, Collate
 from hiera_video.data.datasets import VideoDataset, read_sample
+from hiera_video.data.synthetic import mp4
 from hiera_video.engine import meters, preflight, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.engine.meters import StepTimer
+from hiera_video.engine.pictures import Panels
 from hiera_video.engine.run_logger import RunLogger
 from hiera_video.engine.schedule import Schedule
 from hiera_video.engine.step import sum_names
+from hiera_video.files import explained, put_in_place, unfinished_name, write_text
 
 
 def describe_run(name: str, model: nn.Module, world: World, precision: str) -> str:
@@ -100,6 +106,11 @@ class TrainingLog:
         )
         curves = {"loss": loss, "lr": result.lr, **metrics}
         self.logger.add_scalars(step, **{f"Train__{name}": value for name, value in curves.items()})
+        self.logger.show(
+            f"training: epoch {epoch + 1} of {plan.epochs}, step {at + 1} of "
+            f"{plan.steps_per_epoch}, {left} left",
+            now=False,
+        )
 
     def log_epoch(self, step: int, epoch_sums: Sequence[float], *, lr: float) -> None:
         """Print and record the means over the clips of the epoch that ended with step `step`."""
@@ -153,7 +164,8 @@ def draw_picture(
     step: int,
     guarded: bool,
 ) -> None:
-    """Write the objective's picture of the first two training videos that can be read.
+    """Write the objective's picture of the first two training videos that can be read, and a video
+    where it has one.
 
     guarded: read them in a process of their own, as the workers of a loader do. Leaves the model in
     eval mode.
@@ -175,5 +187,26 @@ def draw_picture(
     batch = collate([item._replace(clips=item.clips[:1]) for item in chosen])
     batch = batch.to(next(model.parameters()).device).normalized(dataset.spec)
     model.eval()
-    picture = objective.picture(model, batch, spec=dataset.spec, seed=dataset.seed)
-    logger.add_image(objective.picture_name, picture, step)
+    how: dict[str, Any] = {"spec": dataset.spec, "seed": dataset.seed}
+    panels = objective.panels(model, batch, **how)
+    picture = objective.picture(model, batch, **how) if panels is None else panels.as_picture()
+    path = logger.add_image(objective.picture_name, picture, step)
+    if panels is not None and path is not None:
+        write_text(
+            path.with_name(f"{objective.picture_name}.json"), json.dumps({"rows": panels.names})
+        )
+        if panels.pixels.shape[3] > 1:
+            _write_video(path.with_suffix(".mp4"), panels, dataset.spec)
+
+
+def _write_video(path: Path, panels: Panels, spec: ClipSpec) -> None:
+    """Write panels as a video, at the speed of their clips."""
+    seconds = spec.num_frames * spec.sampling_rate / spec.target_fps
+    fps = max(1, round(panels.pixels.shape[3] / seconds))
+    unfinished = Path(unfinished_name(path))
+    try:
+        with explained(path):
+            mp4.encode(unfinished, panels.as_video(), fps=fps, crf=18)
+        put_in_place(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -16,6 +16,7 @@ from hiera_video.data.synthetic.body_motion.truth import (
     FLOW_CHANNELS,
 )
 from hiera_video.engine.flow import flow_colours, per_channel, scaled_flow
+from hiera_video.engine.pictures import Panels
 from hiera_video.engine.tasks import Objective, StepSettings, unwrap
 from hiera_video.errors import UserError
 from hiera_video.registry import OBJECTIVE_REGISTRY
@@ -76,8 +77,8 @@ class MotionPrediction(Objective):
         return ". TASK motion needs a model that predicts motion: MODEL.MODEL_NAME motion_hiera_..."
 
     @torch.no_grad()
-    def picture(self, model: nn.Module, batch: Batch, *, spec: ClipSpec, seed: int) -> Tensor:
-        """Draw of each clip every second frame, the true flow and the predicted one: the colour is
+    def panels(self, model: nn.Module, batch: Batch, *, spec: ClipSpec, seed: int) -> Panels | None:
+        """Show of each clip every second frame, the true flow and the predicted one: the colour is
         the direction, its strength the speed."""
         assert batch.truth is not None  # `step` has come before
         predicted = model(batch.clips)[-1][:, :2].float().cpu()
@@ -87,7 +88,7 @@ class MotionPrediction(Objective):
         side = frames.shape[-1]
         shown = [(frames * std + mean).clamp(0, 1), flow_colours(wanted), flow_colours(predicted)]
         rows = torch.stack([F.interpolate(x, (x.shape[2], side, side)) for x in shown], dim=1)
-        return rows.permute(2, 0, 1, 4, 3, 5).flatten(4, 5).flatten(1, 3)
+        return Panels(("input", "true flow", "predicted flow"), rows)
 
 
 def targets(truth: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
-"""Pictures of what a masked autoencoder predicts where that is not pixels."""
+"""What a model does with clips, as a picture and as a video; flow and gradients as colours."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,29 @@ from torch import Tensor
 from hiera_video.engine.flow import flow_colours, hues
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.targets import HOG_BINS
+
+MOST_FRAMES = 8
+"""Frames of a clip in a picture."""
+
+
+class Panels(NamedTuple):
+    """Clips, each shown in several ways."""
+
+    names: tuple[str, ...]
+    """Of the ways, such as "input"."""
+    pixels: Tensor
+    """Float RGB [B, ways, 3, F, H, W] in [0, 1], on the CPU."""
+
+    def as_picture(self) -> Tensor:
+        """A row for each way of each clip, its first frames side by side: float [3, H', W']."""
+        rows = self.pixels[:, :, :, :MOST_FRAMES]
+        return rows.permute(2, 0, 1, 4, 3, 5).flatten(4, 5).flatten(1, 3)
+
+    def as_video(self) -> Tensor:
+        """The ways side by side, clips below each other: uint8 [F, 3, H', W'], H' and W' even."""
+        frames = self.pixels.permute(3, 2, 0, 4, 1, 5).flatten(4, 5).flatten(2, 3)
+        height, width = frames.shape[-2:]
+        return (frames * 255).round().byte()[..., : height - height % 2, : width - width % 2]
 
 
 def hog_colours(maps: Tensor) -> Tensor:

@@ -125,6 +125,7 @@ FREE_TO_CHANGE = (
     "DATA.FORMAT",  # so is what it makes of the folders
     "DATA_LOADER.",
     "TEST.",
+    "PAGE.",
     "TENSORBOARD.",
     "TRACKERS.",
     "MODEL.ACT_CHECKPOINT",

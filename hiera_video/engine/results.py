@@ -49,7 +49,7 @@ def labels_of(manifest: Manifest, video_ids: Tensor, num_classes: int) -> Tensor
         return torch.tensor([manifest.label(i) for i in ids], dtype=torch.int64)
     multi_hot = torch.zeros(len(ids), num_classes)
     for row, i in zip(multi_hot, ids, strict=True):
-        row[list(_label_set(manifest, i))] = 1
+        row[list(label_set(manifest, i))] = 1
     return multi_hot
 
 
@@ -71,9 +71,15 @@ def compute_metrics(scores: Scores, manifest: Manifest) -> dict[str, float | int
     }
 
 
-def _label_set(manifest: Manifest, video_id: int) -> tuple[int, ...]:
+def label_set(manifest: Manifest, video_id: int) -> tuple[int, ...]:
+    """Return the label of a video, or all of them."""
     label = manifest.label(video_id)
     return label if isinstance(label, tuple) else (label,)
+
+
+def class_names_of(manifest: Manifest, num_classes: int) -> list[str]:
+    """Return the names of the classes; their numbers where they have none."""
+    return list(manifest.classes or ()) or [str(i) for i in range(num_classes)]
 
 
 # ---- in words -----------------------------------------------------------------------------------
@@ -123,7 +129,7 @@ def write_results(
     results: the content of results.json. Raises RunFailed where a file cannot be written.
     """
     num_classes = scores.rows.shape[1]
-    names = list(manifest.classes or ()) or [str(i) for i in range(num_classes)]
+    names = class_names_of(manifest, num_classes)
     _write_predictions(folder / "predictions.csv", scores, manifest, names)
     if not manifest.multi_label:
         labels = labels_of(manifest, scores.video_ids, num_classes)
@@ -146,10 +152,10 @@ def _write_predictions(path: Path, scores: Scores, manifest: Manifest, names: li
         # stable, so that ties are ranked as the metrics rank them
         order = row.argsort(descending=True, stable=True)[:best].tolist()
         pairs = [x for c in order for x in (names[c], Decimal(f"{row[c].item():.6f}"))]
-        labels = _label_set(manifest, video_id)
+        labels = label_set(manifest, video_id)
         rows[video_id] = [_joined(labels, names), int(order[0] in labels), *pairs, ""]
     for failed in scores.failed:
-        label = _joined(_label_set(manifest, failed.video_id), names)
+        label = _joined(label_set(manifest, failed.video_id), names)
         rows[failed.video_id] = [label, "", *[""] * (2 * best), failed.reason]
     with csv_file(path, [*header, "error"]) as add_row:
         for video_id in sorted(rows):

@@ -1,4 +1,4 @@
-"""The logger of a run: console, stdout.log, metrics.jsonl, pictures, and trackers such as W&B.
+"""The logger of a run: console, stdout.log, metrics.jsonl, pictures, its page, trackers.
 
 On a terminal the last line is progress that redraws itself; in a pipe there are plain lines only.
 `stdout.log` holds the lines of the console and SlowFast's `json_stats: {...}` lines;
@@ -13,21 +13,26 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any, TextIO
 
 from torch import Tensor
 
 from hiera_video.engine import plots
-from hiera_video.engine.records import METRICS, json_safe, json_stats
+from hiera_video.engine.records import METRICS, json_safe, json_stats, read_metrics
 from hiera_video.engine.trackers import Tracker
-from hiera_video.errors import RunFailed
+from hiera_video.errors import RunFailed, first_line
 from hiera_video.files import atomic_write, explained
+from hiera_video.run_page.page import RunPage
 
 LOG = "stdout.log"
 _REDRAW_SECONDS = 0.2
 """Least time between two redraws of the last line of a terminal."""
 _CURVES_SECONDS = 60
 """Least time between two drawings of curves.png."""
+_PAGE_SECONDS, _PAGE_SHARE = (5, 60), 0.01
+"""Least time between two refreshes of the page: at the beginning, and after some minutes; and the
+most of the run's time that they take."""
 
 
 class RunLogger:
@@ -55,6 +60,9 @@ class RunLogger:
         self.live = not quiet and getattr(self.stream, "isatty", lambda: False)()
         self._drawn_at, self._line_open = 0.0, False
         self._curves_at = time.monotonic()
+        self._page: RunPage | None = None
+        self._page_began = self._page_due = 0.0
+        self._page_is_live = False
         self._log: IO[str] | None = None
         self._metrics: IO[str] | None = None
         self._trackers: list[Tracker] = []
@@ -65,7 +73,15 @@ class RunLogger:
     def __enter__(self) -> RunLogger:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is not None and self._page_is_live:
+            interrupted = isinstance(error, KeyboardInterrupt | SystemExit)
+            self.show("interrupted" if interrupted else f"failed: {first_line(error)}", live=False)
         self.close()
 
     def open(self, folder: Path) -> None:
@@ -79,6 +95,29 @@ class RunLogger:
     def add_tracker(self, tracker: Tracker) -> None:
         """Send curves and pictures to `tracker` too, from now on; it is closed with the logger."""
         self._trackers.append(tracker)
+
+    def add_page(self, page: RunPage) -> None:
+        """Write the page of the run, too, whenever `show` says so."""
+        self._page = page
+
+    def show(self, status: str, *, live: bool = True, now: bool = True) -> None:
+        """Write the page of the run anew.
+
+        status: how the run stands, in words. live: whether it goes on. now: else only if the last
+        time is a while ago, see `_PAGE_SECONDS`.
+        """
+        if self._page is None or self.folder is None:
+            return
+        began = time.monotonic()
+        if not now and began < self._page_due:
+            return
+        self._page.refresh(read_metrics(self.folder), status=status, live=live)
+        ended = time.monotonic()
+        self._page_began = self._page_began or began
+        first, most = _PAGE_SECONDS
+        pause = min(max((ended - self._page_began) / 5, first), most)
+        self._page_due = ended + max(pause, (ended - began) / _PAGE_SHARE)
+        self._page_is_live = live
 
     def info(self, text: str) -> None:
         """Log a line on the console and in stdout.log."""

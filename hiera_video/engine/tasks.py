@@ -30,7 +30,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.batch import Batch
 from hiera_video.engine.flow import scaled_flow
 from hiera_video.engine.metrics import topk_correct
-from hiera_video.engine.pictures import target_rows
+from hiera_video.engine.pictures import Panels, target_rows
 from hiera_video.errors import UserError
 from hiera_video.models.mae import MaskedAutoencoder
 from hiera_video.models.tokens import keep_from_noise, num_kept
@@ -113,9 +113,19 @@ class Objective(Protocol):
         """Draw what the model does with clips: float RGB [3, height, width] in [0, 1].
 
         model: in eval mode. batch: on the device, normalised. spec: the mean and standard deviation
-        that its clips are normalised by.
+        that its clips are normalised by. By default the rows of `panels`.
         """
-        raise NotImplementedError(f"{type(self).__name__} has a picture_name and draws no picture")
+        panels = self.panels(model, batch, spec=spec, seed=seed)
+        if panels is None:
+            name = type(self).__name__
+            raise NotImplementedError(f"{name} has a picture_name and draws no picture")
+        return panels.as_picture()
+
+    def panels(self, model: nn.Module, batch: Batch, *, spec: ClipSpec, seed: int) -> Panels | None:
+        """Show what the model does with clips as clips, from which a video is made beside the
+        picture. The arguments are those of `picture`. None, the default: there is only a picture.
+        """
+        return None
 
 
 def get(name: str) -> Objective:
@@ -270,8 +280,8 @@ class MaskedPretraining(Objective):
             return ". TASK pretrain needs a masked autoencoder: MODEL.MODEL_NAME mae_hiera_..."
         return ""
 
-    def picture(self, model: nn.Module, batch: Batch, *, spec: ClipSpec, seed: int) -> Tensor:
-        """Draw input, what the encoder saw and the reconstruction, with the masks of epoch 0; for
+    def panels(self, model: nn.Module, batch: Batch, *, spec: ClipSpec, seed: int) -> Panels | None:
+        """Show input, what the encoder saw and the reconstruction, with the masks of epoch 0; for
         another target than pixels that target before its prediction."""
         inner = as_autoencoder(model)
         keep = keep_masks(inner, batch.video_ids, batch.views, epoch=0, seed=seed)
@@ -279,7 +289,7 @@ class MaskedPretraining(Objective):
         if isinstance(inner, MaskedAutoencoder) and inner.target.needs_truth:
             truth = true_flow(batch)
         keep = keep.to(clips.device)
-        return reconstruction(model, clips, keep, mean=spec.mean, std=spec.std, truth=truth)
+        return reconstructed(model, clips, keep, mean=spec.mean, std=spec.std, truth=truth)
 
 
 def true_flow(batch: Batch) -> Tensor:
@@ -312,7 +322,7 @@ def keep_masks(
 
 
 @torch.no_grad()
-def reconstruction(
+def reconstructed(
     model: nn.Module,
     clips: Tensor,
     keep: Tensor,
@@ -320,11 +330,10 @@ def reconstruction(
     mean: Sequence[float],
     std: Sequence[float],
     truth: Tensor | None = None,
-) -> Tensor:
-    """Draw input, what the encoder saw and reconstruction: float RGB [3, height, width] in [0, 1].
+) -> Panels:
+    """Show input, what the encoder saw and reconstruction; another target than pixels is shown
+    before its prediction.
 
-    Three rows for every clip, its frames side by side; another target than pixels has a row of its
-    own before its prediction.
     clips: normalised float32 [B, 3, T, H, W]; keep: bool [B, U]; truth: as `true_flow`, if the
     model's target needs it.
     """
@@ -332,8 +341,10 @@ def reconstruction(
     if takes_images(unwrap(model)):
         clips = clips.squeeze(2)
     scale, shift = (clips.new_tensor(v).view(3, 1, 1, 1) for v in (std, mean))
+    names: tuple[str, ...] = ("input", "visible part", "reconstruction")
     if isinstance(inner, MaskedAutoencoder) and inner.target.name != "pixels":
         hidden, *drawn = target_rows(inner, clips, keep, truth)
+        names = ("input", "visible part", f"target ({inner.target.name})", "prediction")
     else:
         painted, hidden = painted_pixels(model, clips, keep)
         drawn = [painted * scale + shift]
@@ -341,13 +352,7 @@ def reconstruction(
     shown = shown[:, :, :: shown.shape[2] // hidden.shape[2]]
     grey = torch.zeros_like(shown)  # 0 is the mean colour
     seen = [x * scale + shift for x in (shown, torch.where(hidden, grey, shown))]
-    rows = torch.stack([*seen, *drawn], dim=1)[:, :, :, :MOST_FRAMES]
-    pixels = rows.float().cpu().clamp(0, 1)  # [B, rows, 3, F, H, W]
-    return pixels.permute(2, 0, 1, 4, 3, 5).flatten(4, 5).flatten(1, 3)
-
-
-MOST_FRAMES = 8
-"""Frames of a clip in the pictures of a reconstruction."""
+    return Panels(names, torch.stack([*seen, *drawn], dim=1).float().cpu().clamp(0, 1))
 
 
 def painted_pixels(model: nn.Module, clips: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

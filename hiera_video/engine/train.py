@@ -19,6 +19,7 @@ import torch
 
 from hiera_video import files
 from hiera_video.config import Config
+from hiera_video.config.origin import Recipe
 from hiera_video.data.loader import Loader
 from hiera_video.engine import (
     attentive,
@@ -27,6 +28,7 @@ from hiera_video.engine import (
     evaluate,
     head_rows,
     optim,
+    page_facts,
     probe,
     results,
     tasks,
@@ -61,11 +63,14 @@ from hiera_video.engine.step import (
     update,
 )
 from hiera_video.errors import RunFailed
+from hiera_video.run_page.facts import Start
+from hiera_video.run_page.page import RunPage
 
 
-def train(cfg: Config, world: World, stop: Stop) -> int:
+def train(cfg: Config, world: World, stop: Stop, recipe: Recipe | None = None) -> int:
     """Train as `cfg` says, from where OUTPUT_DIR stands.
 
+    recipe: what `cfg` was made of, for the page of the run, which shows how they differ.
     Returns the exit code: 0 after the last step; after Ctrl-C or SIGTERM `stop.exit_code`, with the
     state saved and `stop.obeyed` true on every process.
     Raises UserError for what can be known to be wrong before the first step, RunFailed for what
@@ -94,7 +99,7 @@ def train(cfg: Config, world: World, stop: Stop) -> int:
         loader = build.training_loader(
             cfg, data.dataset, world, start=state.step, end=plan.total_steps
         )
-        run.log_start(loader.notes, notes)
+        run.log_start(loader.notes, notes, recipe)
         forward = build.forward_passes(cfg, state.model, world, data, plan, logger.info)
 
         # ---- loop -------------------------------------------------------------------------
@@ -234,7 +239,9 @@ class TrainingRun:
             tracker = trackers.open_tracker(name, run)
             self.logger.add_tracker(trackers.Careful(name, tracker, self.logger.info))
 
-    def log_start(self, loader_notes: Sequence[str], notes: Sequence[str]) -> None:
+    def log_start(
+        self, loader_notes: Sequence[str], notes: Sequence[str], recipe: Recipe | None
+    ) -> None:
         """Write the settings, open the logs, and log what the run is and where it begins."""
         cfg, world, state, path = self.cfg, self.world, self.state, self.folder.path
         world.run_on_main(drop_records_after, path, state.step)
@@ -243,11 +250,14 @@ class TrainingRun:
             self.logger.open(path)
             self._add_trackers()
         name = f"{cfg.task} {cfg.model.model_name}"
-        self.logger.info(describe_run(name, state.model, world, cfg.train.mixed_precision))
-        self.logger.info(str(self.plan))
-        self.logger.info(self.data.train_list.describe_classes())
-        for note in [*self.data.notes, *loader_notes, *self.plan.notes]:
-            self.logger.info(f"note: {note}")
+        lines = [
+            describe_run(name, state.model, world, cfg.train.mixed_precision),
+            str(self.plan),
+            self.data.train_list.describe_classes(),
+        ]
+        known = [*self.data.notes, *loader_notes, *self.plan.notes]
+        for line in (*lines, *(f"note: {note}" for note in known)):
+            self.logger.info(line)
         if state.step:
             self.logger.info(
                 f"going on from {self.checkpoints.last_good}, after step {state.step} of "
@@ -255,6 +265,30 @@ class TrainingRun:
             )
         for note in notes:
             self.logger.info(f"note: {note}")
+        if cfg.page.enable and world.is_main:
+            self._begin_page(lines[:2], [*known, *notes], recipe)
+
+    def _begin_page(
+        self, lines: Sequence[str], notes: Sequence[str], recipe: Recipe | None
+    ) -> None:
+        """Write the page of the run for the first time, and say where it is."""
+        settings = self.cfg.to_yaml()
+        lists = {"training": self.data.train_list, "validation": self.data.val_list}
+        start = Start(
+            lines=lines,
+            notes=list(dict.fromkeys(notes)),
+            recipe=recipe.name if recipe else "",
+            changed=page_facts.changes(settings, recipe),
+            settings=settings,
+            classes=self.data.classes,
+            splits=[page_facts.split_facts(name, found) for name, found in lists.items() if found],
+        )
+        page = RunPage(self.folder.path, self.logger.info)
+        page.begin(start, anew=not self.state.step)
+        self.logger.add_page(page)
+        self.logger.show("training begins")
+        if page.works:
+            self.logger.info(f"page of this run: {page.index}")
 
     def validation_is_missing(self) -> bool:
         """Return whether the run stopped between the end of an epoch and its validation."""
@@ -416,6 +450,7 @@ class TrainingRun:
                 guarded=cfg.data_loader.num_workers != 0,
             )
         self.logger.draw_curves(last=last)
+        self.logger.show(f"training: epoch {self.epoch} of {self.plan.epochs} is done", now=False)
 
     def _validate(self, loader: Loader) -> dict[str, float] | None:
         """Score one view of every validation video; None after a signal to any process."""
@@ -477,7 +512,7 @@ class TrainingRun:
     def end_unsaved(self) -> int:
         """Log that the probe was interrupted; returns the exit code."""
         self.stop.obeyed = True
-        self.logger.info(
+        self._say_last(
             f"stopped by {self.stop.name} in the probe; nothing was saved. The same command begins "
             "again"
         )
@@ -488,13 +523,18 @@ class TrainingRun:
         step, total, folder = self.state.step, self.plan.total_steps, self.checkpoints.folder
         if self.stopping:
             self.stop.obeyed = True
-            self.logger.info(
+            self._say_last(
                 f"stopped by {self.stop.name} after step {step} of {total}, which is saved in "
                 f"{folder}. The same command goes on from there"
             )
             return self.stop.exit_code(saved=True)
-        self.logger.info(f"trained: step {step} of {total}; checkpoints in {folder}")
+        self._say_last(f"trained: step {step} of {total}; checkpoints in {folder}")
         return 0
+
+    def _say_last(self, text: str) -> None:
+        """Log how the run has ended, on its page too."""
+        self.logger.info(text)
+        self.logger.show(text, live=False)
 
 
 def _is_validated(folder: Path, step: int) -> bool:

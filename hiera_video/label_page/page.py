@@ -4,7 +4,7 @@
     OUT/videos/*.html      a page for each: player, pictures, scores over time, labels, facts
     OUT/pictures/*.jpg     named by their content
     OUT/files/*            copies of videos, where they are asked for
-    OUT/style.css, table.js, player.js
+    OUT/base.css, style.css, table.js, player.js
 
 Everything can be read without JavaScript; with it the table sorts and filters, and the chart plays.
 Names and labels may come from strangers: the templates escape them, and the pages forbid scripts
@@ -33,7 +33,7 @@ from hiera_video.label_page.chart import chart_of, clock
 from hiera_video.label_page.folder import FILES, MARK, VIDEOS, folder_of
 from hiera_video.label_page.playback import Playback, container_name, copied, playback
 from hiera_video.pages.moments import SIDE, jpegs_at, write_picture
-from hiera_video.pages.templates import environment
+from hiera_video.pages.templates import environment, write_as_they_are
 from hiera_video.video.decoding_process import decoding_process
 from hiera_video.video.guarded_pool import GuardedPool
 from hiera_video.video.guarded_video import GuardedVideo
@@ -150,9 +150,7 @@ class LabelPage:
 
     def __enter__(self) -> LabelPage:
         self._folder.make()
-        for name in _AS_THEY_ARE:
-            text = (_HERE / name).read_text(encoding="utf-8")
-            write_text(os.path.join(self._folder.path, name), text)
+        write_as_they_are(_HERE, _AS_THEY_ARE, self._folder.path)
         if not os.path.exists(self.index):
             self._write_index()
         self._next_index = time.monotonic() + INDEX_EVERY

@@ -18,7 +18,7 @@ def encode(path: Path, clip: Tensor, *, fps: int, crf: int) -> None:
     The same clip gives the same bytes on every processor, for one version of PyAV. `crf` is
     x264's: 18 looks lossless, 34 is visibly compressed.
     """
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": str(crf), **_CODEC})
         stream.height, stream.width = clip.shape[-2:]
         stream.pix_fmt = "yuv420p"
