@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM
 from clips import write_clip
 from conftest import REPOSITORY
 from PIL import Image
 from randomness import redraw
-from test_label_page import CHROMIUM
 from test_predict import CLASSES, NAME, SPEC, TINY, write_checkpoint
 
 from hiera_video import build_model

@@ -12,7 +12,7 @@ from torch import nn
 from hiera_video.classifier import find_checkpoint, usual_spec
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.views import read_views, views_of
-from hiera_video.engine.tasks import as_autoencoder, reconstruction
+from hiera_video.engine.tasks import as_autoencoder, reconstructed
 from hiera_video.errors import UserError, WeightsError
 from hiera_video.models import MaskedAutoencoder, build_model
 from hiera_video.models.weights.key_names import AUTOENCODER
@@ -87,23 +87,17 @@ class Reconstructor:
         keep = as_autoencoder(self.model).random_keep(
             1, hidden, torch.Generator().manual_seed(_SEED)
         )
-        picture = reconstruction(
+        panels = reconstructed(
             self.model, clips, keep.to(self.device), mean=self.spec.mean, std=self.spec.std
         )
         return Reconstruction(
-            jpeg=_jpeg(picture),
-            rows=self._rows(),
+            jpeg=_jpeg(panels.as_picture()),
+            rows=panels.names,
             hidden=int((~keep).sum()),
             units=keep.shape[1],
             start=float(times[0]),
             end=float(times[-1]),
         )
-
-    def _rows(self) -> tuple[str, ...]:
-        target = self.model.target.name if isinstance(self.model, MaskedAutoencoder) else "pixels"
-        if target == "pixels":
-            return ("the clip", "what the model saw", "what it painted")
-        return ("the clip", "what the model saw", f"the {target}", f"the {target} it predicted")
 
 
 def _jpeg(picture: torch.Tensor) -> bytes:
