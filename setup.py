@@ -44,6 +44,7 @@ setup(
             *("pages/*.html", "pages/*.css"),
             *("run_page/*.html", "run_page/*.css", "run_page/*.js"),
             *("label_page/*.html", "label_page/*.css", "label_page/*.js"),
+            *("app/*.html", "app/*.css", "app/*.js"),
         ]
     },
     entry_points={"console_scripts": ["hiera-video = hiera_video.__main__:script"]},
@@ -82,6 +83,7 @@ setup(
         "videomae": ["transformers>=5.20"],  # before, VideoMAE's weights have other names
         # `hiera-video export` and --runtime; fewer do for one format (docs/export.md)
         "export": ["onnxscript>=0.7", "onnxruntime>=1.23", "openvino>=2026.4"],
+        "app": ["gradio>=6.31"],  # hiera-video app; earlier ones were not tried
         "int8": ["nncf>=3.4"],  # int8 for OpenVINO
         # make docs; the libraries have no release for Python 3.10
         "docs": [

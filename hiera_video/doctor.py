@@ -209,6 +209,7 @@ OPTIONAL = {
     "transformers": "has VideoMAE, the videomae_* models",
     "onnxruntime": "runs exported .onnx files, --runtime onnx",
     "openvino": "runs exported models, --runtime openvino",
+    "gradio": "serves hiera-video app",
 }
 
 

@@ -59,6 +59,8 @@ NEEDS = {
     "int8": ("nncf",),
     "features": ("pyarrow",),
     "search": ("pyarrow", "sklearn"),
+    "app": ("gradio",),
+    "demo/app.py": ("gradio",),
 }
 """Word of a command -> what it needs; it is left out where that is absent, as with the oldest
 torch."""

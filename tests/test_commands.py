@@ -103,7 +103,13 @@ def test_examples_are_shown_as_they_are_typed():
 @pytest.mark.parametrize(
     "script",
     [
-        *("demo/predict.py", "tools/run_net.py", "tools/audit_data.py", "tools/prepare_data.py"),
+        *(
+            "demo/predict.py",
+            "demo/app.py",
+            "tools/run_net.py",
+            "tools/audit_data.py",
+            "tools/prepare_data.py",
+        ),
         *("tools/extract_features.py", "tools/search.py", "tools/export.py"),
         "tools/benchmark.py",
     ],

@@ -64,6 +64,11 @@ ALLOWED = {
         *("video", "explanation", "prediction", "labelled_video", "pages", "label_page"),
     ),
     "streaming": (*FOUNDATION, "video", "predict", "prediction", "streaming"),
+    "app": (
+        *FOUNDATION,
+        *("video", "data", "models", "scoring", "classifier", "predict", "prediction", "runtimes"),
+        *("engine", "explanation", "pages", "label_page", "app"),
+    ),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "benchmarks": (
         *FOUNDATION,
@@ -84,7 +89,7 @@ ALLOWED = {
         *FOUNDATION,
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
         *("prediction", "features", "explanation", "labelled_video", "label_page", "preparation"),
-        *("streaming", "runtimes", "export"),
+        *("streaming", "runtimes", "export", "app"),
         *("benchmarks", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),

@@ -179,7 +179,13 @@ SITE_NEEDS = {
     *("tomli", "watchdog"),
 }
 LOOPS = {"accelerate", "lightning"}
-NOT_OLD = {"torchcodec", *RUNTIMES, *SITE, *LOOPS}
+APP = {"gradio"}
+APP_NEEDS = {
+    *("brotli", "certifi", "fastapi", "gradio-client", "groovy", "hf-gradio", "httpcore", "httpx"),
+    *("opentelemetry-api", "orjson", "pandas", "pydub", "python-multipart", "pytz", "safehttpx"),
+    *("semantic-version", "starlette", "tomlkit", "uvicorn"),
+}
+NOT_OLD = {"torchcodec", *RUNTIMES, *SITE, *LOOPS, *APP}
 """No release is right and works with the oldest torch (torchcodec), or none was tried with it; the
 site is built once."""
 
@@ -244,7 +250,8 @@ def test_the_locks_pin_the_same_packages(python):
     loops = LOOPS | {"lightning-utilities", "psutil", "pytorch-lightning", "torchmetrics"}
     loops |= {"aiohappyeyeballs", "aiohttp", "aiosignal", "frozenlist", "multidict", "propcache"}
     loops |= {"yarl"} | ({"async-timeout"} if python == "3.10" else set())
-    assert new - old == {"torchcodec"} | runtimes | narwhals | site | loops
+    extra = {"torchcodec"} | runtimes | narwhals | site | loops | APP | APP_NEEDS
+    assert new - old == extra
     assert not old - new
 
 

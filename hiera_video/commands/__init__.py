@@ -20,6 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "predict": Command("predict", "label video files"),
+    "app": Command("app", "label videos in a browser"),
     "train": Command("train", "pretrain or fine-tune by a recipe or a config file, then test"),
     "test": Command("test", "test a trained model with several views"),
     "audit": Command("audit", "open and decode every video of a data set, and list what is wrong"),
