@@ -538,9 +538,10 @@ def test_a_few_jobs_wait_and_no_more(address, clip):
     answers = [ask(address, JOB, json.dumps(body), **words) for _ in range(8)]
     statuses = [status for status, _ in answers]
     assert statuses[0] == 200
-    assert 3 <= statuses.count(200) <= 6
+    assert 3 <= statuses.count(200) <= 7
     assert {status for status in statuses if status != 200} == {503}
-    assert b"Queue is full" in answers[-1][1]
+    refused = [text for status, text in answers if status == 503]
+    assert all(b"Queue is full" in text for text in refused)
 
 
 @needs_gradio
