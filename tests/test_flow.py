@@ -59,6 +59,7 @@ ALLOWED = {
         *FOUNDATION,
         *("video", "explanation", "prediction", "labelled_video", "pages", "label_page"),
     ),
+    "map_page": (*FOUNDATION, "video", "features", "pages", "map_page"),
     "streaming": (*FOUNDATION, "video", "predict", "prediction", "streaming"),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "benchmarks": (
@@ -80,6 +81,7 @@ ALLOWED = {
         *FOUNDATION,
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
         *("prediction", "features", "explanation", "labelled_video", "label_page", "preparation"),
+        "map_page",
         *("streaming", "runtimes", "export"),
         *("benchmarks", "commands"),
     ),

@@ -179,9 +179,10 @@ SITE_NEEDS = {
     *("tomli", "watchdog"),
 }
 LOOPS = {"accelerate", "lightning"}
-NOT_OLD = {"torchcodec", *RUNTIMES, *SITE, *LOOPS}
-"""No release is right and works with the oldest torch (torchcodec), or none was tried with it; the
-site is built once."""
+MAPS = {"umap-learn"}
+NOT_OLD = {"torchcodec", *RUNTIMES, *SITE, *LOOPS, *MAPS}
+"""No release is right and works with the oldest torch (torchcodec), or with the oldest scikit-learn
+(umap-learn), or none was tried with it; the site is built once."""
 
 
 def asked(wheel, python: str) -> list[Requirement]:
@@ -244,7 +245,8 @@ def test_the_locks_pin_the_same_packages(python):
     loops = LOOPS | {"lightning-utilities", "psutil", "pytorch-lightning", "torchmetrics"}
     loops |= {"aiohappyeyeballs", "aiohttp", "aiosignal", "frozenlist", "multidict", "propcache"}
     loops |= {"yarl"} | ({"async-timeout"} if python == "3.10" else set())
-    assert new - old == {"torchcodec"} | runtimes | narwhals | site | loops
+    maps = MAPS | {"pynndescent"}
+    assert new - old == {"torchcodec"} | runtimes | narwhals | site | loops | maps
     assert not old - new
 
 

@@ -93,7 +93,7 @@ def read_labels(file: str, group_by: str = "") -> LabelledList:
             missing.append(error)
             continue
         if manifest.multi_label:
-            raise DataError(f"{file}: a probe tells one class of a video, these have several")
+            raise DataError(f"{file}: one class of a video is needed, and these have several")
         groups = video_groups(manifest, group_by)
         for i, group in enumerate(groups):
             number = int(manifest.labels[i])
@@ -114,7 +114,7 @@ def join(batches: Iterable[Batch], listed: LabelledList, table: str) -> Labelled
 
     Raises DataError: no video in common, one class or one group alone, too many vectors.
     """
-    find = _finder(listed)
+    find = finder_of(listed)
     parts: list[Vectors] = []
     video_of: list[int] = []
     numbers: dict[str, int] = {}
@@ -149,8 +149,12 @@ def join(batches: Iterable[Batch], listed: LabelledList, table: str) -> Labelled
     return found
 
 
-def _finder(listed: LabelledList) -> Callable[[str], str | None]:
-    """A function from a path in a table to the path in the list, None where it has none."""
+def finder_of(listed: LabelledList) -> Callable[[str], str | None]:
+    """Return a function from a path in a table to the path in the list, None where it has none.
+
+    Paths are compared as absolute ones; where the videos have moved since, by their names, if no
+    two videos of the list share one.
+    """
     exact = {stored_path(path): path for path in listed.videos}
     names: dict[str, list[str]] = {}
     for path in listed.videos:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 from hiera_video.errors import DecodeError
 from hiera_video.files import atomic_write
 from hiera_video.label_page.folder import FILES
+from hiera_video.pages.links import link_to
 from hiera_video.video.info import VideoInfo
 
 LONGEST_SIDE = 640
@@ -42,16 +41,6 @@ def container_name(info: VideoInfo) -> str:
     """Return the name of a file's format, for people."""
     first = info.container.split(",")[0]
     return _CONTAINERS.get(first, first)
-
-
-def link_to(path: str, folder: str) -> str:
-    """Return the URL of a file for a page in `folder`: relative wherever that is possible."""
-    real = os.path.realpath(path)
-    try:
-        relative = os.path.relpath(real, os.path.realpath(folder))
-    except ValueError:  # another drive of Windows
-        return Path(real).as_uri()
-    return quote(os.fsencode(relative.replace(os.sep, "/")))
 
 
 def playback(path: str, info: VideoInfo | None, folder: str) -> Playback:
