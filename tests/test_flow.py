@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hiera_video"
 
 FOUNDATION = (
     *("errors", "files", "spreadsheet"),
-    *("registry", "clip_spec", "compat", "labels", "classes", "cli", "web"),
+    *("registry", "clip_spec", "compat", "labels", "classes", "cli", "web", "progress"),
 )
 ALLOWED = {
     "errors": (),
@@ -29,6 +29,7 @@ ALLOWED = {
     "classes": ("errors",),
     "cli": ("errors", "registry"),
     "web": (),
+    "progress": ("cli",),
     "config": (*FOUNDATION, "config"),
     "video": (*FOUNDATION, "video"),
     "data": (*FOUNDATION, "video", "data"),

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from hiera_video import cli
 from hiera_video.commands import usage
 from hiera_video.errors import DecodeError, RunFailed, UserError
+from hiera_video.progress import Progress, counted
 from hiera_video.video.decoding_process import decoding_process
 from hiera_video.video.find import InputFile, expand_paths
 
@@ -133,7 +134,9 @@ def _search(args: argparse.Namespace) -> int:
         answers = _answers(args, describer, files)
         _print(answers, as_json=args.json)
         if args.html is not None:
-            page = PageWriter(args.html, process, args.decoder)(answers, settings, args.table)
+            with Progress("pictures read", unit="videos") as progress:
+                writer = PageWriter(args.html, process, args.decoder, progress.report)
+                page = writer(answers, settings, args.table)
             _warn(f"wrote {cli.printable(page)}")
     return cli.FAILED if any(answer.error for answer in answers) else cli.DONE
 
@@ -144,7 +147,8 @@ def _answers(
     """Each query with its neighbours, or with the reason why there are none."""
     from hiera_video.features.page import Answer, Moment
 
-    described = [_described(describer, file) for file in files]
+    queries = counted(files, "described", len(files), unit="queries")
+    described = [_described(describer, file) for file in queries]
     found = iter(_neighbours(args, [one.vectors[0] for one, _ in described if one is not None]))
     answers = []
     for (path, _), (one, error) in zip(files, described, strict=True):
@@ -255,7 +259,9 @@ def _map(args: argparse.Namespace) -> int:
     with decoding_process() as process:
         collection = read_collection(args.table)
         labels = labels_of(collection.paths, args.labels)
-        content = MapContent(collection, labels, project(collection.vectors, args.map_method))
+        with Progress("placed on a plane"):
+            projection = project(collection.vectors, args.map_method)
+        content = MapContent(collection, labels, projection)
         if args.json:
             print(json.dumps(_map_facts(content), indent=2))
         else:
@@ -263,7 +269,8 @@ def _map(args: argparse.Namespace) -> int:
                 print(cli.printable(line))
         page = MapWriter(args.map, process, args.decoder)
         try:
-            page(content)
+            with Progress("pictures read", unit="videos") as progress:
+                page(content, progress.report)
         finally:  # also when it is interrupted: it is written with the pictures that there are
             if page.written:
                 _warn(f"wrote {cli.printable(page.index)}")
@@ -313,7 +320,8 @@ def _probe(args: argparse.Namespace) -> int:
     listed = probe.read_labels(args.probe, args.group)
     data = probe.join(read_batches(args.table), listed, args.table)
     data = probe.without_tokens(data, settings.shape)
-    results = probe.probe(data, folds=args.folds)
+    with Progress("cross-validated", unit="folds") as progress:
+        results = probe.probe(data, folds=args.folds, on_progress=progress.report)
     facts = {
         "videos": len(data.labels),
         "vectors": len(data.vectors),
