@@ -314,7 +314,7 @@ def test_predict_shows_it_on_a_terminal_and_nowhere_else(videos):
     text, code = on_terminal(command(PREDICT), cwd=videos)
     assert code == 1
     last = [line for line in drawn(text) if line.startswith("labelled")][-1]
-    assert re.search(r"3/4 files  [\d.]+ files/(s|min)  \d\d:\d\d left", last)
+    assert re.search(r"4/4 files  [\d.]+ files/(s|min)  \d\d:\d\d left", last)
     left = screen(text)
     assert not [line for line in left if "labelled  " in line], "nothing of it is left"
     assert [line for line in left if line.startswith("error: ./bad.mp4: ")]

@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video features") 
     # It starts first: it imports its libraries while the model is loaded.
     with decoding_process() as process:
         # What a library prints while the model is loaded is no result.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), Progress("loading the model"):
             describer = _describer(args, process)
         with _writer(describer, files, args) as writer:
             return _describe_all(describer, files, writer, args.out)

@@ -98,7 +98,7 @@ def _label_files(
     with _outputs(args, len(files)) as outputs:
         outputs.strips = _strips(files) if args.explain else {}
         # What a library prints while the model is loaded must not end up in the JSON.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), Progress("loading the model"):
             choices = _choices(args, cfg)
             if args.explain:
                 choices.setdefault("runtime", _runtime_with_gradients(args))

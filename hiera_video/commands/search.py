@@ -129,7 +129,7 @@ def _search(args: argparse.Namespace) -> int:
     if args.html is not None:
         require_replaceable(args.html)  # before anything is computed
     with decoding_process() as process:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), Progress("loading the model"):
             describer = _describer(args, settings, process)
         answers = _answers(args, describer, files)
         _print(answers, as_json=args.json)
