@@ -45,6 +45,7 @@ setup(
             *("run_page/*.html", "run_page/*.css", "run_page/*.js"),
             *("label_page/*.html", "label_page/*.css", "label_page/*.js"),
             *("app/*.html", "app/*.css", "app/*.js"),
+            *("map_page/*.html", "map_page/*.css", "map_page/*.js"),
         ]
     },
     entry_points={"console_scripts": ["hiera-video = hiera_video.__main__:script"]},
@@ -79,6 +80,7 @@ setup(
         "trackio": ["trackio>=0.1"],
         # hiera-video features: tables are Parquet files; probes are scikit-learn's
         "features": ["pyarrow>=17.0.0", "scikit-learn>=1.4"],
+        "umap": ["umap-learn>=0.5.12"],  # hiera-video search --map-method umap
         "faiss": ["faiss-cpu>=1.12.0"],  # hiera-video search, for many queries at once
         "videomae": ["transformers>=5.20"],  # before, VideoMAE's weights have other names
         # `hiera-video export` and --runtime; fewer do for one format (docs/export.md)

@@ -725,18 +725,18 @@ def test_the_command_says_it_with_its_exit_code(tmp_path):
 def test_ctrl_c_keeps_the_results_so_far(run, tmp_path, monkeypatch, capsys):
     for i in range(4):
         clip(tmp_path / "set" / "x" / f"{i}.mp4", i)
-    show = TOOL.ProgressLine.show
+    report = TOOL.Progress.report
 
-    def interrupted(line, what, done, total):
-        show(line, what, done, total)
-        if (what, done) == ("files examined", 2):
+    def interrupted(shown, done, total):
+        report(shown, done, total)
+        if (shown.what, done) == ("examined", 2):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(TOOL.ProgressLine, "show", interrupted)
+    monkeypatch.setattr(TOOL.Progress, "report", interrupted)
     with pytest.raises(KeyboardInterrupt):  # 130, by hiera_video.cli
         run(tmp_path / "set", *SHORT)
     assert "the same command goes on from there" in capsys.readouterr().err
-    monkeypatch.setattr(TOOL.ProgressLine, "show", show)
+    monkeypatch.setattr(TOOL.Progress, "report", report)
     assert run(tmp_path / "set", *SHORT)[1]["files"] == {"looked_at": 2, "remembered": 2}
 
 

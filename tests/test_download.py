@@ -20,6 +20,7 @@ import pytest
 import torch
 from small_models import saved, tensors, truncated, untouched, video, zip_bytes
 
+from hiera_video import progress
 from hiera_video.errors import WeightsError
 from hiera_video.models.weights import download, load
 from hiera_video.models.weights.download import cached_path, fetch
@@ -136,9 +137,11 @@ def test_a_terminal_gets_a_progress_bar(server, monkeypatch):
     terminal = io.StringIO()
     terminal.isatty = lambda: True
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(progress, "DELAY", 0)
+    monkeypatch.setattr(progress, "_REDRAW_SECONDS", 0)
     server.answers["/x.pth"] = answer(zip_bytes())
     name = Path(fetch(server.address("/x.pth"))).name
-    assert f"{name}: 100%" in terminal.getvalue()
+    assert re.search(rf"downloading {name[:20]}\S* +100% .* MB", terminal.getvalue())
 
 
 def test_large_files_arrive_whole(server):

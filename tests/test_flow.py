@@ -16,7 +16,7 @@ PACKAGE = ROOT / "hiera_video"
 
 FOUNDATION = (
     *("errors", "files", "spreadsheet"),
-    *("registry", "clip_spec", "compat", "labels", "classes", "cli", "web"),
+    *("registry", "clip_spec", "compat", "labels", "classes", "cli", "web", "progress"),
 )
 ALLOWED = {
     "errors": (),
@@ -29,6 +29,7 @@ ALLOWED = {
     "classes": ("errors",),
     "cli": ("errors", "registry"),
     "web": (),
+    "progress": ("cli",),
     "config": (*FOUNDATION, "config"),
     "video": (*FOUNDATION, "video"),
     "data": (*FOUNDATION, "video", "data"),
@@ -63,6 +64,7 @@ ALLOWED = {
         *FOUNDATION,
         *("video", "explanation", "prediction", "labelled_video", "pages", "label_page"),
     ),
+    "map_page": (*FOUNDATION, "video", "features", "pages", "map_page"),
     "streaming": (*FOUNDATION, "video", "predict", "prediction", "streaming"),
     "app": (
         *FOUNDATION,
@@ -89,6 +91,7 @@ ALLOWED = {
         *FOUNDATION,
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
         *("prediction", "features", "explanation", "labelled_video", "label_page", "preparation"),
+        "map_page",
         *("streaming", "runtimes", "export", "app"),
         *("benchmarks", "commands"),
     ),

@@ -28,7 +28,6 @@ from hiera_video.preparation.prepare import (
     torn_sources,
     use_copies,
 )
-from hiera_video.preparation.progress import ProgressLine
 from hiera_video.spreadsheet import original
 
 
@@ -603,35 +602,6 @@ def test_wrong_use(run_tool, tmp_path, words, message):
     assert message in error
     assert "Traceback" not in error
     assert not list((tmp_path / "empty").iterdir())
-
-
-def test_progress_off_a_terminal_is_a_line_now_and_then(capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: False, raising=False)
-    with ProgressLine(clock=lambda: now[0]) as line:
-        for i in range(100, 200):  # 100 were done before
-            now[0] += 1
-            line.show("videos, 3 failed", i, 400)
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0] == "129/400 videos, 3 failed, 0:04:40 left"  # 29 in 30 s: 280 s for 271
-    assert len(lines) == 3
-
-
-def test_progress_on_a_terminal_is_one_line_and_is_cleared(capsys, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    with ProgressLine(clock=lambda: now[0]) as line:
-        for i in range(1, 5):
-            now[0] += 1
-            line.log("not on a terminal")
-            line.show("files", i, 10)
-        assert line.started
-        line.show("", 0, 0)
-        assert not line.started
-    text = capsys.readouterr().err
-    assert "\n" not in text
-    assert "\r2/10 files, 16 s left" in text
-    assert text.endswith("\r")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RunFailed("full")])

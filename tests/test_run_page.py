@@ -382,7 +382,7 @@ def test_several_labels_have_a_precision_and_no_matrix(tmp_path):
 
 
 def add(page, tested, clips):
-    page.add_test(tested, clips, most_pictures=0, decoder="auto", on_clip=lambda done, total: None)
+    page.add_test(tested, clips, most_pictures=0, decoder="auto")
 
 
 @pytest.fixture(scope="module")

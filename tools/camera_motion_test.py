@@ -46,6 +46,7 @@ from hiera_video.data.synthetic.real_footage import over_real_footage
 from hiera_video.data.views import load_test_views
 from hiera_video.errors import UserError
 from hiera_video.predict import Predictor
+from hiera_video.progress import Progress
 from hiera_video.scoring import ScoreSettings, clip_scores
 from hiera_video.video.decode import VideoReader
 
@@ -107,14 +108,15 @@ def write_synthetic(folder: Path, count: int) -> list[Clip]:
         path = folder / f"{index:04d}.mp4"
         write_clip(path, label, seed)
         clips.append(Clip(path, label, "synthetic"))
-        progress(f"synthetic {index + 1}/{count}")
+        progress("synthetic", index + 1, count)
     return clips
 
 
 def write_footage(folder: Path, sources: Sequence[Path], repeats: int, frozen: bool) -> list[Clip]:
     """Write every source under every label, `repeats` times with other stretches and paths."""
     clips = []
-    for index in range(len(sources) * repeats * len(LABELS)):
+    total = len(sources) * repeats * len(LABELS)
+    for index in range(total):
         source = sources[index // (repeats * len(LABELS))]
         label = LABELS[index % len(LABELS)]
         path = folder / f"{index:04d}.mp4"
@@ -124,7 +126,7 @@ def write_footage(folder: Path, sources: Sequence[Path], repeats: int, frozen: b
         )
         encode(path, frames, fps=FPS, crf=18)
         clips.append(Clip(path, label, source.name))
-        progress(f"{'frozen' if frozen else 'moving'} {source.name} {index + 1}")
+        progress("frozen" if frozen else "moving", index + 1, total)
     return clips
 
 
@@ -221,7 +223,7 @@ def examine(predictor: Predictor, name: str, clips: Sequence[Clip]) -> Result:
 
 
 def _answers(predictor: Predictor, clips: Tensor, what: str) -> np.ndarray:
-    progress(what)
+    SHOWN.begin(f"answers to {what} clips", unit="")
     settings = ScoreSettings(batch_size=32, dtype=predictor.dtype)
     scores = clip_scores(predictor.model, clips, settings, device=predictor.device)
     return np.array(predictor.classes)[scores.argmax(1).numpy()]
@@ -238,10 +240,15 @@ def _percent(right: np.ndarray) -> float:
 # ---- the command line -------------------------------------------------------------------------
 
 
-def progress(line: str) -> None:
-    """Show one changing line on a terminal; print nothing into a log file."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+SHOWN = Progress("", unit="clips")
+
+
+def progress(kind: str, done: int, total: int) -> None:
+    """Show how many clips of a kind are written."""
+    what = f"{kind} clips written"
+    if SHOWN.what != what:
+        SHOWN.begin(what, total, unit="clips")
+    SHOWN.to(done)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -271,7 +278,7 @@ def main(argv: Sequence[str]) -> int:
         )
     sources = [args.footage / name for name in SOURCES if (args.footage / name).is_file()]
     results = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, SHOWN:
         for kind in ("synthetic", "frozen", "moving"):
             place = Path(folder, kind)
             place.mkdir()
@@ -281,7 +288,6 @@ def main(argv: Sequence[str]) -> int:
                 clips = write_footage(place, sources, args.repeats, frozen=kind == "frozen")
             if clips:
                 results.append(examine(predictor, kind, clips))
-    progress("")
     print_report(predictor, results)
     if not sources:
         print(f"no real footage: none of {', '.join(SOURCES)} in {args.footage}")

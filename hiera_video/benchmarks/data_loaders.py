@@ -101,7 +101,7 @@ def loading(
     ]
     for number in range(min(3, args.repeats)):
         for i, loader_run in enumerate(runs):
-            measure.progress(f"loaders of {kind} clips, round {number + 1}: {i + 1}/{len(runs)}")
+            measure.progress(f"{kind} clips, round {number + 1}", i, len(runs), "loaders")
             loader_run.measure(args.seconds)
     measure.progress("")
     return [loader_row(loader_run, runs) for loader_run in runs]

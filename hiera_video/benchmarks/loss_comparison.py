@@ -89,7 +89,7 @@ def clips_of(count: int, size: tuple[int, int, int], *, first_seed: int) -> Tens
     frames, height, width = size
     clips = []
     for i in range(count):
-        measure.progress(f"clip {i + 1}/{count}")
+        measure.progress("generated", i, count, "clips")
         label = synthetic.LABELS[i % len(synthetic.LABELS)]
         side = max(height, width)
         clip = synthetic.render_clip(
@@ -118,7 +118,7 @@ def train_once(
     measure.wait_for(device)
     began = time.perf_counter()
     for step in range(steps):
-        measure.progress(f"decoding {decode_ratio:g}, seed {seed}: step {step + 1}/{steps}")
+        measure.progress(f"decoding {decode_ratio:g}, seed {seed}", step, steps, "steps")
         optim.set_lr(optimizer, optim.lr_at(step, schedule))
         chosen = torch.randint(len(training), (BATCH,), generator=generator).to(device)
         keep = as_autoencoder(model).random_keep(BATCH, generator=generator)

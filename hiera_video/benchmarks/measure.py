@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,8 @@ from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+from hiera_video.progress import Progress
 
 SHORTEST = 0.05
 """Seconds that one measurement should last at least: a quicker call is repeated within it."""
@@ -91,7 +92,7 @@ def interleave(
     """
     try:
         for i, candidate in enumerate(candidates):
-            progress(f"warm-up {i + 1}/{len(candidates)}")
+            progress("warm-up", i, len(candidates), "candidates")
             _or_mark_failed(candidate, warm_up, candidate, device)
         if after_round is not None:
             after_round()
@@ -99,7 +100,7 @@ def interleave(
             for candidate in candidates:
                 if not candidate.failed:
                     _or_mark_failed(candidate, measure, candidate, device)
-            progress(f"round {round_number + 1}/{repeats}")
+            progress("measured", round_number + 1, repeats, "rounds")
             if after_round is not None:
                 after_round()
     finally:
@@ -158,10 +159,23 @@ def wait_for(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def progress(text: str) -> None:
-    """Print a line that overwrites the one before, on a terminal only; "" clears it."""
-    if sys.stderr.isatty():
-        print(f"\r{text:<70}", end="\r" if not text else "", file=sys.stderr, flush=True)
+_shown: list[Progress] = []
+"""What `progress` has on the terminal: one piece of work, or none."""
+
+
+def progress(what: str, done: int = 0, total: int | None = None, unit: str = "") -> None:
+    """Show what is being measured; "" ends it. Nothing is drawn between two calls: a thread that
+    draws would be measured, too."""
+    if not what:
+        while _shown:
+            _shown.pop().close()
+        return
+    if not _shown:
+        _shown.append(Progress(what, total, unit=unit, ticking=False).__enter__())
+    (shown,) = _shown
+    if (shown.total, shown.unit) != (total, unit):
+        shown.begin(what, total, unit=unit)
+    shown.to(done, what)
 
 
 _LAUNCH_ERROR = re.compile(r"CUDA error: invalid (configuration|argument)")

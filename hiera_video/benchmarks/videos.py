@@ -83,7 +83,7 @@ def make_videos(folder: str, recipes: Sequence[Recipe]) -> list[str]:
     workers = min(usable_cores(), len(jobs))
     with GuardedPool(write, workers=workers, time_limit=600, memory_limit=8 << 30) as pool:
         for done, (job, outcome) in enumerate(pool.map(jobs), 1):
-            progress(f"making videos to measure with: {done}/{len(jobs)}")
+            progress("made to measure with", done, len(jobs), "videos")
             if isinstance(outcome, WorkerFailure):
                 raise RunFailed(f"cannot make {job[1].file_name}: {outcome.reason}")
     progress("")

@@ -25,7 +25,7 @@ from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.config.schema import GENERATED_SETS
 from hiera_video.errors import UserError
-from hiera_video.preparation.progress import ProgressLine
+from hiera_video.progress import LOG_SECONDS, Progress
 from hiera_video.video.processes import usable_cores
 
 if TYPE_CHECKING:
@@ -64,11 +64,17 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video audit") -> 
         loader_workers=cfg.data_loader.num_workers,
     )
     file = None if args.memory == "none" else Path(args.memory or default_cache_file())
-    with AuditCache(file, warn, afresh=args.afresh) as cache, ProgressLine() as line:
+    shown = Progress("", unit="files", log_every=LOG_SECONDS)
+
+    def progress(what: str, done: int, total: int) -> None:
+        if not total or what != shown.what:
+            shown.begin(what, total)
+        shown.report(done, total)
+
+    with AuditCache(file, warn, afresh=args.afresh) as cache, shown:
         try:
-            result = audit(splits, findings, cache, options, progress=line.show)
+            result = audit(splits, findings, cache, options, progress=progress)
         except KeyboardInterrupt:
-            line.clear()
             if file is not None:
                 warn("the results so far are cached; the same command goes on from there")
             raise

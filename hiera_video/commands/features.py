@@ -21,13 +21,12 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import TYPE_CHECKING
 
 from hiera_video import cli
 from hiera_video.commands import usage
 from hiera_video.errors import DecodeError, RunFailed, UserError
-from hiera_video.preparation.progress import ProgressLine
+from hiera_video.progress import LOG_SECONDS, Progress
 from hiera_video.video.decoding_process import decoding_process
 from hiera_video.video.find import InputFile, expand_paths
 from hiera_video.video.guarded_pool import GuardedPool
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video features") 
     # It starts first: it imports its libraries while the model is loaded.
     with decoding_process() as process:
         # What a library prints while the model is loaded is no result.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), Progress("loading the model"):
             describer = _describer(args, process)
         with _writer(describer, files, args) as writer:
             return _describe_all(describer, files, writer, args.out)
@@ -153,17 +152,15 @@ def _describe_all(
         _warn(f"note: {there} of {len(files)} videos are in {out} already")
     failed = done = 0
     try:
-        with ProgressLine() as line:
+        with Progress("described", len(waiting), unit="videos", log_every=LOG_SECONDS) as progress:
             for done, (path, error) in enumerate(waiting):
-                line.show("videos", done, len(waiting))
+                progress.to(done)
                 if error is None:
-                    part = partial(_show_part, line, done, len(waiting))
-                    error = _describe(describer, path, writer, part)
+                    error = _describe(describer, path, writer, _part(progress, done))
                 else:
                     writer.add_error(path, error)
                 if error is not None:
                     failed += 1
-                    line.clear()
                     _warn(f"error: {cli.printable(path)}: {error}")
     except KeyboardInterrupt:
         _warn(
@@ -182,9 +179,9 @@ def _describe_all(
     return cli.FAILED if failed else cli.DONE
 
 
-def _show_part(line: ProgressLine, done: int, total: int, share: float) -> None:
-    """Show how far a long video is."""
-    line.show(f"videos, and {share:.0%} of the next", done, total)
+def _part(progress: Progress, done: int) -> Callable[[float], None]:
+    """Return what shows how far a long video is."""
+    return lambda share: progress.to(done + share)
 
 
 def _describe(

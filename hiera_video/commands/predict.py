@@ -41,6 +41,7 @@ from hiera_video.config.command_line import SettingsParser, add_config_arguments
 from hiera_video.errors import DecodeError, RunFailed, UserError
 from hiera_video.explanation.places import strip_files
 from hiera_video.label_page.folder import originals
+from hiera_video.progress import Progress
 from hiera_video.spreadsheet import csv_file, path_cell
 from hiera_video.video.decoding_process import decoding_process, processes_for
 from hiera_video.video.find import InputFile, expand_paths, is_video_or_playlist
@@ -97,7 +98,7 @@ def _label_files(
     with _outputs(args, len(files)) as outputs:
         outputs.strips = _strips(files) if args.explain else {}
         # What a library prints while the model is loaded must not end up in the JSON.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), Progress("loading the model"):
             choices = _choices(args, cfg)
             if args.explain:
                 choices.setdefault("runtime", _runtime_with_gradients(args))
@@ -248,7 +249,8 @@ def _label_all(
     predictor: Predictor, files: Sequence[InputFile], args: argparse.Namespace, outputs: _Outputs
 ) -> int:
     failed = 0
-    with _Progress(len(files)) as progress:
+    with Progress("labelled", len(files), unit="files" if len(files) > 1 else "") as progress:
+        progress.to(0)
         predictions = _predictions(predictor, files, args, outputs, progress)
         for number, (file, _) in enumerate(files):
             try:
@@ -256,7 +258,7 @@ def _label_all(
             except (_Interrupted, KeyboardInterrupt) as interruption:
                 blank = predictor.blank(file, "interrupted")
                 outputs.end(getattr(interruption, "prediction", blank))
-                progress.write(f"interrupted after {number} of {len(files)} files")
+                _say(f"interrupted after {number} of {len(files)} files")
                 return INTERRUPTED
             outputs.end(prediction)
             error = prediction.error
@@ -266,17 +268,17 @@ def _label_all(
             except (DecodeError, RunFailed) as failure:
                 error = f"--video: {failure}"
             except KeyboardInterrupt:
-                progress.write(f"interrupted; {printable(args.video)} is not written")
+                _say(f"interrupted; {printable(args.video)} is not written")
                 return INTERRUPTED
             if error is not None:
                 failed += 1
-                progress.write(f"error: {printable(file)}: {error}")
+                _say(f"error: {printable(file)}: {error}")
     if failed and len(files) > 1:
         print(f"{failed} of {len(files)} files could not be labelled", file=sys.stderr)
     return FAILED if failed else DONE
 
 
-def _write_video(prediction: Prediction, args: argparse.Namespace, progress: _Progress) -> None:
+def _write_video(prediction: Prediction, args: argparse.Namespace, progress: Progress) -> None:
     """Write the copy of --video: with the labels of each window, or with those of the whole."""
     from hiera_video.labelled_video.captions import Caption
     from hiera_video.labelled_video.write import write_labelled_video
@@ -285,7 +287,8 @@ def _write_video(prediction: Prediction, args: argparse.Namespace, progress: _Pr
         return Caption(start, end, tuple((label.label, label.score) for label in labels))
 
     windows = [caption(w.labels, w.start, w.end) for w in prediction.timeline or ()]
-    progress.of(0, args.video)(0.0)
+    progress.begin(os.path.basename(args.video), 1, unit="")
+    progress.to(0)
     codec = write_labelled_video(
         prediction.file,
         args.video,
@@ -294,7 +297,7 @@ def _write_video(prediction: Prediction, args: argparse.Namespace, progress: _Pr
         decoder=args.decoder or "auto",
         on_progress=progress.to,
     )
-    progress.write(f"wrote {printable(args.video)} ({codec})")
+    _say(f"wrote {printable(args.video)} ({codec})")
 
 
 class _Interrupted(Exception):
@@ -310,7 +313,7 @@ def _predictions(
     files: Sequence[InputFile],
     args: argparse.Namespace,
     outputs: _Outputs,
-    progress: _Progress,
+    progress: Progress,
 ) -> Iterator[Prediction]:
     """Yield the finished prediction of each file, its labels written already; or raise
     _Interrupted."""
@@ -321,7 +324,7 @@ def _predictions(
         prediction = predictor.blank(file, error)
         try:
             if error is None:
-                _label(predictor, prediction, args, outputs, progress.of(number, file))
+                _label(predictor, prediction, args, outputs, _of(progress, number, file))
         except DecodeError as failure:
             prediction.error = failure.reason
         except RunFailed as failure:
@@ -337,7 +340,7 @@ def _many(
     files: Sequence[InputFile],
     args: argparse.Namespace,
     outputs: _Outputs,
-    progress: _Progress,
+    progress: Progress,
 ) -> Iterator[Prediction]:
     """`_predictions` of several files without timelines, which are read ahead."""
     readable = [file for file, error in files if error is None]
@@ -346,8 +349,7 @@ def _many(
         readable, top_k=args.top_k, on_progress=lambda done: progress.to(missing + done)
     )
     ended = "not labelled"
-    for number, (file, error) in enumerate(files):
-        progress.of(number, file)
+    for file, error in files:
         if error is not None:
             yield predictor.blank(file, error)
             continue
@@ -530,47 +532,20 @@ def _csv_file(path: str | None) -> Iterator[Callable[[Sequence[Any]], None] | No
         yield add_row
 
 
-class _Progress:
-    """A progress bar over all files on stderr, if that is a terminal."""
+def _of(progress: Progress, number: int, file: str) -> Callable[[float], None]:
+    """Return the `on_progress` of the `number`-th file."""
+    name = os.path.basename(file)
+    return lambda share: progress.to(number + share, name)
 
-    def __init__(self, num_files: int) -> None:
-        from tqdm import tqdm
 
-        self.bar = tqdm(
-            total=num_files,
-            file=sys.stderr,
-            disable=not sys.stderr.isatty(),
-            delay=1,
-            leave=False,
-            bar_format="{percentage:3.0f}%|{bar}| {desc} [{elapsed}<{remaining}]",
-        )
-
-    def of(self, number: int, file: str) -> Callable[[float], None]:
-        """Return the `on_progress` of the `number`-th file."""
-        self.bar.set_description_str(printable(os.path.basename(file))[:40], refresh=False)
-        return lambda share: self.to(number + share)
-
-    def to(self, done: float) -> None:
-        """Show that so many files are done."""
-        self.bar.update(done - self.bar.n)
-
-    def write(self, line: str) -> None:
-        """Print a line on stderr, above the bar."""
-        self.bar.write(line, file=sys.stderr)
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
+def _say(line: str) -> None:
+    """Print a line on stderr."""
+    print(line, file=sys.stderr)
 
 
 def _write(line: str) -> None:
-    """Print a line on stdout, above the progress bar."""
-    from tqdm import tqdm
-
-    tqdm.write(line, file=sys.stdout)
-    sys.stdout.flush()
+    """Print a line on stdout at once."""
+    print(line, flush=True)
 
 
 def _row(label: Label) -> str:

@@ -162,7 +162,7 @@ def transcode(prepared: Prepared, args: argparse.Namespace) -> None:
     """Make the copies, and list them instead of the videos."""
     from hiera_video.preparation import prepare
     from hiera_video.preparation import transcode as copies
-    from hiera_video.preparation.progress import ProgressLine
+    from hiera_video.progress import LOG_SECONDS, Progress
 
     options = copies.TranscodeOptions(
         short_side=args.short_side,
@@ -171,17 +171,17 @@ def transcode(prepared: Prepared, args: argparse.Namespace) -> None:
         time_limit=args.time_limit,
     )
     paths = [video.path for videos in prepared.splits.values() for video in videos]
-    with ProgressLine() as line:
+    with Progress("", unit="videos", log_every=LOG_SECONDS) as shown:
 
         def progress(done: int, failed: int, total: int) -> None:
-            if not line.started:
-                line.log(f"transcoding {total - done:,} of {total:,} videos")
-            line.show(f"videos, {failed:,} failed", done, total)
+            if not shown.what and not shown.on_terminal:
+                print(f"transcoding {total - done:,} of {total:,} videos", file=sys.stderr)
+            shown.what = f"transcoded, {failed:,} failed" if failed else "transcoded"
+            shown.report(done, total)
 
         try:
             result = copies.transcode(paths, prepared.root, args.transcode, options, progress)
         except KeyboardInterrupt:
-            line.clear()
             print("the copies made so far stay; the same command continues", file=sys.stderr)
             raise
     print(

@@ -1,13 +1,15 @@
-"""Find videos that are similar to others, or see how well classes can be told, by their vectors.
+"""Find videos that are similar to others, map them all, or see how well classes can be told.
 
     hiera-video features videos/ --weights camera_motion --out features.parquet
     hiera-video search features.parquet clip.mp4 --top 5
     hiera-video search features.parquet clips/ --json
     hiera-video search features.parquet clip.mp4 --top 10 --html similar/
+    hiera-video search features.parquet --map map/
     hiera-video search features.parquet --probe labels.csv --group source
 
 A query is described as the table was: by the same weights, layer and views. The score is the
-cosine. --html writes a page of them, too, with a picture of each. --probe reads a list of labelled
+cosine. --html writes a page of them, too, with a picture of each. --map writes a page with all
+videos of the table as points of a plane, alike near alike. --probe reads a list of labelled
 videos, fits logistic regression and nearest neighbours in cross-validation, in which the videos of
 one group are held out together, and prints their accuracy.
 
@@ -27,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from hiera_video import cli
 from hiera_video.commands import usage
 from hiera_video.errors import DecodeError, RunFailed, UserError
+from hiera_video.progress import Progress, counted
 from hiera_video.video.decoding_process import decoding_process
 from hiera_video.video.find import InputFile, expand_paths
 
@@ -36,22 +39,33 @@ if TYPE_CHECKING:
     from hiera_video.features.probe import LabelledVectors, ProbeResult
     from hiera_video.features.search import Neighbour
     from hiera_video.features.settings import FeatureSettings
+    from hiera_video.map_page.page import MapContent
     from hiera_video.video.guarded_pool import GuardedPool
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "hiera-video search") -> int:
     """Run one command line; returns the exit code."""
     args = _arguments(prog).parse_args(argv)
-    if bool(args.queries) == bool(args.probe):
+    _check(args, prog)
+    if args.map is not None:
+        return _map(args)
+    return _probe(args) if args.probe else _search(args)
+
+
+def _check(args: argparse.Namespace, prog: str) -> None:
+    """Refuse flags that do not go together."""
+    if bool(args.queries) + bool(args.probe) + (args.map is not None) != 1:
         raise UserError(
             f"name either videos to search for ({prog} features.parquet clip.mp4), or labels "
-            f"({prog} features.parquet --probe labels.csv)"
+            f"({prog} features.parquet --probe labels.csv), or a folder for a map of all "
+            f"({prog} features.parquet --map map/)"
         )
     if args.top < 1:
         raise UserError(f"--top {args.top}: at least 1")
-    if args.html is not None and args.probe:
-        raise UserError("--html is a page of neighbours; a probe has none")
-    return _probe(args) if args.probe else _search(args)
+    if args.html is not None and not args.queries:
+        raise UserError("--html is a page of neighbours; name videos to search for")
+    if args.map is None and (args.labels is not None or args.map_method != "pca"):
+        raise UserError("--labels and --map-method are for a map; add --map FOLDER")
 
 
 def _arguments(prog: str) -> argparse.ArgumentParser:
@@ -67,6 +81,19 @@ def _arguments(prog: str) -> argparse.ArgumentParser:
     add("--top", type=int, default=10, metavar="N", help="neighbours of each query (default: 10)")
     add("--json", action="store_true", help="one JSON document on stdout instead of the table")
     add("--html", metavar="FOLDER", help="write a page too: the neighbours and their pictures")
+    add("--map", metavar="FOLDER", help="write a page that shows all videos as points of a plane")
+    add(
+        "--map-method",
+        default="pca",
+        metavar="pca|umap",
+        help="how they are placed (default: pca; umap needs pip install umap-learn)",
+    )
+    add(
+        "--labels",
+        metavar="LABELS",
+        help="colours of the map: a labels.csv, or what else training reads; folders: the names of "
+        "the videos' folders (default, where these divide them into groups); none",
+    )
     add("--probe", metavar="LABELS", help="a labels.csv, or what else training reads")
     add(
         "--group",
@@ -102,12 +129,14 @@ def _search(args: argparse.Namespace) -> int:
     if args.html is not None:
         require_replaceable(args.html)  # before anything is computed
     with decoding_process() as process:
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(sys.stderr), Progress("loading the model"):
             describer = _describer(args, settings, process)
         answers = _answers(args, describer, files)
         _print(answers, as_json=args.json)
         if args.html is not None:
-            page = PageWriter(args.html, process, args.decoder)(answers, settings, args.table)
+            with Progress("pictures read", unit="videos") as progress:
+                writer = PageWriter(args.html, process, args.decoder, progress.report)
+                page = writer(answers, settings, args.table)
             _warn(f"wrote {cli.printable(page)}")
     return cli.FAILED if any(answer.error for answer in answers) else cli.DONE
 
@@ -118,7 +147,8 @@ def _answers(
     """Each query with its neighbours, or with the reason why there are none."""
     from hiera_video.features.page import Answer, Moment
 
-    described = [_described(describer, file) for file in files]
+    queries = counted(files, "described", len(files), unit="queries")
+    described = [_described(describer, file) for file in queries]
     found = iter(_neighbours(args, [one.vectors[0] for one, _ in described if one is not None]))
     answers = []
     for (path, _), (one, error) in zip(files, described, strict=True):
@@ -215,6 +245,68 @@ def _print(answers: Sequence[Answer], *, as_json: bool) -> None:
             print(f"  {rank:3d} {one.score:8.4f}  {span}  {cli.printable(one.path)}")
 
 
+# ---- a map ---------------------------------------------------------------------------------------
+
+
+def _map(args: argparse.Namespace) -> int:
+    from hiera_video.map_page.collection import read_collection
+    from hiera_video.map_page.labels import labels_of
+    from hiera_video.map_page.page import MapContent, MapWriter, folder_of
+    from hiera_video.map_page.projection import check_method, project
+
+    folder_of(args.map).require_replaceable()  # before anything is computed
+    check_method(args.map_method)
+    with decoding_process() as process:
+        collection = read_collection(args.table)
+        labels = labels_of(collection.paths, args.labels)
+        with Progress("placed on a plane"):
+            projection = project(collection.vectors, args.map_method)
+        content = MapContent(collection, labels, projection)
+        if args.json:
+            print(json.dumps(_map_facts(content), indent=2))
+        else:
+            for line in _map_lines(content):
+                print(cli.printable(line))
+        page = MapWriter(args.map, process, args.decoder)
+        try:
+            with Progress("pictures read", unit="videos") as progress:
+                page(content, progress.report)
+        finally:  # also when it is interrupted: it is written with the pictures that there are
+            if page.written:
+                _warn(f"wrote {cli.printable(page.index)}")
+    return cli.DONE
+
+
+def _map_facts(content: MapContent) -> dict[str, Any]:
+    collection, projection = content.collection, content.projection
+    known = {label for label in content.labels.of if label is not None}
+    return {
+        "videos": len(collection.paths),
+        "vectors": len(collection.vectors),
+        "failed": [{"path": path, "error": error} for path, error in collection.failed],
+        "labels": len(known),
+        "method": projection.method,
+        "variance": None if projection.shares is None else list(projection.shares),
+        "nearest": projection.nearest,
+        "nearest_kept": projection.kept,
+    }
+
+
+def _map_lines(content: MapContent) -> Iterator[str]:
+    collection, projection = content.collection, content.projection
+    failed = f"; {len(collection.failed)} failed and are not on it" if collection.failed else ""
+    yield f"{len(collection.paths)} videos on the map ({len(collection.vectors)} vectors){failed}"
+    yield content.labels.source
+    if projection.shares is not None:
+        first, second = projection.shares
+        yield f"PCA: the axes hold {first:.1%} and {second:.1%} of the variance"
+    if projection.nearest:
+        yield (
+            f"of the {projection.nearest} most alike by the cosine, {projection.kept:.1f} are "
+            f"among the {projection.nearest} nearest on the map"
+        )
+
+
 # ---- classes ------------------------------------------------------------------------------------
 
 
@@ -228,7 +320,8 @@ def _probe(args: argparse.Namespace) -> int:
     listed = probe.read_labels(args.probe, args.group)
     data = probe.join(read_batches(args.table), listed, args.table)
     data = probe.without_tokens(data, settings.shape)
-    results = probe.probe(data, folds=args.folds)
+    with Progress("cross-validated", unit="folds") as progress:
+        results = probe.probe(data, folds=args.folds, on_progress=progress.report)
     facts = {
         "videos": len(data.labels),
         "vectors": len(data.vectors),

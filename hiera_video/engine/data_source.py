@@ -18,6 +18,7 @@ from hiera_video.data.synthetic.body_motion import reader as body_motion
 from hiera_video.data.synthetic.generated_streams import STREAMS, stream_list
 from hiera_video.engine.preflight import flat_settings
 from hiera_video.errors import DataError
+from hiera_video.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -166,11 +167,15 @@ def make_synthetic(folder: str, dataset: str, settings: SyntheticConfig) -> Path
         body_motion.require_numba()
         from hiera_video.data.synthetic.body_motion import actions
 
-        return actions.make_actions(folder, actions.ActionSettings(**sizes))
+        with Progress("generated", unit="clips") as progress:
+            return actions.make_actions(
+                folder, actions.ActionSettings(**sizes), progress=progress.report
+            )
     from hiera_video.data.synthetic import camera_motion
 
     form = camera_motion.SetSettings(**sizes, plain=settings.plain)
-    return camera_motion.make_dataset(folder, form)
+    with Progress("generated", unit="clips") as progress:
+        return camera_motion.make_dataset(folder, form, progress=progress.report)
 
 
 def _no_data(path: str) -> str:

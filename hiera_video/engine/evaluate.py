@@ -27,7 +27,6 @@ from hiera_video.data.relabel import fit_labels
 from hiera_video.engine import checkpoint, memory, page_facts, preflight, results, tasks
 from hiera_video.engine.data_source import DataSource, read_test_split
 from hiera_video.engine.distributed import World
-from hiera_video.engine.meters import format_duration
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.engine.results import Scores
 from hiera_video.engine.run_folder import RunFolder
@@ -39,6 +38,7 @@ from hiera_video.models.weights.file import Checkpoint
 from hiera_video.models.weights.load import load_weights
 from hiera_video.models.weights.published import PublishedWeights
 from hiera_video.models.weights.resolve import resolve
+from hiera_video.progress import Progress
 from hiera_video.run_page.facts import Clip, Outcome
 from hiera_video.run_page.page import RunPage
 from hiera_video.scoring import ScoreSettings, clip_scores
@@ -169,17 +169,13 @@ class VideoProgress:
     """Progress over the videos of a loader: how many are done, videos a second, time left."""
 
     def __init__(self, logger: RunLogger, loader: Loader, what: str) -> None:
-        self.logger, self.what, self.done, self.began = logger, what, 0, time.monotonic()
-        self.total = min(len(loader) * loader.batch_size, len(loader.dataset))
+        total = min(len(loader) * loader.batch_size, len(loader.dataset))
+        self.logger, self.progress = logger, Progress(what, total, unit="videos")
 
     def update(self, videos: int) -> None:
         """Count so many more videos as done."""
-        self.done += videos
-        rate = self.done / max(time.monotonic() - self.began, 1e-9)
-        left = format_duration((self.total - self.done) / rate) if rate else "unknown"
-        self.logger.progress(
-            f"{self.what}  {self.done}/{self.total} videos  {rate:.2f} videos/s  eta {left}"
-        )
+        self.progress.add(videos)
+        self.logger.progress(f"{self.progress.what}  {self.progress.facts()}")
 
 
 BEST_OF_RUN = "best"
@@ -271,7 +267,6 @@ def _show_test(cfg: Config, logger: RunLogger, tested: Outcome, clips: Sequence[
         clips,
         most_pictures=cfg.page.max_pictures,
         decoder=cfg.data.decoding_backend,
-        on_clip=lambda done, total: logger.progress(f"page  {done}/{total} pictures"),
     )
     logger.add_page(page)
     logger.show(tested.lines[1], live=False)

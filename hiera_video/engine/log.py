@@ -80,7 +80,7 @@ class TrainingLog:
         self.logger.progress(
             f"epoch {epoch + 1}/{plan.epochs}  step {at + 1}/{plan.steps_per_epoch}  "
             f"loss {loss:.4f}  lr {result.lr:.2e}  {clock.clips_per_second:.1f} clips/s  "
-            f"data {waiting:.0%}  mem {meters.format_gib(peak)}  eta {left}",
+            f"data {waiting:.0%}  mem {meters.format_gib(peak)}  {left} left",
             due=due,
         )
         if not due:

@@ -30,6 +30,7 @@ from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models.layers import Head
 from hiera_video.models.readout import AttentiveReadout, Readout
+from hiera_video.progress import counted
 from hiera_video.scoring import takes_images
 
 STRENGTHS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
@@ -208,7 +209,7 @@ def _own_features(
     ids = [torch.zeros(0, dtype=torch.int64)]
     rows = [torch.zeros(0, clips_per_video, readout.dim)]
     batches = DevicePrefetcher(loader, world.device, loader.dataset.spec)
-    for batch in batches:
+    for batch in counted(batches, "features", len(loader), unit="batches"):
         if world.any_stopped(stopped()):
             return None
         if not len(batch.video_ids):

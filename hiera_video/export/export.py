@@ -28,6 +28,7 @@ from hiera_video.export.clips import (
 from hiera_video.export.formats import FORMATS
 from hiera_video.export.parity import Parity, compare, logits_of, logits_of_file
 from hiera_video.files import explained, put_in_place
+from hiera_video.progress import Progress
 from hiera_video.runtimes.facts import DTYPES, Facts
 from hiera_video.runtimes.libraries import require
 from hiera_video.scoring import native_on_cpu, takes_images
@@ -117,12 +118,14 @@ def export(found: Classifier, settings: ExportSettings, say: Say) -> Exported:
     with _workplace(settings.out) as folder:
         file = folder / _main_name(settings)
         try:
-            form.write(model, facts, file, calibration)
+            with Progress(f"writing {settings.format}"):
+                form.write(model, facts, file, calibration)
         except UserError:
             raise
         except Exception as error:  # exporters raise errors of many types, with pages of text
             raise RunFailed(f"{settings.format} cannot take this model: {_first(error)}") from error
-        parity = compare(logits_of(model, clips), logits_of_file(file, form.runtime, clips))
+        with Progress(f"comparing {len(clips)} clips with the model"):
+            parity = compare(logits_of(model, clips), logits_of_file(file, form.runtime, clips))
         say(f"parity in {form.runtime}, {settings.dtype}, {parity.in_words()}")
         failure = parity.failure(settings.dtype)
         if failure is not None:

@@ -11,7 +11,7 @@ from right to left do not turn the text around them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -80,6 +80,8 @@ class PageWriter:
     process: GuardedPool
     """Reads the videos (`video.decoding_process`): one that crashes a decoder costs its picture."""
     decoder: str = "auto"
+    on_progress: Callable[[int, int], None] = lambda done, total: None
+    """Called with (videos done, all videos) while their pictures are read."""
 
     def __call__(self, answers: Sequence[Answer], settings: FeatureSettings, table: str) -> str:
         """Write the page of `answers` from the file `table`; returns the path of index.html.
@@ -97,7 +99,11 @@ class PageWriter:
 
     def _pictures(self, moments: Iterable[Moment]) -> Iterator[tuple[Moment, Picture]]:
         """Read the picture of each moment once, every video opened once."""
-        for path, group in groupby(sorted(set(moments)), key=lambda moment: moment.path):
+        wanted = sorted(set(moments))
+        total = len({moment.path for moment in wanted})
+        groups = groupby(wanted, key=lambda moment: moment.path)
+        for done, (path, group) in enumerate(groups):
+            self.on_progress(done, total)
             left = deque(group)
             try:
                 with GuardedVideo(path, self.process, self.decoder) as video:

@@ -93,7 +93,7 @@ def read_labels(file: str, group_by: str = "") -> LabelledList:
             missing.append(error)
             continue
         if manifest.multi_label:
-            raise DataError(f"{file}: a probe tells one class of a video, these have several")
+            raise DataError(f"{file}: one class of a video is needed, and these have several")
         groups = video_groups(manifest, group_by)
         for i, group in enumerate(groups):
             number = int(manifest.labels[i])
@@ -114,7 +114,7 @@ def join(batches: Iterable[Batch], listed: LabelledList, table: str) -> Labelled
 
     Raises DataError: no video in common, one class or one group alone, too many vectors.
     """
-    find = _finder(listed)
+    find = finder_of(listed)
     parts: list[Vectors] = []
     video_of: list[int] = []
     numbers: dict[str, int] = {}
@@ -149,8 +149,12 @@ def join(batches: Iterable[Batch], listed: LabelledList, table: str) -> Labelled
     return found
 
 
-def _finder(listed: LabelledList) -> Callable[[str], str | None]:
-    """A function from a path in a table to the path in the list, None where it has none."""
+def finder_of(listed: LabelledList) -> Callable[[str], str | None]:
+    """Return a function from a path in a table to the path in the list, None where it has none.
+
+    Paths are compared as absolute ones; where the videos have moved since, by their names, if no
+    two videos of the list share one.
+    """
     exact = {stored_path(path): path for path in listed.videos}
     names: dict[str, list[str]] = {}
     for path in listed.videos:
@@ -206,16 +210,23 @@ class ProbeResult:
 
 
 def cross_validate(
-    data: LabelledVectors, readout: Readout, *, folds: int = 5, seed: int = 0
+    data: LabelledVectors,
+    readout: Readout,
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    on_fold: Callable[[int, int], None] = lambda done, total: None,
 ) -> ProbeResult:
     """Hold out each fold of groups once, and predict its videos.
 
-    A video is predicted by the mean of the scores of its windows.
+    A video is predicted by the mean of the scores of its windows. on_fold: called with (folds done,
+    all folds).
     """
     held_out = grouped_folds(data.labels.tolist(), data.groups, folds=folds, seed=seed)
     right = np.zeros(len(data.labels), dtype=bool)
     chosen = []
-    for held in held_out:
+    for number, held in enumerate(held_out):
+        on_fold(number, len(held_out))
         value = _chosen_value(data, readout, ~held, seed)
         right[held] = _right(data, readout, value, train=~held, test=held)
         chosen.append(value)
@@ -294,9 +305,24 @@ def _wilson(share: float, count: float, z: float = 1.959964) -> tuple[float, flo
     return max(middle - spread, 0.0), min(middle + spread, 1.0)
 
 
-def probe(data: LabelledVectors, *, folds: int = 5) -> list[ProbeResult]:
-    """Cross-validate every kind of classifier."""
-    return [cross_validate(data, readout, folds=folds) for readout in READOUTS]
+def probe(
+    data: LabelledVectors,
+    *,
+    folds: int = 5,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[ProbeResult]:
+    """Cross-validate every kind of classifier.
+
+    on_progress: called with (folds done, all folds), of all classifiers together.
+    """
+
+    def of(number: int) -> Callable[[int, int], None]:
+        return lambda done, total: on_progress(number * total + done, len(READOUTS) * total)
+
+    return [
+        cross_validate(data, readout, folds=folds, on_fold=of(number))
+        for number, readout in enumerate(READOUTS)
+    ]
 
 
 def without_tokens(data: LabelledVectors, shape: Sequence[int]) -> LabelledVectors:

@@ -284,6 +284,21 @@ def read_batches(path: AnyPath) -> Iterator[Batch]:
         )
 
 
+def read_errors(path: AnyPath) -> list[tuple[str, str]]:
+    """Return (path, reason) of the videos without vectors.
+
+    Raises DataError for a file that is no table.
+    """
+    found: list[tuple[str, str]] = []
+    for group in _row_groups(path, ["path", "error"]):
+        failed = group.filter(group.column("error").is_valid())
+        pairs = zip(
+            failed.column("path").to_pylist(), failed.column("error").to_pylist(), strict=True
+        )
+        found += pairs
+    return found
+
+
 def _opened(path: AnyPath) -> Any:
     """An open ParquetFile; DataError says why it cannot be one."""
     arrow, module = parquet()

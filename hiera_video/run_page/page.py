@@ -107,12 +107,11 @@ class RunPage:
         *,
         most_pictures: int,
         decoder: str,
-        on_clip: Callable[[int, int], None],
     ) -> None:
         """Show a test, from the next refresh on: read pictures of clips, write pages of classes."""
 
         def add() -> None:
-            add_pictures(clips, self._parts, most=most_pictures, decoder=decoder, on_clip=on_clip)
+            add_pictures(clips, self._parts, most=most_pictures, decoder=decoder)
             shown = {
                 "sure": mistakes.sure_mistakes(clips)[: mistakes.MOST_ON_PAGE],
                 "hardest": mistakes.hardest(clips)[: mistakes.MOST_ON_PAGE],

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from hiera_video.errors import DecodeError
 from hiera_video.pages.moments import jpeg_at, write_picture
+from hiera_video.progress import Progress
 from hiera_video.run_page.facts import Clip
 from hiera_video.run_page.mistakes import sure_mistakes
 from hiera_video.video.decoding_process import decoding_process
@@ -23,22 +24,21 @@ def add_pictures(
     *,
     most: int,
     decoder: str = "auto",
-    on_clip: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Read the pictures of at most `most` clips and write them below `folder`: errors first, by
     their score, then the hardest of the others.
 
     Reads in a process of its own: a video that crashes a decoder has no picture, nor have those
-    that are left after MOST_SECONDS. on_clip: called with the number of clips that are done, and of
-    all.
+    that are left after MOST_SECONDS.
     Raises RunFailed where a picture cannot be written.
     """
     chosen = _chosen(clips, most)
     if not chosen:
         return
     end = time.monotonic() + MOST_SECONDS
-    with decoding_process() as process:
-        for done, clip in enumerate(chosen, start=1):
+    shown = Progress("pictures of the page", len(chosen), unit="videos")
+    with shown, decoding_process() as process:
+        for clip in chosen:
             if time.monotonic() > end:
                 return
             try:
@@ -47,7 +47,7 @@ def add_pictures(
             except DecodeError:
                 continue
             finally:
-                on_clip(done, len(chosen))
+                shown.add(1)
             clip.picture = write_picture(str(folder), jpeg)
 
 

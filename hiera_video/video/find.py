@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from hiera_video.errors import UserError
+from hiera_video.progress import Progress
 
 VIDEO_SUFFIXES = frozenset(
     f".{ending}"
@@ -57,9 +58,10 @@ def expand_paths(paths: Iterable[str]) -> list[InputFile]:
     Raises UserError where no entry is a file.
     """
     found: dict[str, InputFile] = {}
-    for path in paths:
-        for file in _expand(os.fspath(path)):
-            found.setdefault(os.path.abspath(file.path), file)
+    with Progress("looking for videos", unit="files") as progress:
+        for path in paths:
+            for file in _expand(os.fspath(path), progress):
+                found.setdefault(os.path.abspath(file.path), file)
     entries = list(found.values())
     errors = [f"{path!r}: {error}" for path, error in entries if error is not None]
     if errors and len(errors) == len(entries):
@@ -80,9 +82,11 @@ def is_video_or_playlist(path: str) -> bool:
     return not name.startswith(".") and suffix in (*VIDEO_SUFFIXES, *PLAYLIST_SUFFIXES)
 
 
-def _expand(path: str) -> list[InputFile]:
+def _expand(path: str, progress: Progress) -> list[InputFile]:
     if os.path.isdir(path):
-        return _walk(path) or [InputFile(path, f"no videos in it or below it; {_looked_for()}")]
+        return _walk(path, progress) or [
+            InputFile(path, f"no videos in it or below it; {_looked_for()}")
+        ]
     if os.path.lexists(path):  # before the glob: names may contain its signs, "clip [1].mp4"
         return [InputFile(path)]
     if not glob.has_magic(path):
@@ -91,7 +95,7 @@ def _expand(path: str) -> list[InputFile]:
     files = []
     for match in matches:
         if os.path.isdir(match):
-            files += _walk(match)
+            files += _walk(match, progress)
         elif is_video_or_playlist(match):
             files.append(InputFile(match))
     if not files:
@@ -100,7 +104,7 @@ def _expand(path: str) -> list[InputFile]:
     return files
 
 
-def _walk(folder: str) -> list[InputFile]:
+def _walk(folder: str, progress: Progress) -> list[InputFile]:
     unreadable: list[InputFile] = []
 
     def on_error(error: OSError) -> None:
@@ -115,6 +119,7 @@ def _walk(folder: str) -> list[InputFile]:
             for name in sorted(names)
             if is_video_or_playlist(name)
         ]
+        progress.add(len(names))
     return files + unreadable
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import time
 from collections.abc import Callable, Iterator
 
+from hiera_video import progress
 from hiera_video.engine.meters import format_duration
 
 _SECONDS_BETWEEN = 10.0
@@ -59,17 +59,6 @@ class Progress:
 
     @contextlib.contextmanager
     def counting(self, what: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Yield a function to call with the number of things that were done since its last call."""
-        began = last = time.monotonic()
-        count = 0
-
-        def done(more: int) -> None:
-            nonlocal count, last
-            count += more
-            now = time.monotonic()
-            if now - last >= _SECONDS_BETWEEN and count < total:
-                last = now
-                left = (now - began) / count * (total - count)
-                self.say(f"  {what}: {count}/{total}, {format_duration(left)} left")
-
-        yield done
+        """Yield a function to call with the number of videos that were done since its last call."""
+        with progress.Progress(what, total, unit="videos", log_every=_SECONDS_BETWEEN) as shown:
+            yield shown.add

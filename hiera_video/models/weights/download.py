@@ -32,6 +32,7 @@ from hiera_video.errors import RunFailed, WeightsError
 from hiera_video.files import atomic_write, free_bytes, hold
 from hiera_video.models.weights.file import not_a_checkpoint, unreadable
 from hiera_video.models.weights.published import PUBLISHED
+from hiera_video.progress import Progress
 from hiera_video.web import web_opener
 
 ANSWER_SECONDS = 8.0
@@ -274,13 +275,11 @@ def _before_deadline(work: Callable[[], Any], seconds: float) -> Any:
 @contextmanager
 def _progress(url: str, size: int | None) -> Iterator[Callable[[int], Any]]:
     """Show a bar on a terminal, one line elsewhere; yields a function that adds received bytes."""
-    from tqdm import tqdm
-
     name = cached_path(url).name
     if not sys.stderr.isatty():
         amount = "" if size is None else f" ({size / 1e6:,.0f} MB)"
         print(f"downloading {url}{amount} to {cache_folder()}", file=sys.stderr)
         yield lambda count: None
         return
-    with tqdm(desc=name, total=size, unit="B", unit_scale=True, leave=True) as bar:
-        yield bar.update
+    with Progress(f"downloading {name}", size, unit="B") as progress:
+        yield progress.add

@@ -92,7 +92,7 @@ def _look_up_files(
                 unknown.append(entry)
             else:
                 result.set(entry, check)
-        progress("files listed", min(first + _LOOKUP_FILES, total), total)
+        progress("looked up", min(first + _LOOKUP_FILES, total), total)
     progress("", 0, 0)
     result.num_cached = total - len(unknown) - result.findings.count("missing")
     return unknown
@@ -144,5 +144,5 @@ def _examine_files(
                 cache.store(state, check, quick=options.quick)
             result.set(job.entry, check)
             result.num_examined += 1
-            progress("files examined", result.num_examined, len(unknown))
+            progress("examined", result.num_examined, len(unknown))
     progress("", 0, 0)

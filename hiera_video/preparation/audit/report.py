@@ -13,7 +13,7 @@ from hiera_video.files import atomic_write
 from hiera_video.preparation.audit.findings import PROBLEMS, REMARKS, Finding
 from hiera_video.preparation.audit.lists import Split
 from hiera_video.preparation.audit.result import AuditResult, Projection
-from hiera_video.preparation.progress import duration
+from hiera_video.progress import duration
 
 MOST_CLASSES_SHOWN = 30
 """Rows of the histogram on the terminal. Of more classes, the largest and smallest are shown."""
