@@ -11,17 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import wait_until
 from clips import read_indices, write_clip
 from test_features import SETTINGS, described
 from test_guarded_video import serve_or_worse
-from test_label_page import (  # noqa: F401
-    NAMES,
-    Page,
-    _chw,
-    chromium,
-    prediction,
-    visit,
-)
+from test_label_page import NAMES, Page, _chw
 from test_page import HOSTILE
 
 from hiera_video.cli import printable
@@ -398,7 +392,7 @@ class Drawn:
 
 
 @pytest.fixture
-def drawn(visit, small):  # noqa: F811
+def drawn(visit, small):
     return Drawn(visit(small.file), json_of(small))
 
 
@@ -423,7 +417,7 @@ def test_a_lasso_lists_exactly_the_points_inside(drawn):
     assert drawn.listed() == []
 
 
-def test_the_list_is_copied_and_saved(drawn, visit):  # noqa: F811
+def test_the_list_is_copied_and_saved(drawn, visit):
     drawn.around(0, 1)
     drawn.page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     drawn.page.get_by_role("button", name="Copy list").click()
@@ -443,7 +437,7 @@ def test_a_point_shows_its_video_and_a_click_opens_it(drawn):
     assert page.locator("#card").inner_text().split("\n") == [
         *("v/sit/1.mp4", "", "sit", "", "0.0 to 2.0 s"),
     ]
-    page.wait_for_function("document.getElementById('picture').naturalWidth === 192")
+    wait_until(page, "document.getElementById('picture').naturalWidth === 192")
     drawn.hover(4)
     assert "No picture: missing" in page.locator("#card").inner_text()
     assert not page.locator("#picture").is_visible()
@@ -535,7 +529,7 @@ def test_the_view_zooms_and_moves(drawn):
     assert "v/run/0.mp4" in page.locator("#card").inner_text(), "what is pointed at stays"
 
 
-def test_windows_are_points_of_their_own(visit, clips, process):  # noqa: F811
+def test_windows_are_points_of_their_own(visit, clips, process):
     spans = [[0, 1], [0, 1], [1, 2], [1, 2]]
     content = content_of(POINTS[:4], paths=PATHS[:2], spans=spans, labels=["run", "run"])
     page = written(process, content, "windows")
@@ -551,7 +545,7 @@ def test_windows_are_points_of_their_own(visit, clips, process):  # noqa: F811
     assert opened.value.url.endswith("v/run/0.mp4#t=1")
 
 
-def test_strange_names_and_labels_are_text(visit, clips, process):  # noqa: F811
+def test_strange_names_and_labels_are_text(visit, clips, process):
     Path("strange").mkdir()
     names = [stored_path(f"strange/{name}") for name in NAMES]
     for name in NAMES:
@@ -590,7 +584,7 @@ def test_strange_names_and_labels_are_text(visit, clips, process):  # noqa: F811
     assert page.locator("script").count() == 2
 
 
-def test_without_javascript_it_is_a_table(visit, small):  # noqa: F811
+def test_without_javascript_it_is_a_table(visit, small):
     page = visit(small.file, java_script_enabled=False)
     assert not page.locator("#app").is_visible()
     rows = page.locator("tbody tr")
@@ -604,7 +598,7 @@ def test_without_javascript_it_is_a_table(visit, small):  # noqa: F811
     assert page.get_by_role("link", name="gone.mp4").count() == 0
 
 
-def test_more_labels_than_colours(visit, clips, process):  # noqa: F811
+def test_more_labels_than_colours(visit, clips, process):
     count = 30
     labels = [f"label {i:02}" for i in range(count)]
     paths = [f"{i}.mp4" for i in range(count)]
@@ -625,7 +619,7 @@ def test_more_labels_than_colours(visit, clips, process):  # noqa: F811
     assert len(set(pictures)) == MOST_GROUPS + 1, "no two look alike"
 
 
-def test_many_points(visit, here, process):  # noqa: F811
+def test_many_points(visit, here, process):
     draw = np.random.default_rng(0)
     points = draw.normal(size=(20_000, 2))
     paths = [f"many/{i}.mp4" for i in range(len(points))]
@@ -645,7 +639,7 @@ def test_many_points(visit, here, process):  # noqa: F811
     assert page.locator("table").count() == 0, "the table is for those without JavaScript"
 
 
-def test_dark_and_light_can_be_read(visit, small):  # noqa: F811
+def test_dark_and_light_can_be_read(visit, small):
     script = """() => {
       const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
       const grey = color => {
