@@ -2,7 +2,7 @@
 
     OUT/index.html         the map; without JavaScript a table of its points
     OUT/pictures/*.jpg     named by their content
-    OUT/style.css, map.js
+    OUT/base.css, style.css, map.js
 
 Paths and labels may come from strangers: what is data for the script is data there, too, and
 becomes text, never markup. The page forbids scripts and files from anywhere else.
@@ -29,7 +29,7 @@ from hiera_video.map_page.projection import UMAP_NEIGHBOURS, Projection
 from hiera_video.pages.folder import OUR_PICTURE, PICTURES, PageFolder
 from hiera_video.pages.links import link_to
 from hiera_video.pages.moments import SIDE, jpegs_at, write_picture
-from hiera_video.pages.templates import environment
+from hiera_video.pages.templates import environment, write_as_they_are
 from hiera_video.video.guarded_pool import GuardedPool
 from hiera_video.video.guarded_video import GuardedVideo
 
@@ -116,10 +116,7 @@ class MapWriter:
         try:
             self._read_pictures(content.collection, pictures, on_progress)
         finally:  # also when it is interrupted
-            for name in _AS_THEY_ARE:
-                write_text(
-                    os.path.join(self.folder, name), (_HERE / name).read_text(encoding="utf-8")
-                )
+            write_as_they_are(_HERE, _AS_THEY_ARE, self.folder)
             write_text(folder.index, _rendered(content, pictures, self.folder))
             folder.remove_unused(set(pictures.names))
             self.written = True
