@@ -25,6 +25,7 @@ from hiera_video.engine.folds import CrossValidated, grouped_folds
 from hiera_video.engine.probe import FOLDS, Features, Labels, clearly_best, parts_of
 from hiera_video.errors import UserError
 from hiera_video.models.readout import AttentiveReadout
+from hiera_video.progress import Progress, counted
 
 DECAYS = (0.1, 10.0)
 """Weight decay of AdamW, to choose from."""
@@ -155,7 +156,8 @@ def fit(
         try:
             chosen, accuracy, folds = _choose(start, rows, labels, settings)
             decay, epochs = _CHOICES[chosen]
-            *_, (_, fitted) = _path(start, (rows, labels), decay, settings, until=epochs)
+            with Progress("fitting the head"):
+                *_, (_, fitted) = _path(start, (rows, labels), decay, settings, until=epochs)
         except Stopped:
             return None
     return AttentiveProbe(
@@ -186,7 +188,7 @@ def _choose(
     if len(held_out) < 2:
         return usual, None, 0
     right = np.zeros(len(_CHOICES), dtype=int)
-    for mask in held_out:
+    for mask in counted(held_out, "cross-validated", len(held_out), unit="folds"):
         held = torch.from_numpy(mask)
         train, queries = (rows[~held], labels.select(~held)), rows[held]
         if len(train[1].of_videos.unique()) < 2:

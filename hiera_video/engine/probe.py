@@ -278,7 +278,7 @@ def _chosen_strength(rows: Tensor, labels: Labels, *, seed: int) -> tuple[float,
     if len(held_out) < 2:
         return USUAL, None, 0
     right = np.zeros(len(STRENGTHS), dtype=int)
-    for mask in held_out:
+    for mask in counted(held_out, "cross-validated", len(held_out), unit="folds"):
         held = torch.from_numpy(mask)
         train = labels.select(~held)
         if len(train.of_videos.unique()) < 2:
