@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 from importlib.util import find_spec
@@ -96,12 +97,14 @@ class App:
 
     def __init__(self, folder, *words, script=True):
         self.folder, self.asked = folder, Asked()
-        for name in ("home", "temporary", "here"):
+        for name in ("home", "here"):
             (folder / name).mkdir()
+        # not below `folder`: the names of sockets in it have 107 letters at most
+        self.temporary = Path(tempfile.mkdtemp(prefix="app"))
         environment = {k: v for k, v in os.environ.items() if not k.startswith("GRADIO_")}
         environment |= self.asked.environment | {
             "HOME": str(folder / "home"),
-            "TMPDIR": str(folder / "temporary"),
+            "TMPDIR": str(self.temporary),
             "GRADIO_ALLOWED_PATHS": "/",  # what opens Gradio elsewhere
             "GRADIO_SHARE": "True",
             "OMP_NUM_THREADS": "1",
@@ -137,7 +140,7 @@ class App:
             if not processes:
                 break
             threading.Event().wait(0.1)
-        files = [*(self.folder / "temporary").iterdir(), *(self.folder / "here").iterdir()]
+        files = [*self.temporary.iterdir(), *(self.folder / "here").iterdir()]
         return processes, files
 
     def _processes(self):

@@ -132,6 +132,13 @@ def command(folder, moment, victim, act):
         moment(world, act if mine else lambda: None)
 
 
+def without_c10d(errors):
+    """What a process said, without PyTorch's own threads: of a store that is gone they warn as
+    well, before or after."""
+    lines = errors.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.match(r"(\[rank\d\]:)?\[W", line))
+
+
 def assert_all_ended(ended, victim, act):
     """All codes are of the failure; its cause stands in the first line of rank 0, and only there,
     or in all survivors' where rank 0 is dead."""
@@ -142,7 +149,7 @@ def assert_all_ended(ended, victim, act):
         if dead:
             continue
         assert process.output == "a line that is not flushed\n"
-        first = process.errors.partition("\n")[0]
+        first = without_c10d(process.errors).partition("\n")[0]
         if rank == 0 or (victim == 0 and act in DEATHS):
             named = victim > 0 or act in DEATHS
             who = f"rank {victim}{' ' if act in DEATHS else ': '}" if named else ""
@@ -362,9 +369,7 @@ def test_a_run_ends_with_one_of_its_processes(videos, tmp_path, moment, victim, 
     code, cause = OUTCOMES[act]
     codes = [DEATHS.get(act, code) if rank == victim else code for rank in (0, 1)]
     assert [process.code for process in ended] == codes
-    said = ended[1 if victim == 0 and act is kill else 0].errors.splitlines()
-    # Of a store that is gone PyTorch's own threads warn as well, before or after.
-    said = [line for line in said if not re.match(r"\[rank\d\]:\[W", line)]
+    said = without_c10d(ended[1 if victim == 0 and act is kill else 0].errors).splitlines()
     who = f"rank {victim}" if victim or act is kill else ""
     assert said[0].startswith(f"error: {who}"), ended
     explained = "CUDA out of memory. Tried to allocate 2.00 GiB, with 2 clips at a time."

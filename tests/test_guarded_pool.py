@@ -335,3 +335,26 @@ def test_a_caller_who_leaves_early_leaves_the_pool_usable(pool):
     for _ in pool.ordered([("nap", 0.1)] * 6, ahead=3):
         break
     assert pool.call(("next",))[0] == "next"
+
+
+def test_a_place_for_sockets_with_too_long_a_name_is_an_error_in_one_line(tmp_path):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    code = """
+    from hiera_video.video.guarded_pool import GuardedPool
+    with GuardedPool("hiera_video.video.guarded_video.serve") as pool:
+        pool.call(("open", "clip.mp4", "auto"))
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, "TMPDIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.stderr.count("Traceback") == 1, "of this script, which catches nothing"
+    assert done.stderr.splitlines()[-1].endswith(
+        "cannot start a worker process to read videos in: AF_UNIX path too long; set TMPDIR to a "
+        "folder with a shorter name"
+    )

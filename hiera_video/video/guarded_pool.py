@@ -27,7 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from hiera_video.errors import DecodeError, RunFailed
+from hiera_video.errors import DecodeError, RunFailed, first_line
 from hiera_video.video.guarded_child import Task, serve
 from hiera_video.video.limits import MEMORY_LIMIT
 from hiera_video.video.processes import SERVER_GONE, ended_by, fork_server
@@ -104,6 +104,8 @@ class GuardedPool:
         self._context = fork_server(preload)
         self._task = Task(function, prepare, time_limit, memory_limit, one_thread=workers > 1)
         self._closed = False
+        self._start_trouble = ""
+        """Why there are fewer children, for the end of a message."""
         self._children: list[_Child] = []
         self._owner = os.getpid()
         # Starting waits for the fork server's imports: seconds in which the caller goes on.
@@ -241,7 +243,13 @@ class GuardedPool:
         if hasattr(signal, "pthread_sigmask"):
             signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
         for _ in range(workers):
-            child = _Child(self._context, self._task)
+            try:
+                child = _Child(self._context, self._task)
+            except OSError as error:  # this is a thread: whoever needs the children is told
+                self._start_trouble = f": {first_line(error)}"
+                if "AF_UNIX" in str(error):
+                    self._start_trouble += "; set TMPDIR to a folder with a shorter name"
+                return
             self._children.append(child)
             if self._closed:
                 child.kill()
@@ -258,7 +266,7 @@ class GuardedPool:
         if self._closed:
             raise ValueError("this pool is closed")
         if not self._children:
-            raise RunFailed("cannot start a worker process to read videos in")
+            raise RunFailed(f"cannot start a worker process to read videos in{self._start_trouble}")
 
 
 def _value_or_failure(outcome: Any) -> Any:
