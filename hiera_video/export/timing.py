@@ -31,6 +31,7 @@ from hiera_video.export.clips import COMPARED_FROM, generated_clips
 from hiera_video.export.on_demand import kind_of, load_in_runtime
 from hiera_video.export.parity import Parity, compare
 from hiera_video.files import atomic_write
+from hiera_video.progress import Progress
 from hiera_video.runtimes.libraries import INSTALL
 from hiera_video.runtimes.load import exported_kind
 from hiera_video.runtimes.measured import (
@@ -194,7 +195,10 @@ def _measure(ways: Sequence[Way], job: Job, say: Say) -> None:
     with contextlib.ExitStack() as stack:
         running: list[tuple[Way, Runner]] = []
         expected = None
-        for way in ways:
+        # not ticking: a second thread would disturb what is timed
+        shown = stack.enter_context(Progress("started", len(ways), unit="runtimes", ticking=False))
+        for started, way in enumerate(ways):
+            shown.to(started)
             try:
                 runner = stack.enter_context(_started(way, job, say))
                 logits = np.asarray(runner.answer()["logits"], dtype=np.float32)
@@ -207,7 +211,9 @@ def _measure(ways: Sequence[Way], job: Job, say: Say) -> None:
                 way.parity = compare(expected, logits)
                 way.failed = way.parity.failure(way.dtype) or ""
             running.append((way, runner))
-        for _ in range(ROUNDS):
+        shown.begin("timed", ROUNDS, unit="rounds")
+        for finished in range(ROUNDS):
+            shown.to(finished)
             for way, runner in running:
                 with _failing(way):
                     way.seconds.append(runner.time())
