@@ -203,7 +203,7 @@ REQUIRED = {
 
 OPTIONAL = {
     "pyarrow": "writes and reads tables of features",
-    "scikit-learn": "fits the probes of hiera-video search",
+    "scikit-learn": "fits the probes and places the maps of hiera-video search",
     "umap-learn": "places maps of videos, --map-method umap",
     "safetensors": "reads .safetensors weights",
     "tensorboard": "TENSORBOARD.ENABLE writes for it",

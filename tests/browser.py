@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
 from importlib.util import find_spec
@@ -21,8 +22,9 @@ def wait_until(page, expression, seconds=30):
         page.wait_for_timeout(50)
 
 
-@pytest.fixture(scope="module")
-def chromium():
+@contextlib.contextmanager
+def launched(*more):
+    """Headless Chromium, with more arguments; the test skips where there is none."""
     if find_spec("playwright") is None:
         pytest.skip("needs playwright")
     if CHROMIUM is None:
@@ -30,9 +32,16 @@ def chromium():
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        words = ["--no-sandbox", *more]
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=words)
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with launched() as browser:
+        yield browser
 
 
 @pytest.fixture

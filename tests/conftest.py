@@ -8,7 +8,7 @@ import torch
 
 from hiera_video.engine import plots
 
-pytest_plugins = ["browser"]
+pytest_plugins = ["browser", "page_folder"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

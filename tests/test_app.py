@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import CHROMIUM
+from browser import launched
 from clips import write_clip
 from conftest import REPOSITORY
 from PIL import Image
@@ -225,19 +225,11 @@ def client_of(address):
 
 @pytest.fixture(scope="module")
 def chromium():
-    if find_spec("playwright") is None:
-        pytest.skip("needs playwright")
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        camera = ["--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"]
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox", *camera]
-        )
+    """With a camera that is none."""
+    with launched(
+        "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
+    ) as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -14,7 +14,6 @@ import pytest
 from browser import wait_until
 from clips import read_indices, write_clip
 from PIL import Image
-from test_guarded_video import serve_or_worse
 from test_page import HOSTILE
 from test_page import Page as Parser
 from test_predict import write_checkpoint
@@ -31,7 +30,6 @@ from hiera_video.label_page.page import LabelPage
 from hiera_video.predict import Predictor
 from hiera_video.prediction import Label, Prediction, Window
 from hiera_video.video.decode import probe, read_frames
-from hiera_video.video.guarded_pool import GuardedPool
 
 
 class Page(Parser):
@@ -56,21 +54,6 @@ class Page(Parser):
         """The file that an address leads to."""
         path = unquote_to_bytes(address.partition("#")[0])
         return os.path.normpath(os.path.join(os.fsencode(self.file.parent), path))
-
-
-@pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """The current folder, for all tests: the process reads files where it was started."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("label_page")
-        patch.chdir(folder)
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def process(here):
-    with GuardedPool(serve_or_worse) as pool:
-        yield pool
 
 
 def labels(*pairs):

@@ -55,21 +55,6 @@ class Page(HTMLParser):
         return [attrs for tag, attrs in self.tags if tag == "img"]
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory):
-    """The current folder, for all tests: the process reads files where it was started."""
-    with pytest.MonkeyPatch.context() as patch:
-        folder = tmp_path_factory.mktemp("page")
-        patch.chdir(folder)
-        yield folder
-
-
-@pytest.fixture(scope="module")
-def process(here):
-    with GuardedPool(serve_or_worse) as pool:
-        yield pool
-
-
 def found(path, start=0.0, end=2.0, score=0.5):
     return Neighbour(score, str(path), start, end)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +16,7 @@ from hiera_video.errors import UserError, WeightsError
 from hiera_video.models import MaskedAutoencoder, build_model
 from hiera_video.models.weights.key_names import AUTOENCODER
 from hiera_video.models.weights.load import load_weights
+from hiera_video.pages.moments import jpeg_of
 from hiera_video.scoring import choose_device
 from hiera_video.video.guarded_pool import GuardedPool
 from hiera_video.video.guarded_video import GuardedVideo
@@ -90,21 +90,12 @@ class Reconstructor:
         panels = reconstructed(
             self.model, clips, keep.to(self.device), mean=self.spec.mean, std=self.spec.std
         )
+        pixels = (panels.as_picture() * 255).round().byte()
         return Reconstruction(
-            jpeg=_jpeg(panels.as_picture()),
+            jpeg=jpeg_of(pixels.permute(1, 2, 0).numpy()),
             rows=panels.names,
             hidden=int((~keep).sum()),
             units=keep.shape[1],
             start=float(times[0]),
             end=float(times[-1]),
         )
-
-
-def _jpeg(picture: torch.Tensor) -> bytes:
-    """Content of a JPEG of RGB [3, H, W] in [0, 1]."""
-    from PIL import Image
-
-    pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="JPEG", quality=88)
-    return file.getvalue()

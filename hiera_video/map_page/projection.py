@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,8 @@ from hiera_video.errors import UserError
 from hiera_video.features.describe import Vectors
 
 METHODS = ("pca", "umap")
+_NEEDS = {"pca": ("sklearn", "scikit-learn"), "umap": ("umap", "umap-learn")}
+"""Method -> the module that computes it, and its package."""
 
 UMAP_NEIGHBOURS = 15
 _LEAST_FOR_UMAP = 4
@@ -24,9 +27,6 @@ _LEAST_FOR_UMAP = 4
 NEAREST = 10
 _ASKED = 500
 """Points whose neighbours are compared."""
-
-_AT_ONCE = 4096
-"""Vectors that are held as float64."""
 
 Points = npt.NDArray[np.float64]
 
@@ -51,13 +51,9 @@ def check_method(method: str) -> None:
     """Raise UserError for an unknown method, and where what computes it is not installed."""
     if method not in METHODS:
         raise UserError(f"--map-method {method}: choose one of {', '.join(METHODS)}")
-    if method == "umap":
-        try:
-            import umap  # noqa: F401
-        except ImportError:
-            raise UserError(
-                "--map-method umap needs a library: pip install umap-learn (pca does without)"
-            ) from None
+    module, package = _NEEDS[method]
+    if find_spec(module) is None:
+        raise UserError(f"--map-method {method} needs a library: pip install {package}")
 
 
 def project(vectors: Vectors, method: str = "pca") -> Projection:
@@ -80,39 +76,23 @@ def pca(vectors: Vectors) -> tuple[Points, tuple[float, float]]:
 
     Along each axis, the number of the vectors that counts most for it grows.
     """
-    mean = vectors.mean(axis=0, dtype=np.float64)
+    from sklearn.decomposition import PCA
+
     count, length = vectors.shape
-    small = count < length
-    # the same axes follow from the products of vectors, where these are fewer
-    products = _gram(vectors - mean) if small else _covariance(vectors, mean)
-    values, sides = np.linalg.eigh(products)
-    total = float(np.trace(products))
-    order = np.argsort(values)[::-1][:2]
-    points = np.zeros((count, 2))
-    shares = [0.0, 0.0]
-    for axis, place in enumerate(order):
-        value = float(values[place])
-        if value <= total * 1e-12:  # the vectors do not differ in this direction
+    points, shares = np.zeros((count, 2)), [0.0, 0.0]
+    if count < 2 or not np.ptp(vectors, axis=0).any():  # one place for all
+        return points, (0.0, 0.0)
+    rows = vectors.astype(np.float64)
+    # exact; other solvers draw at random, or came after the oldest release that is supported
+    fitted = PCA(n_components=min(2, count, length), svd_solver="full").fit(rows)
+    found = zip(fitted.components_, fitted.explained_variance_ratio_, strict=True)
+    for axis, (direction, share) in enumerate(found):
+        if share <= 1e-12:  # the vectors do not differ in this direction
             continue
-        direction = (vectors - mean).T @ sides[:, place] if small else sides[:, place]
-        direction = direction / np.linalg.norm(direction)
-        direction *= np.sign(direction[np.abs(direction).argmax()])
-        points[:, axis] = vectors @ direction - mean @ direction
-        shares[axis] = value / total
+        side = np.sign(direction[np.abs(direction).argmax()])
+        points[:, axis] = (rows - fitted.mean_) @ (direction * side)
+        shares[axis] = float(share)
     return points, (shares[0], shares[1])
-
-
-def _covariance(vectors: Vectors, mean: Points) -> Points:
-    found = np.zeros((vectors.shape[1],) * 2)
-    for first in range(0, len(vectors), _AT_ONCE):
-        part = vectors[first : first + _AT_ONCE] - mean
-        found += part.T @ part
-    return found
-
-
-def _gram(centred: Points) -> Points:
-    found: Points = centred @ centred.T
-    return found
 
 
 def _umap(vectors: Vectors) -> Points:

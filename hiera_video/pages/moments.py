@@ -32,7 +32,7 @@ def jpegs_at(video: GuardedVideo, times: Sequence[float]) -> Iterator[bytes]:
     for first in range(0, len(frames), _AT_ONCE):
         (crops,) = video.read_crops(frames[first : first + _AT_ONCE], SIDE, 1)
         for crop in crops:
-            yield _jpeg(crop.permute(1, 2, 0).numpy())
+            yield jpeg_of(crop.permute(1, 2, 0).numpy())
 
 
 def frame_at(info: VideoInfo, seconds: float) -> int:
@@ -51,7 +51,8 @@ def write_picture(folder: str, jpeg: bytes) -> str:
     return name
 
 
-def _jpeg(pixels: np.ndarray) -> bytes:
+def jpeg_of(pixels: np.ndarray) -> bytes:
+    """The content of a JPEG file of a picture, uint8 [H, W, 3]."""
     from PIL import Image
 
     file = io.BytesIO()
