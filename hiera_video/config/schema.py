@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.clip_spec import ClipSpec
+from hiera_video.config.detection import AvaConfig, DetectionConfig
 from hiera_video.config.keys import keys_of
 from hiera_video.config.parse import assemble, read_file, read_text, read_words, to_yaml_text
 from hiera_video.config.recipes import locate
@@ -450,7 +451,7 @@ class Config(Section):
 
     task: str = setting("classify")
     """classify: labels. pretrain: masked autoencoding, no labels. motion: dense motion of generated
-    clips. Or an objective of IMPORTS."""
+    clips. detect: what is done in boxes (AVA). Or an objective of IMPORTS."""
     output_dir: str = setting("runs/default")
     """Folder for checkpoints, metrics and pictures."""
     rng_seed: int = number(1, at_least=0, at_most=2**63 - 1)
@@ -477,6 +478,8 @@ class Config(Section):
     tensorboard: TensorboardConfig = field(default_factory=TensorboardConfig)
     trackers: TrackersConfig = field(default_factory=TrackersConfig)
     synthetic: SyntheticConfig = field(default_factory=SyntheticConfig)
+    ava: AvaConfig = field(default_factory=AvaConfig)
+    detection: DetectionConfig = field(default_factory=DetectionConfig)
 
     def check(self) -> None:
         if self.task == "pretrain" and self.mixup.enable:

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from hiera_video.clip_spec import ClipSpec
+from hiera_video.data.boxes import BatchBoxes
 from hiera_video.data.transforms.normalize import normalize_clips
 from hiera_video.data.transforms.train import Pixels
 
@@ -82,6 +83,8 @@ class Batch(NamedTuple):
     truth: Tensor | None = None
     """float32 [B, K, T', G, G]: what is known of generated clips, over time and cells; None for
     videos."""
+    boxes: BatchBoxes | None = None
+    """The boxes of the clips, where the data set has some."""
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """The same batch with its clips and labels on `device`."""
@@ -89,18 +92,25 @@ class Batch(NamedTuple):
             name: tensor.to(device, non_blocking=non_blocking)
             for name, tensor in self.device_tensors().items()
         }
-        noise = moved.pop("noise", None)
-        erased = self.erased._replace(noise=noise)
-        return self._replace(**moved, erased=erased)  # type: ignore[arg-type] # by their names
+        boxes = self.boxes
+        if boxes is not None:
+            boxes = BatchBoxes(*(moved.pop(f"boxes.{name}") for name in boxes._fields))
+        erased = self.erased._replace(noise=moved.pop("noise", None))
+        return self._replace(  # type: ignore[arg-type] # by their names
+            **moved, erased=erased, boxes=boxes
+        )
 
     def device_tensors(self) -> dict[str, Tensor]:
-        """The tensors that `to` moves, by the names of their fields; and the erasures' noise."""
+        """The tensors that `to` moves, by the names of their fields; the erasures' noise, and those
+        of the boxes."""
         tensors = {
             "clips": self.clips,
             "labels": self.labels,
             "truth": self.truth,
             "noise": self.erased.noise,
         }
+        if self.boxes is not None:
+            tensors |= {f"boxes.{name}": part for name, part in self.boxes._asdict().items()}
         return {name: tensor for name, tensor in tensors.items() if tensor is not None}
 
     def normalized(self, spec: ClipSpec) -> Batch:
@@ -139,6 +149,7 @@ class Collate:
             failed=failed,
             erased=_erasures(pixels),
             truth=_truth(pixels),
+            boxes=_boxes(pixels),
         )
 
     def _labels(self, labels: Sequence[int | tuple[int, ...]]) -> Tensor:
@@ -169,6 +180,12 @@ def _truth(clips: Sequence[Pixels]) -> Tensor | None:
     """What is known of all clips of a batch, stacked; None where they are videos."""
     known = [clip.truth for clip in clips if clip.truth is not None]
     return default_collate(known) if known else None
+
+
+def _boxes(clips: Sequence[Pixels]) -> BatchBoxes | None:
+    """The boxes of all clips of a batch; None where the clips have no such list."""
+    known = [clip.boxes for clip in clips if clip.boxes is not None]
+    return BatchBoxes.of(known) if known else None
 
 
 def _erasures(clips: Sequence[Pixels]) -> Erasures:

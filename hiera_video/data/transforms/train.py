@@ -26,6 +26,7 @@ import torch
 from torch import Generator, Tensor
 
 from hiera_video.clip_spec import ClipSpec
+from hiera_video.data.boxes import ClipBoxes
 from hiera_video.data.randomness import uniform
 from hiera_video.data.transforms.normalize import normalize
 from hiera_video.data.transforms.photometric import Photometric
@@ -86,6 +87,8 @@ class Pixels(NamedTuple):
     """In the order in which they are filled; a later one covers an earlier one."""
     truth: Tensor | None = None
     """float32 [K, T', G, G]: what is known of a generated clip, over time and cells."""
+    boxes: ClipBoxes | None = None
+    """The boxes of the clip; None where its data set has none."""
 
     def normalized(self, spec: ClipSpec) -> Tensor:
         """Normalise and erase: float32 [3, T, S, S]."""
