@@ -96,9 +96,7 @@ class Batch(NamedTuple):
         if boxes is not None:
             boxes = BatchBoxes(*(moved.pop(f"boxes.{name}") for name in boxes._fields))
         erased = self.erased._replace(noise=moved.pop("noise", None))
-        return self._replace(  # type: ignore[arg-type] # by their names
-            **moved, erased=erased, boxes=boxes
-        )
+        return self._replace(**moved, erased=erased, boxes=boxes)  # type: ignore[arg-type]
 
     def device_tensors(self) -> dict[str, Tensor]:
         """The tensors that `to` moves, by the names of their fields; the erasures' noise, and those
