@@ -71,12 +71,12 @@ class Panel:
 
         image = Image.new("RGB", (self.width, self.height))
         draw = ImageDraw.Draw(image)
-        font, pad = _font(self._size), self._size // 2
+        letters, pad = font(self._size), self._size // 2
         top = pad // 2
         if self._with_time:
-            draw.text((pad, top), self._fitting(_span(caption), self.width - 2 * pad), MUTED, font)
+            draw.text((pad, top), self._fitting(_span(caption), self.width - 2 * pad), MUTED, letters)
             top += self._line
-        score_width = int(font.getlength("100.0%"))
+        score_width = int(letters.getlength("100.0%"))
         bar_width = max(0, min(self.width // 5, self.width - score_width - 6 * self._size))
         for name, score in caption.labels[: self._labels]:
             middle = top + self._line // 2
@@ -84,26 +84,30 @@ class Panel:
             box = (pad, middle - half, pad + round(bar_width * min(max(score, 0.0), 1.0)), middle)
             draw.rectangle((*box[:3], middle + half), fill=BAR)
             left = pad + bar_width + (pad if bar_width else 0)
-            draw.text((left, top), f"{score:.1%}", TEXT, font)
+            draw.text((left, top), f"{score:.1%}", TEXT, letters)
             left += score_width + pad
-            draw.text((left, top), self._fitting(name, self.width - left - pad), TEXT, font)
+            draw.text((left, top), self._fitting(name, self.width - left - pad), TEXT, letters)
             top += self._line
         drawn: Pixels = np.asarray(image) // 4 * 3
         return drawn
 
     def _fitting(self, text: str, width: float) -> str:
-        """As much of a text, on one line, as fits into a width."""
-        font = _font(self._size)
-        text = "".join(c if c.isprintable() else " " for c in text)
-        if font.getlength(text) <= width:
-            return text
-        while text and font.getlength(text + "...") > width:
-            text = text[:-1]
-        return text + "..." if text else ""
+        return fitting(text, font(self._size), width)
+
+
+def fitting(text: str, letters: ImageFont.FreeTypeFont, width: float) -> str:
+    """As much of a text, on one line, as fits into a width."""
+    text = "".join(c if c.isprintable() else " " for c in text)
+    if letters.getlength(text) <= width:
+        return text
+    while text and letters.getlength(text + "...") > width:
+        text = text[:-1]
+    return text + "..." if text else ""
 
 
 @functools.lru_cache(maxsize=4)
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """The font of all that is written on videos."""
     from matplotlib import get_data_path
     from PIL import ImageFont
 

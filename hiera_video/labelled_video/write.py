@@ -2,6 +2,7 @@
 
     write_labelled_video("clip.mp4", "out.mp4", captions)
     write_small_copy("clip.avi", "out.mp4", longest=640)      # nothing drawn
+    write_drawn_video("clip.mp4", "out.mp4", drawing)         # whatever `drawing.put` draws
 
 The copy has the frames, the times and the sound of the video, upright. A file that crashes or hangs
 a decoder ends the child process and raises DecodeError; the target then stays as it was.
@@ -12,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from hiera_video.video.decode import VideoReader, open_video
 from hiera_video.video.frame_folder import FrameFolder
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 from hiera_video.video.limits import TIME_LIMIT, Deadline
+from hiera_video.video.pictures import at_most, resized
 
 PART_BYTES = 32 << 20
 """Pixels that one request handles."""
@@ -64,7 +66,28 @@ def write_labelled_video(
     if not captions:
         raise ValueError("captions: at least one")
     source, place = os.fspath(path), os.fspath(target)
-    return _write((source, decoder), place, _Look(tuple(captions), heat), on_progress)
+    drawings = () if heat is None else (heat,)
+    return _write((source, decoder), place, _Look(tuple(captions), drawings), on_progress)
+
+
+class Drawing(Protocol):
+    """Draws on the frames of one video. It travels to another process, pickled."""
+
+    def put(self, picture: Pixels, time: float) -> None:
+        """Draw on a frame [H, W, 3], in place; time: in seconds from the first frame."""
+
+
+def write_drawn_video(
+    path: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    drawing: Drawing,
+    *,
+    decoder: str = "auto",
+    on_progress: Callable[[float], None] | None = None,
+) -> str:
+    """Write a copy of a video with a drawing on each frame; else as `write_labelled_video`."""
+    look = _Look(drawings=(drawing,))
+    return _write((os.fspath(path), decoder), os.fspath(target), look, on_progress)
 
 
 def write_small_copy(
@@ -82,7 +105,7 @@ class _Look(NamedTuple):
     """What a copy looks like; as it is, the video itself."""
 
     captions: tuple[Caption, ...] = ()
-    heat: Heat | None = None
+    drawings: tuple[Drawing, ...] = ()
     longest: int | None = None
     """Bounds the sides."""
 
@@ -157,10 +180,10 @@ class _Work:
         info = self._reader.info
         self.count, self._times = info.num_frames, info.times
         self._last = 1 / info.fps
-        self._factor = enlargement(info.width, info.height) if look.captions else 1
+        self._factor = enlargement(info.width, info.height) if look.captions or look.drawings else 1
         size = (info.width * self._factor, info.height * self._factor)
         self._size = max(1, PART_BYTES // (3 * size[0] * size[1]))
-        self._smaller = None if look.longest is None else _at_most(size, look.longest)
+        self._smaller = None if look.longest is None else at_most(size, look.longest)
         size = self._smaller or size
         self._panel = Panel(*size) if look.captions else None
         self._parts = self._pixels()
@@ -187,10 +210,10 @@ class _Work:
         if self._factor > 1:
             picture = picture.repeat(self._factor, axis=0).repeat(self._factor, axis=1)
         if self._smaller is not None:
-            picture = _resized(picture, self._smaller)
+            picture = resized(picture, self._smaller)
         picture = np.require(picture, requirements=["C", "W"])
-        if self._look.heat is not None:
-            self._look.heat.put(picture, time)
+        for drawing in self._look.drawings:
+            drawing.put(picture, time)
         if self._panel is not None:
             self._panel.put(picture, caption_at(self._look.captions, time))
         return even(picture)
@@ -213,21 +236,6 @@ class _Work:
 def enlargement(width: int, height: int) -> int:
     """Return by how much a picture is enlarged, so that text can be read on it."""
     return max(1, min(-(-NARROWEST // width), LARGEST // max(width, height)))
-
-
-def _at_most(size: tuple[int, int], longest: int) -> tuple[int, int] | None:
-    """The size with no side beyond `longest`; None where it is small enough."""
-    if max(size) <= longest:
-        return None
-    width, height = (max(1, round(side * longest / max(size))) for side in size)
-    return width, height
-
-
-def _resized(picture: Pixels, size: tuple[int, int]) -> Pixels:
-    from PIL import Image
-
-    image = Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
-    return np.asarray(image)
 
 
 def _sound(reader: VideoReader | FrameFolder) -> Sound | None:

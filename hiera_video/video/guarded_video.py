@@ -89,7 +89,7 @@ class GuardedVideo:
         try:
             return self._process.call((what, self._file, *arguments))
         except WorkerFailure as failure:
-            raise _decode_error(self._file[0], failure) from None
+            raise decode_error(self._file[0], failure) from None
 
 
 # ---- many videos, ahead of their use -----------------------------------------------------------
@@ -137,7 +137,7 @@ def read_ahead(
             # The limits are meant for a part of a video, and this was a whole one.
             outcome = _read_in_parts(path, request)
         if isinstance(outcome, WorkerFailure):
-            yield _decode_error(path, outcome)
+            yield decode_error(path, outcome)
         elif isinstance(outcome, DecodeError | ViewCrops):
             yield outcome
         else:
@@ -161,7 +161,8 @@ def _read_in_parts(path: str, request: ViewRequest) -> Any:
         return error
 
 
-def _decode_error(path: str, failure: WorkerFailure) -> DecodeError:
+def decode_error(path: str, failure: WorkerFailure) -> DecodeError:
+    """The error of a file whose process failed."""
     if failure.kind == "refused":
         return DecodeError(path, failure.reason)
     return DecodeError(path, f"reading it in a process of its own: {failure.reason}")
@@ -176,7 +177,7 @@ _open_file: tuple[tuple[str, str], VideoReader | FrameFolder] | None = None
 def serve(request: tuple[Any, ...]) -> Any:
     """Answer one request of a `GuardedVideo`: crops, or frames [T, H, W, 3] to be cut there."""
     what, file, *arguments = request
-    reader = _reader(file, reopen=what in ("open", "views"))
+    reader = reader_of(file, reopen=what in ("open", "views"))
     if what == "open":
         return dataclasses.replace(reader.info, index=None)
     if what == "views":
@@ -213,7 +214,8 @@ def _views(
     return found.place, [crop.numpy() for crop in found.crops]
 
 
-def _reader(file: tuple[str, str], *, reopen: bool) -> VideoReader | FrameFolder:
+def reader_of(file: tuple[str, str], *, reopen: bool = False) -> VideoReader | FrameFolder:
+    """The reader of (path, decoder), kept open until another file is asked for."""
     global _open_file
     if _open_file is not None and (reopen or _open_file[0] != file):
         _open_file[1].close()
