@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hiera_video import build_model, load_config
-from hiera_video.config.schema import GENERATED_SETS
+from hiera_video.config.generated import GENERATED_SETS
 from hiera_video.data.synthetic.generated_streams import STREAMS
 from hiera_video.engine.tasks import OBJECTIVE_REGISTRY
 from hiera_video.labels import known_labels, load_labels
