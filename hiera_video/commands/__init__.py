@@ -20,6 +20,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "predict": Command("predict", "label video files"),
+    "detect": Command("detect", "label the people of videos, second by second"),
     "app": Command("app", "label videos in a browser"),
     "train": Command("train", "pretrain or fine-tune by a recipe or a config file, then test"),
     "test": Command("test", "test a trained model with several views"),

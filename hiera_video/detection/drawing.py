@@ -7,7 +7,7 @@ for half the time between key frames.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,9 @@ COLOURS = (
 
 MOST_LABELS = 3
 """Of one person, on the picture."""
+
+LIKELY = 0.1
+"""Least score of the second label and the third."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,10 @@ class PeopleDrawing:
             _put_lines(picture, box, lines, colour)
 
 
-def drawing_of(rows: Iterable[PersonRow], step: float) -> PeopleDrawing:
-    """Make the drawing of the rows of one video."""
+def drawing_of(rows: Sequence[PersonRow], every: float) -> PeopleDrawing:
+    """Make the drawing of the rows of one video. every: seconds between key frames, usually."""
+    times = np.unique([row.time for row in rows])
+    step = float(np.diff(times).min(initial=every))
     of_person: dict[int, list[PersonRow]] = {}
     for row in rows:
         of_person.setdefault(row.person, []).append(row)
@@ -100,7 +105,8 @@ def drawing_of(rows: Iterable[PersonRow], step: float) -> PeopleDrawing:
 
 def lines_of(row: PersonRow) -> tuple[str, ...]:
     """What is written beside a person's box."""
-    labels = [f"{label} {score:.0%}" for label, score in row.labels[:MOST_LABELS]]
+    likely = [(label, score) for label, score in row.labels if score >= LIKELY] or row.labels[:1]
+    labels = [f"{label} {score:.0%}" for label, score in likely[:MOST_LABELS]]
     return (f"person {row.person}", *labels)
 
 
@@ -155,6 +161,8 @@ def _block(lines: tuple[str, ...], colour: tuple[int, int, int], size: int, widt
     image = Image.new("RGB", (max(1, min(wide, width)), step * len(texts) + pad))
     draw = ImageDraw.Draw(image)
     for number, text in enumerate(texts):
-        draw.text((pad, pad // 2 + number * step), text, (255, 255, 255) if number else colour, letters)
+        draw.text(
+            (pad, pad // 2 + number * step), text, (255, 255, 255) if number else colour, letters
+        )
     block: Pixels = np.asarray(image) // 4 * 3
     return block

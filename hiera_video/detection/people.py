@@ -122,8 +122,6 @@ class DetectorSource:
     file: str | None = None
     """Weights that the user has; None: the published ones."""
     threshold: float = 0.8
-    offline: bool = False
-    """Nothing is downloaded."""
     warn: Callable[[str], None] = print
 
 
@@ -191,7 +189,7 @@ def find_weights(source: DetectorSource) -> str:
     url = address(source.name)
     path = next((str(place) for place in _places(url) if place.is_file()), None)
     if path is None:
-        path = _downloaded(url, offline=source.offline)
+        path = _downloaded(url)
     _require_published(path, url)
     source.warn(f"{source.name}: these weights are {LICENCE}")
     return path
@@ -204,18 +202,15 @@ def _places(url: str) -> list[Path]:
     return [cached_path(url), cache_folder() / name, hub / name]
 
 
-def _downloaded(url: str, *, offline: bool) -> str:
-    if not offline:
-        try:
-            return fetch(url)
-        except WeightsError as error:
-            reason = str(error).splitlines()[0].removeprefix(f"cannot download {url}: ")
-    else:
-        reason = "--offline"
+def _downloaded(url: str) -> str:
+    try:
+        return fetch(url)
+    except WeightsError as error:
+        reason = str(error).splitlines()[0].removeprefix(f"cannot download {url}: ")
     _, ours, _ = _places(url)
     raise WeightsError(
-        f"people cannot be found: the weights of the person detector are not here, and were not "
-        f"downloaded ({reason})\n"
+        f"people cannot be found: the weights of the person detector cannot be downloaded "
+        f"({reason})\n"
         f"  download this file on another machine:        {url}\n"
         f"  and put it here, then run the same again:     {ours}\n"
         "  or name it where it is:                       --person-weights FILE\n"

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Picture = NDArray[np.uint8]
 
-PART_BYTES = 48 << 20
+PART_BYTES = 64 << 20
 """Crops and pictures that one answer carries."""
 
 CROPS = 3
@@ -93,7 +93,9 @@ def read_moments(
 def _at_once(moments: Sequence[Moment], request: MomentRequest) -> int:
     """How many key frames one answer may carry."""
     frames = max(len(moment.clip) for moment in moments) if moments else 1
-    each = 3 * (frames * CROPS * request.crop_size**2 + request.longest**2)
+    # pictures are 16:9 or so; a square one is larger, and the part with it
+    picture = request.longest**2 * 9 // 16
+    each = 3 * (frames * CROPS * request.crop_size**2 + picture)
     return max(1, PART_BYTES // each)
 
 

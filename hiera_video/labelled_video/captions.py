@@ -74,7 +74,9 @@ class Panel:
         letters, pad = font(self._size), self._size // 2
         top = pad // 2
         if self._with_time:
-            draw.text((pad, top), self._fitting(_span(caption), self.width - 2 * pad), MUTED, letters)
+            draw.text(
+                (pad, top), self._fitting(_span(caption), self.width - 2 * pad), MUTED, letters
+            )
             top += self._line
         score_width = int(letters.getlength("100.0%"))
         bar_width = max(0, min(self.width // 5, self.width - score_width - 6 * self._size))

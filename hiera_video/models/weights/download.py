@@ -96,6 +96,25 @@ def fetch(url: str) -> str:
     return _PATHS.get_local_path(url)
 
 
+_offline = False
+
+
+@contextmanager
+def without_network() -> Iterator[None]:
+    """Download nothing inside the block: what is not in the cache is a WeightsError, at once."""
+    global _offline
+    before, _offline = _offline, True
+    try:
+        yield
+    finally:
+        _offline = before
+
+
+def is_offline() -> bool:
+    """Whether nothing may be downloaded, see `without_network`."""
+    return _offline
+
+
 class _WeightsHandler(HTTPURLHandler):
     """iopath's handler of web addresses, with our cache, deadlines and checks."""
 
@@ -113,6 +132,9 @@ _PATHS.register_handler(_WeightsHandler())
 
 def _download(url: str, target: Path, *, force: bool) -> None:
     """Download a file to `target`, unless another process did so meanwhile and not `force`."""
+    with _failures_explained(url, target):
+        if _offline:
+            raise _Refused("it is not in the cache, and no network is to be used (--offline)")
     # connect before taking the lock: so eight processes without network fail together, not in turn
     with _failures_explained(url, target), _Transfer(url) as transfer:
         target.parent.mkdir(parents=True, exist_ok=True)

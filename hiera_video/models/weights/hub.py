@@ -20,6 +20,7 @@ from typing import Any
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import UserError, WeightsError, first_line
 from hiera_video.models.hiera import SIZES
+from hiera_video.models.weights.download import is_offline
 from hiera_video.models.weights.file import Checkpoint, read_checkpoint
 from hiera_video.models.weights.published import IMAGE_CLIPS, VIDEO_CLIPS
 
@@ -68,7 +69,10 @@ def fetch_pretrained(text: str) -> Path:
     hub = library()
     try:
         folder = hub.snapshot_download(
-            name, revision=revision or None, allow_patterns=[CONFIG, *WEIGHTS]
+            name,
+            revision=revision or None,
+            allow_patterns=[CONFIG, *WEIGHTS],
+            local_files_only=is_offline(),
         )
     except (OSError, ValueError) as error:
         raise WeightsError(
