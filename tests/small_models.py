@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
+from hiera_video.clip_spec import ClipSpec
 from hiera_video.models import build_model
 from hiera_video.models.weights.file import Checkpoint
 
@@ -70,3 +71,26 @@ def saved(content):
     buffer = io.BytesIO()
     torch.save(content, buffer)
     return buffer.getvalue()
+
+
+BOX_SPEC = ClipSpec(num_frames=4, sampling_rate=2, crop_size=64)
+BOX_CLASSES = ["stand", "walk", "=talk to"]
+
+
+def write_box_checkpoint(path):
+    """A checkpoint of a model that scores boxes, as the trainer writes it; returns its path."""
+    torch.manual_seed(0)
+    name, kwargs = "hiera_tiny_16x224_ava", {"num_classes": len(BOX_CLASSES), **VIDEO}
+    model = build_model(name, **kwargs)
+    torch.nn.init.normal_(model.head.projection.weight, std=1.0)
+    content = {
+        "format": "hiera_video/1",
+        "model_state": model.state_dict(),
+        "model": {"name": name, "kwargs": kwargs},
+        "classes": BOX_CLASSES,
+        "multi_label": True,
+        "spec": BOX_SPEC.to_dict(),
+        "epoch": 1,
+    }
+    torch.save(content, path)
+    return str(path)

@@ -105,6 +105,7 @@ def test_examples_are_shown_as_they_are_typed():
     [
         *(
             "demo/predict.py",
+            "demo/detect.py",
             "demo/app.py",
             "tools/run_net.py",
             "tools/audit_data.py",

@@ -15,6 +15,7 @@ import torch
 import yaml
 from conftest import REPOSITORY
 from pages import blocks, can_run, commands, complaints, home, run, run_python  # noqa: F401
+from small_models import write_box_checkpoint
 
 from hiera_video import doctor
 from hiera_video.commands import COMMANDS, predict
@@ -23,7 +24,7 @@ from hiera_video.prediction import Prediction
 
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-QUICK = ("index", "label", "own_folder", "features", "api")
+QUICK = ("index", "label", "detect", "own_folder", "features", "api")
 """Pages whose commands run with every test; those of the others take minutes."""
 
 
@@ -97,6 +98,10 @@ def furnished(home):  # noqa: F811
     best = home / "best.pyth"
     if not best.exists():
         shutil.copy(REPOSITORY / "hiera_video/bundled/camera_motion.pyth", best)
+    boxes = home / "boxes.csv"
+    if not boxes.exists():
+        boxes.write_text("clip,0,0.1,0.2,0.5,0.9\nclip,1,0.2,0.2,0.6,0.9\n")
+        write_box_checkpoint(home / "people.pyth")
     return home
 
 

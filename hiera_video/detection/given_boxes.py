@@ -63,8 +63,8 @@ class GivenFrame:
     people: list[int] | None
     """The numbers of people that the file gives; None: not for every box."""
     scores: list[float | None]
-    line: int
-    """Of the first of them."""
+    place: str
+    """File and line of the first of them."""
 
 
 class GivenBoxes:
@@ -134,7 +134,7 @@ class GivenBoxes:
                     corners.clip(0, 1),
                     people if len(set(people)) == len(boxes_here) else None,
                     [box.score for box in boxes_here],
-                    boxes_here[0].line,
+                    f"{self.path}:{boxes_here[0].line}",
                 )
             )
         return frames

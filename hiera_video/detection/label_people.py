@@ -38,7 +38,7 @@ from hiera_video.detection.reading import (
 )
 from hiera_video.detection.rows import PersonRow
 from hiera_video.detection.tracks import Corners, Tracks
-from hiera_video.errors import UserError
+from hiera_video.errors import DataError, UserError
 from hiera_video.video.crops import crop_areas
 from hiera_video.video.guarded_pool import GuardedPool
 from hiera_video.video.guarded_video import GuardedVideo
@@ -136,7 +136,7 @@ class PeopleLabeller:
             begin: the second of `given` at which the video begins.
             on_progress: called with the fraction of the work that is done.
 
-        Raises DecodeError, RunFailed; UserError for a moment that the video does not have.
+        Raises DecodeError, RunFailed; DataError for a moment that the video does not have.
         """
         if given is None:
             wanted = key_moments(info, self.settings.every)
@@ -228,16 +228,16 @@ def key_moments(info: VideoInfo, every: float) -> list[_Wanted]:
 
 
 def _given_moments(info: VideoInfo, given: Sequence[GivenFrame], begin: float) -> list[_Wanted]:
-    """The moments of boxes; UserError for one that the video does not have."""
+    """The moments of boxes; DataError for one that the video does not have."""
     end = float(info.times[-1]) + 1 / info.fps
     wanted = []
     for frame in given:
         time = frame.second - begin
         if not 0 <= time <= end:
-            raise UserError(
-                f"line {frame.line} of the boxes: second {frame.second:g} is not in {info.path}, "
-                f"which has the seconds {begin:g} to {begin + end:.4g}; --boxes-start SECONDS says "
-                "at which second of the boxes the video begins (900 for AVA's 15-minute files)"
+            raise DataError(
+                f"{frame.place}: second {frame.second:g} is not in {info.path}, which has the "
+                f"seconds {begin:g} to {begin + end:.5g}; --boxes-start SECONDS says at which "
+                "second of the boxes the video begins (900 for AVA's 15-minute files)"
             )
         wanted.append(_Wanted(frame.second, time, frame))
     return wanted

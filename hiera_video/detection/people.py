@@ -11,7 +11,6 @@ their file's name.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -230,7 +229,6 @@ def _require_published(path: str, url: str) -> None:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from None
     if not digest.hexdigest().startswith(expected):
         raise WeightsError(
-            f"{path} is not the file of {os.path.basename(url)} (SHA-256 {digest.hexdigest()[:8]}, "
-            f"expected {expected}): cut short, changed, or a web page in its place. Delete it to "
-            f"download it again, or put the file of {url} there"
+            f"{path} is not what {url} should be (SHA-256 {digest.hexdigest()[:8]}, not {expected}): "
+            "cut short, changed, or a web page in its place. Delete it, and it is downloaded again"
         )

@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 Corners = NDArray[np.float64]
 """[N, 4]: x1, y1, x2, y2 of boxes."""
 
-LEAST_OVERLAP = 0.2
-"""Boxes of one person overlap at least so much (IoU). People walk a good part of their width in a
-second, so it is below the 0.5 that counts as the same box in one picture."""
+LEAST_OVERLAP = 0.1
+"""Boxes of one person overlap at least so much (IoU). Who walks across the picture is most of a
+width away after a second, so it is far below the 0.5 of the same box in one picture."""
 
 MISSED = 1
 """Key frames that a track may miss."""
