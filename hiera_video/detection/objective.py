@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from hiera_video.data.batch import Batch
 from hiera_video.data.boxes import BatchBoxes
 from hiera_video.detection.build import DetectionParts
-from hiera_video.detection.roi_head import RoIClassifier
 from hiera_video.engine.tasks import Objective, StepSettings, class_losses, unwrap
 from hiera_video.errors import UserError
+from hiera_video.models.contract import takes_boxes
 from hiera_video.registry import OBJECTIVE_REGISTRY
 from hiera_video.scoring import takes_images
 
@@ -76,7 +76,7 @@ class Detection(Objective):
 def require_detector(model: nn.Module) -> None:
     """Raise UserError for a model that does not take boxes."""
     inner = unwrap(model)
-    if not isinstance(inner, RoIClassifier) and "boxes" not in inner.forward.__code__.co_varnames:
+    if not takes_boxes(inner):
         raise UserError(
             f"TASK detect needs a model that takes boxes (hiera_..._16x224_ava), not "
             f"{type(inner).__name__}"
