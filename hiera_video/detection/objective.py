@@ -40,7 +40,7 @@ class Detection(Objective):
         clips = pixels(model, batch)
         boxes = batch.boxes or no_boxes(clips, outputs(model))
         with settings.autocast():
-            logits = model(clips, model_boxes(boxes)).float()
+            logits = model(clips, boxes.for_model()).float()
         labels = boxes.labels
         if settings.loss_func == "cross_entropy":
             labels = labels / labels.sum(dim=1, keepdim=True).clamp(min=1)
@@ -91,11 +91,6 @@ def pixels(model: nn.Module, batch: Batch) -> Tensor:
 def outputs(model: nn.Module) -> int:
     """Return the number of outputs of a model for boxes."""
     return cast(int, cast(Any, unwrap(model)).num_classes)
-
-
-def model_boxes(boxes: BatchBoxes) -> Tensor:
-    """Return boxes as a model takes them: float32 [N, 5], the clip first."""
-    return torch.cat([boxes.clips[:, None].to(boxes.corners), boxes.corners], dim=1)
 
 
 def no_boxes(clips: Tensor, classes: int) -> BatchBoxes:
