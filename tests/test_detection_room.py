@@ -16,7 +16,7 @@ from hiera_video import list_models, build_model, load_config
 from hiera_video.engine import build, dry_run, evaluate, tasks, train
 from hiera_video.registry import OBJECTIVE_REGISTRY
 assert not [name for name in list_models() if name.endswith("_ava")]
-assert len(list_models("hiera_*")) == 12
+assert "hiera_base_16x224" in list_models()
 assert OBJECTIVE_REGISTRY.names() == ["classify", "motion", "pretrain"]
 assert tasks.get("classify").validated
 load_config(None)
