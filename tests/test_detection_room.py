@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parent.parent
 WITHOUT = """
 import sys
 from pathlib import Path
+# the finder of an editable install would find what the copy lacks
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in str(finder).lower()]
 import hiera_video
 assert Path(hiera_video.__file__).parts[-3] == sys.argv[1], hiera_video.__file__
 from hiera_video import list_models, build_model, load_config
