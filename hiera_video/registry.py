@@ -10,11 +10,12 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import importlib
+import importlib.util
 import inspect
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,14 @@ class Registry(FvcoreRegistry):
     Args:
         kind: the word for an entry in messages ("model", "data set").
         home: the module whose import registers the package's own entries; None for none.
+        rooms: further modules that do so, each in a part of the package that nothing else needs.
     """
 
-    def __init__(self, kind: str, home: str | None = None) -> None:
+    def __init__(self, kind: str, home: str | None = None, rooms: Sequence[str] = ()) -> None:
         super().__init__(kind)
         self.kind = kind
         self.home = home
+        self.rooms = tuple(rooms)
 
     def register(self, obj: Callable | None = None, *, name: str | None = None) -> Any:
         """Register a builder: a decorator with or without `name`, or a plain call.
@@ -81,8 +84,12 @@ class Registry(FvcoreRegistry):
 
     def _import_home(self) -> None:
         """Import the package's own entries; nothing happens once they are (being) imported."""
-        if self.home is not None:
-            importlib.import_module(self.home)
+        if self.home is None:
+            return
+        importlib.import_module(self.home)
+        for room in self.rooms:
+            if room not in sys.modules and importlib.util.find_spec(room.rpartition(".")[0]):
+                importlib.import_module(room)
 
     def _do_register(self, name: str, obj: Any) -> None:
         # A name from outside must not hide one of the package's own, so those come first. They
@@ -106,13 +113,15 @@ class Registry(FvcoreRegistry):
         return f"choose one of {', '.join(self.names())}, or register yours with --import my_module"
 
 
-MODEL_REGISTRY = Registry("model", home="hiera_video.models")
+MODEL_REGISTRY = Registry("model", "hiera_video.models", ["hiera_video.detection.roi_head"])
 """Builders `name(num_classes=..., **kwargs) -> nn.Module`."""
 
 DATASET_REGISTRY = Registry("data set", home="hiera_video.data.manifests.layouts")
 """Readers `name(source) -> Manifest`, for TRAIN.DATASET, TEST.DATASET and DATA.FORMAT."""
 
-OBJECTIVE_REGISTRY = Registry("objective", home="hiera_video.engine.objectives")
+OBJECTIVE_REGISTRY = Registry(
+    "objective", "hiera_video.engine.objectives", ["hiera_video.detection.objective"]
+)
 """What TASK names: classes without arguments that follow `hiera_video.engine.tasks.Objective`."""
 
 

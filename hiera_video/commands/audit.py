@@ -23,7 +23,7 @@ from hiera_video import cli
 from hiera_video.commands import usage
 from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
-from hiera_video.config.schema import GENERATED_SETS
+from hiera_video.config.generated import GENERATED_SETS
 from hiera_video.errors import UserError
 from hiera_video.progress import LOG_SECONDS, Progress
 from hiera_video.video.processes import usable_cores

@@ -8,6 +8,9 @@ from hiera_video.config.section import Section
 from hiera_video.config.values import number, setting
 from hiera_video.errors import ConfigError
 
+DETECTION_SETS = ("ava", "moving_shapes")
+"""TRAIN.DATASET of the sets whose clips have boxes: AVA's layout, and the embedded set in it."""
+
 
 @dataclass(frozen=True)
 class AvaConfig(Section):
@@ -73,3 +76,20 @@ class DetectionConfig(Section):
     """Side of the grid that RoIAlign reads from a box."""
     box_jitter: float = number(0.0, at_least=0, below=1)
     """Corners of training boxes move by up to this share of the box's width and height."""
+
+
+def check_task(task: str, datasets: dict[str, str], off: dict[str, bool]) -> None:
+    """Refuse settings that boxes and the other tasks cannot share.
+
+    datasets: keys that name a data set, and the name. off: keys that have no meaning for boxes, and
+    whether each has its "off" value. Raises ConfigError.
+    """
+    for key, name in datasets.items():
+        if (name in DETECTION_SETS) != (task == "detect"):
+            raise ConfigError(
+                f"{key}={name} and TASK={task} do not go together: TASK=detect needs "
+                f"{' or '.join(DETECTION_SETS)}, whose clips have boxes, and these need TASK=detect"
+            )
+    wrong = [key for key, is_off in off.items() if not is_off]
+    if task == "detect" and wrong:
+        raise ConfigError(f"{wrong[0]} has no meaning with TASK=detect; leave it at its default")

@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.config.detection import AvaConfig, DetectionConfig
+from hiera_video.config.detection import AvaConfig, DetectionConfig, check_task
+from hiera_video.config.generated import SETS_WITH_TRUTH, SyntheticConfig
 from hiera_video.config.keys import keys_of
 from hiera_video.config.parse import assemble, read_file, read_text, read_words, to_yaml_text
 from hiera_video.config.recipes import locate
@@ -51,13 +52,6 @@ def _check_ascending(section: Section, name: str) -> None:
     if least > most:
         key = f"{section.prefix}{name.upper()}"
         raise ConfigError(f"{key}=[{least}, {most}] must be [least, most], ascending")
-
-
-GENERATED_SETS = {"synthetic": "data/camera_motion", "body_actions": "data/body_actions"}
-"""TRAIN.DATASET of the generated sets of files -> where each goes without DATA.PATH_TO_DATA_DIR."""
-
-SETS_WITH_TRUTH = ("body_motion", "camera_flow")
-"""TRAIN.DATASET of clips that come with what is known of them, optical flow and more."""
 
 
 @dataclass(frozen=True)
@@ -427,25 +421,6 @@ class SolverConfig(Section):
 
 
 @dataclass(frozen=True)
-class SyntheticConfig(Section):
-    """The built-in data sets: camera motions and actions of figures, made when they are needed as
-    real MP4 files, and the stream of generated clips."""
-
-    prefix = "SYNTHETIC."
-
-    num_train: int = number(192, at_least=1)
-    """Training videos; of the stream, clips of an epoch."""
-    num_val: int = number(48, at_least=1)
-    """Validation videos."""
-    size: int = number(96, at_least=16)
-    """Side of a video, pixels."""
-    frames: int = number(24, at_least=2)
-    """Frames of a video."""
-    plain: bool = setting(False)
-    """An easier set: no foreground, steady light, quick motions. A small model learns it fast."""
-
-
-@dataclass(frozen=True)
 class Config(Section):
     """All settings of a run. Only what builds a run sees all of them; the rest takes a section."""
 
@@ -496,12 +471,36 @@ class Config(Section):
             )
         self._check_probe()
         self._check_truth()
+        self._check_boxes()
         labelled = self.task == "classify"
         if labelled and self.data.multi_label and self.model.loss_func != "bce_logit":
             raise ConfigError(
                 f"DATA.MULTI_LABEL=true needs MODEL.LOSS_FUNC=bce_logit, "
                 f"not {self.model.loss_func!r}"
             )
+
+    def _check_boxes(self) -> None:
+        datasets = {"TRAIN.DATASET": self.train.dataset}
+        if self.test.enable:
+            datasets["TEST.DATASET"] = self.test.dataset
+        off = {
+            "MIXUP.ENABLE": not self.mixup.enable,
+            "DATA.MULTI_LABEL": not self.data.multi_label,
+            "DATA.SEGMENTS": not self.data.segments,
+            "DATA.TRAIN_CROP_NUM_TEMPORAL": self.data.train_crop_num_temporal == 1,
+            "AUG.NUM_SAMPLE": self.aug.num_sample == 1,
+            "AUG.SPEED": self.aug.speed == (1, 1),
+            "AUG.SYMMETRIES": not self.aug.symmetries,
+            "TRAIN.CLASS_WEIGHTS": self.train.class_weights == "none",
+            "TEST.NUM_ENSEMBLE_VIEWS": self.test.num_ensemble_views == 1 or not self.test.enable,
+        }
+        check_task(self.task, datasets, off)
+
+    @property
+    def sigmoid_scores(self) -> bool:
+        """Whether each class is a yes or no of its own (sigmoid), not one of all (softmax)."""
+        boxes = self.task == "detect" and self.model.loss_func == "bce_logit"
+        return self.data.multi_label or boxes
 
     def _check_probe(self) -> None:
         solver = self.solver
@@ -558,6 +557,9 @@ class Config(Section):
             if self.hiera.target != "pixels":  # which all autoencoders predict without being told
                 arguments["target"] = self.hiera.target
             del arguments["head_dropout"]  # an autoencoder has no classifier
+        if self.task == "detect":
+            arguments["roi_resolution"] = self.detection.roi_xform_resolution
+            arguments["aligned"] = self.detection.aligned
         arguments.update(self.model.kwargs)
         if self.train.probe == "attentive":
             if "attentive" not in arguments_of(MODEL_REGISTRY.get(self.model.model_name)):

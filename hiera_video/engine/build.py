@@ -162,6 +162,8 @@ def require_usable(data: TrainingData, world: World, *, guarded: bool) -> None:
 def read_lists(cfg: Config) -> tuple[Manifest, Manifest | None]:
     """Read the lists of training and validation videos; None where nothing is validated."""
     objective = tasks.get(cfg.task)
+    if objective.parts is not None:
+        return objective.parts.read_split(cfg, "train"), objective.parts.read_split(cfg, "val")
     source = data_source.DataSource(cfg.data, cfg.train.dataset, cfg.rng_seed, cfg.synthetic)
     train_list = data_source.read_split(
         source,
@@ -191,6 +193,9 @@ def class_names(cfg: Config, manifest: Manifest) -> list[str]:
 def training_set(cfg: Config, manifest: Manifest) -> VideoDataset:
     """Build the training data set: random clips, as DATA and AUG describe them, or generated ones,
     which need no augmentation."""
+    parts = tasks.get(cfg.task).parts
+    if parts is not None:
+        return parts.training_set(cfg, manifest)
     spec = cfg.data.clip_spec(training=True)
     if manifest.name in STREAMS:
         views = cfg.data.train_crop_num_temporal
@@ -229,6 +234,9 @@ def training_set(cfg: Config, manifest: Manifest) -> VideoDataset:
 
 def validation_set(cfg: Config, manifest: Manifest) -> VideoDataset:
     """Build the validation data set: of each video the middle clip and centre crop."""
+    parts = tasks.get(cfg.task).parts
+    if parts is not None:
+        return parts.test_set(cfg, manifest, crops=1)
     spec = cfg.data.clip_spec(training=False)
     return VideoDataset(manifest, TestReader(spec, decoder=cfg.data.decoding_backend))
 
@@ -368,7 +376,7 @@ def checkpoint_writer(
     folder = Path(cfg.output_dir).expanduser()
     record = RunRecord(
         model=identity,
-        multi_label=cfg.data.multi_label,
+        multi_label=cfg.sigmoid_scores,
         spec=cfg.data.clip_spec(training=False).to_dict(),
         settings=cfg.to_yaml(),
         data=data_source.fingerprint(data.train_list),
@@ -422,20 +430,25 @@ def forward_passes(
 
     note: called with a line that the user should read.
     """
+    objective = tasks.get(cfg.task)
     settings = tasks.StepSettings(
         seed=cfg.rng_seed,
         loss_func=cfg.model.loss_func,
         class_weights=class_weights(cfg, data, world.device),
         device=world.device,
         precision=tasks.PRECISION[cfg.train.mixed_precision],
+        boxes_per_clip=(
+            1.0 if objective.parts is None else objective.parts.boxes_per_clip(data.train_list)
+        ),
     )
+    wanted = cfg.train.compile if objective.compiles else False
     recipe = StepRecipe(
-        objective=tasks.get(cfg.task),
+        objective=objective,
         settings=settings,
         grad_accum=cfg.train.grad_accum,
         symmetries=LabelAwareFlips(data.train_list.classes or ()) if cfg.aug.symmetries else None,
         mixing=mixing_of(cfg.mixup, data.num_classes),
-        compiled=choose_compile(cfg.train.compile, cfg.train.compile_mode, world.device),
+        compiled=choose_compile(wanted, cfg.train.compile_mode, world.device),
     )
     if recipe.compiled is not None:
         note("the first step compiles the model, which takes minutes (TRAIN.COMPILE False: not)")

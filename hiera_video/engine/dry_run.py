@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hiera_video.config import Config
-from hiera_video.config.schema import GENERATED_SETS
+from hiera_video.config.generated import GENERATED_SETS
 from hiera_video.data.synthetic.generated_streams import STREAMS
 from hiera_video.engine import build, meters, optim, preflight, tasks
 from hiera_video.engine.distributed import World
@@ -66,8 +66,13 @@ def run(cfg: Config, world: World, *, steps: int) -> None:
         missing = world.run_on_main(_missing_data, cfg)
         if missing:
             folder = stack.enter_context(_shared_folder(world))
-            world.run_on_main(_generate, cfg, folder, steps)
-            cfg = _on_generated(cfg, folder)
+            parts = tasks.get(cfg.task).parts
+            if parts is not None:
+                videos = cfg.train.batch_size * steps
+                cfg = world.run_on_main(parts.stand_in, cfg, Path(folder), videos)
+            else:
+                world.run_on_main(_generate, cfg, folder, steps)
+                cfg = _on_generated(cfg, folder)
             logger.info(f"dry run on generated clips: {missing}")
         batch_size = cfg.train.batch_size
         if world.device.type == "cpu":

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,13 @@ from hiera_video.data.relabel import fit_labels
 from hiera_video.engine import checkpoint, memory, page_facts, preflight, results, tasks
 from hiera_video.engine.data_source import DataSource, read_test_split
 from hiera_video.engine.distributed import World
+from hiera_video.engine.parts import Evaluation, Metrics
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.engine.results import Scores
 from hiera_video.engine.run_folder import RunFolder
 from hiera_video.engine.run_logger import RunLogger
 from hiera_video.engine.signals import Stop
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import RunFailed, UserError, first_few
 from hiera_video.models import build_model
 from hiera_video.models.weights.file import Checkpoint
 from hiera_video.models.weights.load import load_weights
@@ -51,7 +52,7 @@ def score_settings(cfg: Config, precision: str) -> ScoreSettings:
     return ScoreSettings(
         batch_size=cfg.test.batch_size,
         dtype=tasks.PRECISION[precision],
-        multi_label=cfg.data.multi_label,
+        multi_label=cfg.sigmoid_scores,
     )
 
 
@@ -165,6 +166,61 @@ def _merged(parts: Sequence[_Part]) -> Scores:
     return Scores(video_ids, rows, failed)
 
 
+class ClassScores:
+    """The usual evaluation: class scores of whole videos."""
+
+    def __init__(self, *, multi_label: bool) -> None:
+        self.best = "map" if multi_label else "top1_acc"
+
+    def answers(
+        self,
+        model: nn.Module,
+        loader: Loader,
+        settings: ScoreSettings,
+        *,
+        world: World,
+        stopped: Callable[[], bool],
+        on_video: Callable[[int], None],
+    ) -> Scores | None:
+        """Score all videos, as `score_videos` says."""
+        return score_videos(
+            model, loader, settings, world=world, stopped=stopped, on_video=on_video
+        )
+
+    def metrics(self, answers: Scores, manifest: Manifest) -> Metrics:
+        """Compute top-1, top-5 and the mean per class, or mAP."""
+        return results.compute_metrics(answers, manifest)
+
+    def failed(self, answers: Scores) -> Sequence[Failed]:
+        """Return the videos that could not be read."""
+        return answers.failed
+
+    def describe(self, content: dict[str, Any]) -> list[str]:
+        """Describe the result in a line or two."""
+        return results.describe(content)
+
+    def write(
+        self, folder: Path, content: dict[str, Any], answers: Scores, manifest: Manifest
+    ) -> None:
+        """Write predictions.csv, the confusion and the rest."""
+        results.write_results(folder, content, answers, manifest)
+
+    def page(
+        self, answers: Scores, manifest: Manifest, *, lines: Sequence[str], notes: Sequence[str]
+    ) -> tuple[Outcome, list[Clip]]:
+        """Describe classes and videos."""
+        tested = page_facts.tested_facts(answers, manifest, lines=lines, notes=notes)
+        return tested, page_facts.tested_clips(answers, manifest)
+
+
+def evaluation_of(cfg: Config) -> Evaluation:
+    """Return what the objective of a run measures."""
+    parts = tasks.get(cfg.task).parts
+    if parts is not None:
+        return parts.evaluation(cfg)
+    return ClassScores(multi_label=cfg.data.multi_label)
+
+
 class VideoProgress:
     """Progress over the videos of a loader: how many are done, videos a second, time left."""
 
@@ -221,8 +277,9 @@ def _test(
     lines, notes = _introduction(cfg, weights, stored, loader, settings)
     for line in (*lines, *(f"note: {note}" for note in notes)):
         logger.info(line)
+    evaluation = evaluation_of(cfg)
     with stop:
-        scores = score_videos(
+        answers = evaluation.answers(
             model,
             loader,
             settings,
@@ -230,30 +287,29 @@ def _test(
             stopped=lambda: stop.requested,
             on_video=VideoProgress(logger, loader, "test").update,
         )
-    if scores is None:
+    if answers is None:
         logger.info("the test was interrupted; nothing was written")
         return stop.exit_code(saved=False)
 
     content = {
-        **results.compute_metrics(scores, manifest),
+        **evaluation.metrics(answers, manifest),
         "views": {"temporal": cfg.test.num_ensemble_views, "spatial": cfg.test.num_spatial_crops},
         "precision": _name_of(settings.dtype),
         "checkpoint": str(weights),
         "epoch": stored.epoch,
         "model": cfg.model.model_name,
-        "failed": [{"path": f.path, "reason": f.reason} for f in scores.failed],
+        "failed": [{"path": f.path, "reason": f.reason} for f in evaluation.failed(answers)],
         "seconds": round(time.monotonic() - began, 1),
         "versions": {"hiera_video": __version__, "torch": str(torch.__version__)},
         "config": cfg.to_yaml(),
     }
-    world.run_on_main(results.write_results, folder, content, scores, manifest)
-    result = results.describe(content)
+    world.run_on_main(evaluation.write, folder, content, answers, manifest)
+    result = evaluation.describe(content)
     for line in result:
         logger.info(line)
     logger.log_stats("test_final", split="test_final", **results.final_record(content))
     if cfg.page.enable:
-        tested = page_facts.tested_facts(scores, manifest, lines=[lines[0], *result], notes=notes)
-        clips = page_facts.tested_clips(scores, manifest)
+        tested, clips = evaluation.page(answers, manifest, lines=[lines[0], *result], notes=notes)
         world.run_on_main(_show_test, cfg, logger, tested, clips)
     return 0
 
@@ -277,15 +333,17 @@ def _show_test(cfg: Config, logger: RunLogger, tested: Outcome, clips: Sequence[
 def _build_test_loader(cfg: Config, world: World, manifest: Manifest) -> Loader:
     """Build this process's share of the test videos, with all views of a video in one batch."""
     views, crops = cfg.test.num_ensemble_views, cfg.test.num_spatial_crops
-    dataset = VideoDataset(
-        manifest,
-        TestReader(
+    parts = tasks.get(cfg.task).parts
+    if parts is not None:
+        dataset = parts.test_set(cfg, manifest, crops=crops)
+    else:
+        reader = TestReader(
             cfg.data.clip_spec(training=False),
             num_views=views,
             num_crops=crops,
             decoder=cfg.data.decoding_backend,
-        ),
-    )
+        )
+        dataset = VideoDataset(manifest, reader)
     return build_loader(
         dataset,
         LoaderSettings(
@@ -331,6 +389,10 @@ def _name_of(dtype: torch.dtype) -> str:
 
 def _read_test_list(cfg: Config, stored: Checkpoint, num_classes: int) -> Manifest:
     """Read the videos to test, with labels that are indices of the checkpoint's outputs."""
+    parts = tasks.get(cfg.task).parts
+    if parts is not None:
+        manifest = parts.read_split(cfg, "test")
+        return _require_same_classes(manifest, stored, num_classes)
     source = DataSource(cfg.data, cfg.test.dataset, cfg.rng_seed, cfg.synthetic)
     manifest = read_test_split(
         source,
@@ -345,6 +407,27 @@ def _read_test_list(cfg: Config, stored: Checkpoint, num_classes: int) -> Manife
         owner=stored.label,
         guessed=stored.classes_guessed,
     )
+
+
+def _require_same_classes(manifest: Manifest, stored: Checkpoint, num_classes: int) -> Manifest:
+    """Return a list whose labels cannot be renumbered; UserError for other classes than the
+    checkpoint's, or in another order."""
+    names, classes = list(stored.classes or ()), list(manifest.classes or ())
+    if not names or not classes:
+        if manifest.num_classes != num_classes:
+            raise UserError(
+                f"{stored.label} has {num_classes} outputs, the data {manifest.num_classes} classes"
+            )
+        note = f"{stored.label} names no classes: its outputs are taken in the order of the data"
+        return replace(manifest, notes=(*manifest.notes, note))
+    if names != classes:
+        differing = [f"{a} / {b}" for a, b in zip(names, classes, strict=False) if a != b]
+        raise UserError(
+            f"{stored.label} was trained on {len(names)} classes and the data has {len(classes)}; "
+            f"the first that differ (checkpoint / data): {first_few(differing) or 'the last'}. "
+            "Name the list of actions that it was trained with (AVA.LABEL_MAP_FILE)"
+        )
+    return manifest
 
 
 def _find_checkpoint(test: TestConfig, output_dir: str, log: Callable[[str], None]) -> str:

@@ -137,6 +137,11 @@ def write_results(
         _write_confusion(folder / "confusion.csv", confusion, names)
         _write_per_class(folder / "per_class.csv", confusion, names)
         plots.draw_confusion(confusion, names, folder / "confusion.png")
+    write_json(folder, results)
+
+
+def write_json(folder: Path, results: dict[str, Any]) -> None:
+    """Write results.json into `folder`; RunFailed where it cannot be written."""
     text = json.dumps(json_safe(results), indent=1, ensure_ascii=False)
     # A name that is not valid UTF-8 is escaped as JSON escapes: "\udcff".
     files.write_text(folder / "results.json", text + "\n", errors="backslashreplace")

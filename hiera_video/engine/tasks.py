@@ -30,6 +30,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.batch import Batch
 from hiera_video.engine.flow import scaled_flow
 from hiera_video.engine.metrics import topk_correct
+from hiera_video.engine.parts import Parts
 from hiera_video.engine.pictures import Panels, target_rows
 from hiera_video.errors import UserError
 from hiera_video.models.mae import MaskedAutoencoder
@@ -54,6 +55,8 @@ class StepSettings:
     device: torch.device = torch.device("cpu")  # noqa: RUF009 (immutable)
     precision: torch.dtype = torch.float32
     """Number format of the forward pass; the loss is always float32."""
+    boxes_per_clip: float = 1.0
+    """Boxes of a training clip on average, where clips have boxes."""
 
     def autocast(self) -> torch.autocast:
         """Return the autocast context of the forward pass."""
@@ -78,6 +81,10 @@ class Objective(Protocol):
     tested afterwards. Needs `labelled`."""
     metrics: ClassVar[tuple[str, ...]] = ()
     """What `step` returns besides `loss`."""
+    compiles: ClassVar[bool] = True
+    """Whether torch.compile can serve: the sizes of all inputs are those of the batch."""
+    parts: ClassVar[Parts | None] = None
+    """What a run builds and measures in another way than for videos with labels."""
     picture_name: ClassVar[str] = ""
     """File name of the pictures that TRAIN.PICTURE_PERIOD asks for; empty: there are none."""
 

@@ -30,7 +30,6 @@ from hiera_video.engine import (
     optim,
     page_facts,
     probe,
-    results,
     tasks,
     trackers,
 )
@@ -38,6 +37,7 @@ from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
 from hiera_video.engine.log import StepResult, TrainingLog, describe_run, draw_picture
 from hiera_video.engine.meters import StepTimer
+from hiera_video.engine.parts import Evaluation
 from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.engine.records import drop_records_after, read_metrics
 from hiera_video.engine.run_folder import RunFolder
@@ -169,10 +169,12 @@ class TrainingRun:
     """Steps whose numbers were not read yet."""
     clock: StepTimer = field(default_factory=StepTimer)
     objective: tasks.Objective = field(init=False)
+    evaluation: Evaluation = field(init=False)
     log: TrainingLog = field(init=False)
 
     def __post_init__(self) -> None:
         self.objective = tasks.get(self.cfg.task)
+        self.evaluation = evaluate.evaluation_of(self.cfg)
         self.log = TrainingLog(
             self.logger,
             self.objective,
@@ -454,7 +456,7 @@ class TrainingRun:
 
     def _validate(self, loader: Loader) -> dict[str, float] | None:
         """Score one view of every validation video; None after a signal to any process."""
-        scores = evaluate.score_videos(
+        answers = self.evaluation.answers(
             self.state.eval_model(),
             loader,
             evaluate.score_settings(self.cfg, self.cfg.train.mixed_precision),
@@ -462,7 +464,9 @@ class TrainingRun:
             stopped=lambda: self.stop.requested,
             on_video=evaluate.VideoProgress(self.logger, loader, "val").update,
         )
-        return None if scores is None else results.compute_metrics(scores, loader.dataset.manifest)
+        if answers is None:
+            return None
+        return self.evaluation.metrics(answers, loader.dataset.manifest)
 
     def _keep_best(self, metrics: dict[str, float], path: Path | None) -> None:
         """Keep the checkpoint as the best one if it is, and log the validation.
@@ -472,7 +476,7 @@ class TrainingRun:
         # The best one is in place before the record says that this epoch was validated: a run that
         # is killed in between validates again when it resumes.
         best = self.world.broadcast(checkpoint.best_record(self.checkpoints.folder))
-        name = "map" if self.cfg.data.multi_label else "top1_acc"
+        name = self.evaluation.best
         if best is None or metrics[name] > best["value"]:
             best = {"metric": name, "value": metrics[name], "epoch": self.epoch}
             self.world.run_on_main(checkpoint.keep_best, path or self.save(), best)
