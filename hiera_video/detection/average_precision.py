@@ -87,7 +87,6 @@ class Curve(NamedTuple):
 class FrameMap:
     """The result of `frame_map`; dicts have the id of each action that counts, in its order."""
 
-    labels: LabelMap
     truths: dict[int, int]
     """Annotated boxes that were to be found."""
     hits: dict[int, Booleans]
@@ -145,7 +144,6 @@ def frame_map(
     to_find = wanted.second != _EXCLUDED
     known = np.unique(wanted.second[to_find])
     result = FrameMap(
-        labels=labels,
         truths={},
         hits={},
         truth_rows=_counts(truth, wanted, to_find),
