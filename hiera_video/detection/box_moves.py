@@ -49,8 +49,7 @@ def mirrored(corners: Corners) -> Corners:
 
 
 def clipped(corners: Corners) -> Corners:
-    """The part of each box that lies in the picture; outside of it, a line or a point at its edge.
-    """
+    """The part of each box in the picture; outside of it, a line or a point at its edge."""
     return np.clip(corners, 0.0, 1.0)
 
 

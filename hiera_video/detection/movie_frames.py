@@ -18,9 +18,6 @@ after or before.
 
 from __future__ import annotations
 
-import bisect
-import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,13 +65,13 @@ class NumberedNames(Sequence[str]):
     width: int
     """Least digits of a number, filled with zeros."""
     suffix: str
-    count: int
+    pictures: int
 
     def __len__(self) -> int:
-        return self.count
+        return self.pictures
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override] # no slices
-        number = self.first + range(self.count)[index]
+        number = self.first + range(self.pictures)[index]
         return f"{self.prefix}{number:0{self.width}d}{self.suffix}"
 
 
