@@ -43,6 +43,9 @@ class Sample(NamedTuple):
     epoch: int
     unreadable: str = ""
     """Why the video must not be opened: it ended the worker processes that tried."""
+    part: object = None
+    """Which part of the video is meant, where the data set has several of one: plain data that its
+    own reader understands."""
 
 
 class ClipReader(Protocol):

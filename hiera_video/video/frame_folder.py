@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -31,17 +31,22 @@ FRAMES_PER_SECOND = 30.0
 class FrameFolder:
     """The pictures of one folder, with the `info` and `read` of a `VideoReader`.
 
+    Args:
+        names: the pictures in their order, where that is known; the folder, which may hold tens of
+            thousands, is then not listed.
+
     Raises DecodeError: no pictures there, one that cannot be read, or one of another size.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, fps: float = FRAMES_PER_SECOND) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        fps: float = FRAMES_PER_SECOND,
+        names: Sequence[str] | None = None,
+    ) -> None:
         self._folder = os.fspath(path)
-        try:
-            names = os.listdir(self._folder)
-        except OSError as error:
-            raise DecodeError(self._folder, error.strerror or str(error)) from error
-        pictures = [n for n in names if os.path.splitext(n)[1].lower() in PICTURE_SUFFIXES]
-        self._names = sorted((n for n in pictures if not n.startswith(".")), key=_frame_order)
+        self._names = _pictures_in(self._folder) if names is None else names
         if not self._names:
             raise DecodeError(self._folder, "a folder without pictures (jpg, png, webp or bmp)")
         height, width = self._picture(0, size=None).shape[:2]
@@ -115,6 +120,16 @@ class FrameFolder:
                 f"{name} is {pixels.shape[1]}x{pixels.shape[0]}, the first is {size[1]}x{size[0]}",
             )
         return pixels
+
+
+def _pictures_in(folder: str) -> list[str]:
+    """The names of the pictures in a folder, in their order."""
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise DecodeError(folder, error.strerror or str(error)) from error
+    pictures = [n for n in names if os.path.splitext(n)[1].lower() in PICTURE_SUFFIXES]
+    return sorted((n for n in pictures if not n.startswith(".")), key=_frame_order)
 
 
 def _frame_order(name: str) -> tuple[int, str]:
