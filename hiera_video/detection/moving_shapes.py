@@ -206,7 +206,7 @@ def _grain() -> Tensor:
 def boxes_of(seed: int, actions: Sequence[str], size: int = 96) -> np.ndarray:
     """Return the tight box of each shape at each of SECONDS: float64 [shapes, seconds, 4].
 
-    From the first to the last pixel that the shape covers by half or more, as shares of the picture.
+    From the first to the last pixel that is covered by half or more, as shares of the picture.
     """
     frames = [second * FPS for second in SECONDS]
     boxes = np.zeros((len(actions), len(frames), 4))
