@@ -113,6 +113,27 @@ def test_one_very_long_video_does_not_push_out_all_others(tmp_path):
     assert len(videos) == 1
 
 
+@pytest.mark.parametrize("options", [{}, {"b_frames": 2, "start": 1.5}, {"times": "variable"}])
+def test_a_long_list_is_kept_compressed_and_comes_back_the_same(tmp_path, options):
+    if "times" in options:
+        options = dict(options)
+        options["times"] = np.cumsum(np.random.default_rng(0).uniform(0.01, 0.1, 5000)).tolist()
+    path = settled(write_clip(tmp_path / "a.mp4", frames=5000, size=(32, 32), gop=250, **options))
+    info = probe(path)
+    videos = KnownVideos()
+    videos.add(info)
+    assert size_of(info) > known.LONG
+    assert videos.bytes < size_of(info) / 4
+    again = videos.get(str(path), info.index.identity)
+    for one, other in ((info, again), (info.index, again.index)):
+        for field in dataclasses.fields(one):
+            if field.name != "index":
+                before, after = getattr(one, field.name), getattr(other, field.name)
+                assert type(before) is type(after)
+                assert np.array_equal(before, after)
+                assert getattr(before, "dtype", None) == getattr(after, "dtype", None)
+
+
 def test_another_identity_is_forgotten_at_once(tmp_path):
     info = example(tmp_path)
     videos = KnownVideos()

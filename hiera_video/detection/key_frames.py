@@ -293,8 +293,8 @@ def _grouped(
     rows: Rows, labels: LabelMap, layout: Layout, ava: AvaConfig, *, with_labels: bool
 ) -> KeyFrameList:
     """One box of the rows that have the same corners, one key frame of its boxes."""
-    order = np.lexsort((*rows.corners.T[::-1], rows.second, rows.video))
     frame = rows.video.astype(np.int64) << 32 | rows.second
+    order = np.lexsort((*rows.corners.T, frame))
     starts_box = np.ones(len(order), bool)
     for column in (frame, *rows.corners.T):
         ordered = column[order]
@@ -307,7 +307,8 @@ def _grouped(
     box_of[order] = np.argsort(by_place)[np.cumsum(starts_box) - 1]
     firsts = firsts[by_place]
 
-    frames, counts = np.unique(frame[firsts], return_counts=True)
+    starts = np.flatnonzero(np.diff(frame[firsts], prepend=-1))
+    frames, counts = frame[firsts[starts]], np.diff(starts, append=len(firsts))
     video, seconds = (frames >> 32).astype(np.int32), (frames & 0xFFFFFFFF).astype(np.int32)
     seen = rows.label >= 0
     box_labels = np.zeros((len(firsts), len(labels) if with_labels else 0), np.uint8)
