@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from hiera_video import build_model, load_config
+from hiera_video.config.detection import DETECTION_SETS
 from hiera_video.config.generated import GENERATED_SETS
 from hiera_video.data.synthetic.generated_streams import STREAMS
 from hiera_video.engine.tasks import OBJECTIVE_REGISTRY
@@ -50,7 +51,7 @@ def test_a_config_is_a_record(path):
         head.append(line)
     text = "\n".join(head)
     assert "Source" in text
-    if path in RECIPES and path.parent.name.startswith(("K", "SSv2")):
+    if path in RECIPES and path.parent.name.startswith(("K", "SSv2", "AVA")):
         assert "Accuracy" in text
         assert "ot run by us" in text
 
@@ -58,13 +59,15 @@ def test_a_config_is_a_record(path):
 @pytest.mark.parametrize("path", RECIPES, ids=by_name)
 def test_a_recipe_builds_its_model_at_full_size(path):
     cfg = load_config(path)
-    classes = {"num_classes": cfg.model.num_classes or 5} if cfg.task == "classify" else {}
+    labelled = OBJECTIVE_REGISTRY.get(cfg.task).labelled
+    classes = {"num_classes": cfg.model.num_classes or 5} if labelled else {}
     with torch.device("meta"):
         model = build_model(cfg.model.model_name, **classes, **cfg.model_arguments())
     frames, side = cfg.data.num_frames, cfg.data.train_crop_size
     assert tuple(model.input_size) == (frames, side, side)
     assert (cfg.task == "pretrain") == cfg.model.model_name.startswith("mae_")
     assert (cfg.task == "motion") == cfg.model.model_name.startswith("motion_")
+    assert (cfg.task == "detect") == cfg.model.model_name.endswith("_ava")
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=by_name)
@@ -72,9 +75,13 @@ def test_a_recipe_names_what_exists(path):
     cfg = load_config(path)
     assert cfg.task in OBJECTIVE_REGISTRY
     for dataset in (cfg.train.dataset, cfg.test.dataset):
-        assert dataset in (*GENERATED_SETS, *STREAMS) or dataset in DATASET_REGISTRY
+        generated = (*GENERATED_SETS, *STREAMS)
+        assert dataset in (*generated, *DETECTION_SETS) or dataset in DATASET_REGISTRY
     weights = cfg.train.checkpoint_file_path
-    if weights and "/" not in weights:
+    if "." in weights and "/" not in weights:
+        assert tuple(weights.split(".")) in PUBLISHED
+        assert cfg.model.model_name == weights.partition(".")[0] + "_ava"
+    elif weights and "/" not in weights:
         assert (cfg.model.model_name, weights) in PUBLISHED or weights in bundled()
     elif weights:
         # What another recipe writes: its folder, and the name of its last checkpoint.
@@ -128,6 +135,18 @@ def test_pretraining_on_kinetics_is_table_11(data, size):
     assert cfg.hiera.decoder_embed_dim == 512
     assert (cfg.data.num_frames, cfg.data.sampling_rate) == (16, 4)
     assert cfg.aug.aa_type == ""
+
+
+@pytest.mark.parametrize("size", ["l", "h"])
+def test_detection_on_ava_is_table_13(size):
+    cfg = load_config(CONFIGS / "AVA" / f"hiera_{size}_16x4.yaml")
+    assert cfg.model.model_name == f"hiera_{SIZES[size]}_16x224_ava"
+    solver = cfg.solver
+    assert (solver.optimizing_method, solver.weight_decay) == ("sgd", 1e-8)
+    assert (solver.base_lr, cfg.train.batch_size, solver.lr_batch) == (3.6, 128, 128)
+    assert (solver.warmup_epochs, solver.max_epoch, solver.layer_decay) == (5, 30, 0.875)
+    assert (cfg.hiera.droppath_rate, cfg.model.dropout_rate) == (0.4, 0.5)
+    assert (cfg.data.num_frames, cfg.data.sampling_rate, cfg.test.num_spatial_crops) == (16, 4, 1)
 
 
 @pytest.mark.parametrize(("data", "classes"), [("K400", 400), ("K600", 600), ("K700", 700)])

@@ -28,6 +28,7 @@ from hiera_video.models.contract import (
     NamedKeysModel,
     TranslatedKeysModel,
     VideoModel,
+    takes_boxes,
 )
 from hiera_video.models.hiera import HieraEncoder
 from hiera_video.models.weights.key_names import KeyNames
@@ -127,6 +128,11 @@ def test_models_of_this_package_have_the_optional_parts(name):
         assert isinstance(model.encoder, HieraEncoder)
         return
     assert isinstance(model, FeatureModel)
+    if takes_boxes(model):
+        with torch.no_grad():
+            maps = model.forward_features(clips_of(model))
+            assert model.forward_head(maps).shape == (2, model.num_classes)
+        return
     assert isinstance(model, MaskableModel)
     with torch.no_grad():
         tokens = model.forward_features(clips_of(model))

@@ -72,6 +72,11 @@ ALLOWED = {
         *("engine", "explanation", "pages", "label_page", "app"),
     ),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
+    "detection": (
+        *FOUNDATION,
+        *("config", "video", "data", "models", "scoring", "classifier", "engine", "run_page"),
+        *("labelled_video", "detection"),
+    ),
     "benchmarks": (
         *FOUNDATION,
         *(
@@ -92,7 +97,7 @@ ALLOWED = {
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
         *("prediction", "features", "explanation", "labelled_video", "label_page", "preparation"),
         "map_page",
-        *("streaming", "runtimes", "export", "app"),
+        *("streaming", "runtimes", "export", "app", "detection"),
         *("benchmarks", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),
@@ -104,6 +109,8 @@ WHOLE_CONFIG = (
     "engine/build.py",
     "engine/evaluate.py",
     "engine/dry_run.py",
+    "engine/parts.py",
+    "detection/build.py",
     "benchmarks/gpu_checks.py",
     "commands/audit.py",
     "commands/predict.py",

@@ -45,3 +45,7 @@ class BatchBoxes(NamedTuple):
             torch.cat([boxes.labels for boxes in clips]),
             torch.cat([boxes.rows for boxes in clips]),
         )
+
+    def for_model(self) -> Tensor:
+        """float32 [N, 5], as models take boxes: the clip, then x1, y1, x2, y2."""
+        return torch.cat([self.clips[:, None].to(self.corners), self.corners], dim=1)

@@ -78,10 +78,11 @@ class FrameMapEvaluation:
 
     def describe(self, content: dict[str, Any]) -> list[str]:
         """Describe the result, and what it leaves out."""
-        read = content["n_videos"] - content["n_failed"]
+        read, crops = content["n_videos"] - content["n_failed"], content["views"]["spatial"]
         lines = [
-            f"test: frame mAP {content['map']:.2f} % (IoU 0.5) over {content['n_classes']} actions; "
-            f"{content['n_boxes']} boxes of {read} key frames, {content['views']['spatial']} crops"
+            f"test: frame mAP {content['map']:.2f} % (IoU 0.5) over {content['n_classes']} "
+            f"actions, {content['n_boxes']} boxes of {read} key frames, "
+            f"{'the centre crop' if crops == 1 else f'{crops} crops'}"
         ]
         if content["n_failed"]:
             lines.append(
@@ -205,15 +206,13 @@ def _score_own(
 @torch.inference_mode()
 def box_scores(model: nn.Module, batch: Batch, settings: ScoreSettings) -> Tensor:
     """Score the boxes of a batch: float32 [N, K], on its device."""
-    from hiera_video.detection.objective import model_boxes
-
     assert batch.boxes is not None
     clips = settings.prepare(batch.clips)
     if takes_images(model):
         clips = clips.squeeze(2)
     enabled = settings.dtype != torch.float32
     with torch.autocast(clips.device.type, dtype=settings.dtype, enabled=enabled):
-        logits: Tensor = model(clips, model_boxes(batch.boxes)).float()
+        logits: Tensor = model(clips, batch.boxes.for_model()).float()
     return logits.sigmoid() if settings.multi_label else logits.softmax(dim=1)
 
 

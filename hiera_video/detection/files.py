@@ -22,7 +22,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -530,3 +530,18 @@ def read_excluded(path: AnyPath) -> set[tuple[str, int]]:
                 excluded.add((fields[0], int(fields[1])))
     problems.raise_them()
     return excluded
+
+
+def write_excluded(path: AnyPath, excluded: Collection[tuple[str, int]]) -> None:
+    """Write seconds that are not measured. Raises as `write_scored_boxes`."""
+    lines = [f"{_quoted(video)},{second:04d}\n" for video, second in sorted(excluded)]
+    with atomic_write(path, text=True, errors="surrogateescape") as file:
+        file.writelines(lines)
+
+
+def write_label_map(path: AnyPath, labels: LabelMap) -> None:
+    """Write a list of actions as the official evaluation reads it. Raises as the others."""
+    with atomic_write(path, text=True, errors="surrogateescape") as file:
+        for number, name in zip(labels.ids, labels.names, strict=True):
+            quoted = re.sub(r'(["\\\\])', r"\\\1", name)
+            file.write(f'item {{\n  name: "{quoted}"\n  id: {number}\n}}\n')

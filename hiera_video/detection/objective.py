@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from hiera_video.data.batch import Batch
 from hiera_video.data.boxes import BatchBoxes
 from hiera_video.detection.build import DetectionParts
-from hiera_video.detection.roi_head import RoIClassifier
 from hiera_video.engine.tasks import Objective, StepSettings, class_losses, unwrap
 from hiera_video.errors import UserError
+from hiera_video.models.contract import takes_boxes
 from hiera_video.registry import OBJECTIVE_REGISTRY
 from hiera_video.scoring import takes_images
 
@@ -40,7 +40,7 @@ class Detection(Objective):
         clips = pixels(model, batch)
         boxes = batch.boxes or no_boxes(clips, outputs(model))
         with settings.autocast():
-            logits = model(clips, model_boxes(boxes)).float()
+            logits = model(clips, boxes.for_model()).float()
         labels = boxes.labels
         if settings.loss_func == "cross_entropy":
             labels = labels / labels.sum(dim=1, keepdim=True).clamp(min=1)
@@ -76,7 +76,7 @@ class Detection(Objective):
 def require_detector(model: nn.Module) -> None:
     """Raise UserError for a model that does not take boxes."""
     inner = unwrap(model)
-    if not isinstance(inner, RoIClassifier) and "boxes" not in inner.forward.__code__.co_varnames:
+    if not takes_boxes(inner):
         raise UserError(
             f"TASK detect needs a model that takes boxes (hiera_..._16x224_ava), not "
             f"{type(inner).__name__}"
@@ -91,11 +91,6 @@ def pixels(model: nn.Module, batch: Batch) -> Tensor:
 def outputs(model: nn.Module) -> int:
     """Return the number of outputs of a model for boxes."""
     return cast(int, cast(Any, unwrap(model)).num_classes)
-
-
-def model_boxes(boxes: BatchBoxes) -> Tensor:
-    """Return boxes as a model takes them: float32 [N, 5], the clip first."""
-    return torch.cat([boxes.clips[:, None].to(boxes.corners), boxes.corners], dim=1)
 
 
 def no_boxes(clips: Tensor, classes: int) -> BatchBoxes:

@@ -20,6 +20,7 @@ one feature, and a model that lacks it is used without.
     num_layers, layer_id         SOLVER.LAYER_DECAY below 1       an error that says so
     random_keep, mask_ratio, ... TASK pretrain                    an error that says so
     channels, predictions        TASK motion                      an error that says so
+    forward(clips, boxes)        TASK detect                      an error that says so
     key_names                    changing a head by class names   Hiera's names are assumed
     read_published_keys          weights under other names        torchvision's and timm's names of
                                                                   MViTv2 and Hiera are known
@@ -33,11 +34,12 @@ unit, K classes.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hiera_video.models.hiera import Hiera
 from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
@@ -168,6 +170,20 @@ class MaskableModel(Protocol):
     ) -> Tensor:
         """Draw a mask bool [batch, U]; UserError for a model without mask units."""
         ...
+
+
+class BoxModel(Classifier, Protocol):
+    """Optional: a classifier of boxes. `takes_boxes` tells whether a model is one."""
+
+    def forward(self, clips: Tensor, boxes: Tensor | None = None) -> Tensor:
+        """Pixels [B, C, *input_size] and boxes [N, 5] (clip, x1, y1, x2, y2 as shares of the
+        picture; None: the whole picture of each clip) -> logits [N, K]."""
+        ...
+
+
+def takes_boxes(model: nn.Module) -> bool:
+    """Whether a model scores boxes."""
+    return "boxes" in inspect.signature(model.forward).parameters
 
 
 @runtime_checkable
