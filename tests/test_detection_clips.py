@@ -112,6 +112,27 @@ def test_boxes_of_training_clips_are_where_they_are_drawn(tmp_path, size, scales
     assert seen >= 6
 
 
+def test_jittered_boxes_stay_near_what_is_drawn(tmp_path):
+    """Each side within its share of the drawn box, after crop, mirroring and scale too."""
+    ava = AvaSet(tmp_path)
+    box, size, jitter = (0.3, 0.25, 0.7, 0.75), (160, 96), 0.2
+    ava.drawn_movie("a", box, size)
+    ava.write("ava_train_v2.2.csv", f"a,0,{','.join(map(str, box))},1,0")
+    frames = read_key_frames(tmp_path, ava.settings(), "train")
+    reader = TrainKeyFrames(TrainTransform(SPEC, area=(1.0, 1.0), aspect=(5 / 3, 5 / 3)), seed=2)
+    reader = dataclasses.replace(reader, box_jitter=jitter)
+    dataset, moved = KeyFrameDataset(frames, reader), []
+    for epoch in range(20):
+        (pixels,) = read_clips(reader, dataset.sample(0, epoch)).clips
+        seen = np.array(found(pixels.frames[0])) / 64
+        width, height = seen[2:] - seen[:2]
+        apart = (pixels.boxes.corners[0].numpy() - seen) / [width, height, width, height]
+        moved.append(apart)
+    assert np.abs(moved).max() <= jitter + 1 / (0.4 * 64)
+    assert np.abs(moved).max() > jitter / 2
+    assert (np.std(moved, axis=0) > jitter / 4).all()  # each side by itself
+
+
 def test_jitter_moves_each_side_by_a_share_of_the_box():
     corners = np.array([[0.2, 0.2, 0.4, 0.6]])
     moved = box_moves.jittered(corners, np.array([[0.0, 0.5, 1.0, 0.25]]), 0.1)

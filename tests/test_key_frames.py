@@ -111,7 +111,7 @@ def test_boxes_of_a_detector_join_the_annotated_ones(ava):
     )
     assert frames.boxes(0).labels.tolist() == [[1, 1, 0], [1, 0, 0]]
     assert len(frames) == 1
-    assert any("1 boxes outside AVA.SECONDS, left out: found.csv:4" in n for n in frames.notes)
+    assert any("outside AVA.SECONDS, left out: 1 (found.csv:4)" in n for n in frames.notes)
 
 
 # ---- validation and test ------------------------------------------------------------------------
@@ -144,7 +144,7 @@ def test_boxes_of_a_detector_are_scored_and_annotated_ones_measure(measured):
     assert frames.corners[0].tolist() == [0.1, 0.1, 0.5, 0.52]
     notes = "; ".join(frames.notes)
     assert "10 of 18 annotated seconds have none" in notes  # b's nine and a's last
-    assert "1 boxes at seconds of excluded.csv, left out" in notes
+    assert "boxes at seconds of excluded.csv, left out: 1" in notes
 
 
 def test_validation_takes_every_fourth_second(measured):
@@ -196,8 +196,8 @@ def test_actions_that_do_not_count_are_counted(ava):
     frames = train(ava, "a,1,0,0,1,1,2,0", "a,1,0,0,1,0.5,2,0", "a,1,0,0,1,0.5,1,0")
     assert frames.boxes(0).labels.tolist() == [[0, 0, 0], [1, 0, 0]]
     assert frames.notes[1:] == (
-        "2 lines of ava_train_v2.2.csv have 1 actions that are not among the 3 that count (2): "
-        "their boxes stay",
+        "lines of ava_train_v2.2.csv with an action that is not among the 3 that count: 2 "
+        "(actions 2); their boxes stay",
     )
 
 
@@ -206,15 +206,15 @@ def test_empty_boxes_are_left_out_and_named(ava):
     frames = train(ava, *rows)
     assert frames.num_boxes == 1
     assert frames.notes[1] == (
-        "5 boxes without width or height, left out: ava_train_v2.2.csv:1, :2, :3 and 2 more"
+        "boxes without width or height, left out: 5 (ava_train_v2.2.csv:1, :2, :3 and 2 more)"
     )
 
 
 def test_missing_videos_are_left_out_of_training(ava):
     frames = train(ava, "a,1,0,0,1,1,1,0", "gone,1,0,0,1,1,1,0", "gone,2,0,0,1,1,1,0")
     assert len(frames) == 1
-    assert "1 of 2 videos are not in" in frames.notes[1]
-    assert "('gone'), with 2 key frames: left out" in frames.notes[1]
+    assert frames.notes[1].startswith("videos missing in")
+    assert "1 of 2 ('gone'); key frames of them: 2, left out" in frames.notes[1]
     with pytest.raises(DataError, match=r"no key frames for train.*'gone'"):
         train(ava, "gone,1,0,0,1,1,1,0")
 
@@ -223,9 +223,8 @@ def test_missing_videos_stay_in_a_test(ava):
     ava.write("ava_val_v2.2.csv", "a,1,0,0,1,1,1,0\ngone,1,0,0,1,1,1,0")
     frames = read_key_frames(ava.path, ava.settings(), "test")
     assert len(frames) == 2
-    assert any(
-        "('gone'), with 1 key frames: they will count as unreadable" in n for n in frames.notes
-    )
+    notes = "; ".join(frames.notes)
+    assert "1 of 2 ('gone'); key frames of them: 1, they will count as unreadable" in notes
 
 
 def test_missing_files_are_named_with_their_key(ava):
@@ -282,8 +281,8 @@ def test_pictures_are_read_where_there_are_lists(ava):
     assert frames.picture_names(0)[30] == "a_31.jpg"
     assert len(frames) == 1  # b is in no list, and second 4 is picture 120 of 100
     notes = "; ".join(frames.notes)
-    assert "1 of 2 videos are not in" in notes
-    assert "1 key frames come after the last picture of their video ('a 4'): left out" in notes
+    assert "1 of 2 ('b'); key frames of them: 1, left out" in notes
+    assert "key frames after the last picture of their video: 1 ('a 4'), left out" in notes
 
 
 def test_video_files_are_read_where_there_are_no_pictures(ava):

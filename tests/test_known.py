@@ -109,8 +109,13 @@ def test_one_very_long_video_does_not_push_out_all_others(tmp_path):
     info = example(tmp_path)
     videos = KnownVideos(most_bytes=10 * size_of(info))
     videos.add(info)
-    videos.add(renamed(example(tmp_path, frames=10_000), "long.mp4"))
+    longer = example(tmp_path, frames=20_000)
+    irregular = np.random.default_rng(0).integers(0, 2**60, 20_000)
+    irregular = dataclasses.replace(longer.index, pts=irregular)
+    videos.add(renamed(dataclasses.replace(longer, index=irregular), "long.mp4"))
     assert len(videos) == 1
+    videos.add(renamed(longer, "regular.mp4"))  # of hours too, where little is left of it
+    assert len(videos) == 2
 
 
 @pytest.mark.parametrize("options", [{}, {"b_frames": 2, "start": 1.5}, {"times": "variable"}])

@@ -58,9 +58,9 @@ class KnownVideos:
         """Remember `info`, and forget those used longest ago where it gets too much."""
         if info.index is None or time.time() - info.index.identity[1] / 1e9 < _SETTLED:
             return
-        if size_of(info) > self.most_bytes // 8:  # hours of video: it would push out all others
-            return
         kept = PackedInfo(info) if _is_long(info) else info
+        if size_of(kept) > self.most_bytes // 8:  # it would push out all others
+            return
         name = os.path.abspath(info.path)
         with self._lock:
             if name in self._infos:
@@ -92,10 +92,11 @@ class PackedInfo:
         assert index is not None
         assert not index.sequential
         self.path = info.path
-        self.index = dataclasses.replace(index, **dict.fromkeys(_LISTS, _NOTHING))
-        self._info = dataclasses.replace(info, times=_NOTHING, index=None)
-        lists = {name: _steps(getattr(index, name)) for name in _LISTS}
-        self._packed = zlib.compress(pickle.dumps(lists, pickle.HIGHEST_PROTOCOL), 1)
+        lists = _lists_of(index)
+        self.index = _with_lists(index, [numbers[:0].copy() for numbers in lists])
+        self._info = dataclasses.replace(info, times=info.times[:0].copy(), index=None)
+        steps = pickle.dumps([_steps(numbers) for numbers in lists], pickle.HIGHEST_PROTOCOL)
+        self._packed = zlib.compress(steps, 1)
 
     @property
     def size(self) -> int:
@@ -105,13 +106,20 @@ class PackedInfo:
     def unpacked(self) -> VideoInfo:
         """The same as what was packed, number by number."""
         lists = pickle.loads(zlib.decompress(self._packed))
-        whole = {name: _added_up(steps) for name, steps in lists.items()}
-        index: FrameIndex = dataclasses.replace(self.index, **whole)
+        index = _with_lists(self.index, [_added_up(steps) for steps in lists])
         return dataclasses.replace(self._info, times=frame_times(index), index=index)
 
 
-_LISTS = ("pts", "dts", "key", "closed", "hidden", "shown")
-_NOTHING = np.zeros(0, np.int64)
+def _lists_of(index: FrameIndex) -> list[np.ndarray]:
+    return [index.pts, index.dts, index.key, index.closed, index.hidden, index.shown]
+
+
+def _with_lists(index: FrameIndex, lists: list[np.ndarray]) -> FrameIndex:
+    """The same index with other lists, in the order of `_lists_of`."""
+    pts, dts, key, closed, hidden, shown = lists
+    return dataclasses.replace(
+        index, pts=pts, dts=dts, key=key, closed=closed, hidden=hidden, shown=shown
+    )
 
 
 def _steps(numbers: np.ndarray) -> np.ndarray:
