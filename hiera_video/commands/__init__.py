@@ -28,6 +28,9 @@ COMMANDS = {
     "prepare": Command("prepare", "make lists for training from a folder or a public set's lists"),
     "features": Command("features", "describe videos by vectors of a frozen model"),
     "search": Command("search", "find similar videos by their vectors, or probe for classes"),
+    "evaluate-detections": Command(
+        "evaluate_detections", "measure boxes and actions against annotated ones (AVA)"
+    ),
     "export": Command("export", "write a trained model as ONNX, OpenVINO or a program of PyTorch"),
     "benchmark": Command("benchmark", "measure models, loading and labelling, with the conditions"),
     "models": Command("models", "list models: input, parameters, multiply-adds, weights, licence"),

@@ -42,7 +42,7 @@ def write_per_class(path: AnyPath, found: FrameMap, labels: LabelMap) -> None:
     with csv_file(path, ClassRow._fields) as add:
         for row in class_rows(found, labels):
             value = row.average_precision
-            add([*row[:-1], "" if value is None else f"{value:.6f}"])
+            add([*row[:-1], "" if value is None else round(value, 6)])
 
 
 # ---- the picture --------------------------------------------------------------------------------

@@ -127,6 +127,20 @@ def draw_over(picture: Tensor, shape: Shape, path: CameraPath) -> None:
         turn = rotation(-path.angle) / np.exp(path.log_scale)[:, None, None]
         centre = np.einsum("tij,tj->ti", turn, centre - path.centre)
         size, angle = size / np.exp(path.log_scale), angle - path.angle
+    paste(picture, shape.sprite, centre=centre, size=size, angle=angle)
+
+
+def paste(
+    picture: Tensor, sprite: Tensor, *, centre: np.ndarray, size: np.ndarray, angle: np.ndarray
+) -> None:
+    """Draw a sprite over each frame of `picture` [T, 3, H, W], in place.
+
+    Args:
+        sprite: float32 [4, S, S]: RGB and opacity.
+        centre: float64 [T, 2], sides of the picture, from its middle.
+        size: float64 [T]: the sprite's side, sides of the picture.
+        angle: float64 [T], radians clockwise.
+    """
     reach = 0.72 * size[:, None]  # half the diagonal of its box
     pixels = picture.shape[-1]
     low = np.floor(((centre - reach).min(axis=0) + 0.5) * pixels).clip(0, pixels).astype(int)
@@ -138,7 +152,7 @@ def draw_over(picture: Tensor, shape: Shape, path: CameraPath) -> None:
     axis = pixel_centres(pixels)
     rows, columns = axis[low[1] : high[1]], axis[low[0] : high[0]]
     grid = affine_grid(linear, offset, rows, columns).flatten(0, 1)[None]
-    drawn = F.grid_sample(shape.sprite[None], grid, align_corners=False)[0]
+    drawn = F.grid_sample(sprite[None], grid, align_corners=False)[0]
     drawn = drawn.unflatten(1, (len(picture), len(rows))).transpose(0, 1)  # [T, 4, h, w]
     window = picture[:, :, low[1] : high[1], low[0] : high[0]]
     # Beyond the sprite both colour and opacity fade to 0.
