@@ -118,7 +118,7 @@ def drawn(box: tuple[float, ...], size: tuple[int, int]) -> np.ndarray:
 
 
 def found(picture: Any) -> tuple[float, float, float, float] | None:
-    """The bright rectangle of uint8 [3, H, W]: x1, y1, x2, y2 in pixels; None where there is none."""
+    """The bright rectangle of uint8 [3, H, W]: x1, y1, x2, y2 in pixels; None for none."""
     rows, columns = np.nonzero(np.asarray(picture).mean(axis=0) > (DARK + BRIGHT) / 2)
     if not len(rows):
         return None

@@ -112,6 +112,27 @@ def test_boxes_of_training_clips_are_where_they_are_drawn(tmp_path, size, scales
     assert seen >= 6
 
 
+def test_jittered_boxes_stay_near_what_is_drawn(tmp_path):
+    """Each side within its share of the drawn box, after crop, mirroring and scale too."""
+    ava = AvaSet(tmp_path)
+    box, size, jitter = (0.3, 0.25, 0.7, 0.75), (160, 96), 0.2
+    ava.drawn_movie("a", box, size)
+    ava.write("ava_train_v2.2.csv", f"a,0,{','.join(map(str, box))},1,0")
+    frames = read_key_frames(tmp_path, ava.settings(), "train")
+    reader = TrainKeyFrames(TrainTransform(SPEC, area=(1.0, 1.0), aspect=(5 / 3, 5 / 3)), seed=2)
+    reader = dataclasses.replace(reader, box_jitter=jitter)
+    dataset, moved = KeyFrameDataset(frames, reader), []
+    for epoch in range(20):
+        (pixels,) = read_clips(reader, dataset.sample(0, epoch)).clips
+        seen = np.array(found(pixels.frames[0])) / 64
+        width, height = seen[2:] - seen[:2]
+        apart = (pixels.boxes.corners[0].numpy() - seen) / [width, height, width, height]
+        moved.append(apart)
+    assert np.abs(moved).max() <= jitter + 1 / (0.4 * 64)
+    assert np.abs(moved).max() > jitter / 2
+    assert (np.std(moved, axis=0) > jitter / 4).all()  # each side by itself
+
+
 def test_jitter_moves_each_side_by_a_share_of_the_box():
     corners = np.array([[0.2, 0.2, 0.4, 0.6]])
     moved = box_moves.jittered(corners, np.array([[0.0, 0.5, 1.0, 0.25]]), 0.1)
@@ -134,11 +155,13 @@ def test_boxes_nearly_outside_are_dropped_and_the_others_stay(tmp_path):
     for epoch in range(30):
         (pixels,) = read_clips(reader, dataset.sample(0, epoch)).clips
         corners, labels, rows = pixels.boxes
-        assert (corners >= 0).all() and (corners <= 1).all()
+        assert (corners >= 0).all()
+        assert (corners <= 1).all()
         assert (corners[:, 2:] > corners[:, :2]).all()
         assert labels.argmax(dim=1).equal(rows)  # each box kept its own label
         kept.append(tuple(rows.tolist()))
-    assert {0, 2} & set().union(*kept) and (0, 1, 2) not in kept
+    assert {0, 2} & set().union(*kept)
+    assert (0, 1, 2) not in kept
     assert {row for rows in kept for row in rows} == {0, 1, 2}
 
 
@@ -160,7 +183,8 @@ def test_the_same_epoch_gives_the_same_clip(numbered):
     )
     assert torch.equal(one.frames, again.frames)
     assert torch.equal(one.boxes.corners, again.boxes.corners)
-    assert one.erased and torch.equal(one.erased[0].noise, again.erased[0].noise)
+    assert one.erased
+    assert torch.equal(one.erased[0].noise, again.erased[0].noise)
     assert not torch.equal(one.frames, other.frames)
 
 
@@ -199,8 +223,10 @@ def test_each_box_is_scored_once_in_the_crop_that_shows_most_of_it(tmp_path):
     assert centre.boxes.rows.tolist() == [0, 1, 2, 3]
     sides = centre.boxes.corners[:, 2:] - centre.boxes.corners[:, :2]
     assert (sides >= 1 / 64 - 1e-6).all()
-    assert centre.boxes.corners[0, 0] == 0 and centre.boxes.corners[2, 2] == 1  # nearest edges
-    assert (centre.boxes.corners >= 0).all() and (centre.boxes.corners <= 1).all()
+    assert centre.boxes.corners[0, 0] == 0
+    assert centre.boxes.corners[2, 2] == 1
+    assert (centre.boxes.corners >= 0).all()
+    assert (centre.boxes.corners <= 1).all()
 
 
 def test_crops_without_a_box_are_not_read(numbered):
@@ -295,7 +321,8 @@ def test_pictures_and_video_file_give_the_same_clip(tmp_path):
     from_files = read_key_frames(tmp_path, ava.settings(), "train")
     ava.list_frames("train.csv", "a", "b")
     from_pictures = read_key_frames(tmp_path, ava.settings(), "train")
-    assert "video files" in from_files.notes[0] and "pictures" in from_pictures.notes[0]
+    assert "video files" in from_files.notes[0]
+    assert "pictures" in from_pictures.notes[0]
     assert from_pictures.paths[0] != from_files.paths[0]
     reader = TestKeyFrames(ClipSpec(num_frames=8, sampling_rate=4, crop_size=96))
     for i in range(6):
@@ -371,10 +398,13 @@ def test_samples_are_small(numbered):
     assert len(pickle.dumps(sample)) < 2000
 
 
-def test_a_missing_movie_fails_and_names_itself(numbered):
-    numbered.write("ava_val_v2.2.csv", "a,1,0.1,0.1,0.5,0.9,1,0\ngone,1,0.1,0.1,0.5,0.9,1,0")
-    frames = read_key_frames(numbered.path, numbered.settings(), "test")
+def test_a_missing_movie_fails_and_names_itself(tmp_path):
+    ava = AvaSet(tmp_path)
+    ava.movie("a", seconds=1)
+    ava.write("ava_val_v2.2.csv", "gone,0,0.1,0.1,0.5,0.9,1,0")
+    frames = read_key_frames(tmp_path, ava.settings(), "test")
     dataset = KeyFrameDataset(frames, TestKeyFrames(SPEC))
-    failed = read_clips(dataset.reader, dataset.sample(1))
+    failed = read_clips(dataset.reader, dataset.sample(0))
     assert isinstance(failed, Failed)
-    assert "gone" in failed.path and failed.reason
+    assert "gone" in failed.path
+    assert failed.reason == "no such file"

@@ -109,8 +109,34 @@ def test_one_very_long_video_does_not_push_out_all_others(tmp_path):
     info = example(tmp_path)
     videos = KnownVideos(most_bytes=10 * size_of(info))
     videos.add(info)
-    videos.add(renamed(example(tmp_path, frames=10_000), "long.mp4"))
+    longer = example(tmp_path, frames=20_000)
+    irregular = np.random.default_rng(0).integers(0, 2**60, 20_000)
+    irregular = dataclasses.replace(longer.index, pts=irregular)
+    videos.add(renamed(dataclasses.replace(longer, index=irregular), "long.mp4"))
     assert len(videos) == 1
+    videos.add(renamed(longer, "regular.mp4"))  # of hours too, where little is left of it
+    assert len(videos) == 2
+
+
+@pytest.mark.parametrize("options", [{}, {"b_frames": 2, "start": 1.5}, {"times": "variable"}])
+def test_a_long_list_is_kept_compressed_and_comes_back_the_same(tmp_path, options):
+    if "times" in options:
+        options = dict(options)
+        options["times"] = np.cumsum(np.random.default_rng(0).uniform(0.01, 0.1, 5000)).tolist()
+    path = settled(write_clip(tmp_path / "a.mp4", frames=5000, size=(32, 32), gop=250, **options))
+    info = probe(path)
+    videos = KnownVideos()
+    videos.add(info)
+    assert size_of(info) > known.LONG
+    assert videos.bytes < size_of(info) / 4
+    again = videos.get(str(path), info.index.identity)
+    for one, other in ((info, again), (info.index, again.index)):
+        for field in dataclasses.fields(one):
+            if field.name != "index":
+                before, after = getattr(one, field.name), getattr(other, field.name)
+                assert type(before) is type(after)
+                assert np.array_equal(before, after)
+                assert getattr(before, "dtype", None) == getattr(after, "dtype", None)
 
 
 def test_another_identity_is_forgotten_at_once(tmp_path):

@@ -111,7 +111,7 @@ class Checks:
     def leave_out(self, file: BoxFile, rows: NDArray[np.bool_], what: str) -> NDArray[np.bool_]:
         """Note the rows that are true; returns the others."""
         if rows.any():
-            self.notes.append(f"{int(rows.sum())} {what}, left out: {file.lines(rows)}")
+            self.notes.append(f"{what}, left out: {int(rows.sum())} ({file.lines(rows)})")
         return ~rows
 
 
@@ -142,6 +142,6 @@ def _note_uncounted(file: BoxFile, checks: Checks, rows: NDArray[np.bool_]) -> N
         numbers = np.unique(file.table.action[rows]).tolist()
         some = ", ".join(map(str, numbers[:8])) + (", ..." if len(numbers) > 8 else "")
         checks.notes.append(
-            f"{int(rows.sum())} lines of {os.path.basename(file.path)} have {len(numbers)} actions "
-            f"that are not among the {len(checks.labels)} that count ({some}): their boxes stay"
+            f"lines of {os.path.basename(file.path)} with an action that is not among the "
+            f"{len(checks.labels)} that count: {int(rows.sum())} (actions {some}); their boxes stay"
         )

@@ -186,7 +186,7 @@ def read_key_frames(folder: str | os.PathLike[str], ava: AvaConfig, split: str) 
             )
         unmeasured = rows.at(excluded)
         if unmeasured.any():
-            notes.append(f"{unmeasured.sum()} boxes at seconds of {ava.exclusion_file}, left out")
+            notes.append(f"boxes at seconds of {ava.exclusion_file}, left out: {unmeasured.sum()}")
         rows = rows.where(~unmeasured)
     found = _grouped(rows, labels, layout, ava, with_labels=annotated)
     found, missing = _without_missing(found, layout, leave_out=split == "train")
@@ -293,8 +293,8 @@ def _grouped(
     rows: Rows, labels: LabelMap, layout: Layout, ava: AvaConfig, *, with_labels: bool
 ) -> KeyFrameList:
     """One box of the rows that have the same corners, one key frame of its boxes."""
-    order = np.lexsort((*rows.corners.T[::-1], rows.second, rows.video))
     frame = rows.video.astype(np.int64) << 32 | rows.second
+    order = np.lexsort((*rows.corners.T, frame))
     starts_box = np.ones(len(order), bool)
     for column in (frame, *rows.corners.T):
         ordered = column[order]
@@ -307,7 +307,8 @@ def _grouped(
     box_of[order] = np.argsort(by_place)[np.cumsum(starts_box) - 1]
     firsts = firsts[by_place]
 
-    frames, counts = np.unique(frame[firsts], return_counts=True)
+    starts = np.flatnonzero(np.diff(frame[firsts], prepend=-1))
+    frames, counts = frame[firsts[starts]], np.diff(starts, append=len(firsts))
     video, seconds = (frames >> 32).astype(np.int32), (frames & 0xFFFFFFFF).astype(np.int32)
     seen = rows.label >= 0
     box_labels = np.zeros((len(firsts), len(labels) if with_labels else 0), np.uint8)
@@ -350,16 +351,16 @@ def _without_missing(
     if missing.any():
         names = [frames.videos[i] for i in np.unique(frames.video[missing]).tolist()]
         notes.append(
-            f"{len(names)} of {len(frames.videos)} videos are not in {layout.root} "
-            f"({_quoted(names)}), with {missing.sum()} key frames: {then}"
+            f"videos missing in {layout.root}: {len(names)} of {len(frames.videos)} "
+            f"({_quoted(names)}); key frames of them: {missing.sum()}, {then}"
         )
     if late.any():
         first = [
             f"{frames.video_name(i)} {frames.second(i)}" for i in np.flatnonzero(late)[:3].tolist()
         ]
         notes.append(
-            f"{late.sum()} key frames come after the last picture of their video "
-            f"({_quoted(first)}): {then}"
+            f"key frames after the last picture of their video: {late.sum()} "
+            f"({_quoted(first)}), {then}"
         )
     if leave_out and notes:
         frames = frames.select(~(missing | late))
