@@ -229,6 +229,7 @@ def _require_published(path: str, url: str) -> None:
         raise WeightsError(f"cannot read {path}: {error.strerror}") from None
     if not digest.hexdigest().startswith(expected):
         raise WeightsError(
-            f"{path} is not what {url} should be (SHA-256 {digest.hexdigest()[:8]}, not {expected}): "
-            "cut short, changed, or a web page in its place. Delete it, and it is downloaded again"
+            f"{path} is not what {url} should be (SHA-256 {digest.hexdigest()[:8]}, not "
+            f"{expected}): cut short, changed, or a web page in its place. Delete it, and it is "
+            "downloaded again"
         )
