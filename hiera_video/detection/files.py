@@ -522,8 +522,10 @@ def read_excluded(path: AnyPath) -> set[tuple[str, int]]:
             if not line.strip():
                 continue
             fields = next(csv.reader([line[:_LONGEST_LINE]]))
-            if len(fields) != 2 or not fields[0]:
+            if len(fields) != 2:
                 problems.add(number, f"has {len(fields)} fields of video,second")
+            elif not fields[0]:
+                problems.add(number, "has no name of a video")
             elif not _is_whole(fields[1]):
                 problems.add(number, f"the second {_short(fields[1])} is no whole number")
             else:

@@ -179,7 +179,7 @@ def _shapes(seed: int, actions: Sequence[str], size: int) -> tuple[Tensor, list[
     for number, action in enumerate(actions):
         cell = (cells[number] % 2 - 0.5) / 2, (cells[number] // 2 - 0.5) / 2
         motion = motion_of(_stream(seed, f"shape {number}"), cell, action)
-        side = 2 * round(np.clip(1.3 * _LARGEST * size, 16, 64) / 2)  # noise has an even side
+        side = 2 * int(np.clip(0.65 * _LARGEST * size, 8, 32))  # noise has even sides
         shapes.append(_Shape(_sprite(look, side, colour), motion))
     return background, shapes
 
