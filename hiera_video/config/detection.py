@@ -74,6 +74,9 @@ class DetectionConfig(Section):
     """RoIAlign with pixel centres (half a cell to the left and up), as SlowFast does."""
     roi_xform_resolution: int = number(7, at_least=1)
     """Side of the grid that RoIAlign reads from a box."""
+    train_jitter_scales: tuple[int, int] = number((0, 0), at_least=0)
+    """Short side of a training picture in pixels, (least, most), before the crop is cut out of it
+    (SlowFast's DATA.TRAIN_JITTER_SCALES). (0, 0): the crop of DATA.TRAIN_JITTER_SCALES_RELATIVE."""
     box_jitter: float = number(0.0, at_least=0, below=1)
     """Corners of training boxes move by up to this share of the box's width and height."""
 

@@ -34,7 +34,7 @@ class DetectionParts:
 
     def training_set(self, cfg: Config, manifest: Manifest) -> VideoDataset:
         """Build the data set of random clips around key frames."""
-        aug = cfg.aug
+        aug, scales = cfg.aug, cfg.detection.train_jitter_scales
         transform = TrainTransform(
             cfg.data.clip_spec(training=True),
             area=cfg.data.train_jitter_scales_relative,
@@ -52,6 +52,7 @@ class DetectionParts:
             transform,
             seed=cfg.rng_seed,
             box_jitter=cfg.detection.box_jitter,
+            scales=scales if any(scales) else None,
             decoder=cfg.data.decoding_backend,
         )
         return KeyFrameDataset(as_key_frames(manifest), reader, seed=cfg.rng_seed)
