@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from fractions import Fraction
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -172,6 +173,21 @@ def test_least_share_of_a_box():
     assert box_moves.shares_inside(np.array([[0.5, 0.5, 0.5, 0.5]])).tolist() == [0]
 
 
+@pytest.mark.parametrize("scales", [None, (64, 66)])
+def test_clips_are_mirrored_half_of_the_time(numbered, scales):
+    frames = read_key_frames(numbered.path, numbered.settings(), "train")
+
+    def upright(flip: float) -> list[bool]:
+        transform = TrainTransform(SPEC, area=(0.9, 1.0), flip=flip)
+        dataset = KeyFrameDataset(frames, TrainKeyFrames(transform, scales=scales))
+        clips = [dataset.reader(dataset.sample(0, epoch))[0] for epoch in range(16)]
+        lowest = [clip.frames[0, 0, -4:].float() for clip in clips]  # red falls from left to right
+        return [bool(red[:, :20].mean() > red[:, -20:].mean()) for red in lowest]
+
+    assert all(upright(0.0))
+    assert 2 <= sum(upright(0.5)) <= 14
+
+
 def test_the_same_epoch_gives_the_same_clip(numbered):
     frames = read_key_frames(numbered.path, numbered.settings(), "train")
     transform = TrainTransform(
@@ -291,19 +307,57 @@ def test_the_file_gives_the_frames_of_the_extraction(movies, name):
     assert shown.tolist() == expected
 
 
+@pytest.mark.parametrize(
+    "name", ["derived_vfr_dog.mp4", "moviepy_no_duration.webm", "mmaction_demo_arm_wrestling.mp4"]
+)
+def test_real_files_give_the_frames_of_the_extraction(shared_data, name):
+    """Which frame is shown, by its pixels: both come from the same decoder."""
+    path = shared_data / "clips" / name
+    with av.open(str(path)) as container:
+        frames = [thumbnail(frame) for frame in container.decode(video=0)]
+    extracted = [thumbnail(frame) for frame in at_30_a_second(path)]
+    shown = at_grid(probe(path).times, np.arange(len(extracted)))
+    for place, picture in zip(shown.tolist(), extracted, strict=True):
+        assert np.array_equal(picture, frames[place])
+
+
+def thumbnail(frame: av.VideoFrame) -> np.ndarray:
+    return frame.to_ndarray(format="rgb24")[::9, ::9]
+
+
+@pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg program on this machine")
+def test_a_movie_that_begins_late(tmp_path):
+    """The program counts from the first frame, whatever its time is."""
+    path = write_clip(tmp_path / "late.mkv", frames=60, fps=25, start=0.513)
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    extract(path, folder, "-vf", "fps=30")
+    extracted = read_pictures(folder)
+    shown = at_grid(probe(path).times, np.arange(len(extracted)))
+    assert shown.tolist() == extracted.tolist()
+
+
+def extract(path, folder, *rate: str) -> None:
+    subprocess.run(
+        ["ffmpeg", "-loglevel", "error", "-i", path, *rate, folder / "%06d.png"],
+        check=True,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def read_pictures(folder) -> np.ndarray:
+    pictures = [Image.open(path).convert("RGB") for path in sorted(folder.iterdir())]
+    return np.array([read_index(np.asarray(p).transpose(2, 0, 1)) for p in pictures])
+
+
 @pytest.mark.skipif(not shutil.which("ffmpeg"), reason="no ffmpeg program on this machine")
 @pytest.mark.parametrize("name", ["25", "24", "30000/1001", "30", "variable 1"])
 @pytest.mark.parametrize("how", ["fps filter", "-r 30"])
 def test_against_the_program_that_extracts(movies, tmp_path, name, how):
     """`-r 30` places some frames one picture earlier or later, unless the rate is close to 30."""
     rate = ["-vf", "fps=30"] if how == "fps filter" else ["-r", "30"]
-    subprocess.run(
-        ["ffmpeg", "-loglevel", "error", "-i", movies[name], *rate, tmp_path / "%06d.png"],
-        check=True,
-        stdin=subprocess.DEVNULL,
-    )
-    pictures = [Image.open(path).convert("RGB") for path in sorted(tmp_path.iterdir())]
-    extracted = np.array([read_index(np.asarray(p).transpose(2, 0, 1)) for p in pictures])
+    extract(movies[name], tmp_path, *rate)
+    extracted = read_pictures(tmp_path)
     shown = at_grid(probe(movies[name]).times, np.arange(len(extracted)))
     exact = how == "fps filter" or name in ("30000/1001", "30")
     assert np.abs(extracted - shown).max() <= (0 if exact else 2)
