@@ -161,7 +161,7 @@ def test_exit_codes_are_those_of_the_commands():
     said = {}
     for command, _, one, others in table:
         codes = {"0", *(["1"] if one else []), *re.findall(r"\d+", others)}
-        said.update(dict.fromkeys(re.findall(r"`(\w+)`", command), codes))
+        said.update(dict.fromkeys(re.findall(r"`([\w-]+)`", command), codes))
     assert set(said) == {*COMMANDS, "doctor"}
     for name, codes in said.items():
         if name == "test":

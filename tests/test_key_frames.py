@@ -307,9 +307,13 @@ def test_a_set_without_videos_says_what_is_looked_for(ava):
     [
         (
             [line("a", i, f"a_{i}.jpg") for i in (0, 1, 2, 5, 6, 9)],
-            r"2 lines are wrong: line 5: 'a' goes from picture 2 to 5.*line 7: .* 6 to 9",
+            r"2 lines are wrong: line 5: 'a' goes from 'a_2.jpg' to 'a_5.jpg'.*line 7: .*'a_9.jpg'",
         ),
-        ([line("a", i, f"a_{n}.jpg") for i, n in ((0, 1), (1, 3))], r"line 3: .* 1 to 3"),
+        ([line("a", i, f"a_{n}.jpg") for i, n in ((0, 1), (1, 3))], r"line 3: .*'a_3.jpg'"),
+        (
+            [line("a", i, f"a_{i:0{w}d}.jpg") for i, w in ((1, 1), (2, 4))],
+            r"line 3: .*'a_0002.jpg'",
+        ),
         (
             [line("a", 0, "a_1.jpg"), line("b", 0, "b_1.jpg"), line("a", 1, "a_2.jpg")],
             r"line 4: 'a' was listed before",

@@ -12,7 +12,7 @@ person's number, or nothing, instead of the score. Exactly the numbers of the of
 --order file those of SlowFast, with --most-per-second 50 those of ActivityNet's script.
 
 Exit codes: 0 measured; 1 a file could not be written; 2 wrong use, or a file that is not as it
-should be (the message says in which line).
+should be (the message says in which line); 130 interrupted.
 """
 
 from __future__ import annotations

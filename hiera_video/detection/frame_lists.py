@@ -182,8 +182,8 @@ class _FrameList:
         """Begin a video, or go on after a hole in it."""
         before, video = self.run, os.fsdecode(line.video)
         if before is not None and before.first.video == line.video:
-            last = before.first.number + before.count - 1
-            self._complain(number, f"{video!r} goes from picture {last} to {line.number}")
+            last, name = before.listed().names[-1], _Run(line, 1).listed().names[0]
+            self._complain(number, f"{video!r} goes from {last!r} to {name!r}")
         elif line.video in self.runs or video in self.known:
             self._complain(number, f"{video!r} was listed before; its lines must be together")
         self.run = _Run(line)
