@@ -757,7 +757,7 @@ def test_a_hostile_file_costs_its_own_labels_alone(folder, call, repository):
     hostile = repository.parent / "shared" / "data" / "hostile"
     if not hostile.is_dir():
         pytest.skip("../shared/data/hostile is not there")
-    names = ["bomb_16000x16000_2frames.mkv", "playlist_local_file.m3u8", "claims_0x0.mp4"]
+    names = ["bomb_16000x16000_2frames.mkv", "playlist_local_file.m3u8", "moov_missing.mp4"]
     files = [str(hostile / name) for name in names]
     code, _, err = call("clip ü.mp4", *files, "--boxes", "boxes.csv", "--json", "a.json")
     assert code == 1, err
