@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 import torch
+
 from hiera_video.config import Config, ConfigError, load_config
 from hiera_video.data.batch import Batch
 from hiera_video.data.boxes import BatchBoxes
