@@ -157,7 +157,7 @@ def test_all_recipes_have_names():
 @pytest.mark.parametrize(
     ("word", "advice"),
     [
-        ("hiera_l_16", "similar ones: K400/hiera_l_16x4, "),
+        ("hiera_l_16", "similar ones: AVA/hiera_l_16x4, K400/hiera_l_16x4, "),
         ("K400/hiera_b_16x5", "similar ones: K400/hiera_b_16x4"),
         ("zzz", "recipe; hiera-video train --recipes lists them"),
     ],
@@ -240,6 +240,7 @@ def test_models_are_listed_with_what_they_cost(command):
     assert set(rows) == {
         *("hiera_base_16x224", "hiera_base_224", "hiera_base_plus_16x224"),
         *("hiera_base_plus_224", "x3d_xs"),
+        *("hiera_base_16x224_ava", "hiera_base_plus_16x224_ava"),
     }
     base = rows["hiera_base_16x224"]
     assert base["input"] == [16, 224, 224]

@@ -353,6 +353,7 @@ OTHER_WRITERS = {
     ("hiera_video/features/matrices.py", "open"): "a journal that grows line by line",
     ("hiera_video/engine/run_folder.py", "write_bytes"): "a probe, deleted at once",
     ("hiera_video/engine/dry_run.py", "write_text"): "into a temporary folder",
+    ("hiera_video/detection/stand_in.py", "link"): "into a temporary folder",
     ("hiera_video/benchmarks/data.py", "write_text"): "into a temporary folder",
     ("hiera_video/benchmarks/growth.py", "write_text"): "into a temporary folder",
     ("hiera_video/benchmarks/growth.py", "touch"): "into a temporary folder",

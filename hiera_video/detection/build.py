@@ -15,6 +15,7 @@ from hiera_video.detection import moving_shapes
 from hiera_video.detection.clips import KeyFrameDataset, TestKeyFrames, TrainKeyFrames
 from hiera_video.detection.evaluation import FrameMapEvaluation, as_key_frames
 from hiera_video.detection.key_frames import read_key_frames
+from hiera_video.detection.stand_in import make_stand_in
 from hiera_video.errors import DataError
 from hiera_video.progress import Progress
 
@@ -72,19 +73,16 @@ class DetectionParts:
         """Count the boxes of a key frame on average."""
         return as_key_frames(manifest).num_boxes / max(1, len(manifest))
 
-    def stand_in(self, cfg: Config, folder: Path, videos: int) -> Config:
-        """Write videos of moving shapes for a dry run without data."""
-        side = max(cfg.data.train_crop_size, 32)
-        made = moving_shapes.ShapeSettings(
-            num_train=max(1, videos), num_val=1, size=side + side % 2
+    def stand_in(self, cfg: Config, folder: Path, clips: int) -> Config:
+        """Write clips of moving shapes for a dry run without data."""
+        ava = make_stand_in(
+            folder / "shapes",
+            key_frames=clips,
+            classes=cfg.model.num_classes,
+            side=max(cfg.data.train_crop_size, 32),
         )
-        moving_shapes.make_shapes(folder / "shapes", made)
-        return dataclasses.replace(
-            cfg,
-            data=dataclasses.replace(cfg.data, path_to_data_dir=str(folder / "shapes")),
-            ava=moving_shapes.SETTINGS,
-            train=dataclasses.replace(cfg.train, dataset="ava"),
-        )
+        data = dataclasses.replace(cfg.data, path_to_data_dir=str(folder / "shapes"))
+        return dataclasses.replace(cfg, data=data, ava=ava)
 
 
 def make_shapes(cfg: Config, folder: str) -> Path:

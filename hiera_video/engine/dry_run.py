@@ -41,9 +41,9 @@ MOST_WAITING = 0.15
 CLIPS_ON_CPU = 4
 """Clips of a step, per process, on a CPU: a minute for Hiera-B."""
 
-USUAL_SIZES = {400: 240_000, 600: 390_000, 700: 545_000, 174: 168_913}
+USUAL_SIZES = {400: 240_000, 600: 390_000, 700: 545_000, 174: 168_913, 60: 211_000}
 """Number of classes -> training videos of Kinetics-400/600/700 (about; copies differ) and
-Something-Something v2: the full schedule is computed for these where the data is missing."""
+Something-Something v2, key frames of AVA (about): the full schedule is computed for these where the data is missing."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,8 @@ def run(cfg: Config, world: World, *, steps: int) -> None:
             folder = stack.enter_context(_shared_folder(world))
             parts = tasks.get(cfg.task).parts
             if parts is not None:
-                videos = cfg.train.batch_size * steps
-                cfg = world.run_on_main(parts.stand_in, cfg, Path(folder), videos)
+                clips = cfg.train.batch_size * steps
+                cfg = world.run_on_main(parts.stand_in, cfg, Path(folder), clips)
             else:
                 world.run_on_main(_generate, cfg, folder, steps)
                 cfg = _on_generated(cfg, folder)

@@ -102,7 +102,7 @@ class Parts(Protocol):
         """How many boxes a clip of the list has on average."""
         ...
 
-    def stand_in(self, cfg: Config, folder: Path, videos: int) -> Config:
-        """Write data for a dry run without data into `folder`, at least so many clips; returns the
-        settings that read it."""
+    def stand_in(self, cfg: Config, folder: Path, clips: int) -> Config:
+        """Write at least so many clips into `folder`, for a dry run without data; returns the
+        settings that read them."""
         ...
