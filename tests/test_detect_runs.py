@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import config, final, interrupted, losses, run, run_child, same, settings
+from tiny_runs import config, empty, final, interrupted, losses, run, run_child, same, settings
 
 from hiera_video.commands.evaluate_detections import main as evaluate_detections
 from hiera_video.config import load_config
@@ -68,6 +68,9 @@ def trained(shapes, tmp_path_factory):
 def test_a_run_validates_tests_and_writes_what_the_official_evaluation_reads(
     shapes, trained, capsys
 ):
+    log = (trained / "stdout.log").read_text()
+    assert "12 key frames, 4 a step" in log
+    assert "on 9 key frames" in log
     (validated,) = [r for r in read_metrics(trained) if r["_type"] == "val_epoch"]
     results = json.loads((trained / "results.json").read_text())
     assert results["map"] == pytest.approx(validated["map"])

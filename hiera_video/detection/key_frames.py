@@ -29,6 +29,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -96,6 +97,7 @@ class KeyFrameList(Manifest):
     """What the scores are measured by (validation and test)."""
     excluded: frozenset[tuple[str, int]] = frozenset()
     """(video, second) that are not measured; none of them is a key frame here."""
+    unit: ClassVar[str] = "key frames"
 
     @property
     def num_boxes(self) -> int:

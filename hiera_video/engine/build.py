@@ -306,13 +306,14 @@ def probe_loader(cfg: Config, data: TrainingData, world: World) -> Loader:
 def plan_of(cfg: Config, dataset: VideoDataset, world: World) -> Schedule:
     """Compute steps, epochs and learning rates; DataError where the batch does not divide."""
     loader = training_loader(cfg, dataset, world)
-    return build_schedule(
+    plan = build_schedule(
         cfg.solver,
         videos=len(dataset),
         videos_per_step=loader.batch_size,
         clips_per_video=dataset.clips_per_video,
         steps_per_epoch=loader.steps_per_epoch,
     )
+    return dataclasses.replace(plan, unit=dataset.manifest.unit)
 
 
 # ---- model and optimizer ------------------------------------------------------------------------

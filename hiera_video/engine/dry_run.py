@@ -43,7 +43,8 @@ CLIPS_ON_CPU = 4
 
 USUAL_SIZES = {400: 240_000, 600: 390_000, 700: 545_000, 174: 168_913, 60: 211_000}
 """Number of classes -> training videos of Kinetics-400/600/700 (about; copies differ) and
-Something-Something v2, key frames of AVA (about): the full schedule is computed for these where the data is missing."""
+Something-Something v2, key frames of AVA (about): the full schedule is computed for these where the
+data is missing."""
 
 
 @dataclass(frozen=True)

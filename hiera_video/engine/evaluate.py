@@ -226,7 +226,10 @@ class VideoProgress:
 
     def __init__(self, logger: RunLogger, loader: Loader, what: str) -> None:
         total = min(len(loader) * loader.batch_size, len(loader.dataset))
-        self.logger, self.progress = logger, Progress(what, total, unit="videos")
+        self.logger, self.progress = (
+            logger,
+            Progress(what, total, unit=loader.dataset.manifest.unit),
+        )
 
     def update(self, videos: int) -> None:
         """Count so many more videos as done."""
@@ -371,7 +374,8 @@ def _introduction(
     """Describe in a few lines what is tested, on what; and notes."""
     manifest = loader.dataset.manifest
     lines = [
-        f"testing {weights} on {len(manifest)} videos of {cfg.data.path_to_data_dir or 'the set'}, "
+        f"testing {weights} on {len(manifest)} {manifest.unit} of "
+        f"{cfg.data.path_to_data_dir or 'the set'}, "
         f"{cfg.test.num_ensemble_views} x {cfg.test.num_spatial_crops} views (clips in time x "
         f"crops), in {_name_of(settings.dtype)}",
         manifest.describe_classes(),

@@ -122,7 +122,7 @@ class TrainingLog:
             "train_epoch", epoch=epoch, step=step, lr=lr, clips=clips, failed=failed, **values
         )
         text = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
-        bad = f"; {failed} videos could not be read" if failed else ""
+        bad = f"; {failed} {self.plan.unit} could not be read" if failed else ""
         self.logger.info(f"epoch {epoch}: {text} over {clips} clips{bad}")
 
     def log_validation(self, step: int, metrics: dict[str, float], best: dict[str, Any]) -> None:
@@ -140,10 +140,10 @@ class TrainingLog:
         self.logger.add_scalars(step, **{f"Val__{k}": v for k, v in {**errors, **rest}.items()})
         shown = {"top1_acc": "top-1", "top5_acc": "top-5", "map": "mAP"}
         text = ", ".join(f"{word} {metrics[k]:.2f} %" for k, word in shown.items() if k in metrics)
-        videos, failed = metrics["n_videos"], metrics["n_failed"]
-        bad = f", {failed} of {videos} videos unreadable" if failed else ""
+        videos, failed, unit = metrics["n_videos"], metrics["n_failed"], self.plan.unit
+        bad = f", {failed} of {videos} {unit} unreadable" if failed else ""
         self.logger.info(
-            f"validation {epoch}: {text} on {videos - failed} videos{bad}; "
+            f"validation {epoch}: {text} on {videos - failed} {unit}{bad}; "
             f"best {best['value']:.2f} % in epoch {best['epoch']}"
         )
 

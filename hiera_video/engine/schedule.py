@@ -29,6 +29,8 @@ class Schedule:
     """The learning rate of each step, scaled to the batch."""
     max_steps_set: bool = False
     """Whether SOLVER.MAX_STEPS sets the number of steps."""
+    unit: str = "videos"
+    """What the videos are called in messages."""
 
     @property
     def total_steps(self) -> int:
@@ -73,7 +75,7 @@ class Schedule:
     def __str__(self) -> str:
         dropped = f" ({self.dropped} left over, others each time)" if self.dropped else ""
         return (
-            f"{self.videos} videos, {self.videos_per_step} a step x {self.clips_per_video} "
+            f"{self.videos} {self.unit}, {self.videos_per_step} a step x {self.clips_per_video} "
             f"clip{'s' * (self.clips_per_video > 1)} = {self.clips_per_step} clips a step; "
             f"{self.steps_per_epoch} steps an epoch{dropped}, {self.total_steps} in all; "
             f"peak lr {self.lr.base_lr:.3g} at {self.clips_per_step} clips, "

@@ -9,6 +9,7 @@ import itertools
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -91,6 +92,8 @@ class Manifest:
     classes_from: str = ""
     undivided: bool = False
     sources: Sequence[str] | None = None
+    unit: ClassVar[str] = "videos"
+    """What its entries are called in messages."""
 
     def __len__(self) -> int:
         return len(self.paths)
