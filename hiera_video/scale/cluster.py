@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -98,6 +99,20 @@ def require_ray() -> None:
 
 
 @contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Nothing that C++ prints on stderr meanwhile is shown: Ray tells of its own log level."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+@contextlib.contextmanager
 def cluster(address: str | None) -> Iterator[dict[str, float]]:
     """Start Ray on this machine, or join the cluster at `address`; yield what it has.
 
@@ -115,7 +130,8 @@ def cluster(address: str | None) -> Iterator[dict[str, float]]:
     else:
         options["address"] = address
     try:
-        ray.init(**options)
+        with _silent_stderr():
+            ray.init(**options)
     except Exception as error:
         where = "on this machine" if address is None else f"at {address}"
         raise RunFailed(f"cannot reach Ray {where}: {first_line(error)}") from error

@@ -139,7 +139,7 @@ class Tally:
 
     def lines(self, actors: int, seconds: float) -> list[str]:
         """How fast it was, and how evenly the rows were spread."""
-        steady = self.last - (self.first or self.last)
+        steady = self.last - (self.last if self.first is None else self.first)
         rate = (self.rows - self.first_rows) / steady if steady > 0 else 0.0
         said = f"{self.rows / max(seconds, 1e-9):.1f} rows/s over {seconds:.0f} s with the start"
         if rate:
