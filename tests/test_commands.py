@@ -111,6 +111,7 @@ def test_examples_are_shown_as_they_are_typed():
             "tools/prepare_data.py",
         ),
         *("tools/extract_features.py", "tools/search.py", "tools/export.py"),
+        "tools/label_dataset.py",
         "tools/benchmark.py",
     ],
 )

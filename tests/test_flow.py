@@ -71,6 +71,11 @@ ALLOWED = {
         *("video", "data", "models", "scoring", "classifier", "predict", "prediction", "runtimes"),
         *("engine", "explanation", "pages", "label_page", "app"),
     ),
+    "scale": (
+        *FOUNDATION,
+        *("video", "data", "models", "scoring", "classifier", "predict", "prediction", "features"),
+        "scale",
+    ),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "benchmarks": (
         *FOUNDATION,
@@ -92,7 +97,7 @@ ALLOWED = {
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
         *("prediction", "features", "explanation", "labelled_video", "label_page", "preparation"),
         "map_page",
-        *("streaming", "runtimes", "export", "app"),
+        *("streaming", "runtimes", "export", "app", "scale"),
         *("benchmarks", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),
@@ -344,6 +349,8 @@ WRITERS = {
 OTHER_WRITERS = {
     ("hiera_video/engine/run_logger.py", "open"): "logs grow line by line",
     ("hiera_video/features/matrices.py", "open"): "a journal that grows line by line",
+    ("hiera_video/scale/blocks.py", "open"): "a count of tries, a byte at a time",
+    ("hiera_video/commands/label_dataset.py", "open"): "/dev/null",
     ("hiera_video/engine/run_folder.py", "write_bytes"): "a probe, deleted at once",
     ("hiera_video/engine/dry_run.py", "write_text"): "into a temporary folder",
     ("hiera_video/benchmarks/data.py", "write_text"): "into a temporary folder",

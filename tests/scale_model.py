@@ -1,0 +1,156 @@
+"""How labelling data sets scales, measured: run by hand, for docs/label_dataset.md.
+
+python tests/scale_model.py actors 1 4 16 64     a model that sleeps, with Ray
+python tests/scale_model.py rows 10000000        what the folder of a job costs, without Ray
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+sys.path[:0] = [str(ROOT), str(ROOT.parent)]
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT.parent), str(ROOT)])
+
+from scale_parts import outcome  # noqa: E402
+
+from hiera_video.scale import run  # noqa: E402
+from hiera_video.scale.blocks import JobFolder, table_of  # noqa: E402
+from hiera_video.scale.cluster import Actors, cluster  # noqa: E402
+from hiera_video.scale.job import Job, Settings, part_sizes  # noqa: E402
+from hiera_video.scale.outcome import Equipment  # noqa: E402
+from hiera_video.scale.rows import Fingerprint, in_parts, read_rows  # noqa: E402
+
+SETTINGS = Settings("labels", "none", "none", "0" * 64, (1, 1), "fp32", "auto", top_k=1)
+
+
+def begin(folder: JobFolder, source: str, actors: int) -> Job:
+    """Begin a job as the command does."""
+    hashed = Fingerprint()
+    _, part_rows = part_sizes(0, 1, 0)
+    for part, rows in enumerate(in_parts(read_rows(source), part_rows)):
+        hashed.add(rows)
+        folder.write_input(part, rows)
+    block_rows, _ = part_sizes(hashed.rows, actors, 0)
+    job = Job(
+        *(SETTINGS, source, "/", hashed.rows, hashed.text(), block_rows, part_rows, {}),
+    )
+    job.write(folder.job_file)
+    return job
+
+
+def listed(folder: str, count: int) -> str:
+    """A Parquet file of so many paths."""
+    import pyarrow
+    import pyarrow.parquet as pq
+
+    place = os.path.join(folder, "list.parquet")
+    schema = pyarrow.schema([("path", pyarrow.string())])
+    with pq.ParquetWriter(place, schema) as writer:
+        for first in range(0, count, 1 << 20):
+            numbers = range(first, min(first + (1 << 20), count))
+            names = [f"bucket/videos/{n // 1000:07d}/{n:010d}.mp4" for n in numbers]
+            writer.write_table(pyarrow.table({"path": names}, schema=schema))
+    return place
+
+
+def measure_actors(counts: list[int], rows_each: int = 150) -> None:
+    """Rows a second of a model that sleeps 0.2 s a row, with so many actors."""
+    for count in counts:
+        with tempfile.TemporaryDirectory() as place, cluster(None):
+            folder = JobFolder(Path(place) / "out")
+            lock = folder.open()
+            job = begin(folder, listed(place, rows_each * count), count)
+            tally = run.Tally()
+            equipment = Equipment(maker="scale_parts:make_sleeping")
+            actors = Actors(count, 1.0 / count)
+
+            def work(tasks, folder=folder, actors=actors, equipment=equipment):
+                return run.ray_blocks(folder, tasks, actors, equipment)
+
+            first: dict[str, float] = {}
+            moments: list[tuple[float, int]] = []
+
+            def on_done(done, tally=tally, first=first, moments=moments):
+                tally.add(done)
+                first.setdefault(done.worker, time.monotonic())
+                moments.append((time.monotonic(), done.rows))
+
+            began = time.monotonic()
+            run.run_job(folder, job, work, {}, on_done, count)
+            all_up = max(first.values())
+            half = [n for at, n in moments if at > all_up]
+            seconds = moments[-1][0] - all_up
+            rate = sum(half) / seconds if half else float("nan")
+            print(
+                f"{count} actors, {job.rows} rows in blocks of {job.block_rows}: all up after "
+                f"{all_up - began:.0f} s, then {rate:.1f} rows/s of {count / 0.2:.0f} "
+                f"({rate * 0.2 / count:.0%}); {tally.lines(count, 1)[-1]}",
+                flush=True,
+            )
+            lock.close()
+
+
+def peak() -> str:
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB at most"
+
+
+def measure_rows(count: int) -> None:
+    """What beginning, resuming and ending a job of so many rows costs."""
+    place = tempfile.mkdtemp()
+    source = listed(place, count)
+    folder = JobFolder(Path(place) / "out")
+    lock = folder.open()
+
+    def told(what: str, began: float) -> None:
+        print(f"{what}: {time.monotonic() - began:.1f} s, {peak()}", flush=True)
+
+    began = time.monotonic()
+    job = begin(folder, source, 64)
+    told(f"{count:,} rows, {job.blocks:,} blocks, {job.parts} parts: begun", began)
+
+    began = time.monotonic()
+    hashed = Fingerprint()
+    for rows in in_parts(read_rows(source), job.part_rows):
+        hashed.add(rows)
+    assert hashed.text() == job.fingerprint
+    told("the input compared", began)
+
+    began = time.monotonic()
+    todo = [block for _, blocks in folder.todo(job) for block in blocks]
+    tasks = run.tasks_of(todo, 64)
+    told(f"what is to do listed, {len(tasks)} tasks", began)
+
+    began = time.monotonic()
+    for block in job.blocks_of(0):
+        rows = folder.rows(job, block)
+        folder.write_block(job, block, table_of(job, rows, map(outcome, rows)))
+    told(f"one part written, {len(job.blocks_of(0))} blocks", began)
+    began = time.monotonic()
+    folder.merge(job, 0, {})
+    told("one part merged", began)
+
+    for part in range(1, job.parts - 1):  # parts have their own rows; here it is their number
+        os.link(folder.part_file(0), folder.part_file(part))
+    began = time.monotonic()
+    todo = [block for _, blocks in folder.todo(job) for block in blocks]
+    told(f"listed with all parts but one done: {len(todo)} blocks left", began)
+    began = time.monotonic()
+    run.counts_of(folder, job)
+    told("counted", began)
+    lock.close()
+    shutil.rmtree(place)
+
+
+if __name__ == "__main__":
+    what, *numbers = sys.argv[1:]
+    if what == "actors":
+        measure_actors([int(number) for number in numbers])
+    else:
+        measure_rows(int(numbers[0]))
