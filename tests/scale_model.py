@@ -6,9 +6,12 @@ python tests/scale_model.py rows 10000000        what the folder of a job costs,
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -148,9 +151,57 @@ def measure_rows(count: int) -> None:
     shutil.rmtree(place)
 
 
+def timed(words: list[str]) -> tuple[float, float]:
+    """Run a command; returns its seconds, and those of processors that all its processes took."""
+    import psutil
+
+    began = time.monotonic()
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(words, stdout=said, stderr=said)
+        spent: dict[int, float] = {}
+        top = psutil.Process(process.pid)
+        while process.poll() is None:
+            for one in [top, *top.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    times = one.cpu_times()
+                    spent[one.pid] = times.user + times.system
+            time.sleep(0.25)
+        said.seek(0)
+        assert process.returncode == 0, said.read().decode()
+    return time.monotonic() - began, sum(spent.values())
+
+
+def measure_overhead(few: int, many: int, times: int) -> None:
+    """The demo and this on the same clips, by turns: medians of seconds and processor seconds."""
+    from clips import write_clip
+
+    found: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as place:
+        for i in range(20):
+            clip = write_clip(f"{place}/{i}.mp4", frames=48, first_index=50 * i, size=(320, 240))
+            for count in (few, many):
+                for name in range(i, count, 20):
+                    os.makedirs(f"{place}/{count}", exist_ok=True)
+                    os.link(clip, f"{place}/{count}/{name:06d}.mp4")
+        for turn in range(times):
+            for count in (few, many):
+                given = [f"{place}/{count}", "--weights", "camera_motion"]
+                out = ["--out", f"{place}/{count}_{turn}", "--actors", "2"]
+                demo = [sys.executable, f"{ROOT.parent}/demo/predict.py", *given]
+                this = [sys.executable, f"{ROOT.parent}/tools/label_dataset.py", *given, *out]
+                for name, words in ((f"demo {count}", demo), (f"data set {count}", this)):
+                    found.setdefault(name, []).append(timed(words))
+                    print(name, *(f"{x:.1f}" for x in found[name][-1]), os.getloadavg(), flush=True)
+    for name, runs in found.items():
+        wall, spent = (statistics.median(column) for column in zip(*runs, strict=True))
+        print(f"{name}: {wall:.1f} s, {spent:.1f} s of processors", flush=True)
+
+
 if __name__ == "__main__":
     what, *numbers = sys.argv[1:]
     if what == "actors":
         measure_actors([int(number) for number in numbers])
+    elif what == "overhead":
+        measure_overhead(*map(int, numbers))
     else:
         measure_rows(int(numbers[0]))

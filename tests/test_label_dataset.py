@@ -666,7 +666,7 @@ def processes_below(pid):
 
 
 def actors_of(pid):
-    return [child for child, line in processes_below(pid).items() if line.startswith("ray::_MapW")]
+    return [child for child, line in processes_below(pid).items() if line.startswith("ray::MapWorker")]
 
 
 @pytest.fixture(scope="module")

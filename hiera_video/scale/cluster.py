@@ -121,6 +121,8 @@ def cluster(address: str | None) -> Iterator[dict[str, float]]:
     # Nothing is sent anywhere, and Ray's own messages are for those who build on it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    # Else its actors are nice to all others (15): on a machine that is shared they starve.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
