@@ -33,14 +33,14 @@ from hiera_video.scale.rows import Fingerprint, in_parts, read_rows  # noqa: E40
 SETTINGS = Settings("labels", "none", "none", "0" * 64, (1, 1), "fp32", "auto", top_k=1)
 
 
-def begin(folder: JobFolder, source: str, actors: int) -> Job:
-    """Begin a job as the command does."""
+def begin(folder: JobFolder, source: str, actors: int, block_rows: int | None = None) -> Job:
+    """Begin a job as the command does, with its blocks or with others."""
     hashed = Fingerprint()
     _, part_rows = part_sizes(0, 1, 0)
     for part, rows in enumerate(in_parts(read_rows(source), part_rows)):
         hashed.add(rows)
         folder.write_input(part, rows)
-    block_rows, _ = part_sizes(hashed.rows, actors, 0)
+    block_rows = block_rows or part_sizes(hashed.rows, actors, 0)[0]
     job = Job(
         *(SETTINGS, source, "/", hashed.rows, hashed.text(), block_rows, part_rows, {}),
     )
@@ -56,20 +56,20 @@ def listed(folder: str, count: int) -> str:
     place = os.path.join(folder, "list.parquet")
     schema = pyarrow.schema([("path", pyarrow.string())])
     with pq.ParquetWriter(place, schema) as writer:
-        for first in range(0, count, 1 << 20):
-            numbers = range(first, min(first + (1 << 20), count))
+        for first in range(0, count, 1 << 16):
+            numbers = range(first, min(first + (1 << 16), count))
             names = [f"bucket/videos/{n // 1000:07d}/{n:010d}.mp4" for n in numbers]
             writer.write_table(pyarrow.table({"path": names}, schema=schema))
     return place
 
 
-def measure_actors(counts: list[int], rows_each: int = 150) -> None:
+def measure_actors(counts: list[int], rows_each: int = 160) -> None:
     """Rows a second of a model that sleeps 0.2 s a row, with so many actors."""
     for count in counts:
         with tempfile.TemporaryDirectory() as place, cluster(None):
             folder = JobFolder(Path(place) / "out")
             lock = folder.open()
-            job = begin(folder, listed(place, rows_each * count), count)
+            job = begin(folder, listed(place, rows_each * count), count, 8)
             tally = run.Tally()
             equipment = Equipment(maker="scale_parts:make_sleeping")
             actors = Actors(count, 1.0 / count)
@@ -111,8 +111,13 @@ def measure_rows(count: int) -> None:
     folder = JobFolder(Path(place) / "out")
     lock = folder.open()
 
+    spent = time.process_time()
+
     def told(what: str, began: float) -> None:
-        print(f"{what}: {time.monotonic() - began:.1f} s, {peak()}", flush=True)
+        nonlocal spent
+        here, spent = time.process_time() - spent, time.process_time()
+        seconds = f"{time.monotonic() - began:.1f} s, {here:.1f} s of a processor"
+        print(f"{what}: {seconds}, {peak()}", flush=True)
 
     began = time.monotonic()
     job = begin(folder, source, 64)

@@ -17,6 +17,9 @@ from typing import Any
 from hiera_video.errors import RunFailed, UserError, first_line
 from hiera_video.video.processes import usable_cores
 
+OBJECT_BYTES = 256 << 20
+"""Of Ray's store on one machine: numbers of blocks travel, and no frames."""
+
 LEAST_SHARE = 0.25
 """Of a processor that an actor has, unless the user says how much it is."""
 
@@ -129,6 +132,7 @@ def cluster(address: str | None) -> Iterator[dict[str, float]]:
     if address is None:
         # never one that RAY_ADDRESS names: it was not asked for
         options.update(address="local", include_dashboard=False, num_cpus=usable_cores())
+        options["object_store_memory"] = OBJECT_BYTES
     else:
         options["address"] = address
     try:

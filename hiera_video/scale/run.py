@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 import time
 from collections import Counter
@@ -51,6 +52,9 @@ class _Actor:
     """What Ray keeps in an actor: a `BlockWorker` whose blocks travel as small tables."""
 
     def __init__(self, folder: str, equipment: Equipment) -> None:
+        # Processes that an actor starts would run Ray's own script again, which imports all of Ray:
+        # seconds and memory for each one that replaces a crashed reader.
+        vars(sys.modules["__main__"]).pop("__file__", None)
         self._worker = BlockWorker(folder, equipment)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
