@@ -164,15 +164,22 @@ def timed(words: list[str]) -> tuple[float, float]:
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(words, stdout=said, stderr=said)
         spent: dict[int, float] = {}
+        names: dict[int, str] = {}
         top = psutil.Process(process.pid)
         while process.poll() is None:
             for one in [top, *top.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
                     times = one.cpu_times()
                     spent[one.pid] = times.user + times.system
+                    names[one.pid] = "readers" if "forkserver" in str(one.cmdline()) else one.name()
             time.sleep(0.25)
         said.seek(0)
         assert process.returncode == 0, said.read().decode()
+    by_name: dict[str, float] = {}
+    for pid, seconds in spent.items():
+        by_name[names[pid]] = by_name.get(names[pid], 0) + seconds
+    most = sorted(by_name.items(), key=lambda pair: -pair[1])[:8]
+    print("  ", ", ".join(f"{name} {seconds:.1f}" for name, seconds in most), flush=True)
     return time.monotonic() - began, sum(spent.values())
 
 

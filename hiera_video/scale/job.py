@@ -29,9 +29,9 @@ MOST_PART_ROWS, MOST_BLOCK_ROWS = 65_536, 256
 PART_BYTES = 64 << 20
 """Of the vectors of a part, which are in memory when its blocks are merged."""
 
-BLOCKS_OF_AN_ACTOR = 200
-"""At least, as long as blocks have rows to spare: what is in work when a job is killed is then half
-a percent of it."""
+BLOCKS_OF_AN_ACTOR = 100
+"""At least, as long as blocks have rows to spare: what is in work when a job is killed is then less
+than a percent of it."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import sys
 import threading
@@ -22,6 +24,10 @@ from hiera_video.scale.worker import BlockWorker, Done
 
 SILENCE = 60.0
 """Seconds without a row after which the command says what it waits for."""
+
+TOLD_ROWS = 16
+"""Rows of small blocks of which an actor tells together: a table that Ray passes on costs some ten
+milliseconds."""
 
 MOST_TASKS = 20_000
 """Of Ray, each of them an object in its store."""
@@ -58,9 +64,16 @@ class _Actor:
         self._worker = BlockWorker(folder, equipment)
 
     def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, list[Any]]]:
+        # A row for each: Ray would cut longer tables. How many they are follows from the task,
+        # because Ray counts them when a task is done again.
+        together = max(1, TOLD_ROWS // self._worker.job.block_rows)
         for blocks in batch["blocks"]:
-            for done in self._worker([int(block) for block in blocks]):
-                yield {name: [value] for name, value in vars(done).items()}
+            told: list[Done] = []
+            for number, done in enumerate(self._worker([int(block) for block in blocks]), 1):
+                told.append(done)
+                if len(told) == together or number == len(blocks):
+                    yield {"told": [json.dumps([dataclasses.astuple(one) for one in told])]}
+                    told = []
 
 
 def ray_blocks(
@@ -77,7 +90,8 @@ def ray_blocks(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.target_max_block_size = 1  # a block is told of when it is done, not when its task is
+    # what is done is told of then, and not when its task is
+    context.target_max_block_size = 1
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     rows = ray.data.from_items(
@@ -93,9 +107,8 @@ def ray_blocks(
     )
     try:
         for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
-            columns = [batch[name].tolist() for name in ("block", "rows", "worker", "seconds")]
-            for values in zip(*columns, strict=True):
-                yield Done(*values)
+            for told in batch["told"].tolist():
+                yield from (Done(*values) for values in json.loads(told))
     except (ray.exceptions.RayError, ValueError, RuntimeError, OSError) as error:
         raise _explained(error) from error
 
