@@ -170,8 +170,8 @@ def timed(words: list[str]) -> tuple[float, float]:
             for one in [top, *top.children(recursive=True)]:
                 with contextlib.suppress(psutil.Error):
                     times = one.cpu_times()
-                    spent[one.pid] = times.user + times.system
                     names[one.pid] = "readers" if "forkserver" in str(one.cmdline()) else one.name()
+                    spent[one.pid] = times.user + times.system
             time.sleep(0.25)
         said.seek(0)
         assert process.returncode == 0, said.read().decode()

@@ -666,7 +666,9 @@ def processes_below(pid):
 
 
 def actors_of(pid):
-    return [child for child, line in processes_below(pid).items() if line.startswith("ray::MapWorker")]
+    return [
+        child for child, line in processes_below(pid).items() if line.startswith("ray::MapWorker")
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -780,3 +782,40 @@ def test_ray_restarts_actors_that_a_row_ends_and_ctrl_c_goes_on(ray, tmp_path, m
     assert [row["row"] for row in rows if row["error"]] == [33]
     assert SPEC.num_frames
     assert make_quick
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_ray_ends_on_ctrl_c_and_says_how_far_it_is(many_clips, ray, tmp_path):
+    out, log = tmp_path / "labels", tmp_path / "log"
+    words = [str(many_clips / "in"), "--weights", str(many_clips / "tiny.pyth"), "--views", "1x1"]
+    words += ["--out", str(out), "--actors", "1", "--import", "counts_labels"]
+    command_line = [sys.executable, str(REPOSITORY / "tools/label_dataset.py"), *words]
+    env = {**with_tests(), "COUNT_LABELS_IN": str(tmp_path / "counted")}
+    with open(log, "w") as file:
+        driver = subprocess.Popen(command_line, env=env, stderr=file, stdout=file)
+        try:
+            end = time.monotonic() + 600
+            while rows_written(out) < 40 and time.monotonic() < end:
+                time.sleep(0.1)
+            below = processes_below(driver.pid)
+            os.kill(driver.pid, signal.SIGINT)
+            assert driver.wait(120) == 130, log.read_text()
+        finally:
+            driver.kill()
+    assert "interrupted after" in log.read_text()
+    assert "the same command goes on from there" in log.read_text()
+    assert "Traceback" not in log.read_text()
+    assert not list(out.glob("_unfinished/*/*.try*")), "the user ended them, and no row did"
+    end = time.monotonic() + 60
+    while any(map(is_running, below)) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not [words for pid, words in below.items() if is_running(pid)]
+
+
+def is_running(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
