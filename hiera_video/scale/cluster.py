@@ -140,7 +140,13 @@ def cluster(address: str | None) -> Iterator[dict[str, float]]:
             ray.init(**options)
     except Exception as error:
         where = "on this machine" if address is None else f"at {address}"
-        raise RunFailed(f"cannot reach Ray {where}: {first_line(error)}") from error
+        hint = ""
+        if "InvalidAuthToken" in str(error.__cause__):
+            hint = (
+                "; it asks for a token: set RAY_AUTH_MODE=token, and put the cluster's token into "
+                "~/.ray/auth_token"
+            )
+        raise RunFailed(f"cannot reach Ray {where}: {first_line(error)}{hint}") from error
     try:
         yield ray.cluster_resources()
     finally:
