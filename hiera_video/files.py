@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import hashlib
 import io
 import json
 import os
@@ -336,6 +337,15 @@ def add_measured(path: Path, key: str, value: T) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     content = {**read_measured(path, type(value)), key: value}
     write_text(path, json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+
+def sha256_of(path: AnyPath) -> str:
+    """Hash a file, 64 hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def free_bytes(folder: AnyPath) -> int:

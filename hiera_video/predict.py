@@ -17,7 +17,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,8 @@ from hiera_video.video.view_crops import ViewCrops
 
 USUAL_BATCH = {"cpu": 4, "cuda": 32}
 """Kind of device -> views per forward pass, unless the user says another number."""
+
+T = TypeVar("T")
 
 OnProgress = Callable[[float], None]
 """Called with the fraction of a video's work that is done, 0 to 1."""
@@ -290,12 +292,33 @@ class Predictor:
         on_progress: called with the number of files that are done, a started one as its share.
         Raises UserError for anything that is not a path.
         """
+        names = (os.fspath(path) for path in map(_checked_path, paths))
+        for name, found in self.label_read(
+            self._read_all(names), top_k=top_k, on_progress=on_progress
+        ):
+            if isinstance(found, str):
+                yield self.blank(name, found)
+            else:
+                yield replace(self.blank(name), labels=found)
+
+    def label_read(
+        self,
+        read: Iterable[tuple[T, ViewCrops | DecodeError]],
+        *,
+        top_k: int = 5,
+        on_progress: OnProgress | None = None,
+    ) -> Iterator[tuple[T, list[Label] | str]]:
+        """`label_files` for whoever reads the files: labels of crops, or why there are none.
+
+        read: pairs of anything and the crops of a video's views; the first comes out beside the
+        labels, in the same order.
+        """
         if top_k < 1:
             raise UserError(f"top_k={top_k} must be at least 1 label")
         prepare_after_fork(self.device, self._warn)
         done = 0.0
 
-        def advance(name: str, share: float) -> None:
+        def advance(key: T, share: float) -> None:
             nonlocal done
             done += share
             if on_progress is not None:
@@ -308,17 +331,16 @@ class Predictor:
             on_clips=advance,
             smaller=self._smaller_batch,
         )
-        names = (os.fspath(path) for path in map(_checked_path, paths))
-        for read, crops in self._read_all(names):
+        for key, crops in read:
             if isinstance(crops, ViewCrops):
-                queue.add(read, crops.stacked(pinned=self.device.type == "cuda"))
+                queue.add(key, crops.stacked(pinned=self.device.type == "cuda"))
             else:
-                queue.add(read, crops)
-                advance(read, 1.0)
-            for name, outcome in queue.finished():
-                yield self._prediction(name, outcome, top_k)
-        for name, outcome in queue.finished(wait=True):
-            yield self._prediction(name, outcome, top_k)
+                queue.add(key, crops)
+                advance(key, 1.0)
+            for which, outcome in queue.finished():
+                yield which, self._labels_or_reason(outcome, top_k)
+        for which, outcome in queue.finished(wait=True):
+            yield which, self._labels_or_reason(outcome, top_k)
 
     def _read_all(self, names: Iterable[str]) -> Iterator[tuple[str, ViewCrops | DecodeError]]:
         """Yield (name, views) of each file, in their order."""
@@ -336,19 +358,18 @@ class Predictor:
             except DecodeError as error:
                 yield name, error
 
-    def _prediction(self, name: str, outcome: Tensor | Exception, top_k: int) -> Prediction:
-        """What came out for one of many files."""
+    def _labels_or_reason(self, outcome: Tensor | Exception, top_k: int) -> list[Label] | str:
+        """What came out for one of many videos."""
         try:
             if isinstance(outcome, torch.OutOfMemoryError):
                 raise self._out_of_memory() from outcome
             if isinstance(outcome, Exception):
                 raise outcome
-            labels = self._rank(self._checked(outcome), top_k)
+            return self._rank(self._checked(outcome), top_k)
         except DecodeError as error:
-            return self.blank(name, error.reason)
+            return error.reason
         except RunFailed as error:
-            return self.blank(name, str(error))
-        return replace(self.blank(name), labels=labels)
+            return str(error)
 
     def _open(self, path: str | os.PathLike[str]) -> Reader:
         if self.process is None:

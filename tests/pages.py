@@ -59,6 +59,8 @@ NEEDS = {
     "int8": ("nncf",),
     "features": ("pyarrow",),
     "search": ("pyarrow", "sklearn"),
+    "label_dataset": ("ray", "pyarrow"),
+    "tools/label_dataset.py": ("ray", "pyarrow"),
     "app": ("gradio",),
     "demo/app.py": ("gradio",),
 }

@@ -112,7 +112,7 @@ def test_examples_are_shown_as_they_are_typed():
             "tools/prepare_data.py",
         ),
         *("tools/extract_features.py", "tools/search.py", "tools/export.py"),
-        *("tools/benchmark.py", "tools/evaluate_detections.py"),
+        *("tools/label_dataset.py", "tools/benchmark.py", "tools/evaluate_detections.py"),
     ],
 )
 def test_scripts_are_the_same_code(script, tmp_path):

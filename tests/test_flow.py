@@ -71,6 +71,11 @@ ALLOWED = {
         *("video", "data", "models", "scoring", "classifier", "predict", "prediction", "runtimes"),
         *("engine", "explanation", "pages", "label_page", "app"),
     ),
+    "scale": (
+        *FOUNDATION,
+        *("video", "data", "models", "scoring", "classifier", "predict", "prediction", "features"),
+        "scale",
+    ),
     "preparation": (*FOUNDATION, "video", "data", "preparation"),
     "detection": (
         *FOUNDATION,
@@ -97,7 +102,7 @@ ALLOWED = {
         *("config", "video", "data", "models", "scoring", "classifier", "predict", "engine"),
         *("prediction", "features", "explanation", "labelled_video", "label_page", "preparation"),
         "map_page",
-        *("streaming", "runtimes", "export", "app", "detection"),
+        *("streaming", "runtimes", "export", "app", "scale", "detection"),
         *("benchmarks", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),
@@ -351,6 +356,8 @@ WRITERS = {
 OTHER_WRITERS = {
     ("hiera_video/engine/run_logger.py", "open"): "logs grow line by line",
     ("hiera_video/features/matrices.py", "open"): "a journal that grows line by line",
+    ("hiera_video/scale/blocks.py", "open"): "a count of tries, a byte at a time",
+    ("hiera_video/commands/label_dataset.py", "open"): "/dev/null",
     ("hiera_video/engine/run_folder.py", "write_bytes"): "a probe, deleted at once",
     ("hiera_video/engine/dry_run.py", "write_text"): "into a temporary folder",
     ("hiera_video/detection/stand_in.py", "link"): "into a temporary folder",

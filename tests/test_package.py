@@ -186,7 +186,12 @@ APP_NEEDS = {
     *("semantic-version", "starlette", "tomlkit", "uvicorn"),
 }
 MAPS = {"umap-learn"}
-NOT_OLD = {"torchcodec", *RUNTIMES, *SITE, *LOOPS, *APP, *MAPS}
+SCALE = {"ray"}
+SCALE_NEEDS = {
+    *("charset-normalizer", "jsonschema", "jsonschema-specifications", "msgpack", "referencing"),
+    *("requests", "rpds-py", "urllib3"),
+}
+NOT_OLD = {"torchcodec", *RUNTIMES, *SITE, *LOOPS, *APP, *MAPS, *SCALE}
 """No release is right and works with the oldest torch (torchcodec), or with the oldest scikit-learn
 (umap-learn), or none was tried with it; the site is built once."""
 
@@ -252,7 +257,7 @@ def test_the_locks_pin_the_same_packages(python):
     loops |= {"aiohappyeyeballs", "aiohttp", "aiosignal", "frozenlist", "multidict", "propcache"}
     loops |= {"yarl"} | ({"async-timeout"} if python == "3.10" else set())
     extra = {"torchcodec"} | runtimes | narwhals | site | loops | APP | APP_NEEDS
-    assert new - old == extra | MAPS | {"pynndescent"}
+    assert new - old == extra | MAPS | {"pynndescent"} | SCALE | SCALE_NEEDS
     assert not old - new
 
 

@@ -107,7 +107,7 @@ def _check_out(args: argparse.Namespace) -> None:
 
 
 def _require_pyarrow() -> None:
-    from hiera_video.features.table import parquet
+    from hiera_video.features.parquet import parquet
 
     parquet()
 

@@ -11,7 +11,6 @@ Shapes: V clips, T frames, C channels of a layer.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from hiera_video.classifier import find_checkpoint, usual_spec
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import RunFailed, UserError
+from hiera_video.files import sha256_of
 from hiera_video.models import build_model
 from hiera_video.models.hiera import HieraEncoder
 from hiera_video.models.readout import pooled
@@ -234,12 +234,3 @@ def _chosen_layer(
         what = "trained head" if layer == HEAD else f"layer {layer}"
         raise UserError(f"{name} has no {what} to read; it has {', '.join(layers)}")
     return layer
-
-
-def sha256_of(path: str) -> str:
-    """Hash a file, 64 hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -23,8 +23,9 @@ from hiera_video.data.manifests.splits import SPLITS, MissingSplit
 from hiera_video.engine.folds import grouped_folds
 from hiera_video.errors import DataError
 from hiera_video.features.describe import Vectors
+from hiera_video.features.parquet import stored_path
 from hiera_video.features.readouts import READOUTS, Labels, Readout
-from hiera_video.features.table import Batch, stored_path
+from hiera_video.features.table import Batch
 
 MOST_BYTES = 4 << 30
 """Of vectors, which are all needed at once."""

@@ -26,6 +26,7 @@ import numpy as np
 
 from hiera_video.errors import DataError, RunFailed, UserError
 from hiera_video.features.describe import Described, Vectors
+from hiera_video.features.parquet import parquet, stored_path
 from hiera_video.features.settings import FeatureSettings
 from hiera_video.files import AnyPath, atomic_write, explained, hold
 
@@ -39,23 +40,6 @@ PART_BYTES = 64 << 20
 """Memory of new vectors at which they become a part."""
 
 _NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16}
-
-
-def parquet() -> tuple[Any, Any]:
-    """Return the modules pyarrow and pyarrow.parquet; UserError where they are not installed."""
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise UserError(
-            "tables of features need pyarrow: pip install pyarrow (--format npy does without)"
-        ) from None
-    return pyarrow, pyarrow.parquet
-
-
-def stored_path(path: str) -> str:
-    """A path as a table holds it: bytes that are not UTF-8 are written as \\udcff."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 # ---- writing ------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import dataclasses
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from hiera_video.video.frame_folder import FrameFolder
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 from hiera_video.video.info import Integers, VideoInfo
 from hiera_video.video.limits import imports_allowed
-from hiera_video.video.sampling import Indices, uniform_views
+from hiera_video.video.sampling import Indices, stretch_views
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,6 +101,14 @@ MOST_BYTES = 256 << 20
 """Crops that travel in one answer; those of larger requests are asked for part by part."""
 
 
+class Stretch(NamedTuple):
+    """A video, or the part of it from `start` to `end`, in seconds."""
+
+    path: str
+    start: float | None = None
+    end: float | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class ViewRequest:
     """The views that are read of each video."""
@@ -118,11 +126,12 @@ class ViewRequest:
 
 
 def read_ahead(
-    paths: Iterable[str], request: ViewRequest, process: GuardedPool
+    videos: Iterable[str | Stretch], request: ViewRequest, process: GuardedPool
 ) -> Iterator[ViewCrops | DecodeError]:
     """Yield the crops of each video, in order, while the children of `process` read the next ones.
 
-    A video that cannot be read costs one DecodeError. At most `AHEAD_BYTES` wait.
+    A video that cannot be read costs one DecodeError. At most `AHEAD_BYTES` wait, and an answer is
+    one message: for requests beyond `MOST_BYTES` there is `read_in_parts`.
     """
     import torch
 
@@ -130,35 +139,52 @@ def read_ahead(
 
     ahead = max(1, min(process.workers + 1, AHEAD_BYTES // max(1, request.most_bytes)))
     arguments = (request.spec, request.num_views, request.num_crops)
-    items = (("views", (path, request.decoder), *arguments) for path in paths)
+    stretches = (video if isinstance(video, Stretch) else Stretch(video) for video in videos)
+    items = (("views", (s.path, request.decoder), *arguments, (s.start, s.end)) for s in stretches)
     for item, outcome in process.ordered(items, ahead=ahead):
         path = item[1][0]
         if isinstance(outcome, WorkerFailure) and outcome.kind in ("time", "memory"):
             # The limits are meant for a part of a video, and this was a whole one.
-            outcome = _read_in_parts(path, request)
+            with decoding_process() as another:
+                outcome = read_in_parts(Stretch(path, *item[-1]), request, another)
         if isinstance(outcome, WorkerFailure):
             yield decode_error(path, outcome)
         elif isinstance(outcome, DecodeError | ViewCrops):
             yield outcome
         else:
-            place, crops = outcome
-            yield ViewCrops(place, [torch.from_numpy(crop) for crop in crops])
+            place, crops, facts = outcome
+            yield ViewCrops(place, [torch.from_numpy(crop) for crop in crops], facts)
 
 
-def _read_in_parts(path: str, request: ViewRequest) -> Any:
-    """Read one video in a process of its own, each part within the limits."""
-    from hiera_video.video.view_crops import read_view_crops
+def read_in_parts(
+    stretch: Stretch, request: ViewRequest, process: GuardedPool
+) -> ViewCrops | DecodeError:
+    """Read one video, each part of it within the limits of `process` and of a message."""
+    from hiera_video.video.view_crops import VideoFacts, read_view_crops
 
     def read(indices: Indices) -> list[Tensor]:
         return video.read_crops(indices, request.spec.crop_size, request.num_crops)
 
     try:
-        with decoding_process() as process, GuardedVideo(path, process, request.decoder) as video:
+        with GuardedVideo(stretch.path, process, request.decoder) as video:
             info = video.info
-            views = uniform_views(info.num_frames, info.fps, request.spec, request.num_views)
-            return read_view_crops(read, views)
+            views = _views_of(info, request.spec, request.num_views, stretch[1:])
+            facts = VideoFacts(info.decoder, info.num_frames, info.duration)
+            return read_view_crops(read, views)._replace(facts=facts)
     except DecodeError as error:
         return error
+
+
+def _views_of(
+    info: VideoInfo,
+    spec: ClipSpec,
+    num_views: int,
+    stretch: tuple[float | None, float | None],
+) -> Indices:
+    try:
+        return stretch_views(info.times, info.fps, spec, stretch, num_views)
+    except ValueError as error:
+        raise DecodeError(info.path, str(error)) from None
 
 
 def decode_error(path: str, failure: WorkerFailure) -> DecodeError:
@@ -199,19 +225,25 @@ def _sends_frames(info: VideoInfo, count: int, cropped: int) -> bool:
 
 
 def _views(
-    reader: VideoReader | FrameFolder, spec: ClipSpec, num_views: int, num_crops: int
-) -> tuple[Any, list[Any]]:
+    reader: VideoReader | FrameFolder,
+    spec: ClipSpec,
+    num_views: int,
+    num_crops: int,
+    stretch: tuple[float | None, float | None],
+) -> tuple[Any, list[Any], Any]:
     """All that the test's views of a video need, in one answer: the parts of a `ViewCrops`."""
     with imports_allowed():
         from hiera_video.video.crops import read_crops
-        from hiera_video.video.view_crops import read_view_crops
+        from hiera_video.video.view_crops import VideoFacts, read_view_crops
 
     def read(indices: Indices) -> list[Tensor]:
         return read_crops(reader, indices, spec.crop_size, num_crops)
 
-    views = uniform_views(reader.info.num_frames, reader.info.fps, spec, num_views)
+    views = _views_of(reader.info, spec, num_views, stretch)
     found = read_view_crops(read, views)
-    return found.place, [crop.numpy() for crop in found.crops]
+    info = reader.info  # with the decoder that did it, if the first one could not
+    facts = VideoFacts(info.decoder, info.num_frames, info.duration)
+    return found.place, [crop.numpy() for crop in found.crops], facts
 
 
 def reader_of(file: tuple[str, str], *, reopen: bool = False) -> VideoReader | FrameFolder:

@@ -183,6 +183,34 @@ def window_clips(
         yield WindowClips(start=number * seconds, end=end, views=views)
 
 
+def stretch_views(
+    times: NDArray[np.float64],
+    fps: float,
+    spec: ClipSpec,
+    stretch: tuple[float | None, float | None],
+    num_views: int,
+) -> Indices:
+    """The clips of a video from `stretch[0]` to `stretch[1]` seconds: int64 [K, T].
+
+    They are those of a window of `window_clips` with these borders. None: the video's own border;
+    with two of them the clips are those of `uniform_views`. Raises ValueError where no frame begins
+    in the stretch.
+    """
+    start, end = stretch
+    if start is None and end is None:
+        return uniform_views(len(times), fps, spec, num_views)
+    _check_views(num_views)
+    borders = [-math.inf if start is None else start, math.inf if end is None else end]
+    first, stop = np.searchsorted(np.asarray(times) + _TIME_NOISE, borders).tolist()
+    if stop <= first:
+        last = (
+            f"the last one of this video is at {times[-1]:.6g} s" if len(times) else "it has none"
+        )
+        raise ValueError(f"no frame begins from {borders[0]:g} s to {borders[1]:g} s; {last}")
+    clip_span = span(spec.num_frames, spec.sampling_rate, fps, spec.target_fps)
+    return window_views(range(first, stop), len(times), clip_span, spec, num_views)
+
+
 def window_number(time: float, seconds: float) -> int:
     """Which window of `seconds` the frame at `time` lies in, counted from 0."""
     return math.floor((time + _TIME_NOISE) / seconds)

@@ -13,6 +13,17 @@ from torch import Tensor
 from hiera_video.video.sampling import Indices
 
 
+class VideoFacts(NamedTuple):
+    """What is said of a video beside its labels."""
+
+    decoder: str
+    """The library that read it."""
+    frames: int
+    """Of the whole video."""
+    seconds: float
+    """Of the whole video."""
+
+
 class ViewCrops(NamedTuple):
     """The crops of the frames that K views share."""
 
@@ -20,6 +31,8 @@ class ViewCrops(NamedTuple):
     """[K, T]: which of the U frames each view shows when."""
     crops: list[Tensor]
     """S times uint8 [U, 3, H, W]."""
+    facts: VideoFacts | None = None
+    """Of the video; where it was read ahead."""
 
     def clips(self) -> list[Tensor]:
         """K * S clips uint8 [T, 3, H, W]; the crops of a view are neighbours."""
