@@ -29,6 +29,7 @@ from typing import IO, TYPE_CHECKING, Any
 from hiera_video import __version__
 from hiera_video.cli import DONE, FAILED, INTERRUPTED, add_import_argument, printable
 from hiera_video.commands import usage
+from hiera_video.commands.terminal import accept_any_text, clock, of_file, say, write
 from hiera_video.errors import DecodeError, RunFailed, UserError, first_few
 from hiera_video.files import atomic_write
 from hiera_video.progress import Progress
@@ -183,7 +184,7 @@ def _given_boxes(
             "of the video, with or without folder and ending"
         )
     if others:
-        _say(f"note: {args.boxes} also has boxes of {first_few(others, 3)}, not among these files")
+        say(f"note: {args.boxes} also has boxes of {first_few(others, 3)}, not among these files")
     return boxes, chosen
 
 
@@ -201,12 +202,12 @@ def _labeller(args: argparse.Namespace, process: GuardedPool, outputs: _Outputs)
         args.person_model or people.QUICK,
         args.person_weights,
         0.8 if args.person_threshold is None else args.person_threshold,
-        _say,
+        say,
     )
     people.check_name(source.name)
     choice = ModelChoice(args.weights, args.model, args.labels, args.device, args.dtype)
     with without_network() if args.offline else contextlib.nullcontext():
-        scorer = BoxScorer.load(choice, _say)
+        scorer = BoxScorer.load(choice, say)
         detector = None
         if args.boxes is None:
             detector = people.PersonDetector.load(source, scorer.device)
@@ -253,7 +254,7 @@ class _Work:
             decoder=self.args.decoder,
             on_progress=progress.to,
         )
-        _say(f"wrote {printable(target)} ({codec})")
+        say(f"wrote {printable(target)} ({codec})")
 
 
 @dataclass
@@ -273,11 +274,11 @@ def _label_all(work: _Work, files: Sequence[InputFile], outputs: _Outputs) -> in
             result = _Result(file, error)
             try:
                 if error is None:
-                    _label(work, result, outputs, _of(progress, number, file))
+                    _label(work, result, outputs, of_file(progress, number, file))
             except KeyboardInterrupt:
                 result.error = "interrupted"
                 outputs.end(result)
-                _say(f"interrupted after {number} of {len(files)} files")
+                say(f"interrupted after {number} of {len(files)} files")
                 return INTERRUPTED
             outputs.end(result)
             error = result.error
@@ -287,13 +288,13 @@ def _label_all(work: _Work, files: Sequence[InputFile], outputs: _Outputs) -> in
             except (DecodeError, RunFailed) as failure:
                 error = f"--video: {failure}"
             except KeyboardInterrupt:
-                _say(f"interrupted; {printable(work.args.video)} is not written")
+                say(f"interrupted; {printable(work.args.video)} is not written")
                 return INTERRUPTED
             if error is not None:
                 failed += 1
-                _say(f"error: {printable(file)}: {error}")
+                say(f"error: {printable(file)}: {error}")
     if failed and len(files) > 1:
-        _say(f"{failed} of {len(files)} files could not be labelled")
+        say(f"{failed} of {len(files)} files could not be labelled")
     return FAILED if failed else DONE
 
 
@@ -336,7 +337,7 @@ class _Outputs:
             self._head(result)
             corners = " ".join(f"{value:.2f}" for value in row.corners)
             labels = ", ".join(f"{printable(name)} {score:.1%}" for name, score in row.labels)
-            _write(f"  {_clock(row.second)}  person {row.person:<3d} {corners}  {labels or '-'}")
+            write(f"  {clock(row.second)}  person {row.person:<3d} {corners}  {labels or '-'}")
         if self.add_row is not None:
             pairs = [part for label in row.labels for part in label]
             empty = [""] * (2 * self._top_k - len(pairs))
@@ -349,7 +350,7 @@ class _Outputs:
         self.finished.append(result)
         if self._table and (result.error is not None or not result.rows):
             self._head(result)
-            _write(f"      {self._nobody if result.error is None else f'error: {result.error}'}")
+            write(f"      {self._nobody if result.error is None else f'error: {result.error}'}")
         if result.error is not None and self.add_row is not None:
             empty = [""] * (7 + 2 * self._top_k)
             self.add_row([path_cell(result.file), *empty, result.error])
@@ -377,17 +378,13 @@ class _Outputs:
     def _head(self, result: _Result) -> None:
         if not self._headed:
             self._headed = True
-            _write(printable(result.file))
+            write(printable(result.file))
 
 
 @contextlib.contextmanager
 def _outputs(args: argparse.Namespace) -> Iterator[_Outputs]:
     """Open the outputs before the work, so that a missing folder is an error at once."""
-    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
-        # The terminal shows characters that it does not have escaped. JSON is UTF-8 by definition;
-        # the byte ff of a file name, which Python reads as "\udcff", is escaped as JSON escapes.
-        encoding = "utf-8" if args.json == STANDARD_OUTPUT else sys.stdout.encoding
-        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+    accept_any_text(as_json=args.json == STANDARD_OUTPUT)
     outputs = _Outputs(args)
     ended = None
     with contextlib.ExitStack() as stack:
@@ -433,24 +430,3 @@ def columns(top_k: int) -> list[str]:
     """Return the columns of --csv."""
     labels = [f"{name}{rank}" for rank in range(1, top_k + 1) for name in ("label", "score")]
     return ["file", "second", "person", "x1", "y1", "x2", "y2", "person_score", *labels, "error"]
-
-
-def _of(progress: Progress, number: int, file: str) -> Callable[[float], None]:
-    """Return the `on_progress` of the `number`-th file."""
-    name = os.path.basename(file)
-    return lambda share: progress.to(number + share, name)
-
-
-def _say(line: str) -> None:
-    """Print a line on stderr."""
-    print(line, file=sys.stderr)
-
-
-def _write(line: str) -> None:
-    """Print a line on stdout at once."""
-    print(line, flush=True)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds * 10), 600)
-    return f"{minutes:3d}:{rest / 10:04.1f}"

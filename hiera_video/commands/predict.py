@@ -36,6 +36,7 @@ from hiera_video.commands.stream_flags import (
     check_stream_arguments,
     label_the_stream,
 )
+from hiera_video.commands.terminal import accept_any_text, clock, of_file, say, write
 from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.errors import DecodeError, RunFailed, UserError
@@ -258,7 +259,7 @@ def _label_all(
             except (_Interrupted, KeyboardInterrupt) as interruption:
                 blank = predictor.blank(file, "interrupted")
                 outputs.end(getattr(interruption, "prediction", blank))
-                _say(f"interrupted after {number} of {len(files)} files")
+                say(f"interrupted after {number} of {len(files)} files")
                 return INTERRUPTED
             outputs.end(prediction)
             error = prediction.error
@@ -268,11 +269,11 @@ def _label_all(
             except (DecodeError, RunFailed) as failure:
                 error = f"--video: {failure}"
             except KeyboardInterrupt:
-                _say(f"interrupted; {printable(args.video)} is not written")
+                say(f"interrupted; {printable(args.video)} is not written")
                 return INTERRUPTED
             if error is not None:
                 failed += 1
-                _say(f"error: {printable(file)}: {error}")
+                say(f"error: {printable(file)}: {error}")
     if failed and len(files) > 1:
         print(f"{failed} of {len(files)} files could not be labelled", file=sys.stderr)
     return FAILED if failed else DONE
@@ -297,7 +298,7 @@ def _write_video(prediction: Prediction, args: argparse.Namespace, progress: Pro
         decoder=args.decoder or "auto",
         on_progress=progress.to,
     )
-    _say(f"wrote {printable(args.video)} ({codec})")
+    say(f"wrote {printable(args.video)} ({codec})")
 
 
 class _Interrupted(Exception):
@@ -324,7 +325,7 @@ def _predictions(
         prediction = predictor.blank(file, error)
         try:
             if error is None:
-                _label(predictor, prediction, args, outputs, _of(progress, number, file))
+                _label(predictor, prediction, args, outputs, of_file(progress, number, file))
         except DecodeError as failure:
             prediction.error = failure.reason
         except RunFailed as failure:
@@ -423,7 +424,7 @@ class _Outputs:
         if not self.as_json:
             self._head(prediction)
             for rank, label in enumerate(prediction.labels, 1):
-                _write(f"  {rank:3d} {_row(label)}")
+                write(f"  {rank:3d} {_row(label)}")
         self._rows(prediction, prediction.labels)
 
     def explanation(self, prediction: Prediction) -> None:
@@ -435,14 +436,14 @@ class _Outputs:
         write_strip(prediction.explanation, place)
         if not self.as_json:
             where, shares = prediction.explanation.lines
-            _write(f"      explained by {where}")
-            _write(f"      {shares}; see {printable(str(place))}")
+            write(f"      explained by {where}")
+            write(f"      {shares}; see {printable(str(place))}")
 
     def window(self, prediction: Prediction, window: Window) -> None:
         """Write one more window of its timeline."""
         if not self.as_json:
             ranked = ", ".join(f"{printable(x.label)} {x.score:.1%}" for x in window.labels)
-            _write(f"  {_clock(window.start)} - {_clock(window.end)}  {ranked}")
+            write(f"  {clock(window.start)} - {clock(window.end)}  {ranked}")
         self._rows(prediction, window.labels, window.start, window.end)
 
     def end(self, prediction: Prediction) -> None:
@@ -456,7 +457,7 @@ class _Outputs:
     def _error(self, prediction: Prediction) -> None:
         if not self.as_json:
             self._head(prediction)
-            _write(f"      error: {prediction.error}")
+            write(f"      error: {prediction.error}")
         if self.add_row is not None:
             self.add_row([path_cell(prediction.file), "", "", "", "", "", prediction.error])
 
@@ -482,17 +483,13 @@ class _Outputs:
     def _head(self, prediction: Prediction) -> None:
         if self.headed != prediction.file:
             self.headed = prediction.file
-            _write(printable(prediction.file))
+            write(printable(prediction.file))
 
 
 @contextlib.contextmanager
 def _outputs(args: argparse.Namespace, count: int) -> Iterator[_Outputs]:
     """Open the outputs before the work, so that a missing folder is an error at once."""
-    if sys.stdout is not None and hasattr(sys.stdout, "reconfigure"):
-        # The terminal shows characters that it does not have escaped. JSON is UTF-8 by definition;
-        # the byte ff of a file name, which Python reads as "\udcff", is escaped as JSON escapes.
-        encoding = "utf-8" if args.json else sys.stdout.encoding
-        sys.stdout.reconfigure(encoding=encoding, errors="backslashreplace")
+    accept_any_text(as_json=args.json)
     from hiera_video.label_page.page import written_page
 
     outputs = _Outputs(as_json=args.json)
@@ -532,27 +529,6 @@ def _csv_file(path: str | None) -> Iterator[Callable[[Sequence[Any]], None] | No
         yield add_row
 
 
-def _of(progress: Progress, number: int, file: str) -> Callable[[float], None]:
-    """Return the `on_progress` of the `number`-th file."""
-    name = os.path.basename(file)
-    return lambda share: progress.to(number + share, name)
-
-
-def _say(line: str) -> None:
-    """Print a line on stderr."""
-    print(line, file=sys.stderr)
-
-
-def _write(line: str) -> None:
-    """Print a line on stdout at once."""
-    print(line, flush=True)
-
-
 def _row(label: Label) -> str:
     bar = f"{'#' * round(20 * label.score):20} " if sys.stdout.isatty() else ""
     return f"{label.score:8.2%}  {bar}{printable(label.label)}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds * 10), 600)
-    return f"{minutes:3d}:{rest / 10:04.1f}"
