@@ -109,9 +109,7 @@ def test_a_run_that_was_interrupted_goes_on_as_if_it_was_not(shapes, tmp_path):
     assert interrupted(cfg, after=2) != 0
     assert run(cfg) == 0
     assert losses(tmp_path / "out") == losses(tmp_path / "whole")
-    assert same(
-        final(tmp_path / "out")["model_state"], final(tmp_path / "whole")["model_state"]
-    )
+    assert same(final(tmp_path / "out")["model_state"], final(tmp_path / "whole")["model_state"])
 
 
 def test_two_processes_give_the_curve_and_the_map_of_one(shapes, tmp_path):
