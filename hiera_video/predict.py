@@ -30,6 +30,7 @@ from hiera_video.data.views import Reader, parse_views, read_shared_crops, views
 from hiera_video.errors import DecodeError, RunFailed, UserError
 from hiera_video.explanation.explain import Explanation, VideoViews, explain_views
 from hiera_video.export.on_demand import load_in_runtime
+from hiera_video.models.contract import takes_boxes
 from hiera_video.prediction import Label, Prediction, Window
 from hiera_video.scoring import (
     ScoreSettings,
@@ -176,6 +177,11 @@ class Predictor:
             ),
             warn,
         )
+        if takes_boxes(found.model):
+            warn(
+                f"{found.weights} scores boxes, and the whole picture is taken as one here; "
+                "hiera-video detect labels the people in it"
+            )
         settings.setdefault("multi_label", found.multi_label)
         return cls(
             found.model,

@@ -17,6 +17,7 @@ from clips import read_indices, write_audio_only, write_clip
 from conftest import REPOSITORY
 from small_models import BOX_CLASSES, BOX_SPEC, video, write_box_checkpoint
 
+from hiera_video import Predictor
 from hiera_video.commands import detect
 from hiera_video.detection import people
 from hiera_video.detection.drawing import COLOURS, DrawnTrack, PeopleDrawing, drawing_of
@@ -351,6 +352,13 @@ def test_moments_that_the_video_does_not_have_are_refused(tmp_path, process):
 def test_settings_that_make_no_sense_are_refused(wrong):
     with pytest.raises(UserError, match="--"):
         LabelSettings(**wrong)
+
+
+def test_without_boxes_the_whole_picture_is_labelled_and_a_line_says_so(weights):
+    said = []
+    predictor = Predictor.load(weights=weights, warn=said.append)
+    assert predictor.classes == BOX_CLASSES
+    assert any("the whole picture is taken as one" in line for line in said)
 
 
 def test_a_model_without_boxes_is_refused():
