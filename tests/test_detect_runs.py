@@ -92,6 +92,11 @@ def test_a_run_validates_tests_and_writes_what_the_official_evaluation_reads(
     page = (trained / "index.html").read_text()
     assert "frame mAP" in page
     assert "circles" in page
+    assert "12 key frames" in page
+    assert "classes/0.html" not in page  # there are no pages of clips
+    assert "Boxes of a clip" in page
+    assert ">n_boxes<" not in page
+    assert 'href="detections.csv"' in page
 
 
 def test_the_checkpoint_knows_its_actions(trained):

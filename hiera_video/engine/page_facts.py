@@ -38,7 +38,8 @@ def _shown(value: Any) -> str:
 def split_facts(name: str, manifest: Manifest) -> Split:
     """Describe a list of videos."""
     counts = [] if manifest.num_classes == 0 else manifest.class_counts().tolist()
-    return Split(name, len(manifest), manifest.describe_classes(), counts, manifest.notes)
+    words = manifest.describe_classes()
+    return Split(name, len(manifest), words, counts, manifest.notes, manifest.unit)
 
 
 def tested_clips(scores: Scores, manifest: Manifest) -> list[Clip]:

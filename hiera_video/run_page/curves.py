@@ -18,7 +18,7 @@ MOST_POINTS = 300
 
 _NOT_DRAWN = {
     *("_type", "epoch", "iter", "step", "eta", "clips", "failed", "gpu_mem", "RAM"),
-    *("dt", "dt_data", "dt_net", "min_top1_err", "n_videos", "n_failed"),
+    *("dt", "dt_data", "dt_net", "min_top1_err", "n_videos", "n_failed", "n_boxes", "n_classes"),
 }
 
 _TITLES = {
@@ -28,6 +28,7 @@ _TITLES = {
     "top5_err": "Top-5 error, %",
     "mean_class_err": "Mean error per class, %",
     "map": "mAP, %",
+    "boxes": "Boxes of a clip",
     "grad_norm": "Norm of the gradient, before clipping",
     "clips_per_s": "Clips per second",
 }

@@ -36,6 +36,8 @@ class Split:
     counts: Sequence[int] = ()
     """Videos of each class; empty without labels."""
     notes: Sequence[str] = ()
+    unit: str = "videos"
+    """What the videos are called."""
 
 
 @dataclass(frozen=True)

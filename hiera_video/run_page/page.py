@@ -48,6 +48,7 @@ _HERE = Path(__file__).parent
 _AS_THEY_ARE = ("style.css", "page.js")
 _FILES = (
     *("results.json", "predictions.csv", "per_class.csv", "confusion.csv", "confusion.png"),
+    *("detections.csv", "excluded.csv", "precision_recall.png"),
     *("metrics.jsonl", "curves.png", "config.yaml", "stdout.log"),
 )
 
@@ -121,6 +122,7 @@ class RunPage:
                 test=tested,
                 test_clips={name: [vars(clip) for clip in some] for name, some in shown.items()},
                 failed_videos=sum(bool(clip.error) for clip in clips),
+                class_pages=bool(clips),
             )
             used = self._write_classes(tested, clips, facts)
             self._remove_unused(used | {clip.picture for clip in clips})
@@ -165,6 +167,7 @@ class RunPage:
             test=test,
             test_clips=known.get("test_clips"),
             failed_videos=known.get("failed_videos", 0),
+            class_pages=known.get("class_pages", True),
             panels=panels_of(records),
             numbers=lambda line: json.dumps([[p.step, p.value] for p in line.points]),
             epochs=_epochs(records),
