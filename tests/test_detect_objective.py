@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from hiera_video.commands import audit
 from hiera_video.config import Config, ConfigError, load_config
 from hiera_video.data.batch import Batch
 from hiera_video.data.boxes import BatchBoxes
@@ -165,3 +166,9 @@ def test_boxes_need_the_task():
 def test_scores_are_sigmoids_unless_the_loss_is_cross_entropy():
     assert settings().sigmoid_scores
     assert not settings(model={"loss_func": "cross_entropy"}).sigmoid_scores
+
+
+def test_the_audit_says_who_checks_boxes(tmp_path):
+    words = ["--cfg", "AVA/hiera_b_16x4", "DATA.PATH_TO_DATA_DIR", str(tmp_path)]
+    with pytest.raises(UserError, match="which a run checks itself"):
+        audit.main(words)

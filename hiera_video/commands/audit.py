@@ -102,7 +102,15 @@ def report(result: AuditResult, notes: Sequence[str], args: argparse.Namespace) 
 
 
 def list_settings(cfg: Config, *, configured: bool) -> dict[str, Any]:
-    """Return the arguments of `read_manifest` from a config. Without --cfg, labels are optional."""
+    """Return the arguments of `read_manifest` from a config. Without --cfg, labels are optional.
+
+    Raises UserError for clips with boxes.
+    """
+    if cfg.task == "detect":
+        raise UserError(
+            "the lists of TASK detect hold boxes, which a run checks itself before it trains "
+            "(--dry-run 1 does that too); without --cfg the audit checks its folder of videos"
+        )
     dataset = "folder" if cfg.train.dataset in GENERATED_SETS else cfg.train.dataset
     plain = not configured and cfg.data.format == "auto"
     return {
