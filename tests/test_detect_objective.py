@@ -95,6 +95,7 @@ def test_cross_entropy_shares_the_weight_of_a_box_among_its_actions(model, batch
     torch.testing.assert_close(out["loss"].detach(), expected / (1.5 * 4))
 
 
+@pytest.mark.numbers
 @pytest.mark.parametrize("loss_func", ["bce_logit", "cross_entropy"])
 def test_a_step_in_parts_has_the_gradient_of_the_whole(model, batch, loss_func):
     step(model, batch, loss_func=loss_func)["loss"].backward()

@@ -97,6 +97,7 @@ def naive_logits(model, clips, boxes):
     return torch.stack(rows) @ head.weight.T + head.bias
 
 
+@pytest.mark.numbers
 def test_logits_are_those_of_arithmetic_written_out(model, clips):
     with torch.no_grad():
         expected = naive_logits(model, clips, BOXES)
@@ -105,6 +106,7 @@ def test_logits_are_those_of_arithmetic_written_out(model, clips):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.numbers
 def test_gradients_are_those_of_arithmetic_written_out(model, clips):
     weights = torch.randn(len(BOXES), 5, generator=torch.Generator().manual_seed(3))
     (model(clips, BOXES) * weights).sum().backward()
@@ -117,6 +119,7 @@ def test_gradients_are_those_of_arithmetic_written_out(model, clips):
         torch.testing.assert_close(found[name] / scale, parameter.grad / scale, rtol=0, atol=2e-3)
 
 
+@pytest.mark.numbers
 def test_a_box_depends_on_its_own_clip_and_not_on_other_boxes(model, clips):
     with torch.no_grad():
         together = model(clips, BOXES)
