@@ -21,6 +21,7 @@ from tiny_runs import (
 
 from hiera_video import build_model
 from hiera_video.clip_spec import ClipSpec
+from hiera_video.data.boxes import BatchBoxes
 from hiera_video.engine import step, tasks
 from hiera_video.engine.records import read_metrics
 from hiera_video.errors import UserError
@@ -38,6 +39,7 @@ MODELS = {
         {"decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2},
     ),
     "motion": ("motion_hiera_tiny_16x224", {"grid": 16}),
+    "detect": ("hiera_tiny_16x224_ava", {"num_classes": 4}),
 }
 """Objective -> name and arguments of a tiny model that it can train; each objective has one."""
 
@@ -54,13 +56,28 @@ def model(name):
     return build_model(registered, **arguments, **TINY)
 
 
+def boxed_batch(clips=3):
+    """A batch of clips with two boxes each."""
+    low = torch.rand(2 * clips, 2, generator=torch.Generator().manual_seed(4)) / 2
+    boxes = BatchBoxes(
+        torch.arange(clips).repeat_interleave(2),
+        torch.cat([low, low + 0.5], dim=1),
+        torch.eye(4).repeat(clips, 1)[: 2 * clips],
+        torch.arange(2 * clips),
+    )
+    return fake_batch(clips)._replace(boxes=boxes)
+
+
 def one_clip(batch, i):
+    own = batch.boxes.clips == i
+    boxes = BatchBoxes(*(field[own] for field in batch.boxes))
     return batch._replace(
         **{
             field: tensor[i : i + 1]
             for field, tensor in batch._asdict().items()
             if isinstance(tensor, torch.Tensor)
-        }
+        },
+        boxes=boxes._replace(clips=torch.zeros_like(boxes.clips)),
     )
 
 
@@ -80,7 +97,7 @@ def test_an_objective_has_what_a_run_asks_for(name):
 
 
 def test_a_step_gives_a_loss_with_a_gradient_and_its_metrics(name, model):
-    objective, batch = tasks.get(name), fake_batch()
+    objective, batch = tasks.get(name), boxed_batch()
     out = objective.step(model, batch, epoch=1, settings=tasks.StepSettings(seed=2))
     assert out.keys() == {"loss", *objective.metrics}
     assert out["loss"].shape == ()
@@ -100,7 +117,7 @@ def test_a_step_gives_a_loss_with_a_gradient_and_its_metrics(name, model):
 def test_a_step_depends_on_seed_epoch_and_clip_alone(name, model):
     """Not on the batch, on what was drawn before, nor on the instance."""
     model.eval()  # no dropout, which depends on the step
-    batch, given = fake_batch(), {"epoch": 1, "settings": tasks.StepSettings(seed=2)}
+    batch, given = boxed_batch(), {"epoch": 1, "settings": tasks.StepSettings(seed=2)}
     with torch.no_grad():
         together = tasks.get(name).step(model, batch, **given)
         torch.rand(7)
@@ -130,9 +147,9 @@ def test_a_name_that_is_not_registered_is_refused_with_its_neighbours(videos, tm
     with pytest.raises(UserError, match=r"TASK: .*'clasify'; did you mean classify\?"):
         run(config(videos, tmp_path, "TASK", "clasify"))
     with pytest.raises(
-        UserError, match=r"'detect'; choose one of classify, motion, pretrain.*--import"
+        UserError, match=r"'segment'; choose one of classify, .*motion, pretrain.*--import"
     ):
-        run(config(videos, tmp_path, "TASK", "detect"))
+        run(config(videos, tmp_path, "TASK", "segment"))
 
 
 def test_a_class_that_lacks_a_part_of_the_contract_is_refused(monkeypatch):

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiera_video import build_model
+from hiera_video.data.boxes import BatchBoxes
 from hiera_video.data.synthetic.body_motion.truth import TRUTH_CHANNELS
 from hiera_video.engine import tasks
 from hiera_video.errors import UserError
@@ -30,6 +31,7 @@ class FakeBatch(NamedTuple):
     video_ids: Tensor
     views: Tensor
     truth: Tensor
+    boxes: BatchBoxes | None = None
 
 
 def fake_batch(count=3, classes=4, frames=4):
