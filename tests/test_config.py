@@ -16,7 +16,15 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hiera_video.config import Config, SolverConfig, load_config, schema, trackers
+from hiera_video.config import (
+    Config,
+    SolverConfig,
+    detection,
+    generated,
+    load_config,
+    schema,
+    trackers,
+)
 from hiera_video.config.keys import SLOWFAST_KEYS, keys_of
 from hiera_video.config.parse import assemble, read_text, read_words, to_yaml_text
 from hiera_video.config.section import Section, settings_of
@@ -482,10 +490,13 @@ def test_any_value_survives_the_round_trip(text, kwargs, lr):
     assert Config.from_yaml(cfg.to_yaml()) == cfg
 
 
+MODULES = (schema, trackers, generated, detection)
+
+
 def test_every_setting_is_documented_where_it_is_declared():
     """The string below a field is what `--settings` shows as its meaning."""
     documented = set()
-    files = [ast.parse(inspect.getsource(module)) for module in (schema, trackers)]
+    files = [ast.parse(inspect.getsource(module)) for module in MODULES]
     for node in itertools.chain.from_iterable(file.body for file in files):
         if not (isinstance(node, ast.ClassDef) and node.name.endswith("Config")):
             continue

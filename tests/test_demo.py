@@ -283,14 +283,14 @@ def test_csv_never_overwrites_a_video(call, clips):
 
 
 def test_a_crash_keeps_the_rows_that_were_done(call, clips, monkeypatch):
-    label = Predictor._prediction
+    blank = Predictor.blank
 
     def crash_on_b(self, name, *rest):
         if name.endswith("b.mp4"):
             raise ZeroDivisionError
-        return label(self, name, *rest)
+        return blank(self, name, *rest)
 
-    monkeypatch.setattr(Predictor, "_prediction", crash_on_b)
+    monkeypatch.setattr(Predictor, "blank", crash_on_b)
     with pytest.raises(ZeroDivisionError):
         call(".", "--csv", "out.csv", "--top-k", 1)
     assert [row["file"] for row in rows_of("out.csv")] == ["./-dash ü.mp4"]

@@ -122,7 +122,8 @@ def fake(folder, monkeypatch):
     """A hub that has one repository, and remembers what it was asked."""
     asked = SimpleNamespace(downloads=[], uploads={})
 
-    def snapshot_download(name, *, revision, allow_patterns):
+    def snapshot_download(name, *, revision, allow_patterns, local_files_only):
+        assert not local_files_only
         asked.downloads.append((name, revision, allow_patterns))
         if name != "me/camera":
             raise OSError("404 Client Error\nlong text")
