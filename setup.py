@@ -85,7 +85,7 @@ setup(
         "videomae": ["transformers>=5.20"],  # before, VideoMAE's weights have other names
         # `hiera-video export` and --runtime; fewer do for one format (docs/export.md)
         "export": ["onnxscript>=0.7", "onnxruntime>=1.23", "openvino>=2026.4"],
-        "scale": ["ray[data]>=2.60", "pyarrow>=17.0.0"],  # hiera-video label_dataset
+        "scale": ["ray[data]>=2.60", "pyarrow>=17.0.0"],  # hiera-video label-dataset
         "app": ["gradio>=6.31"],  # hiera-video app; earlier ones were not tried
         "int8": ["nncf>=3.4"],  # int8 for OpenVINO
         # make docs; the libraries have no release for Python 3.10

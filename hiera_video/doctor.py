@@ -203,7 +203,7 @@ REQUIRED = {
 
 OPTIONAL = {
     "pyarrow": "writes and reads tables of features",
-    "ray": "labels data sets, hiera-video label_dataset",
+    "ray": "labels data sets, hiera-video label-dataset",
     "scikit-learn": "fits the probes and places the maps of hiera-video search",
     "umap-learn": "places maps of videos, --map-method umap",
     "safetensors": "reads .safetensors weights",

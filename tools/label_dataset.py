@@ -1,4 +1,4 @@
-"""`hiera-video label_dataset` from a checkout: label or describe a data set on Ray."""
+"""`hiera-video label-dataset` from a checkout: label or describe a data set on Ray."""
 
 import sys
 from functools import partial

@@ -33,7 +33,7 @@ COMMANDS = {
     ),
     "export": Command("export", "write a trained model as ONNX, OpenVINO or a program of PyTorch"),
     "benchmark": Command("benchmark", "measure models, loading and labelling, with the conditions"),
-    "label_dataset": Command("label_dataset", "label a data set with many processes, on Ray"),
+    "label-dataset": Command("label_dataset", "label a data set with many processes, on Ray"),
     "models": Command("models", "list models: input, parameters, multiply-adds, weights, licence"),
 }
 """Name -> command. `doctor` is none of them: it must run where imports fail."""

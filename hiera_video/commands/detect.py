@@ -51,7 +51,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video detect") ->
     _check(args)
     files = expand_paths(args.paths)
     if args.video is not None:
-        _check_video(args.video, files)
+        from hiera_video.labelled_video.write import check_copy
+
+        check_copy(args.video, [file for file, _ in files])
     from hiera_video.detection.reading import reading_process
 
     # Videos are read in a child process, so that a file that crashes a decoder cannot end this one.
@@ -138,20 +140,6 @@ def _check(args: argparse.Namespace) -> None:
     threshold = args.person_threshold
     if threshold is not None and not 0 < threshold <= 1:
         raise UserError(f"--person-threshold {threshold:g}: a score above 0, at most 1")
-
-
-def _check_video(target: str, files: Sequence[InputFile]) -> None:
-    """Raise UserError, before any work, unless the labelled video can be written."""
-    from hiera_video.labelled_video.encoder import check_target
-    from hiera_video.labelled_video.write import require_another_file
-
-    try:
-        check_target(target)
-        if len(files) != 1:
-            raise UserError(f"{target} is one file, and {len(files)} videos are labelled; name one")
-        require_another_file(files[0][0], target)
-    except UserError as error:
-        raise UserError(f"--video: {error}") from None
 
 
 # ---- the work -----------------------------------------------------------------------------------

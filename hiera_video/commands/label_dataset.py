@@ -1,9 +1,9 @@
 """Label or describe a data set with many processes, on this machine or on a cluster of Ray.
 
-    hiera-video label_dataset videos/ --weights camera_motion --out labels/
-    hiera-video label_dataset clips.parquet --weights best.pyth --out labels/ --actors 8
-    hiera-video label_dataset videos/ --weights best.pyth --task features --out vectors/
-    hiera-video label_dataset clips.csv --weights best.pyth --out labels/ --gpus-per-actor 1 \\
+    hiera-video label-dataset videos/ --weights camera_motion --out labels/
+    hiera-video label-dataset clips.parquet --weights best.pyth --out labels/ --actors 8
+    hiera-video label-dataset videos/ --weights best.pyth --task features --out vectors/
+    hiera-video label-dataset clips.csv --weights best.pyth --out labels/ --gpus-per-actor 1 \\
         --address auto
 
 The input is a folder or a glob of videos, a list (.txt), or a table (.csv, .parquet) with a column
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from hiera_video.scale.worker import Done
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "hiera-video label_dataset") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "hiera-video label-dataset") -> int:
     """Run one command line; returns the exit code."""
     args = _arguments(prog).parse_args(argv)
     _check(args)
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video label_datas
 def _arguments(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=prog,
-        description=usage(__doc__, "label_dataset", prog),
+        description=usage(__doc__, "label-dataset", prog),
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

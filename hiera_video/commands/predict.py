@@ -71,7 +71,9 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video predict") -
         return label_the_stream(args, _choices(args, cfg), _views(args, cfg, parse_views))
     files = expand_paths(args.paths)
     if args.video is not None:
-        _check_video(args.video, files)
+        from hiera_video.labelled_video.write import check_copy
+
+        check_copy(args.video, [file for file, _ in files])
     if args.html is not None:
         files = originals(files, args.html)
     elif args.copy:
@@ -172,20 +174,6 @@ def _runtime_with_gradients(args: argparse.Namespace) -> str:
 
     given = args.weights or args.model
     return "torch" if given is None or exported_kind(given) is None else "auto"
-
-
-def _check_video(target: str, files: Sequence[InputFile]) -> None:
-    """Raise UserError, before any work, unless the labelled video can be written."""
-    from hiera_video.labelled_video.encoder import check_target
-    from hiera_video.labelled_video.write import require_another_file
-
-    try:
-        check_target(target)
-        if len(files) != 1:
-            raise UserError(f"{target} is one file, and {len(files)} videos are labelled; name one")
-        require_another_file(files[0][0], target)
-    except UserError as error:
-        raise UserError(f"--video: {error}") from None
 
 
 # ---- settings: the command line, else the config file, else the defaults ----

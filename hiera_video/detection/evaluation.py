@@ -17,10 +17,10 @@ from hiera_video.detection.average_precision import FrameMap, frame_map
 from hiera_video.detection.files import BoxTable, write_excluded, write_scored_boxes
 from hiera_video.detection.key_frames import KeyFrameList
 from hiera_video.detection.precision_curves import draw_curves, write_per_class
-from hiera_video.engine import memory, results
+from hiera_video.engine import results
 from hiera_video.engine.distributed import World
+from hiera_video.engine.evaluate import each_batch, raise_memory_error
 from hiera_video.engine.parts import Metrics
-from hiera_video.engine.prefetch import DevicePrefetcher
 from hiera_video.errors import RunFailed
 from hiera_video.run_page.facts import Clip, Outcome
 from hiera_video.scoring import ScoreSettings, takes_images
@@ -57,7 +57,7 @@ class FrameMapEvaluation:
             lambda: _score_own(model, loader, settings, world, stopped, on_video),
             name="scored",
             stopped=stopped,
-            explain=_raise_memory_error,
+            explain=lambda error: raise_memory_error(error, settings.batch_size),
         )
         return None if parts is None else _merged(parts)
 
@@ -164,13 +164,6 @@ def detections(answers: BoxAnswers, manifest: Manifest) -> BoxTable:
 # ---- scores -------------------------------------------------------------------------------------
 
 
-def _raise_memory_error(error: Exception) -> None:
-    """Raise RunFailed, with advice, where `error` says that memory ran out; else do nothing."""
-    shortage = memory.shortage(error)
-    if shortage is not None:
-        raise RunFailed(f"{shortage}: lower TEST.BATCH_SIZE, which changes no result") from error
-
-
 def _score_own(
     model: nn.Module,
     loader: Loader,
@@ -183,18 +176,17 @@ def _score_own(
     model.eval()
     rows: list[Tensor] = []
     scores: list[Tensor] = []
-    failed: list[Failed] = []
-    batches = DevicePrefetcher(loader, world.device, loader.dataset.spec)
-    for batch in batches:
-        if world.any_stopped(stopped()):
-            return None
-        failed += batch.failed
+
+    def score(batch: Batch, fetch: Callable[[], None]) -> None:
         if batch.boxes is not None and len(batch.boxes.rows):
             found = box_scores(model, batch, settings)
-            batches.fetch()
+            fetch()
             rows.append(batch.boxes.rows.cpu())
             scores.append(found.cpu())
-        on_video(len(batch.failed) + len(batch.video_ids.unique()))
+
+    failed = each_batch(score, loader, world=world, stopped=stopped, on_video=on_video)
+    if failed is None:
+        return None
     classes = int(cast(Any, model).num_classes)
     return BoxAnswers(
         torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64),

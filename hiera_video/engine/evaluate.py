@@ -19,7 +19,7 @@ from hiera_video import __version__
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.config import Config
 from hiera_video.config.schema import TestConfig
-from hiera_video.data.batch import Failed
+from hiera_video.data.batch import Batch, Failed
 from hiera_video.data.datasets import TestReader, VideoDataset
 from hiera_video.data.loader import Loader, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
@@ -88,12 +88,12 @@ def score_videos(
         lambda: _score_own(model, loader, settings, world, stopped, on_video),
         name="scored",
         stopped=stopped,
-        explain=lambda error: _raise_memory_error(error, settings.batch_size),
+        explain=lambda error: raise_memory_error(error, settings.batch_size),
     )
     return None if parts is None else _merged(parts)
 
 
-def _raise_memory_error(error: Exception, batch_size: int) -> None:
+def raise_memory_error(error: Exception, batch_size: int) -> None:
     """Raise RunFailed, with advice, where `error` says that memory ran out; else do nothing."""
     shortage = memory.shortage(error)
     if shortage is not None:
@@ -112,6 +112,31 @@ class _Part(NamedTuple):
     failed: list[Failed]
 
 
+def each_batch(
+    score: Callable[[Batch, Callable[[], None]], None],
+    loader: Loader,
+    *,
+    world: World,
+    stopped: Callable[[], bool],
+    on_video: Callable[[int], None],
+) -> list[Failed] | None:
+    """Call `score` with each batch that has clips, on the device; return what could not be read.
+
+    score: its second argument starts to fetch the next batch, to be called once the work on this
+    one is queued. The others are those of `score_videos`; None if any process was asked to stop.
+    """
+    failed: list[Failed] = []
+    batches = DevicePrefetcher(loader, world.device, loader.dataset.spec)
+    for batch in batches:
+        if world.any_stopped(stopped()):
+            return None
+        failed += batch.failed
+        if len(batch.video_ids):
+            score(batch, batches.fetch)
+        on_video(len(batch.failed) + len(batch.video_ids.unique()))
+    return failed
+
+
 def _score_own(
     model: nn.Module,
     loader: Loader,
@@ -124,23 +149,17 @@ def _score_own(
     model.eval()
     ids: list[Tensor] = []
     rows: list[Tensor] = []
-    failed: list[Failed] = []
-    batches = DevicePrefetcher(loader, world.device, loader.dataset.spec)
-    for batch in batches:
-        if world.any_stopped(stopped()):
-            return None
-        failed += batch.failed
-        scored = 0
-        if len(batch.video_ids):
-            views = clip_scores(
-                model, batch.clips, settings, device=world.device, queued=batches.fetch
-            )
-            # the views of a video are neighbours
-            videos, counts = batch.video_ids.unique_consecutive(return_counts=True)
-            ids.append(videos)
-            rows += [part.mean(dim=0) for part in views.split(counts.tolist())]
-            scored = len(videos)
-        on_video(len(batch.failed) + scored)
+
+    def score(batch: Batch, fetch: Callable[[], None]) -> None:
+        views = clip_scores(model, batch.clips, settings, device=world.device, queued=fetch)
+        # the views of a video are neighbours
+        videos, counts = batch.video_ids.unique_consecutive(return_counts=True)
+        ids.append(videos)
+        rows.extend(part.mean(dim=0) for part in views.split(counts.tolist()))
+
+    failed = each_batch(score, loader, world=world, stopped=stopped, on_video=on_video)
+    if failed is None:
+        return None
     return _Part(
         torch.cat(ids) if ids else torch.zeros(0, dtype=torch.int64),
         torch.stack(rows) if rows else None,

@@ -145,6 +145,22 @@ def require_another_file(source: str, target: str) -> None:
         raise UserError(f"{target} is the video that is labelled; name another file")
 
 
+def check_copy(target: str, videos: Sequence[str]) -> None:
+    """Raise UserError, before any work, unless --video can write its copy.
+
+    target: what it names; videos: the files that are labelled.
+    """
+    try:
+        check_target(target)
+        if len(videos) != 1:
+            raise UserError(
+                f"{target} is one file, and {len(videos)} videos are labelled; name one"
+            )
+        require_another_file(videos[0], target)
+    except UserError as error:
+        raise UserError(f"--video: {error}") from None
+
+
 def _ask(process: GuardedPool, path: str, request: tuple[Any, ...]) -> Any:
     try:
         return process.call(request)

@@ -90,7 +90,7 @@ def ray_blocks(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    # what is done is told of then, and not when its task is
+    # a block of one row is reported when it is done, not when the whole task ends
     context.target_max_block_size = 1
     for name in ("ray.data", "ray"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
