@@ -24,6 +24,13 @@ from hiera_video.config import (
     load_config,
     schema,
     trackers,
+    training,
+)
+from hiera_video.config import (
+    clips as clip_sections,
+)
+from hiera_video.config import (
+    model as model_sections,
 )
 from hiera_video.config.keys import SLOWFAST_KEYS, keys_of
 from hiera_video.config.parse import assemble, read_text, read_words, to_yaml_text
@@ -490,7 +497,7 @@ def test_any_value_survives_the_round_trip(text, kwargs, lr):
     assert Config.from_yaml(cfg.to_yaml()) == cfg
 
 
-MODULES = (schema, trackers, generated, detection)
+MODULES = (schema, model_sections, clip_sections, training, trackers, generated, detection)
 
 
 def test_every_setting_is_documented_where_it_is_declared():

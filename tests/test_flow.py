@@ -479,8 +479,12 @@ def test_the_reader_of_writers_passes(code):
 
 # ---- dead knobs ---------------------------------------------------------------------------------
 
-READERS_IN_CONFIG = {"clip_spec", "model_arguments"}
-"""Methods of config/schema.py that turn settings into arguments; checks are not readers."""
+SECTION_FILES = [
+    PACKAGE / "config" / f"{name}.py" for name in ("schema", "model", "clips", "training")
+]
+
+READERS_IN_CONFIG = {"clip_spec", "model_arguments", "fits_probe"}
+"""Methods of these files that turn settings into arguments; checks are not readers."""
 
 ALIASES = {"cfg": "", "settings": "synthetic"}
 """What a section is called where its own name is taken."""
@@ -492,7 +496,7 @@ def read_settings() -> set[tuple[str, str]]:
     files = [*sources(PACKAGE), *sources(ROOT / "tools"), *sources(ROOT / "demo")]
     for path in files:
         tree = parse(path)
-        nodes = _readers(tree) if path == PACKAGE / "config" / "schema.py" else [("", tree)]
+        nodes = _readers(tree) if path in SECTION_FILES else [("", tree)]
         for owner, node in nodes:
             for attribute in (n for n in ast.walk(node) if isinstance(n, ast.Attribute)):
                 holder = attribute.value
@@ -505,7 +509,7 @@ def read_settings() -> set[tuple[str, str]]:
 def _readers(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
-            owner = {"Config": "", "DataConfig": "data"}.get(node.name)
+            owner = {"Config": "", "DataConfig": "data", "TrainConfig": "train"}.get(node.name)
             for method in node.body:
                 if isinstance(method, ast.FunctionDef) and method.name in READERS_IN_CONFIG:
                     yield owner, method

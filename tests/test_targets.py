@@ -14,7 +14,7 @@ from tiny_runs import PRETRAIN, config, final, interrupted, losses, run, same, w
 
 from hiera_video import build_model, load_config
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.config.schema import HieraConfig
+from hiera_video.config.model import HieraConfig
 from hiera_video.data.batch import Batch
 from hiera_video.data.synthetic.body_motion import truth as body_truth
 from hiera_video.engine import motion, tasks

@@ -3,20 +3,23 @@
 values, section     types and ranges; dataclasses that check their own fields
 keys                which keys exist, and suggestions for unknown ones
 yaml_dialect, parse files and words -> a config, and back to YAML
-schema              the settings themselves, `Config`, `load_config`
+model, clips, training, generated, detection, trackers   the settings
+schema              all of them, `Config`, and `load_config`
 origin              the recipe that a run was started with
 describe            every setting in words
 command_line        `--cfg FILE KEY VALUE ...`
 """
 
+from hiera_video.config.clips import DataConfig
 from hiera_video.config.describe import (
     SettingText,
     describe_settings,
     is_setting,
     names_a_section,
 )
-from hiera_video.config.schema import Config, DataConfig, SolverConfig, load_config
+from hiera_video.config.schema import Config, load_config
 from hiera_video.config.section import Section
+from hiera_video.config.training import SolverConfig
 from hiera_video.errors import ConfigError
 
 __all__ = [

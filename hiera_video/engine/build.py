@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.config import Config, SolverConfig
-from hiera_video.config.schema import MixupConfig
+from hiera_video.config.clips import MixupConfig
 from hiera_video.data.datasets import FixedClips, TestReader, TrainReader, VideoDataset
 from hiera_video.data.loader import Loader, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest, video_groups

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hiera_video.config.clips import DataConfig
 from hiera_video.config.generated import GENERATED_SETS, SyntheticConfig
 from hiera_video.config.recipes import recipe_names
-from hiera_video.config.schema import DataConfig
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.data.manifests.splits import MissingSplit
 from hiera_video.data.synthetic.body_motion import reader as body_motion

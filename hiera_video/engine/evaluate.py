@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hiera_video import __version__
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.config import Config
-from hiera_video.config.schema import TestConfig
+from hiera_video.config.training import TestConfig
 from hiera_video.data.batch import Batch, Failed
 from hiera_video.data.datasets import TestReader, VideoDataset
 from hiera_video.data.loader import Loader, LoaderSettings, build_loader

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hiera_video import __version__
 from hiera_video.config import Config, SolverConfig
-from hiera_video.config.schema import TrainConfig
+from hiera_video.config.training import TrainConfig
 from hiera_video.engine import checkpoint, evaluate, head_rows, optim, preflight
 from hiera_video.engine.broadcast import broadcast_content
 from hiera_video.engine.distributed import World
