@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.util
 import json
 import multiprocessing
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 
 import numpy as np
@@ -744,6 +748,113 @@ def test_ray_kills_of_actors_and_driver_lose_no_row_and_double_none(many_clips, 
     print(f"{killed}, {CLIPS} rows in and out, {again} labelled again, {seconds:.0f} s")
     # each kill costs the blocks that are in work, and rows that are read ahead
     assert again <= KILLS * 2 * (JobFolder(out).job().block_rows + 3)
+
+
+@pytest.fixture
+def cluster_with_token(ray, tmp_path):
+    """A cluster on this machine, with a GPU that it only claims: (environment, address of a
+    client)."""
+    home = tmp_path / "home"
+    home.mkdir()
+    port, client_port = free_port(), free_port()
+    env = {**with_tests(), "HOME": str(home), "RAY_AUTH_MODE": "token"}
+    env |= {"RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    env.pop("RAY_ADDRESS", None)
+    script = [sys.executable, "-m", "ray.scripts.scripts"]
+    start = [*script, "start", "--head", "--num-cpus", "2", "--num-gpus", "1", "--block"]
+    start += ["--include-dashboard", "false", "--port", str(port)]
+    start += ["--ray-client-server-port", str(client_port), "--object-store-memory", "100000000"]
+    start += ["--temp-dir", tempfile.mkdtemp(prefix="ray")]  # sockets have short names
+    subprocess.run([*script, "get-auth-token", "--generate"], env=env, check=True)
+    with open(tmp_path / "cluster.log", "w") as log:
+        head = subprocess.Popen(start, env=env, stdout=log, stderr=log, start_new_session=True)
+    try:
+        wait_for(lambda: "runtime started" in (tmp_path / "cluster.log").read_text(), head)
+        yield env, f"127.0.0.1:{port}", f"ray://127.0.0.1:{client_port}"
+    finally:
+        for child in [head.pid, *processes_below(head.pid)]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+
+def free_port():
+    with socket.socket() as own:
+        own.bind(("127.0.0.1", 0))
+        return own.getsockname()[1]
+
+
+def wait_for(ready, process):
+    began = time.monotonic()
+    while not ready():
+        assert process.poll() is None, "the cluster ended"
+        assert time.monotonic() - began < 120, "the cluster did not start"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds processes in /proc")
+def test_ray_clusters_are_joined_by_address_and_as_a_client(data, cluster_with_token, tmp_path):
+    """With their token, from inside and through ray://; without it the error says so."""
+    env, address, client = cluster_with_token
+    words = [sys.executable, str(REPOSITORY / "tools/label_dataset.py"), str(data / "in")]
+    words += ["--weights", str(data / "tiny.pyth"), "--views", "1x1", "--actors", "1"]
+    tables = []
+
+    def label(out, *more, **changed):
+        return subprocess.run(
+            [*words, "--out", str(tmp_path / out), *more],
+            env={**env, **changed},
+            capture_output=True,
+            text=True,
+            timeout=400,
+        )
+
+    ways = {"inside": address}
+    if importlib.util.find_spec("grpc") is not None:
+        ways["client"] = client
+    for name, way in ways.items():
+        done = label(name, "--address", way)
+        assert done.returncode == 0, done.stderr
+        tables.append(pq.read_table(tmp_path / name).drop(["seconds"]).to_pylist())
+    assert len(tables[0]) == len(list((data / "in").iterdir()))
+    assert all(rows == tables[0] for rows in tables)
+
+    none = label("none", "--address", address, RAY_AUTH_MODE="disabled")
+    assert none.returncode == 1
+    assert "it asks for a token: set RAY_AUTH_MODE=token" in none.stderr
+
+    gpu = label("gpu", "--address", address, "--gpus-per-actor", "1")
+    assert gpu.returncode == 1
+    assert "an actor cannot work: device 'cuda' is not available" in gpu.stderr
+    assert "emulated" not in gpu.stderr, "what the actors compute in is not tried here"
+
+
+def test_a_failure_of_ray_before_the_first_block_is_tried_again(ray, monkeypatch, tmp_path):
+    """In the first job of a cluster Ray Data may cancel a helper of its own."""
+    calls = []
+
+    def blocks(*work):
+        calls.append(work)
+        if len(calls) < 2:
+            raise RuntimeError("The actor never ran - it was cancelled")
+        yield Done(0, 4, "here", 0.1)
+        raise RuntimeError("lost")
+
+    monkeypatch.setattr(run, "_blocks", blocks)
+    monkeypatch.setattr(run.time, "sleep", lambda seconds: None)
+    found = run.ray_blocks(JobFolder(tmp_path), [[0]], Actors(1, 0.5), Equipment())
+    assert next(found).rows == 4
+    with pytest.raises(RunFailed, match="Ray gave up: lost"):
+        next(found)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("kind", ["UserError", "RunFailed"])
+def test_what_an_actor_says_is_the_error(kind):
+    error = RuntimeError(f"ray::_Actor()\nhiera_video.errors.{kind}: no such device\nlast line")
+    found = run._explained(error)
+    assert str(found).startswith("an actor cannot work: no such device; what is done is kept")
+    assert not isinstance(found, run.RayGaveUp), "it is not tried again"
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -186,7 +187,10 @@ def _new_job(folder: JobFolder, args: argparse.Namespace, settings: Settings) ->
     from hiera_video.scale.rows import Fingerprint, folder_of_paths, in_parts, read_rows
     from hiera_video.video.processes import usable_cores
 
-    length = _length(settings)
+    # the trial of the model is on a processor, whatever the actors compute in
+    length = _length(
+        dataclasses.replace(settings, computed_in="fp32") if args.gpus_per_actor else settings
+    )
     _, part_rows = part_sizes(0, 1, length)  # the number of rows decides on blocks alone
     hashed = Fingerprint()
     for part, rows in enumerate(in_parts(read_rows(args.input), part_rows)):

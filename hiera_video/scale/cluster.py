@@ -141,11 +141,11 @@ def cluster(address: str | None) -> Iterator[dict[str, float]]:
     except Exception as error:
         where = "on this machine" if address is None else f"at {address}"
         hint = ""
+        token = "set RAY_AUTH_MODE=token, and put the cluster's token into ~/.ray/auth_token"
         if "InvalidAuthToken" in str(error.__cause__):
-            hint = (
-                "; it asks for a token: set RAY_AUTH_MODE=token, and put the cluster's token into "
-                "~/.ray/auth_token"
-            )
+            hint = f"; it asks for a token: {token}"
+        elif (address or "").startswith("ray://"):  # whose server only is silent without one
+            hint = f"; if it asks for a token: {token}"
         raise RunFailed(f"cannot reach Ray {where}: {first_line(error)}{hint}") from error
     try:
         yield ray.cluster_resources()

@@ -32,6 +32,9 @@ milliseconds."""
 MOST_TASKS = 20_000
 """Of Ray, each of them an object in its store."""
 
+STARTS = 3
+"""Times that Ray may fail before the first block is done."""
+
 Say = Callable[[str], None]
 
 
@@ -83,6 +86,32 @@ def ray_blocks(
 
     Raises RunFailed where an actor fails for good.
     """
+    import ray
+    from ray.exceptions import RayError
+
+    work = (str(folder.path.resolve()), tasks, actors, equipment)
+    begun = False
+    for tries_left in reversed(range(STARTS)):
+        try:
+            # The driver of Ray Data must be in the cluster; a client (ray://) is not.
+            blocks = _from_inside(*work) if ray.util.client.ray.is_connected() else _blocks(*work)
+            for done in blocks:
+                begun = True
+                yield done
+            return
+        except (RayError, ValueError, RuntimeError, OSError) as error:
+            # Where two threads of Ray Data make its own helpers at once, in the first job of a
+            # cluster, one of the two is cancelled: "The actor never ran".
+            explained = _explained(error)
+            if begun or not tries_left or not isinstance(explained, RayGaveUp):
+                raise explained from error
+            time.sleep(1)
+
+
+def _blocks(
+    folder: str, tasks: Sequence[Sequence[int]], actors: Actors, equipment: Equipment
+) -> Iterator[Done]:
+    """The blocks, from a process in the cluster; errors are Ray's."""
     import logging
 
     import ray.data
@@ -99,18 +128,43 @@ def ray_blocks(
     )
     done = rows.map_batches(
         _Actor,
-        fn_constructor_args=(str(folder.path.resolve()), equipment),
-        batch_size=None,
+        fn_constructor_args=(folder, equipment),
+        batch_size=1,  # one task: with GPUs Ray Data takes no None
         compute=ray.data.ActorPoolStrategy(size=actors.count, max_tasks_in_flight_per_actor=2),
         num_cpus=actors.cpus,
         num_gpus=actors.gpus,
     )
-    try:
-        for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
-            for told in batch["told"].tolist():
-                yield from (Done(*values) for values in json.loads(told))
-    except (ray.exceptions.RayError, ValueError, RuntimeError, OSError) as error:
-        raise _explained(error) from error
+    for batch in done.iter_batches(batch_size=None, prefetch_batches=0):
+        for told in batch["told"].tolist():
+            yield from (Done(*values) for values in json.loads(told))
+
+
+class _Driver:
+    """What a client keeps in the cluster, to ask it for one block after the other."""
+
+    def __init__(
+        self, folder: str, tasks: Sequence[Sequence[int]], actors: Actors, equipment: Equipment
+    ) -> None:
+        self._blocks = _blocks(folder, tasks, actors, equipment)
+
+    def next(self) -> Done | None:
+        """The next block that is done; None after the last."""
+        return next(self._blocks, None)
+
+
+def _from_inside(
+    folder: str, tasks: Sequence[Sequence[int]], actors: Actors, equipment: Equipment
+) -> Iterator[Done]:
+    """The blocks, through a driver in the cluster. It ends with this process."""
+    import ray
+
+    driver = ray.remote(num_cpus=0)(_Driver).remote(folder, tasks, actors, equipment)
+    while (done := ray.get(driver.next.remote())) is not None:
+        yield done
+
+
+class RayGaveUp(RunFailed):
+    """Ray failed, and not what it ran."""
 
 
 def _explained(error: BaseException) -> Exception:
@@ -123,11 +177,14 @@ def _explained(error: BaseException) -> Exception:
                 return type(one)(str(one.args[0])) if type(one) in (UserError, RunFailed) else one
         found = found.__cause__ or (cause if isinstance(cause, BaseException) else None)
     text = str(error).strip().splitlines() or [type(error).__name__]
-    named = [line for line in text if "UserError:" in line or "RunFailed:" in line]
-    return RunFailed(
-        f"Ray gave up: {(named or text)[-1].strip()}; what is done is kept, and the same command "
-        "goes on"
-    )
+    kept = "what is done is kept, and the same command goes on"
+    for line in reversed(text):
+        _, ours, reason = line.partition("UserError: ")
+        if not ours:
+            _, ours, reason = line.partition("RunFailed: ")
+        if ours:
+            return RunFailed(f"an actor cannot work: {reason.strip()}; {kept}")
+    return RayGaveUp(f"Ray gave up: {text[-1].strip()}; {kept}")
 
 
 # ---- what is told meanwhile ---------------------------------------------------------------------
