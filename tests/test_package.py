@@ -188,6 +188,7 @@ APP_NEEDS = {
 MAPS = {"umap-learn"}
 SCALE = {"ray"}
 SCALE_NEEDS = {
+    "grpcio",
     *("charset-normalizer", "jsonschema", "jsonschema-specifications", "msgpack", "referencing"),
     *("requests", "rpds-py", "urllib3"),
 }
