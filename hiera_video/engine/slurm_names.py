@@ -1,7 +1,7 @@
 """Slurm's compressed lists: names of machines, and tasks on each of them.
 
-    hosts("node[001-003,7]-ib,login")     node001-ib node002-ib node003-ib node7-ib login
-    tasks_on_nodes("4(x2),3")             4 4 3
+hosts("node[001-003,7]-ib,login")     node001-ib node002-ib node003-ib node7-ib login
+tasks_on_nodes("4(x2),3")             4 4 3
 """
 
 from __future__ import annotations
