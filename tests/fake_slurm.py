@@ -7,6 +7,7 @@ folder FAKE_SLURM/NUMBER with `state` and, of its tasks, their process ids.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -119,10 +120,8 @@ def scancel(words):
     else:
         (folder / "state").write_text("CANCELLED")
     for pid in (folder / "tasks").read_text().split():
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(int(pid), number)
-        except ProcessLookupError:
-            pass
 
 
 if __name__ == "__main__":

@@ -81,11 +81,10 @@ def test_the_script_is_printed_and_nothing_is_made(tmp_path, capsys):
     [
         (("--time", "2d"), "--time 2d: write it as Slurm does"),
         (("--time", "1"), "--warning 120 s is not before the end of --time 1; lower it"),
-        (("--nodes", 2, "--local"), "--local runs on this machine, and --nodes is 2"),
+        (("--nodes", 2, "--local"), "--local is for one machine, and --nodes is 2"),
         (("--gpus-per-node", 7), r"TRAIN.BATCH_SIZE \d+ does not divide by 7 processes"),
         (("--sbatch", "Exclude node7"), "write NAME=VALUE, such as exclude=node7"),
         (("SOLVER.BASE_LRR", 1), "unknown config key SOLVER.BASE_LRR"),
-        (("--cfg", "none_such"), "neither a config file nor the name of a recipe"),
         ((), "no sbatch and no srun on this machine.*--dry-run prints the script, and --local"),
         (("--local", "OUTPUT_DIR", "/proc/none"), "cannot write to OUTPUT_DIR /proc/none"),
     ],
@@ -168,9 +167,8 @@ class Job:
         found = []
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
-                with open(f"/proc/{name}/cmdline", "rb") as file:
-                    if str(self.out).encode() in file.read():
-                        found.append(int(name))
+                if str(self.out) in Path(f"/proc/{name}/cmdline").read_text():
+                    found.append(int(name))
         return found
 
     def end(self):
@@ -206,9 +204,9 @@ def tasks_of(controller):
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError, IndexError):
-            with open(f"/proc/{name}/stat") as file:
-                if file.read().rpartition(")")[2].split()[1] == controller:
-                    found.append(int(name))
+            facts = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+            if facts[1] == controller:
+                found.append(int(name))
     return found
 
 

@@ -5,16 +5,19 @@ submitit writes the script of sbatch, pickles what the tasks do, and starts them
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shlex
 import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 from hiera_video.cluster.job import TrainingJob
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import RunFailed, UserError, kind_and_line
 
 if TYPE_CHECKING:
     from submitit import Executor
@@ -60,7 +63,7 @@ class Resources:
     """How long before the end of its time the job is told to stop."""
     name: str
     options: dict[str, str | bool]
-    """More options of sbatch, by their long names without dashes; True for those without a value."""
+    """More options of sbatch, by their long names; True for those without a value."""
     setup: tuple[str, ...] = ()
     """Lines of the script before the tasks start."""
 
@@ -116,12 +119,14 @@ def submit(folder: Path, job: TrainingJob, resources: Resources) -> Submitted:
     submitit = _import_submitit()
     executor = submitit.SlurmExecutor(folder, max_num_timeout=job.most_requeues)
     executor.update_parameters(**_sbatch_parameters(resources))
-    return _submitted(executor, job, "scancel {}")
+    return _handed_over(executor, job)
 
 
 def start_here(folder: Path, job: TrainingJob, resources: Resources) -> Submitted:
-    """Start a job on this machine; it goes on when this process ends."""
+    """Start a job on this machine, in a session of its own: it outlives this process and its
+    terminal."""
     submitit = _import_submitit()
+    folder.mkdir(parents=True, exist_ok=True)
     executor = submitit.LocalExecutor(folder, max_num_timeout=job.most_requeues)
     executor.update_parameters(
         timeout_min=resources.minutes,
@@ -130,20 +135,48 @@ def start_here(folder: Path, job: TrainingJob, resources: Resources) -> Submitte
         signal_delay_s=resources.warning_seconds,
         stderr_to_stdout=True,
     )
-    return _submitted(executor, job, "kill -INT {}")
+    with tempfile.TemporaryFile("w+") as answer:
+        starter = os.fork()  # submitit's process would keep this one's terminal, and pipes, open
+        if starter == 0:
+            _start_detached(executor, job, answer)
+        _, status = os.waitpid(starter, 0)
+        answer.seek(0)
+        number, _, log = answer.read().partition("\n")
+    if status or not log:
+        raise RunFailed(f"submitit could not start the job: {number or 'it says nothing'}")
+    return Submitted(number, f"kill -INT {number}", Path(log))
 
 
-def _submitted(executor: Executor, job: TrainingJob, cancel: str) -> Submitted:
+def _start_detached(executor: Executor, job: TrainingJob, answer: IO[str]) -> NoReturn:
+    """In a child: start the job and write its number and its log; or what went wrong."""
+    failed = 1
+    try:
+        os.setsid()
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nothing, number)
+        handed = executor.submit(job)
+        answer.write(f"{handed.job_id}\n{handed.paths.stdout}")
+        failed = 0
+    except Exception as error:
+        answer.write(kind_and_line(error))
+    finally:
+        answer.flush()
+        os._exit(failed)
+
+
+def _handed_over(executor: Executor, job: TrainingJob) -> Submitted:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    try:
-        handed = executor.submit(job)
-    except (FailedJobError, FailedSubmissionError) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        said = [line for line in lines if "error" in line.lower()] or lines[-1:]
-        raise RunFailed(f"sbatch refused the job: {'; '.join(said)}") from error
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+        try:  # submitit prints what sbatch says, and raises it as well
+            handed = executor.submit(job)
+        except (FailedJobError, FailedSubmissionError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            said = [line for line in lines if "error" in line.lower()] or lines[-1:]
+            raise RunFailed(f"sbatch refused the job: {'; '.join(said)}") from error
     number = str(handed.job_id)
-    return Submitted(number, cancel.format(number), Path(handed.paths.stdout))
+    return Submitted(number, f"scancel {number}", Path(handed.paths.stdout))
 
 
 def _sbatch_parameters(resources: Resources) -> dict[str, Any]:

@@ -54,11 +54,11 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video slurm") -> 
     if not args.local:
         submission.require_slurm()
     elif resources.nodes > 1:
-        raise UserError(f"--local runs on this machine, and --nodes is {resources.nodes}; leave it")
+        raise UserError(f"--local is for one machine, and --nodes is {resources.nodes}; leave it")
     _make_folder(folder)
     words = ["--stopped-exit-code", str(STOPPED), "--cfg", _found_anywhere(args.cfg)]
     words += [word for name in args.imports for word in ("--import", name)]
-    # last, and whole: a relative folder would move with the working directory of the job
+    # last, and whole: a relative folder would move with the working directory
     words += [*args.settings, "OUTPUT_DIR", str(folder.parent)]
     job = TrainingJob(tuple(words), most_requeues=args.max_requeues)
     os.environ["PYTHONPATH"] = os.pathsep.join(

@@ -8,9 +8,10 @@
 
 TRAIN.ENABLE and TEST.ENABLE choose what is done. The same command again goes on where a run
 stopped. Exit codes: 0 done, or training stopped by SIGTERM (SIGUSR1, SIGUSR2) with its state saved,
-unless --stopped-exit-code names another; 1 the run failed; 2 wrong use; 130 Ctrl-C, the state being saved; 143 SIGTERM with nothing to save (before the first
-step, or in a test); 141 the reader of the output has gone. Of several processes the first that
-fails ends all of them, with its code, and the first one (rank 0) says why.
+unless --stopped-exit-code names another; 1 the run failed; 2 wrong use; 130 Ctrl-C, the state being
+saved; 143 SIGTERM with nothing to save (before the first step, or in a test); 141 the reader of the
+output has gone. Of several processes the first that fails ends all of them, with its code, and the
+first one (rank 0) says why.
 """
 
 from __future__ import annotations
