@@ -112,6 +112,7 @@ ALLOWED = {
 
 WHOLE_CONFIG = (
     "engine/train.py",
+    "engine/auto_batch.py",
     "engine/build.py",
     "engine/evaluate.py",
     "engine/dry_run.py",

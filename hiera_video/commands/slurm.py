@@ -84,8 +84,8 @@ def _arguments(prog: str) -> SettingsParser:
     add = parser.add_argument
     add("--time", required=True, metavar="T", help="time limit, as Slurm writes it: 2-00:00:00, 90")
     add("--nodes", type=_count, default=1, metavar="N", help="machines (1)")
-    add("--gpus-per-node", type=int, default=0, metavar="G", help="GPUs of each, a process for each "
-        "(0: one process on the CPU)")  # fmt: skip
+    add("--gpus-per-node", type=int, default=0, metavar="G",
+        help="GPUs of each, with a process for each (0: one process on the CPU)")  # fmt: skip
     add("--tasks-per-node", type=_count, metavar="N", help="processes of each machine (one a GPU)")
     add("--partition", metavar="P", help="as of sbatch, and so are the next ones")
     add("--account", metavar="A")
