@@ -84,11 +84,10 @@ def assert_same_results(one, several):
         pytest.param(2, 1, (), marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_test_of_several_views(weights, tmp_path, processes, val, broken, workers):
+def test_a_test_of_several_views(weights, tmp_path, processes, val, broken):
     videos = write_set(tmp_path / "videos", val=val, broken=broken)
     one, several = tmp_path / "one", tmp_path / "several"
-    more = ("DATA_LOADER.NUM_WORKERS", workers)
+    more = ("DATA_LOADER.NUM_WORKERS", int(val == 2))
     assert (
         run_net.main(["--cfg", str(tiny.empty(tmp_path)), *test_words(weights, videos, one)]) == 0
     )

@@ -202,6 +202,7 @@ class Rehearsal:
         raises."""
         state, many = self._state, repeated(self._batch, videos)
         # a third batch waits on the device meanwhile
+        optim.set_lr(state.optimizer, self._cfg.solver.base_lr)
         batches = DevicePrefetcher([self._batch, many, many], self._device, self._spec)
         totals = self._forward.backward(batches, 0, state.scaler, StepTimer())
         limit = self._cfg.solver.clip_grad_l2norm
