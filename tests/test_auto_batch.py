@@ -207,6 +207,7 @@ def cpu_trial(videos, out, *more, free):
         return auto_batch.CpuTrial(cfg, data, auto_batch.one_video(cfg, data, world), 1)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(math.isinf(memory.available()), reason="this system does not tell its memory")
 def test_on_a_cpu_a_child_is_measured(videos, tmp_path):
     """Memory grows with the videos, and the line through one and two decides what is tried."""
