@@ -6,6 +6,7 @@ submitit writes the script of sbatch, pickles what the tasks do, and starts them
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shlex
@@ -168,7 +169,7 @@ def _start_detached(executor: Executor, job: TrainingJob, answer: IO[str]) -> No
 def _handed_over(executor: Executor, job: TrainingJob) -> Submitted:
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 
-    with open(os.devnull, "w") as nothing, contextlib.redirect_stderr(nothing):
+    with contextlib.redirect_stderr(io.StringIO()):
         try:  # submitit prints what sbatch says, and raises it as well
             handed = executor.submit(job)
         except (FailedJobError, FailedSubmissionError) as error:

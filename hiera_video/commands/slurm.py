@@ -158,10 +158,10 @@ def _make_folder(folder: Path) -> None:
         ) from None
 
 
-def _found_anywhere(cfg: str) -> str:
+def _found_anywhere(name: str) -> str:
     """Return a config file with its whole path; the name of a recipe as it is."""
-    path = Path(cfg).expanduser()
-    return str(path.absolute()) if path.is_file() else cfg
+    path = Path(name).expanduser()
+    return str(path.absolute()) if path.is_file() else name
 
 
 def _count(text: str) -> int:
