@@ -86,6 +86,7 @@ setup(
         # `hiera-video export` and --runtime; fewer do for one format (docs/export.md)
         "export": ["onnxscript>=0.7", "onnxruntime>=1.23", "openvino>=2026.4"],
         "scale": ["ray[data]>=2.60", "pyarrow>=17.0.0"],  # hiera-video label-dataset
+        "slurm": ["submitit>=1.5.4"],  # hiera-video slurm
         "app": ["gradio>=6.31"],  # hiera-video app; earlier ones were not tried
         "int8": ["nncf>=3.4"],  # int8 for OpenVINO
         # make docs; the libraries have no release for Python 3.10

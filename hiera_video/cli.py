@@ -66,7 +66,6 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
 
     Exceptions that `failure_of` does not know are bugs and keep their traceback.
     """
-    several = os.environ.get("WORLD_SIZE", "1") != "1"
     spin_briefly()
     if hasattr(sys.stdout, "reconfigure"):
         # A name that the terminal cannot show, or that is not valid UTF-8, is printed escaped.
@@ -76,16 +75,21 @@ def run(main: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None 
         sys.stdout.flush()  # here, where the error of a closed pipe can still be handled
     except (Exception, KeyboardInterrupt) as error:
         failure = failure_of(error)
-        if failure.traceback and not several:
+        if failure.traceback and not _is_one_of_several():
             raise
         code = failure.code
         print(failure.text(), file=sys.stderr, end="", flush=True)
     if code == READER_GONE or _stdout_fails():
         # Python flushes stdout once more at exit, and would print a traceback if that fails.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    if several:
+    if _is_one_of_several():
         exit_without_shutdown(code)
     sys.exit(code)
+
+
+def _is_one_of_several() -> bool:
+    """Whether other processes were started with this one; under srun known once it has met them."""
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def spin_briefly() -> None:

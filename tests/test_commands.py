@@ -113,6 +113,7 @@ def test_examples_are_shown_as_they_are_typed():
         ),
         *("tools/extract_features.py", "tools/search.py", "tools/export.py"),
         *("tools/label_dataset.py", "tools/benchmark.py", "tools/evaluate_detections.py"),
+        "tools/slurm.py",
     ],
 )
 def test_scripts_are_the_same_code(script, tmp_path):

@@ -82,6 +82,7 @@ ALLOWED = {
         *("config", "video", "data", "models", "scoring", "classifier", "engine", "run_page"),
         *("labelled_video", "detection"),
     ),
+    "cluster": (*FOUNDATION, "engine", "cluster"),
     "benchmarks": (
         *FOUNDATION,
         *(
@@ -103,7 +104,7 @@ ALLOWED = {
         *("prediction", "features", "explanation", "labelled_video", "label_page", "preparation"),
         "map_page",
         *("streaming", "runtimes", "export", "app", "scale", "detection"),
-        *("benchmarks", "commands"),
+        *("benchmarks", "cluster", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),
 }
@@ -111,6 +112,7 @@ ALLOWED = {
 
 WHOLE_CONFIG = (
     "engine/train.py",
+    "engine/auto_batch.py",
     "engine/build.py",
     "engine/evaluate.py",
     "engine/dry_run.py",
@@ -120,6 +122,7 @@ WHOLE_CONFIG = (
     "commands/audit.py",
     "commands/predict.py",
     "commands/train.py",
+    "commands/slurm.py",
     "config/schema.py",
     "config/command_line.py",
 )

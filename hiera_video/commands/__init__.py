@@ -23,6 +23,7 @@ COMMANDS = {
     "detect": Command("detect", "label the people of videos, second by second"),
     "app": Command("app", "label videos in a browser"),
     "train": Command("train", "pretrain or fine-tune by a recipe or a config file, then test"),
+    "slurm": Command("slurm", "submit a training run to Slurm, which goes on when it is stopped"),
     "test": Command("test", "test a trained model with several views"),
     "audit": Command("audit", "open and decode every video of a data set, and list what is wrong"),
     "prepare": Command("prepare", "make lists for training from a folder or a public set's lists"),

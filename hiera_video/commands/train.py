@@ -7,10 +7,11 @@
     torchrun --nproc-per-node 8 -m hiera_video train --cfg K400/hiera_b_16x4
 
 TRAIN.ENABLE and TEST.ENABLE choose what is done. The same command again goes on where a run
-stopped. Exit codes: 0 done, or training stopped by SIGTERM with its state saved; 1 the run failed;
-2 wrong use; 130 Ctrl-C, the state being saved; 143 SIGTERM with nothing to save (before the first
-step, or in a test); 141 the reader of the output has gone. Of several processes the first that
-fails ends all of them, with its code, and the first one (rank 0) says why.
+stopped. Exit codes: 0 done, or training stopped by SIGTERM (SIGUSR1, SIGUSR2) with its state saved,
+unless --stopped-exit-code names another; 1 the run failed; 2 wrong use; 130 Ctrl-C, the state being
+saved; 143 SIGTERM with nothing to save (before the first step, or in a test); 141 the reader of the
+output has gone. Of several processes the first that fails ends all of them, with its code, and the
+first one (rank 0) says why.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def command(
         return 0
     if args.dry_run is None and not (cfg.train.enable or cfg.test.enable):
         raise UserError("nothing to do: TRAIN.ENABLE and TEST.ENABLE are both False")
-    return run(cfg, dry_steps=args.dry_run, recipe=read_recipe(args.cfg))
+    recipe = read_recipe(args.cfg)
+    return run(cfg, dry_steps=args.dry_run, recipe=recipe, stopped_code=args.stopped_exit_code)
 
 
 PROBE_ALONE = ("SOLVER.MAX_EPOCH", "0", "SOLVER.MAX_STEPS", "0")
@@ -95,10 +97,17 @@ def with_probe(words: Sequence[str]) -> list[str]:
     return words
 
 
-def run(cfg: Config, *, dry_steps: int | None = None, recipe: Recipe | None = None) -> int:
+def run(
+    cfg: Config,
+    *,
+    dry_steps: int | None = None,
+    recipe: Recipe | None = None,
+    stopped_code: int = 0,
+) -> int:
     """Train, then test, as far as `cfg` asks for them; returns the exit code.
 
     dry_steps: steps of a dry run instead; None for a real one. recipe: what `cfg` was made of.
+    stopped_code: what is returned after a signal that is no Ctrl-C, once the state is saved.
     """
     # torch takes seconds to import: late, so that --help and typing errors are quick
     import torch
@@ -117,7 +126,7 @@ def run(cfg: Config, *, dry_steps: int | None = None, recipe: Recipe | None = No
         if dry_steps is not None:
             dry_run.run(cfg, world, steps=dry_steps)
             return 0
-        stop = Stop()
+        stop = Stop(stopped_code)
         code = train.train(cfg, world, stop, recipe) if cfg.train.enable else 0
         if not stop.obeyed and cfg.test.enable and objective.validated:
             code = evaluate.test(cfg, world, stop)
@@ -154,6 +163,14 @@ def arguments(prog: str, description: str) -> SettingsParser:
         help="print key, default, allowed values and meaning of the settings that match a part of "
         "a key or a shell pattern (LINEAR, 'TRAIN.*'; none: of all) and end",
     )
+    parser.add_argument(
+        "--stopped-exit-code",
+        type=_exit_code,
+        default=0,
+        metavar="N",
+        help="exit code after SIGTERM, SIGUSR1 or SIGUSR2 once the state is saved, for schedulers "
+        "that start a job again by its code (default 0)",
+    )
     parser.add_argument("--recipes", action="store_true", help="list the recipes and end")
     parser.add_argument(
         "--print-config", action="store_true", help="print the resolved settings as YAML and end"
@@ -177,6 +194,12 @@ def export(paths: Sequence[str]) -> int:
     size = checkpoint.export(source, target)
     print(f"wrote {target}, {size / 2**20:.1f} MiB")
     return 0
+
+
+def _exit_code(text: str) -> int:
+    if not text.isdigit() or int(text) > 255:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a number from 0 to 255")
+    return int(text)
 
 
 def _steps(text: str) -> int:

@@ -29,7 +29,7 @@ from hiera_video.config.detection import AvaConfig, DetectionConfig, check_task
 from hiera_video.config.generated import SETS_WITH_TRUTH, SyntheticConfig
 from hiera_video.config.keys import keys_of
 from hiera_video.config.model import HieraConfig, ModelConfig
-from hiera_video.config.parse import assemble, read_file, read_text, read_words, to_yaml_text
+from hiera_video.config.parse import Entry, assemble, read_file, read_text, read_words, to_yaml_text
 from hiera_video.config.recipes import locate
 from hiera_video.config.section import Section
 from hiera_video.config.trackers import PageConfig, TensorboardConfig, TrackersConfig
@@ -196,7 +196,7 @@ class Config(Section):
     @classmethod
     def from_yaml(cls, text: str, *, source: str = "config text") -> Config:
         """A Config from YAML text without `_BASE_`, such as a checkpoint stores."""
-        return assemble(cls, read_text(text, source, keys_of(cls)))
+        return assemble(cls, _with_auto_parts(read_text(text, source, keys_of(cls))))
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Config:
@@ -208,4 +208,15 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> Confi
     """
     keys = keys_of(Config)
     entries = [] if path is None else read_file(locate(path), keys)
-    return assemble(Config, [*entries, *read_words(overrides, keys)])
+    return assemble(Config, _with_auto_parts([*entries, *read_words(overrides, keys)]))
+
+
+def _with_auto_parts(entries: Sequence[Entry]) -> list[Entry]:
+    """Return the entries with TRAIN.BATCH_SIZE auto as what it means, TRAIN.GRAD_ACCUM auto: the
+    batch stays that of an earlier entry."""
+    return [
+        entry._replace(key="TRAIN.GRAD_ACCUM")
+        if entry.key == "TRAIN.BATCH_SIZE" and str(entry.value).lower() == "auto"
+        else entry
+        for entry in entries
+    ]

@@ -21,9 +21,11 @@ class TrainConfig(Section):
     """A registered data set."""
     batch_size: int = number(64, at_least=1)
     """Videos per optimizer step, over all processes and accumulation steps together; each gives
-    DATA.TRAIN_CROP_NUM_TEMPORAL x AUG.NUM_SAMPLE clips."""
-    grad_accum: int = number(1, at_least=1)
-    """Parts of a step's batch that are computed one after the other: less memory, more time."""
+    DATA.TRAIN_CROP_NUM_TEMPORAL x AUG.NUM_SAMPLE clips. auto keeps the number of the recipe and
+    sets GRAD_ACCUM auto."""
+    grad_accum: int = number(1, at_least=0, spelled={"auto": 0})
+    """Parts of a step's batch that are computed one after the other: less memory, more time. auto
+    (or 0): as few as fit into memory, found by trying."""
     eval_period: int = number(1, at_least=0)
     """Epochs between validations; 0 validates after the last epoch only."""
     checkpoint_period: int = number(1, at_least=1)
@@ -69,7 +71,7 @@ class TrainConfig(Section):
         return self.probe != "off"
 
     def check(self) -> None:
-        if self.batch_size % self.grad_accum:
+        if self.grad_accum and self.batch_size % self.grad_accum:
             raise ConfigError(
                 f"TRAIN.BATCH_SIZE={self.batch_size} must be a multiple of "
                 f"TRAIN.GRAD_ACCUM={self.grad_accum}"

@@ -32,8 +32,9 @@ class Allowed:
     """Regular expression that a text must match as a whole."""
     example: str = ""
     """A text that matches `pattern`, for error messages."""
-    spelled: Mapping[str, str] = field(default_factory=dict)
-    """Other spellings of choices, in lower case; those of a truth value are "true" and "false"."""
+    spelled: Mapping[str, Any] = field(default_factory=dict)
+    """Words for a value, in lower case: other spellings of choices (those of a truth value are
+    "true" and "false"), or of numbers."""
 
     def admits(self, value: Any) -> bool:
         """Whether one value of the right type is allowed."""
@@ -62,9 +63,10 @@ def number(
     above: float | None = None,
     at_most: float | None = None,
     below: float | None = None,
+    spelled: Mapping[str, float] | None = None,
 ) -> T:
-    """A field for a number, or a list of numbers, within bounds."""
-    return _field(default, Allowed(at_least, above, at_most, below))
+    """A field for a number, or a list of numbers, within bounds; some may be `spelled` as words."""
+    return _field(default, Allowed(at_least, above, at_most, below, spelled=spelled or {}))
 
 
 def choice(default: str, choices: tuple[str, ...], spelled: Mapping[str, str] | None = None) -> str:
@@ -155,7 +157,9 @@ class ValueSpec:
             ("below", allowed.below),
         )
         limits = [f"{word} {_bound(bound)}" for word, bound in bounds if bound is not None]
-        return text + (f", {' and '.join(limits)}" if limits else "")
+        text += f", {' and '.join(limits)}" if limits else ""
+        words = "" if allowed.choices else ", or ".join(allowed.spelled)
+        return text + (f", or {words}" if words else "")
 
 
 def check_value(value: Any, spec: ValueSpec, key: str, where: str = "") -> Any:

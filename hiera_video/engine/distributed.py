@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from hiera_video.engine.launch import Launch, find_launch
+from hiera_video.engine.meeting import name_of_attempt
 from hiera_video.engine.watch import Watch
-from hiera_video.errors import UserError
+from hiera_video.errors import RunFailed, UserError
 from hiera_video.scoring import choose_device
 from hiera_video.video.processes import usable_cores
 
@@ -212,13 +215,14 @@ def pick_device(wanted: str, local_rank: int = 0) -> torch.device:
 
 
 def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 30) -> World:
-    """Join the process group that torchrun started, or return a World of one process.
+    """Join the process group that torchrun or srun started, or return a World of one process.
 
     Use it in a `with`: of several processes, an error inside ends them all (see `watch`), and from
     here on Ctrl-C and SIGTERM do, too, outside of a `Stop`.
 
-    Reads RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*. Several launches on one machine do not collide:
-    torchrun picks the port (--standalone), and nothing is fixed here.
+    Reads RANK, WORLD_SIZE, LOCAL_RANK and MASTER_*, or what Slurm sets (see `launch`). Several
+    launches on one machine do not collide: torchrun picks the port (--standalone), and under Slurm
+    it is that of the job.
 
     Args:
         device: auto, cpu or cuda; on one process also one GPU by number, cuda:1.
@@ -229,45 +233,39 @@ def init(device: str = "auto", backend: str = "auto", *, timeout_minutes: int = 
     between processes ends them all instead: more local processes than GPUs, a GPU that two
     processes would share.
     """
-    size = int(os.environ.get("WORLD_SIZE") or 1)
-    if size == 1:
+    launch = find_launch()
+    if launch.note and launch.rank == 0:
+        print(launch.note, file=sys.stderr, flush=True)
+    if launch.size == 1:
         return World(device=_use(pick_device(device)))
-    needed = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in needed if name not in os.environ]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE is {size} but {', '.join(missing)} is not set; start "
-            "several processes with: torchrun --nproc-per-node N -m hiera_video train ..."
-        )
     if ":" in device:
         raise UserError(
-            f"device {device!r} names one GPU, and {size} processes need one each: set DEVICE "
-            "cuda, and choose the cards with the variable CUDA_VISIBLE_DEVICES"
+            f"device {device!r} names one GPU, and {launch.size} processes need one each: set "
+            "DEVICE cuda, and choose the cards with the variable CUDA_VISIBLE_DEVICES"
         )
     if backend not in ("auto", *BACKENDS):
         raise UserError(f"distributed backend {backend!r}: allowed are auto, {', '.join(BACKENDS)}")
-    watch = Watch(int(os.environ["RANK"]), size)
+    os.environ.update(launch.variables())  # under srun they are not there yet
+    watch = Watch(launch.rank, launch.size)
     watch.start()
     try:
-        return _join(watch, device, backend, timedelta(minutes=timeout_minutes))
+        return _join(launch, watch, device, backend, timedelta(minutes=timeout_minutes))
     except BaseException as error:
         watch.fail(error)
 
 
-def _join(watch: Watch, device: str, backend: str, timeout: timedelta) -> World:
+def _join(launch: Launch, watch: Watch, device: str, backend: str, timeout: timedelta) -> World:
     """Meet the other processes, then pick the device and build the group."""
     # Imported here: builds of PyTorch without distributed have neither.
     from torch.distributed import PrefixStore  # type: ignore[attr-defined]  # torch has no __all__
-    from torch.distributed.rendezvous import rendezvous
 
-    rank, size, local_rank = watch.rank, watch.size, int(os.environ["LOCAL_RANK"])
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
-    store, _, _ = next(rendezvous("env://", timeout=timeout))
-    store.set_timeout(timeout)
+    rank, size = launch.rank, launch.size
+    whole = _open_store(launch, timeout)
+    store = PrefixStore(name_of_attempt(whole, rank, size, timeout), whole)
     watch.join(
-        PrefixStore("watch", store), os.environ["MASTER_ADDR"], one_machine=local_size == size
+        PrefixStore("watch", store), launch.address, one_machine=launch.local_size == launch.size
     )
-    own_device = _use(pick_device(device, local_rank))
+    own_device = _use(pick_device(device, launch.local_rank))
     if own_device.type == "cuda":
         require_own_gpus(PrefixStore("gpus", store), _gpu_name(own_device), rank=rank, size=size)
     chosen = pick_backend(backend, own_device)
@@ -284,11 +282,30 @@ def _join(watch: Watch, device: str, backend: str, timeout: timedelta) -> World:
         device=own_device,
         rank=rank,
         size=size,
-        local_rank=local_rank,
-        local_size=local_size,
+        local_rank=launch.local_rank,
+        local_size=launch.local_size,
         store=PrefixStore("world", store),
         watch=watch,
     )
+
+
+def _open_store(launch: Launch, timeout: timedelta) -> Store:
+    """Open the store at the address of rank 0, who makes it unless torchrun has."""
+    from torch.distributed.rendezvous import rendezvous
+
+    host = f"[{launch.address}]" if ":" in launch.address else launch.address  # IPv6
+    where = f"tcp://{host}:{launch.port}"
+    try:
+        store, _, _ = next(rendezvous(where, launch.rank, launch.size, timeout=timeout))
+    except dist.DistNetworkError as error:
+        if launch.rank != 0 or "EADDRINUSE" not in str(error):
+            raise
+        raise RunFailed(
+            f"port {launch.port} is taken, at which the processes meet; set the variable "
+            "MASTER_PORT to a free one, the same for all"
+        ) from error
+    store.set_timeout(timeout)
+    return store
 
 
 def pick_backend(wanted: str, device: torch.device) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from hiera_video.config import Config
 from hiera_video.config.generated import GENERATED_SETS
 from hiera_video.data.synthetic.generated_streams import STREAMS
-from hiera_video.engine import build, meters, optim, preflight, tasks
+from hiera_video.engine import auto_batch, build, meters, optim, preflight, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.engine.log import describe_run
 from hiera_video.engine.meters import StepTimer
@@ -111,7 +111,8 @@ def _measure(dry: DryRun, world: World, logger: RunLogger) -> None:
     if not dry.generated:
         cfg, choices = build.choose_by_size(dry.cfg, data)
         dry = dataclasses.replace(dry, cfg=cfg)
-    cfg = dry.cfg
+    cfg, found = auto_batch.choose(dry.cfg, data, world, logger.info)
+    dry, choices = dataclasses.replace(dry, cfg=cfg), [*choices, *found]
     if data.labelled and not dry.generated:
         preflight.require_classes(data.train_list)
     plan = build.plan_of(cfg, data.dataset, world)

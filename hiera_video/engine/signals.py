@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM: a run finishes its step, saves its state and ends."""
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGUSR2: a run finishes its step, saves its state and ends.
+
+Schedulers send SIGUSR1 or SIGUSR2 where they are told to warn a job before its time is over (Slurm:
+--signal), and SIGTERM to one that must make room.
+"""
 
 from __future__ import annotations
 
@@ -9,18 +13,28 @@ import time
 import types
 from typing import Any
 
+SIGNALS: tuple[signal.Signals, ...] = (
+    *(signal.SIGINT, signal.SIGTERM),
+    *(getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2") if hasattr(signal, name)),
+)
+"""Signals that ask for a stop; Windows has fewer."""
+
 taken_at: dict[int, float] = {}
 """Signal -> when a `Stop` last took it up, by the monotonic clock."""
 
 
 class Stop:
-    """Ctrl-C or SIGTERM asks for a stop after the current step; a second Ctrl-C stops at once.
+    """A signal (`SIGNALS`) asks for a stop after the current step; a second Ctrl-C stops at once.
 
     A context manager. Outside of it, while there is nothing to save yet, the signals keep the
     handlers that they had.
+
+    saved_code: the exit code of a run that was stopped by another signal than Ctrl-C, once its
+    state is saved.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, saved_code: int = 0) -> None:
+        self._saved_code = saved_code
         self.signal: int | None = None
         """The signal that this process received; None: none yet."""
         self.obeyed = False
@@ -35,24 +49,26 @@ class Stop:
 
     @property
     def name(self) -> str:
-        """`Ctrl-C`, `SIGTERM`, or `a signal to another process`."""
-        names: dict[int | None, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-        return names.get(self.signal, "a signal to another process")
+        """`Ctrl-C`, `SIGTERM`, ..., or `a signal to another process`."""
+        if self.signal is None:
+            return "a signal to another process"
+        return "Ctrl-C" if self.signal == signal.SIGINT else signal.Signals(self.signal).name
 
     def exit_code(self, *, saved: bool) -> int:
-        """Return 0 for SIGTERM once the state is saved, because the scheduler's request was met.
-        Otherwise 128 + the signal, as shells report it: 130 for Ctrl-C, 143 for SIGTERM.
+        """Return `saved_code`, 0, for SIGTERM once the state is saved, because the scheduler's
+        request was met. Otherwise 128 + the signal, as shells report it: 130 for Ctrl-C, 143 for
+        SIGTERM.
 
-        A process that received no signal itself returns 0 once the state is saved: the process
-        that did receive one reports it.
+        A process that received no signal itself returns `saved_code` once the state is saved: the
+        process that did receive one reports it.
         """
         if saved and self.signal != signal.SIGINT:
-            return 0
+            return self._saved_code
         return 128 + int(self.signal or signal.SIGINT)
 
     def __enter__(self) -> Stop:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

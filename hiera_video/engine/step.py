@@ -334,9 +334,10 @@ def out_of_memory_explained(clips: int, failure: type[RunFailed] = RunFailed) ->
             raise
         raise failure(
             f"{shortage}, with {clips} clips at a time. Raise TRAIN.GRAD_ACCUM (the same result in "
-            "more, smaller parts) or set MODEL.ACT_CHECKPOINT true: a run that has begun goes on "
-            "with these. TRAIN.MIXED_PRECISION bf16 or a lower TRAIN.BATCH_SIZE make it another "
-            "run, which needs another OUTPUT_DIR once a checkpoint was written"
+            "more, smaller parts; auto finds out how many) or set MODEL.ACT_CHECKPOINT true: a run "
+            "that has begun goes on with these. TRAIN.MIXED_PRECISION bf16 or a lower "
+            "TRAIN.BATCH_SIZE make it another run, which needs another OUTPUT_DIR once a "
+            "checkpoint was written"
         ) from error
 
 

@@ -23,6 +23,7 @@ from hiera_video.config.origin import Recipe
 from hiera_video.data.loader import Loader
 from hiera_video.engine import (
     attentive,
+    auto_batch,
     build,
     checkpoint,
     evaluate,
@@ -84,6 +85,7 @@ def train(cfg: Config, world: World, stop: Stop, recipe: Recipe | None = None) -
         data = build.training_data(cfg, world)
         cfg, choices = build.choose_by_size(cfg, data)
         build.require_usable(data, world, guarded=cfg.data_loader.num_workers != 0)
+        cfg, found = auto_batch.choose(cfg, data, world, logger.info)
         plan = build.plan_of(cfg, data.dataset, world)
         state, identity = build.initial_state(cfg, data, world.device)
         build.require_probe(cfg, data, state.model)
@@ -95,7 +97,7 @@ def train(cfg: Config, world: World, stop: Stop, recipe: Recipe | None = None) -
         run = TrainingRun(
             cfg, world, stop, folder, logger, data, plan, state, checkpoints, val_loader
         )
-        notes = [*choices, *run.resume()]
+        notes = [*choices, *found, *run.resume()]
         loader = build.training_loader(
             cfg, data.dataset, world, start=state.step, end=plan.total_steps
         )

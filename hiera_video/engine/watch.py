@@ -60,7 +60,7 @@ PROBES = {"TCP_KEEPIDLE": 5, "TCP_KEEPALIVE": 5, "TCP_KEEPINTVL": 5, "TCP_KEEPCN
 times, every 5 s. TCP_KEEPALIVE is macOS's name of TCP_KEEPIDLE."""
 
 _KEY = "address of rank 0"
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = signals.SIGNALS
 _TICK = 0.1
 
 
@@ -346,7 +346,8 @@ class Watch:
         """`mask`: the signals that a thread had blocked before its fork that goes on."""
 
     def start(self) -> None:
-        """Take over Ctrl-C and SIGTERM and start the thread. `join` connects it to the others."""
+        """Take over the signals that ask for a stop, and start the thread. `join` connects it to
+        the others."""
         for end in (self._inbox, self._outbox):
             end.setblocking(False)
         self._selector.register(self._inbox, selectors.EVENT_READ)
@@ -383,8 +384,8 @@ class Watch:
         """Let rank 0 print what has ended this process, and leave; so do all other processes."""
         self._main_waits = True
         failure = cli.failure_of(error)
-        if isinstance(error, KeyboardInterrupt) and self._signal == signal.SIGTERM:
-            failure = _failure_by(signal.SIGTERM)
+        if isinstance(error, KeyboardInterrupt) and self._signal:
+            failure = _failure_by(signal.Signals(self._signal))
         self._report(failure)
         self._wake()
         self._leave_when_over()
@@ -404,7 +405,7 @@ class Watch:
     # ---- in the main thread ---------------------------------------------------------------------
 
     def _handle(self, number: int, frame: object) -> None:
-        """Ctrl-C or SIGTERM outside of a `Stop`, where there is nothing to save."""
+        """A signal outside of a `Stop`, where there is nothing to save."""
         if not self._main_waits:
             self._signal = number
             raise KeyboardInterrupt
