@@ -47,7 +47,9 @@ def train_alone(words):
 
 def gradients(out):
     """Step -> gradient norm before clipping, from the records."""
-    return {r["step"]: r["grad_norm"] for r in read_metrics(out) if r["_type"] == "train_iter_"}
+    return {
+        r["step"]: float(r["grad_norm"]) for r in read_metrics(out) if r["_type"] == "train_iter_"
+    }
 
 
 def assert_same_curve(one, other, within=1e-5):
@@ -176,7 +178,7 @@ def test_the_fitted_head_of_a_probe_is_that_of_one_process(videos, tmp_path, kin
     lines = [
         next(
             line
-            for line in (tmp_path / name / "log.txt").read_text().splitlines()
+            for line in (tmp_path / name / "stdout.log").read_text().splitlines()
             if "probe:" in line
         )
         for name in ("one", "two")
@@ -519,7 +521,7 @@ def statistics(folder):
         assert len({tuple(part.tolist()) for part in world.all_gather(own)}) == 2
         norms = [model[2].running_mean.clone()]
         with torch.no_grad():
-            sharding._send_statistics(model)
+            sharding.send_statistics(model)
         norms = world.all_gather(model[2].running_mean)
         assert torch.equal(norms[0], norms[1])
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -89,12 +90,15 @@ def shard(model: nn.Module, world: World) -> None:
 
     for module in (*blocks_of(model), model):
         fully_shard(module, mesh=mesh, shard_placement_fn=place)
+    passes = _PASSES[model] = _Passes(world)
     for name in METHODS:
         if hasattr(model, name):
+            plain = getattr(model, name)
             register_fsdp_forward_method(model, name)
-            setattr(model, name, _announced(getattr(model, name), world))
+            setattr(model, name, passes.around(getattr(model, name), plain))
     # before the hook of FSDP itself: what announces a pass comes before what is part of it
-    model.register_forward_pre_hook(lambda *_: _before_pass(model, world), prepend=True)
+    model.register_forward_pre_hook(lambda model, _: passes.begin(model), prepend=True)
+    model.register_forward_hook(lambda *_: passes.end(), always_call=True)
     for module in _sharded_modules(model):
         # Otherwise these tensors are made in the first pass, and if that is a validation, in
         # inference mode, which makes them useless for training.
@@ -237,45 +241,65 @@ def attend(model: nn.Module, world: World, pass_without_clips: Callable[[], obje
     """
     if not is_sharded(model):
         return
-    _Attending.idle = True
+    passes = _PASSES[model]
+    passes.joins = True
     try:
-        while _passes(world, own=0).item():
+        while passes.count(own=0).item():
             pass_without_clips()
     finally:
-        _Attending.idle = False
+        passes.joins = False
     reshard(model)
 
 
-class _Attending:
-    """Whether this process is in `attend`, where the passes that it joins were announced."""
+class _Passes:
+    """The forward passes of a sharded model: those without gradients are announced to the other
+    processes, which count them before they join."""
 
-    idle = False
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.joins = False
+        """Whether this process is in `attend`: it joins passes that others have announced."""
+        self.inside = False
+
+    def count(self, own: int) -> Tensor:
+        """Count the processes about to make a pass, on the device; each says whether it is."""
+        total = torch.full((1,), own, dtype=torch.int32, device=self.world.device)
+        dist.all_reduce(total)
+        return total
+
+    def begin(self, model: nn.Module) -> None:
+        """Note that a pass begins."""
+        self.inside = True
+        if torch.is_grad_enabled():
+            send_statistics(model)
+        elif not self.joins:
+            self.count(own=1)
+
+    def end(self) -> None:
+        """Note that a pass has ended."""
+        self.inside = False
+
+    def around(
+        self, gathering: Callable[..., Any], plain: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        """Return a method of a model, which is a pass by itself unless it is called in one."""
+
+        def method(*args: Any, **kwargs: Any) -> Any:
+            if self.inside:
+                return plain(*args, **kwargs)
+            self.begin(plain.__self__)  # type: ignore[attr-defined]  # the model
+            try:
+                return gathering(*args, **kwargs)
+            finally:
+                self.end()
+
+        return method
 
 
-def _passes(world: World, own: int) -> Tensor:
-    """Count the processes that are about to make a pass, on the device; each says whether it is."""
-    count = torch.full((1,), own, dtype=torch.int32, device=world.device)
-    dist.all_reduce(count)
-    return count
+_PASSES: weakref.WeakKeyDictionary[nn.Module, _Passes] = weakref.WeakKeyDictionary()
 
 
-def _before_pass(model: nn.Module, world: World) -> None:
-    if torch.is_grad_enabled():
-        _send_statistics(model)
-    elif not _Attending.idle:
-        _passes(world, own=1)
-
-
-def _announced(method: Callable[..., Any], world: World) -> Callable[..., Any]:
-    def announced(*args: Any, **kwargs: Any) -> Any:
-        if not torch.is_grad_enabled() and not _Attending.idle:
-            _passes(world, own=1)
-        return method(*args, **kwargs)
-
-    return announced
-
-
-def _send_statistics(model: nn.Module) -> None:
+def send_statistics(model: nn.Module) -> None:
     """Give every process the running statistics of rank 0, as DistributedDataParallel does."""
     for module in model.modules():
         if isinstance(module, _NormBase) and module.training and module.track_running_stats:
