@@ -15,6 +15,7 @@ import tiny_runs as tiny
 import torch
 from sharded_runs import SHARDED
 
+from hiera_video.detection import moving_shapes
 from hiera_video.engine import checkpoint, evaluate, sharded_checkpoint, sharding, step
 from hiera_video.engine import train as training
 from hiera_video.engine.records import read_metrics
@@ -29,6 +30,14 @@ EVERYTHING = (
 )
 CALM = ("HIERA.DROPPATH_RATE", 0)
 NO_DROPOUT = ("MODEL.DROPOUT_RATE", 0)
+
+DETECT = {
+    **{"TASK": "detect", "MODEL.MODEL_NAME": "hiera_tiny_16x224_ava"},
+    **{"MODEL.LOSS_FUNC": "bce_logit", "DATA.TARGET_FPS": 30, "DATA.SAMPLING_RATE": 4},
+    **{"TRAIN.DATASET": "moving_shapes", "TEST.DATASET": "moving_shapes"},
+    **{"TEST.NUM_ENSEMBLE_VIEWS": 1, "SYNTHETIC.NUM_TRAIN": 4, "SYNTHETIC.NUM_VAL": 3},
+    **{"SYNTHETIC.SIZE": 64, "SOLVER.MAX_EPOCH": 1},
+}
 
 
 def words_of(videos, out, *overrides, task=None):
@@ -185,6 +194,25 @@ def test_the_fitted_head_of_a_probe_is_that_of_one_process(videos, tmp_path, kin
     ]
     assert lines[0].partition("probe:")[2] == lines[1].partition("probe:")[2]
     assert_same_curve(tmp_path / "one", tmp_path / "two", within=1e-3)
+
+
+@pytest.mark.slow
+def test_sharded_processes_score_the_boxes_of_one(tmp_path):
+    """Of nine key frames four processes have unequal shares, and of their boxes too."""
+    form = moving_shapes.ShapeSettings(num_train=4, num_val=3, size=64)
+    shapes = moving_shapes.make_shapes(tmp_path / "set", form, workers=1)
+    words = words_of(shapes, tmp_path / "one", *NO_DROPOUT, task=DETECT)
+    train_alone(words)
+    words = words_of(shapes, tmp_path / "four", *NO_DROPOUT, *SHARDED, task=DETECT)
+    sharded_runs.train(tmp_path, 4, words)
+    assert_same_curve(tmp_path / "one", tmp_path / "four", within=1e-4)
+    ends = [
+        [r for r in read_metrics(tmp_path / name) if r["_type"] == "val_epoch"]
+        for name in ("one", "four")
+    ]
+    assert len(ends[0]) == len(ends[1]) == 1
+    assert ends[0][0]["n_boxes"] == ends[1][0]["n_boxes"] > 0
+    assert ends[0][0]["map"] == pytest.approx(ends[1][0]["map"], abs=2)
 
 
 # ---- which parts ---------------------------------------------------------------------------------
