@@ -185,6 +185,9 @@ class ShardedCheckpointWriter(CheckpointWriter):
         """
         self.finish(world)
         epochs, rest = divmod(state.step, self.steps_per_epoch)
+        path = self.folder / checkpoint.file_name(epochs, rest, layout.SUFFIX)
+        if path == self.last_good:  # a run is a function of the step: this is the same state
+            return path
         content = self.record.content(state, epoch=epochs)
         fault = self.meeting.first_fault(lambda: self.numbers.fault(content))
         if fault is not None:
@@ -192,7 +195,6 @@ class ShardedCheckpointWriter(CheckpointWriter):
                 f"the state after step {state.step} was not saved, {fault}. "
                 f"{self.advice.text(self.last_good)}"
             )
-        path = self.folder / checkpoint.file_name(epochs, rest, layout.SUFFIX)
         self.saving = Saving(self.meeting, content, path, self.keep)
         self.saving.start()
         return path
