@@ -340,8 +340,12 @@ def add_measured(path: Path, key: str, value: T) -> None:
 
 
 def sha256_of(path: AnyPath) -> str:
-    """Hash a file, 64 hexadecimal digits."""
+    """Hash a file, 64 hexadecimal digits; of a folder, the names and hashes of its files."""
     digest = hashlib.sha256()
+    if os.path.isdir(path):
+        for name in sorted(os.listdir(path)):
+            digest.update(f"{name}\0{sha256_of(os.path.join(path, name))}\0".encode())
+        return digest.hexdigest()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)

@@ -12,7 +12,7 @@ import torch
 from conftest import REPOSITORY
 from torch.distributed import HashStore
 
-from hiera_video.engine import distributed
+from hiera_video.engine import distributed, sharding
 from hiera_video.errors import UserError
 
 
@@ -51,7 +51,7 @@ def test_alone_everything_is_quiet(monkeypatch):
     assert world.broadcast(3) == 3
     assert world.run_on_main(lambda x: x + 1, 2) == 3
     model = torch.nn.Linear(1, 1)
-    assert world.parallel(model) is model
+    assert sharding.parallel(model, world) is model
     world.barrier()
     world.barrier_or_stop("here", lambda: False)
     assert [world.any_stopped(asked) for asked in (False, True)] == [False, True]

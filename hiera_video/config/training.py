@@ -42,6 +42,9 @@ class TrainConfig(Section):
     """True: load only the weights of CHECKPOINT_FILE_PATH. False: epoch and optimizer state too."""
     mixed_precision: str = choice("off", ("off", "bf16", "fp16"))
     """Number format of the forward pass; weights and loss stay float32."""
+    sharding: str = choice("none", ("none", "fsdp"))
+    """fsdp: each of several processes keeps a part of the weights, gradients and optimizer state
+    (FSDP2), and checkpoints are folders that all of them write. none: each keeps all of them."""
     compile: bool | None = setting(None)
     """Use torch.compile on the model: slower to start, faster afterwards. None: on a GPU, where
     the model compiles whole. Where it fails, a note says why and the run goes on without."""

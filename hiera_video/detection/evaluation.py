@@ -19,7 +19,7 @@ from hiera_video.detection.key_frames import KeyFrameList
 from hiera_video.detection.precision_curves import draw_curves, write_per_class
 from hiera_video.engine import results
 from hiera_video.engine.distributed import World
-from hiera_video.engine.evaluate import each_batch, raise_memory_error
+from hiera_video.engine.evaluate import attend, each_batch, raise_memory_error
 from hiera_video.engine.parts import Metrics
 from hiera_video.errors import RunFailed
 from hiera_video.run_page.facts import Clip, Outcome
@@ -58,6 +58,7 @@ class FrameMapEvaluation:
             name="scored",
             stopped=stopped,
             explain=lambda error: raise_memory_error(error, settings.batch_size),
+            attend=lambda: attend(model, loader, settings, world),
         )
         return None if parts is None else _merged(parts)
 

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hiera_video.engine import sharding
 from hiera_video.engine.distributed import World
 from hiera_video.engine.folds import CrossValidated, grouped_folds
 from hiera_video.engine.probe import FOLDS, Features, Labels, clearly_best, parts_of
@@ -89,7 +90,8 @@ def require_attentive(model: nn.Module) -> None:
 @torch.no_grad()
 def write(model: nn.Module, probe: AttentiveProbe) -> None:
     """Put a fitted probe into readout, norm and head of the model."""
-    Parts(model).load_state_dict(probe.state)
+    parts = Parts(model)
+    parts.load_state_dict(sharding.placed(parts.state_dict(), probe.state))
 
 
 # ---- fitting ------------------------------------------------------------------------------------
@@ -123,12 +125,13 @@ def fit_on_main(
 
     Returns a line about it; None if any process was asked to stop.
     """
+    start = sharding.whole_copy(Parts(model)) if sharding.is_sharded(model) else model
     settings = Fitting(seed, world.device, lambda: world.any_stopped(stopped()))
 
     def compute() -> list[AttentiveProbe] | None:
         if not world.is_main:
             return []
-        found = fit(model, features, labels, settings)
+        found = fit(start, features, labels, settings)
         return None if found is None else [found]
 
     # no broadcast: it would time out in a process that waits half an hour, and hear no signal

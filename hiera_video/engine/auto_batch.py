@@ -78,6 +78,11 @@ def choose(
     choices = part_sizes(cfg.train.batch_size, world.size, len(data.dataset))
     if not choices:
         return _with_parts(cfg, 1), []  # the loader says why no number of parts would do
+    if build.is_sharded_run(cfg, world):
+        raise UserError(
+            "TRAIN.GRAD_ACCUM auto tries whole models, and TRAIN.SHARDING fsdp leaves a part "
+            "of one on each process: set TRAIN.GRAD_ACCUM to a number"
+        )
     _require_no_batch_norm(cfg, data)
     note("TRAIN.GRAD_ACCUM auto: trying how many videos fit into memory at a time")
     batch = one_video(cfg, data, world)
@@ -187,10 +192,9 @@ class Rehearsal:
         train = dataclasses.replace(cfg.train, compile=False, grad_accum=2, batch_size=2)
         self._cfg = dataclasses.replace(cfg, train=train)
         self._batch, self._device, self._spec = batch, device, data.dataset.spec
-        self._state, _ = build.initial_state(self._cfg, data, device)
-        if train.ema_decay:
-            self._state.ema = optim.Ema(self._state.model, train.ema_decay)
         alone = World(device=device)
+        model, _ = build.initial_model(self._cfg, data)
+        self._state = build.initial_state(self._cfg, data, model, alone)
         self._plan = build.plan_of(self._cfg, data.dataset, alone)
         self._forward = build.forward_passes(
             self._cfg, self._state.model, alone, data, self._plan, lambda line: None

@@ -25,7 +25,16 @@ from hiera_video.data.transforms.flips import LabelAwareFlips
 from hiera_video.data.transforms.mixup import MixUpCutMix
 from hiera_video.data.transforms.photometric import Photometric
 from hiera_video.data.transforms.train import TrainTransform
-from hiera_video.engine import attentive, data_source, optim, preflight, probe, tasks
+from hiera_video.engine import (
+    attentive,
+    data_source,
+    optim,
+    preflight,
+    probe,
+    sharded_checkpoint,
+    sharding,
+    tasks,
+)
 from hiera_video.engine.compiling import choose_compile
 from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
@@ -344,25 +353,36 @@ def training_model(cfg: Config, *, num_classes: int) -> tuple[nn.Module, dict[st
     return model, {"name": cfg.model.model_name, "kwargs": plain}
 
 
-def initial_state(
-    cfg: Config, data: TrainingData, device: torch.device
-) -> tuple[TrainingState, dict[str, Any]]:
-    """Build model, optimizer and scaler as they are before the first step.
-
-    Returns them with the model's identity, see `training_model`.
-    """
+def initial_model(cfg: Config, data: TrainingData) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the model as it is before the first step, on the CPU, and its identity, see
+    `training_model`."""
     model, identity = training_model(cfg, num_classes=data.num_classes)
-    model.to(device)
     if cfg.train.linear_probe:
         freeze_backbone(model)
-    state = TrainingState(
+    return model, identity
+
+
+def initial_state(cfg: Config, data: TrainingData, model: nn.Module, world: World) -> TrainingState:
+    """Place the model of `initial_model` on the processes, sharded where TRAIN.SHARDING says so,
+    and build optimizer, scaler and averaged weights around it."""
+    if is_sharded_run(cfg, world):
+        sharding.shard(model, world)
+    else:
+        model.to(world.device)
+    fp16 = cfg.train.mixed_precision == "fp16"
+    return TrainingState(
         model=model,
-        optimizer=build_optimizer(cfg.solver, model, device),
-        scaler=torch.amp.GradScaler(device.type, enabled=cfg.train.mixed_precision == "fp16"),
+        optimizer=build_optimizer(cfg.solver, model, world.device),
+        scaler=torch.amp.GradScaler(world.device.type, enabled=fp16),
         sums=[0.0] * len(sum_names(tasks.get(cfg.task))),
         classes=data.classes,
+        ema=optim.Ema(model, cfg.train.ema_decay) if cfg.train.ema_decay else None,
     )
-    return state, identity
+
+
+def is_sharded_run(cfg: Config, world: World) -> bool:
+    """Whether each process has a part of the parameters."""
+    return cfg.train.sharding == "fsdp" and world.size > 1
 
 
 def checkpoint_writer(
@@ -371,9 +391,10 @@ def checkpoint_writer(
     plan: Schedule,
     model: nn.Module,
     identity: dict[str, Any],
+    world: World,
 ) -> CheckpointWriter:
-    """Build what writes the checkpoints of the run; `model` and `identity` as `initial_state` built
-    them."""
+    """Build what writes and reads the checkpoints of the run; `model` and `identity` as
+    `initial_model` built them."""
     folder = Path(cfg.output_dir).expanduser()
     record = RunRecord(
         model=identity,
@@ -382,7 +403,7 @@ def checkpoint_writer(
         settings=cfg.to_yaml(),
         data=data_source.fingerprint(data.train_list),
     )
-    return CheckpointWriter(
+    writer = CheckpointWriter(
         folder / "checkpoints",
         record,
         steps_per_epoch=plan.steps_per_epoch,
@@ -390,6 +411,7 @@ def checkpoint_writer(
         numbers=FiniteState(model, "a fresh model"),
         advice=Advice(cfg.solver, cfg.train.mixed_precision, folder),
     )
+    return sharded_checkpoint.sharded(writer, world) if is_sharded_run(cfg, world) else writer
 
 
 def freeze_backbone(model: nn.Module) -> None:
@@ -443,6 +465,10 @@ def forward_passes(
         ),
     )
     wanted = cfg.train.compile if objective.compiles else False
+    if sharding.is_sharded(model):
+        if wanted:
+            note(sharding.WITHOUT_COMPILE)
+        wanted = False
     recipe = StepRecipe(
         objective=objective,
         settings=settings,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from hiera_video.engine.launch import Launch, find_launch
 from hiera_video.engine.meeting import name_of_attempt
@@ -154,12 +154,14 @@ class World:
         name: str,
         stopped: Callable[[], bool],
         explain: Callable[[Exception], None],
+        attend: Callable[[], None] = lambda: None,
     ) -> list[T] | None:
         """Let each process compute its part of one thing and return all parts, by rank.
 
         compute: returns this process's part; None if it notices that a process was asked to stop.
         name: of what is computed, for the barrier. stopped: whether this process was asked to stop.
-        explain: raises a better error for some errors of `compute`.
+        explain: raises a better error for some errors of `compute`. attend: called after it, to
+        take part in what the other processes still compute (`sharding.attend`).
 
         Returns None if any process was asked to stop. Raises what `compute` raises.
         """
@@ -171,19 +173,11 @@ class World:
             if not self.any_stopped(stopped()):
                 explain(error)
                 raise
+        attend()
         self.barrier_or_stop(f"{name} {next(_BARRIERS)}", stopped)
         parts = self.all_gather(None if self.any_stopped(stopped()) else part)
         complete = [part for part in parts if part is not None]
         return complete if len(complete) == len(parts) else None
-
-    def parallel(self, model: nn.Module) -> nn.Module:
-        """Wrap the model in DistributedDataParallel; on one process, return it as it is."""
-        if self.size == 1:
-            return model
-        ids = [self.device.index] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(
-            model, device_ids=ids, gradient_as_bucket_view=True
-        )
 
     def close(self) -> None:
         """Wait for the other processes and destroy the group; a second call does nothing."""

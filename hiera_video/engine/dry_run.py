@@ -16,10 +16,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from torch import nn
+
 from hiera_video.config import Config
 from hiera_video.config.generated import GENERATED_SETS
 from hiera_video.data.synthetic.generated_streams import STREAMS
-from hiera_video.engine import auto_batch, build, meters, optim, preflight, tasks
+from hiera_video.engine import auto_batch, build, meters, optim, preflight, sharding, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.engine.log import describe_run
 from hiera_video.engine.meters import StepTimer
@@ -116,10 +118,9 @@ def _measure(dry: DryRun, world: World, logger: RunLogger) -> None:
     if data.labelled and not dry.generated:
         preflight.require_classes(data.train_list)
     plan = build.plan_of(cfg, data.dataset, world)
-    state, _ = build.initial_state(cfg, data, world.device)
-    _load_weights(dry, state, data, world, logger)
-    if cfg.train.ema_decay:
-        state.ema = optim.Ema(state.model, cfg.train.ema_decay)
+    model, _ = build.initial_model(cfg, data)
+    _load_weights(dry, model, data, world, logger)
+    state = build.initial_state(cfg, data, model, world)
     forward = build.forward_passes(cfg, state.model, world, data, plan, logger.info)
     loader = build.training_loader(cfg, data.dataset, world, end=dry.steps)
     name = f"{cfg.task} {cfg.model.model_name}"
@@ -129,7 +130,12 @@ def _measure(dry: DryRun, world: World, logger: RunLogger) -> None:
     else:
         logger.info(str(plan))
         logger.info(data.train_list.describe_classes())
-    for note in [*([] if dry.generated else data.notes), *loader.notes, *choices]:
+    for note in [
+        *([] if dry.generated else data.notes),
+        *loader.notes,
+        *choices,
+        *sharding.note_of(cfg.train.sharding, world),
+    ]:
         logger.info(f"note: {note}")
 
     set_mode(state.model, linear_probe=cfg.train.linear_probe)
@@ -151,7 +157,7 @@ def _measure(dry: DryRun, world: World, logger: RunLogger) -> None:
 
 def _load_weights(
     dry: DryRun,
-    state: TrainingState,
+    model: nn.Module,
     data: build.TrainingData,
     world: World,
     logger: RunLogger,
@@ -162,7 +168,7 @@ def _load_weights(
         # The classes of generated clips cannot be compared with those of the weights.
         classes = None if dry.generated else data.classes
         name = dry.cfg.model.model_name
-        start_from_weights(weights, name, state.model, world, logger.info, classes=classes)
+        start_from_weights(weights, name, model, world, logger.info, classes=classes)
     elif weights:
         logger.info(f"starting weights {weights}: not fetched, random instead")
 

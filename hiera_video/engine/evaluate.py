@@ -24,7 +24,7 @@ from hiera_video.data.datasets import TestReader, VideoDataset
 from hiera_video.data.loader import Loader, LoaderSettings, build_loader
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.relabel import fit_labels
-from hiera_video.engine import checkpoint, memory, page_facts, preflight, results, tasks
+from hiera_video.engine import checkpoint, memory, page_facts, preflight, results, sharding, tasks
 from hiera_video.engine.data_source import DataSource, read_test_split
 from hiera_video.engine.distributed import World
 from hiera_video.engine.parts import Evaluation, Metrics
@@ -33,6 +33,7 @@ from hiera_video.engine.results import Scores
 from hiera_video.engine.run_folder import RunFolder
 from hiera_video.engine.run_logger import RunLogger
 from hiera_video.engine.signals import Stop
+from hiera_video.engine.step import blank
 from hiera_video.errors import RunFailed, UserError, first_few
 from hiera_video.models import build_model
 from hiera_video.models.weights.file import Checkpoint
@@ -42,7 +43,7 @@ from hiera_video.models.weights.resolve import resolve
 from hiera_video.progress import Progress
 from hiera_video.run_page.facts import Clip, Outcome
 from hiera_video.run_page.page import RunPage
-from hiera_video.scoring import ScoreSettings, clip_scores
+from hiera_video.scoring import ScoreSettings, clip_scores, score_batch
 
 # ---- scores -------------------------------------------------------------------------------------
 
@@ -89,8 +90,18 @@ def score_videos(
         name="scored",
         stopped=stopped,
         explain=lambda error: raise_memory_error(error, settings.batch_size),
+        attend=lambda: attend(model, loader, settings, world),
     )
     return None if parts is None else _merged(parts)
+
+
+def attend(model: nn.Module, loader: Loader, settings: ScoreSettings, world: World) -> None:
+    """Take part in the forward passes of the other processes, if the model is sharded."""
+    sharding.attend(
+        model,
+        world,
+        lambda: score_batch(model, blank(loader.dataset).clips.to(world.device), settings),
+    )
 
 
 def raise_memory_error(error: Exception, batch_size: int) -> None:
@@ -457,7 +468,7 @@ def _find_checkpoint(test: TestConfig, output_dir: str, log: Callable[[str], Non
     """Return TEST.CHECKPOINT_FILE_PATH, or the newest or best checkpoint of OUTPUT_DIR."""
     folder = Path(output_dir).expanduser() / "checkpoints"
     if test.checkpoint_file_path == BEST_OF_RUN:
-        return str(folder / checkpoint.BEST)
+        return str(checkpoint.best_path(folder))
     if test.checkpoint_file_path:
         return test.checkpoint_file_path
     newest = checkpoint.latest(folder, log)

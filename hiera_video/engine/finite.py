@@ -12,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hiera_video.engine import sharding
 from hiera_video.errors import UserError, first_few
 
 
 def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
-    """Return the names of tensors that hold a NaN or an infinity; waits once for each device."""
+    """Return the names of tensors that hold a NaN or an infinity; waits once for each device. Of
+    sharded tensors this process's part is looked at."""
     by_device: dict[torch.device, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if tensor.is_floating_point():
-            by_device.setdefault(tensor.device, {})[name] = tensor.detach().isfinite().all()
+            own = sharding.local(tensor.detach())
+            by_device.setdefault(tensor.device, {})[name] = own.isfinite().all()
     return [
         name
         for flags in by_device.values()

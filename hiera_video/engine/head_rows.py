@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from hiera_video.classes import ClassMatch, in_order_note, match_classes
+from hiera_video.engine import sharding
 from hiera_video.errors import UserError, first_few
 from hiera_video.models.weights.key_names import HIERA_KEYS
 
@@ -99,7 +100,7 @@ def place_weights(state: dict[str, Any], model: nn.Module, rows: Sequence[int]) 
     says."""
     for name in ("model_state", "raw_state"):
         for key in _head_keys(model) if name in state else ():
-            state[name][key] = state[name][key][list(rows)]
+            state[name][key] = sharding.whole(state[name][key])[list(rows)]
 
 
 def place_moments(optimizer: torch.optim.Optimizer, model: nn.Module, rows: Sequence[int]) -> None:
@@ -109,7 +110,7 @@ def place_moments(optimizer: torch.optim.Optimizer, model: nn.Module, rows: Sequ
         kept = optimizer.state.get(parameters[key], {})
         for name, value in kept.items():
             if isinstance(value, torch.Tensor) and value.shape == parameters[key].shape:
-                kept[name] = value[list(rows)]
+                kept[name] = sharding.like(value, sharding.whole(value)[list(rows)])
 
 
 def _head_keys(model: nn.Module) -> list[str]:

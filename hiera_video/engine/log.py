@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.batch import Clips, Collate
+from hiera_video.data.batch import Batch, Clips, Collate
 from hiera_video.data.datasets import VideoDataset, read_sample
 from hiera_video.data.synthetic import mp4
 from hiera_video.engine import meters, preflight, tasks
@@ -22,6 +22,7 @@ from hiera_video.engine.meters import StepTimer
 from hiera_video.engine.pictures import Panels
 from hiera_video.engine.run_logger import RunLogger
 from hiera_video.engine.schedule import Schedule
+from hiera_video.engine.sharding import reshard
 from hiera_video.engine.step import sum_names
 from hiera_video.files import explained, put_in_place, unfinished_name, write_text
 
@@ -160,15 +161,32 @@ def draw_picture(
     objective: tasks.Objective,
     model: nn.Module,
     dataset: VideoDataset,
+    batch: Batch,
     *,
     step: int,
-    guarded: bool,
 ) -> None:
-    """Write the objective's picture of the first two training videos that can be read, and a video
-    where it has one.
+    """Write the objective's picture of the clips of `pictured`, and a video where it has one; of a
+    sharded model every process draws, and rank 0 writes. Leaves the model in eval mode."""
+    batch = batch.to(next(model.parameters()).device).normalized(dataset.spec)
+    model.eval()
+    how: dict[str, Any] = {"spec": dataset.spec, "seed": dataset.seed}
+    with torch.no_grad():
+        panels = objective.panels(model, batch, **how)
+        picture = objective.picture(model, batch, **how) if panels is None else panels.as_picture()
+    reshard(model)
+    path = logger.add_image(objective.picture_name, picture, step)
+    if panels is not None and path is not None:
+        write_text(
+            path.with_name(f"{objective.picture_name}.json"), json.dumps({"rows": panels.names})
+        )
+        if panels.pixels.shape[3] > 1:
+            _write_video(path.with_suffix(".mp4"), panels, dataset.spec)
 
-    guarded: read them in a process of their own, as the workers of a loader do. Leaves the model in
-    eval mode.
+
+def pictured(dataset: VideoDataset, *, guarded: bool) -> Batch | None:
+    """Read the first two training videos that can be read; None where there is none.
+
+    guarded: read them in a process of their own, as the workers of a loader do.
     """
     chosen: list[Clips] = []
     videos = range(min(8, len(dataset)))
@@ -181,22 +199,10 @@ def draw_picture(
                 if len(chosen) == 2:
                     break
     if not chosen:
-        return
+        return None
     multi_label = dataset.manifest.multi_label
     collate = Collate(dataset.spec, dataset.manifest.num_classes if multi_label else 0)
-    batch = collate([item._replace(clips=item.clips[:1]) for item in chosen])
-    batch = batch.to(next(model.parameters()).device).normalized(dataset.spec)
-    model.eval()
-    how: dict[str, Any] = {"spec": dataset.spec, "seed": dataset.seed}
-    panels = objective.panels(model, batch, **how)
-    picture = objective.picture(model, batch, **how) if panels is None else panels.as_picture()
-    path = logger.add_image(objective.picture_name, picture, step)
-    if panels is not None and path is not None:
-        write_text(
-            path.with_name(f"{objective.picture_name}.json"), json.dumps({"rows": panels.names})
-        )
-        if panels.pixels.shape[3] > 1:
-            _write_video(path.with_suffix(".mp4"), panels, dataset.spec)
+    return collate([item._replace(clips=item.clips[:1]) for item in chosen])
 
 
 def _write_video(path: Path, panels: Panels, spec: ClipSpec) -> None:

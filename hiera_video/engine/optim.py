@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hiera_video.config import SolverConfig
+from hiera_video.engine import sharding
 from hiera_video.engine.finite import not_finite
 from hiera_video.errors import UserError, first_few
 
@@ -144,7 +146,7 @@ def restore_state(optimizer: torch.optim.Optimizer, stored: dict[str, Any]) -> l
     moments = {stored_names[number]: state for number, state in stored["state"].items()}
     kinds = _moment_names(optimizer)
     own["state"] = {
-        number: moments[name]
+        number: _placed(moments[name], parameter)
         for number, (name, parameter) in enumerate(zip(names, parameters, strict=True))
         if name in moments and _fit(moments[name], kinds, parameter)
     }
@@ -167,6 +169,14 @@ def _fit(state: dict[str, Any], kinds: set[str], parameter: Tensor) -> bool:
         and set(state) == kinds
         and all(value.shape == parameter.shape for name, value in state.items() if name != "step")
     )
+
+
+def _placed(state: dict[str, Any], parameter: Tensor) -> dict[str, Any]:
+    """Return the state of a parameter as the parameter lies on the processes."""
+    return {
+        name: value if name == "step" else sharding.like(parameter, value)
+        for name, value in state.items()
+    }
 
 
 def _names_of(stored: list[dict[str, Any]], own: list[dict[str, Any]]) -> list[str] | None:
@@ -198,7 +208,7 @@ def _missing_notes(names: list[str], kept: dict[int, Any], moments: dict[str, An
 @torch.no_grad()
 def scale_gradients(parameters: Iterable[nn.Parameter], factor: Tensor) -> None:
     """Multiply all gradients, in place, by a 0-d tensor on the device: no host sync."""
-    gradients = [p.grad for p in parameters if p.grad is not None]
+    gradients = [sharding.local(p.grad) for p in parameters if p.grad is not None]
     if gradients:
         torch._foreach_mul_(gradients, factor.to(gradients[0].dtype))
 
@@ -210,15 +220,17 @@ def clip_gradients(parameters: Iterable[nn.Parameter], max_norm: float | None) -
     Returns the norm before clipping, a 0-d tensor on the device.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = sharding.total_norm(gradients)
     if max_norm:
         # min(1, max_norm / norm), without a copy to the CPU
-        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_([sharding.local(gradient) for gradient in gradients], factor)
     return norm
 
 
 class Ema:
-    """Exponential moving average of a model's weights, in float32, kept beside the model."""
+    """Exponential moving average of a model's weights, in float32, kept beside the model: of a
+    sharded model each process keeps the average of its part."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -240,10 +252,11 @@ class Ema:
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         for key, value in model.state_dict().items():
+            average, own = sharding.local(self.shadow[key]), sharding.local(value.detach())
             if value.is_floating_point() and key not in self._copied:
-                self.shadow[key].lerp_(value.detach().float(), 1 - decay)
+                average.lerp_(own.float(), 1 - decay)
             else:
-                self.shadow[key].copy_(value)
+                average.copy_(own)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averaged weights under the keys of the model's state dict."""
@@ -254,4 +267,15 @@ class Ema:
         if set(state) != set(self.shadow):
             raise UserError("the averaged weights (EMA) in the checkpoint are of another model")
         for key, value in state.items():
-            self.shadow[key].copy_(value)
+            sharding.assign(self.shadow[key], value)
+
+    @contextlib.contextmanager
+    def in_model(self, model: nn.Module) -> Iterator[None]:
+        """Let the model have the averaged weights inside the block, and its own ones after it."""
+        own = {key: value.detach().clone() for key, value in model.state_dict().items()}
+        model.load_state_dict(self.shadow)
+        try:
+            yield
+        finally:
+            sharding.reshard(model)
+            model.load_state_dict(own)

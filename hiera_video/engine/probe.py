@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -23,10 +23,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hiera_video.data.loader import Loader
-from hiera_video.engine import memory, tasks
+from hiera_video.engine import memory, sharding, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.engine.folds import CrossValidated, grouped_folds
 from hiera_video.engine.prefetch import DevicePrefetcher
+from hiera_video.engine.step import blank
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.models.layers import Head
 from hiera_video.models.readout import AttentiveReadout, Readout
@@ -153,8 +154,8 @@ def write(model: nn.Module, probe: Probe) -> None:
     readout, head = parts_of(model)
     readout.mean.copy_(probe.mean)
     readout.std.copy_(probe.std)
-    head.projection.weight.copy_(probe.head.weight)
-    head.projection.bias.copy_(probe.head.bias)
+    sharding.assign(head.projection.weight, probe.head.weight)
+    sharding.assign(head.projection.bias, probe.head.bias)
 
 
 # ---- features -----------------------------------------------------------------------------------
@@ -188,6 +189,9 @@ def read_features(
         name="features",
         stopped=stopped,
         explain=lambda error: _raise_memory_error(error, batch_size),
+        attend=lambda: sharding.attend(
+            model, world, lambda: _features_of_nothing(model, loader, settings)
+        ),
     )
     return None if parts is None else _merged(parts, loader)
 
@@ -221,6 +225,14 @@ def _own_features(
         ids.append(batch.video_ids[::clips_per_video])  # the clips of a video are neighbours
         rows.append(torch.cat(found).float().cpu().unflatten(0, (-1, clips_per_video)))
     return Features(torch.cat(ids), torch.cat(rows))
+
+
+@torch.no_grad()
+def _features_of_nothing(model: nn.Module, loader: Loader, settings: tasks.StepSettings) -> None:
+    """Make a forward pass without clips, for the sake of the other processes."""
+    clips = blank(loader.dataset).clips.to(settings.device)
+    with settings.autocast():
+        cast(Any, model).forward_features(clips.squeeze(2) if takes_images(model) else clips)
 
 
 def _raise_memory_error(error: Exception, batch_size: int) -> None:

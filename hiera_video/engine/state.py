@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hiera_video import __version__
 from hiera_video.config import Config, SolverConfig
 from hiera_video.config.training import TrainConfig
-from hiera_video.engine import checkpoint, evaluate, head_rows, optim, preflight
+from hiera_video.engine import checkpoint, evaluate, head_rows, optim, preflight, sharding
 from hiera_video.engine.broadcast import broadcast_content
 from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
@@ -51,13 +51,9 @@ class TrainingState:
             return {"model_state": self.model.state_dict()}
         return {"model_state": self.ema.state_dict(), "raw_state": self.model.state_dict()}
 
-    def eval_model(self) -> nn.Module:
-        """Return the model to validate: the trained one, or a copy with the averaged weights."""
-        if self.ema is None:
-            return self.model
-        model = copy.deepcopy(self.model)
-        model.load_state_dict(self.ema.state_dict())
-        return model
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """Let the model have the weights to validate inside a block: the averaged ones (EMA)."""
+        return contextlib.nullcontext() if self.ema is None else self.ema.in_model(self.model)
 
 
 @dataclass(frozen=True)
@@ -134,6 +130,27 @@ class CheckpointWriter:
         self.last_good = world.run_on_main(self.write, state)
         return self.last_good
 
+    def finish(self, world: World) -> None:
+        """Wait until what `save` has begun is on the disk: here it is as soon as it returns."""
+
+    def read(self, path: Path, world: World) -> dict[str, Any] | str:
+        """Read a checkpoint to resume from; returns its content or what is wrong, on every process.
+
+        Only rank 0 reads the disk.
+        """
+        found: list[dict[str, Any]] = []
+
+        def read() -> str:
+            try:
+                found.append(checkpoint.load(path))
+            except UserError as error:
+                return str(error)
+            fault = self.numbers.fault(found[0])
+            return "" if fault is None else f"{path}: {fault}"
+
+        fault = world.run_on_main(read)
+        return fault or broadcast_content(world, found[0] if found else {})
+
 
 def require_space(
     checkpoints: CheckpointWriter,
@@ -167,48 +184,34 @@ class Stored(NamedTuple):
 
 
 def find_checkpoint(
-    train: TrainConfig,
-    folder: Path,
-    world: World,
-    log: Callable[[str], None],
-    numbers: FiniteState,
+    train: TrainConfig, checkpoints: CheckpointWriter, world: World, log: Callable[[str], None]
 ) -> Stored | None:
     """Return the checkpoint to resume from, on every process; None to start afresh.
 
-    That is the newest of `folder` or, with TRAIN.CHECKPOINT_EPOCH_RESET False, the one that
-    TRAIN.CHECKPOINT_FILE_PATH names.
+    That is the newest of the run or, with TRAIN.CHECKPOINT_EPOCH_RESET False, the one that
+    TRAIN.CHECKPOINT_FILE_PATH names. Raises UserError where none can be used: starting from scratch
+    must be the user's choice.
     """
-    found: list[Stored | None] = []  # on rank 0, which alone reads it
-
-    def find() -> Path | None:
-        found.append(_to_resume(train, folder, log, numbers))
-        return None if found[0] is None else found[0].path
-
-    path = world.run_on_main(find)
-    if path is None:
-        return None
-    stored = found[0] if found else None
-    return Stored(path, broadcast_content(world, {} if stored is None else stored.content))
-
-
-def _to_resume(
-    train: TrainConfig, folder: Path, log: Callable[[str], None], numbers: FiniteState
-) -> Stored | None:
-    if train.auto_resume:
-        newest = checkpoint.latest(folder, log, content_fault=numbers.fault)
-        if newest is not None:
-            return Stored(*newest)
-    elif checkpoint.in_order(folder):
+    folder = checkpoints.folder
+    world.run_on_main(checkpoint.remove_unfinished, folder, log)
+    paths = world.run_on_main(checkpoint.in_order, folder)
+    if paths and not train.auto_resume:
         raise UserError(
             f"{folder} holds the checkpoints of a run and TRAIN.AUTO_RESUME is False; "
             "choose another OUTPUT_DIR, or move them away"
         )
+    for path in reversed(paths):
+        content = checkpoints.read(path, world)
+        if not isinstance(content, str):
+            return Stored(path, content)
+        log(f"skipping a checkpoint: {content}")
+    if paths:
+        raise UserError(checkpoint.none_usable(folder, len(paths)))
     if train.checkpoint_file_path and not train.checkpoint_epoch_reset:
         path = Path(train.checkpoint_file_path).expanduser()
-        content = checkpoint.load(path)
-        fault = numbers.fault(content)
-        if fault is not None:
-            raise UserError(f"a run cannot go on from {path}, {fault}; name an earlier one")
+        content = checkpoints.read(path, world)
+        if isinstance(content, str):
+            raise UserError(f"a run cannot go on from TRAIN.CHECKPOINT_FILE_PATH: {content}")
         return Stored(path, content)
     return None
 
@@ -279,7 +282,8 @@ def restore(
         )
     if classes.rows is not None:
         head_rows.place_weights(content, state.model, classes.rows)
-    state.model.load_state_dict(content.get("raw_state", content["model_state"]))
+    weights = content.get("raw_state", content["model_state"])
+    state.model.load_state_dict(sharding.placed(state.model.state_dict(), weights))
     notes = restore_optimizer(state.optimizer, state.scaler, content)
     if classes.rows is not None:
         head_rows.place_moments(state.optimizer, state.model, classes.rows)

@@ -17,14 +17,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
-from torch.nn.parallel import DistributedDataParallel
 
 from hiera_video.config import SolverConfig
 from hiera_video.data.batch import Batch
 from hiera_video.data.datasets import VideoDataset
 from hiera_video.data.transforms.flips import LabelAwareFlips
 from hiera_video.data.transforms.mixup import MixUpCutMix
-from hiera_video.engine import memory, optim, tasks
+from hiera_video.engine import memory, optim, sharding, tasks
 from hiera_video.engine.compiling import (
     CompileSettings,
     compile_fault,
@@ -80,7 +79,7 @@ class Forward:
         """note: called with the line that says why the model is not compiled after all."""
         self.recipe, self.world, self.note = recipe, world, note
         self.dataset, self.plan = dataset, plan
-        self.parallel = world.parallel(model)
+        self.parallel = sharding.parallel(model, world)
         self.compiled: nn.Module | None = None
         if recipe.compiled is not None:
             try:
@@ -179,7 +178,7 @@ class Forward:
         share = part * self.world.size + self.world.rank
         torch.manual_seed(tasks.stream_seed(recipe.settings.seed, "step", step, share))
         with (
-            self._without_all_reduce(part < recipe.grad_accum - 1),
+            sharding.exchanging(self.parallel, part == recipe.grad_accum - 1),
             out_of_memory_explained(clips),
             tf32_products(self.world.device),
             contextlib.nullcontext() if clips else frozen_statistics(self.parallel),
@@ -188,12 +187,6 @@ class Forward:
             weight = clips * self.world.size / self.plan.clips_per_step
             scaler.scale(out["loss"] * weight).backward()
         return out
-
-    def _without_all_reduce(self, enabled: bool) -> contextlib.AbstractContextManager[None]:
-        """Keep gradients on this process: processes exchange them once a step, in its last part."""
-        if enabled and isinstance(self.parallel, DistributedDataParallel):
-            return self.parallel.no_sync()
-        return contextlib.nullcontext()
 
 
 def leave_graph_memory(model: nn.Module) -> None:

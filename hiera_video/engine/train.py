@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from torch import nn
 
 from hiera_video import files
 from hiera_video.config import Config
@@ -31,12 +32,13 @@ from hiera_video.engine import (
     optim,
     page_facts,
     probe,
+    sharding,
     tasks,
     trackers,
 )
 from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
-from hiera_video.engine.log import StepResult, TrainingLog, describe_run, draw_picture
+from hiera_video.engine.log import StepResult, TrainingLog, describe_run, draw_picture, pictured
 from hiera_video.engine.meters import StepTimer
 from hiera_video.engine.parts import Evaluation
 from hiera_video.engine.prefetch import DevicePrefetcher
@@ -47,6 +49,7 @@ from hiera_video.engine.schedule import Schedule
 from hiera_video.engine.signals import Stop
 from hiera_video.engine.state import (
     CheckpointWriter,
+    Stored,
     TrainingState,
     find_checkpoint,
     require_same_run,
@@ -87,17 +90,20 @@ def train(cfg: Config, world: World, stop: Stop, recipe: Recipe | None = None) -
         build.require_usable(data, world, guarded=cfg.data_loader.num_workers != 0)
         cfg, found = auto_batch.choose(cfg, data, world, logger.info)
         plan = build.plan_of(cfg, data.dataset, world)
-        state, identity = build.initial_state(cfg, data, world.device)
-        build.require_probe(cfg, data, state.model)
-        checkpoints = build.checkpoint_writer(cfg, data, plan, state.model, identity)
+        model, identity = build.initial_model(cfg, data)
+        build.require_probe(cfg, data, model)
+        checkpoints = build.checkpoint_writer(cfg, data, plan, model, identity, world)
         val_loader = build.validation_loader(cfg, data, world)
-        world.run_on_main(require_space, checkpoints, state.model, cfg.solver, cfg.train, plan)
+        world.run_on_main(require_space, checkpoints, model, cfg.solver, cfg.train, plan)
 
         # ---- resume -----------------------------------------------------------------------
+        stored = find_start(cfg, checkpoints, model, world, data.classes, logger.info)
+        state = build.initial_state(cfg, data, model, world)
         run = TrainingRun(
             cfg, world, stop, folder, logger, data, plan, state, checkpoints, val_loader
         )
-        notes = [*choices, *found, *run.resume()]
+        notes = [*choices, *found, *sharding.note_of(cfg.train.sharding, world)]
+        notes += run.resume(stored)
         loader = build.training_loader(
             cfg, data.dataset, world, start=state.step, end=plan.total_steps
         )
@@ -125,7 +131,29 @@ def train(cfg: Config, world: World, stop: Stop, recipe: Recipe | None = None) -
                         run.clock.restart()
                 if run.stopping:
                     run.save()
+                checkpoints.finish(world)
             return run.end()
+
+
+def find_start(
+    cfg: Config,
+    checkpoints: CheckpointWriter,
+    model: nn.Module,
+    world: World,
+    classes: Sequence[str],
+    log: Callable[[str], None],
+) -> Stored | None:
+    """Return the checkpoint that the run resumes from; for none, load the weights that the user
+    names into the model.
+
+    classes: the names of the model's outputs.
+    """
+    stored = find_checkpoint(cfg.train, checkpoints, world, log)
+    weights = cfg.train.checkpoint_file_path
+    if stored is None and weights:
+        start_from_weights(weights, cfg.model.model_name, model, world, log, classes=classes)
+        checkpoints.numbers = FiniteState(model, weights)
+    return stored
 
 
 def is_due(period: int, count: int, last: bool = False) -> bool:
@@ -189,29 +217,13 @@ class TrainingRun:
 
     # ---- before the first step --------------------------------------------------------------
 
-    def resume(self) -> list[str]:
-        """Resume from a checkpoint, or else start from the weights that the user names.
+    def resume(self, stored: Stored | None) -> list[str]:
+        """Resume from a checkpoint, if there is one.
 
-        Returns notes on what the checkpoint does not hold. Raises UserError where it does not fit.
+        Returns notes on what it does not hold. Raises UserError where it does not fit.
         """
-        cfg, state, checkpoints = self.cfg, self.state, self.checkpoints
-        stored = find_checkpoint(
-            cfg.train, checkpoints.folder, self.world, self.logger.info, checkpoints.numbers
-        )
+        state, checkpoints = self.state, self.checkpoints
         self.resumed = stored is not None
-        weights = cfg.train.checkpoint_file_path
-        if stored is None and weights:
-            start_from_weights(
-                weights,
-                cfg.model.model_name,
-                state.model,
-                self.world,
-                self.logger.info,
-                classes=self.data.classes,
-            )
-            checkpoints.numbers = FiniteState(state.model, weights)
-        if cfg.train.ema_decay:
-            state.ema = optim.Ema(state.model, cfg.train.ema_decay)
         if stored is None:
             return []
         same_run = stored.path.parent == checkpoints.folder
@@ -444,28 +456,32 @@ class TrainingRun:
                 return
             self._keep_best(metrics, path)
         if self.objective.picture_name and is_due(cfg.train.picture_period, self.epoch):
-            self.world.run_on_main(
-                draw_picture,
-                self.logger,
-                self.objective,
-                self.state.model,
-                self.data.dataset,
-                step=step,
-                guarded=cfg.data_loader.num_workers != 0,
-            )
+            self._draw()
         self.logger.draw_curves(last=last)
         self.logger.show(f"training: epoch {self.epoch} of {self.plan.epochs} is done", now=False)
 
+    def _draw(self) -> None:
+        """Draw what the model does with clips."""
+        world, model, dataset = self.world, self.state.model, self.data.dataset
+        guarded = self.cfg.data_loader.num_workers != 0
+        clips = pictured(dataset, guarded=guarded) if world.is_main else None
+        if sharding.is_sharded(model):  # its passes take all processes
+            clips = world.broadcast(clips)
+        if clips is not None:
+            step = self.state.step
+            draw_picture(self.logger, self.objective, model, dataset, clips, step=step)
+
     def _validate(self, loader: Loader) -> dict[str, float] | None:
         """Score one view of every validation video; None after a signal to any process."""
-        answers = self.evaluation.answers(
-            self.state.eval_model(),
-            loader,
-            evaluate.score_settings(self.cfg, self.cfg.train.mixed_precision),
-            world=self.world,
-            stopped=lambda: self.stop.requested,
-            on_video=evaluate.VideoProgress(self.logger, loader, "val").update,
-        )
+        with self.state.averaged():
+            answers = self.evaluation.answers(
+                self.state.model,
+                loader,
+                evaluate.score_settings(self.cfg, self.cfg.train.mixed_precision),
+                world=self.world,
+                stopped=lambda: self.stop.requested,
+                on_video=evaluate.VideoProgress(self.logger, loader, "val").update,
+            )
         if answers is None:
             return None
         return self.evaluation.metrics(answers, loader.dataset.manifest)
@@ -481,7 +497,9 @@ class TrainingRun:
         name = self.evaluation.best
         if best is None or metrics[name] > best["value"]:
             best = {"metric": name, "value": metrics[name], "epoch": self.epoch}
-            self.world.run_on_main(checkpoint.keep_best, path or self.save(), best)
+            path = path or self.save()
+            self.checkpoints.finish(self.world)
+            self.world.run_on_main(checkpoint.keep_best, path, best)
         self.log.log_validation(self.state.step, metrics, best)
 
     # ---- the end ----------------------------------------------------------------------------

@@ -18,8 +18,6 @@ import os
 import re
 import stat
 import struct
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,9 +29,11 @@ from torch import Tensor, nn
 from hiera_video.clip_spec import ClipSpec
 from hiera_video.errors import RunFailed, WeightsError, first_few
 from hiera_video.files import atomic_write, explained
+from hiera_video.models.weights.archive import archive_fault, first_line, unpickled
 from hiera_video.models.weights.hiera_keys import published_keys
 from hiera_video.models.weights.key_names import HIERA_KEYS, kind_of
 from hiera_video.models.weights.other_keys import head_weight
+from hiera_video.models.weights.sharded import is_sharded, read_whole
 
 if TYPE_CHECKING:
     from hiera_video.models.weights.published import PublishedWeights
@@ -125,6 +125,8 @@ def load_untrusted(path: str | os.PathLike) -> Any:
         WeightsError: as `read_checkpoint`, except for files without tensors.
     """
     path = os.fspath(path)
+    if is_sharded(path):
+        return read_whole(path)
     kind = check_file(path)
     if kind == "safetensors":
         return _load_safetensors(path)
@@ -141,56 +143,12 @@ def unreadable(path: str | os.PathLike) -> str | None:
     """
     path = os.fspath(path)
     try:
-        if check_file(path) == "safetensors":
+        if not is_sharded(path) and check_file(path) == "safetensors":
             return _safetensors_fault(path)
         load_untrusted(path)
     except WeightsError as error:
         return str(error).removeprefix(f"{path}: ")
     return None
-
-
-def unpickled(path: str | os.PathLike) -> Any:
-    """`torch.load`, restricted to tensors and plain values; WeightsError for what it refuses."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on protocols and formats; our errors are clearer
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # arbitrary bytes raise errors of many types
-        raise WeightsError(f"{path}: {_load_failure(error)}") from None
-
-
-def archive_fault(path: str | os.PathLike) -> str | None:
-    """Read a whole file of `torch.save` (a zip archive); what is wrong with it, or None.
-
-    `torch.load` checks no checksum: a flipped bit becomes a wrong weight, and if the bit marks a
-    record as a folder, the weights are uninitialised memory. So every record is compared with its
-    CRC-32 here, and its entry must be as `torch.save` writes it. That also rejects compressed
-    records, which could expand a thousandfold.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if not _is_plain(entry):
-                    return f"damaged: the entry of record {entry.filename} is not torch.save's"
-            broken = archive.testzip()
-    except FileNotFoundError:
-        return "there is no such file"
-    except Exception as error:  # zipfile has no common type for all that is wrong with a file
-        return f"cut short or damaged ({_reason(error)})"
-    return f"damaged: record {broken} does not match its checksum" if broken else None
-
-
-_ENCRYPTED, _FOLDER = 0x1, 0x10
-
-
-def _is_plain(entry: zipfile.ZipInfo) -> bool:
-    """Whether a record is a stored file: not compressed, not encrypted, no folder."""
-    return (
-        entry.compress_type == zipfile.ZIP_STORED
-        and entry.compress_size == entry.file_size
-        and not entry.flag_bits & _ENCRYPTED
-        and not entry.external_attr & _FOLDER
-    )
 
 
 def check_file(path: str) -> str:
@@ -208,7 +166,7 @@ def check_file(path: str) -> str:
     except FileNotFoundError:
         raise WeightsError(f"no such weights file: {path}") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise WeightsError(f"cannot read the weights file {path!r}: {_reason(error)}") from None
+        raise WeightsError(f"cannot read the weights file {path!r}: {first_line(error)}") from None
     if stat.S_ISDIR(status.st_mode):
         raise WeightsError(f"{path} is a folder, not a weights file{_weights_inside(path)}")
     if not stat.S_ISREG(status.st_mode):
@@ -276,40 +234,9 @@ def _load_safetensors(path: str) -> dict[str, Tensor]:
         return load_file(path, device="cpu")
     except Exception as error:  # it raises more than its own type
         raise WeightsError(
-            f"{path}: the safetensors file is cut short or damaged ({_reason(error)}); "
+            f"{path}: the safetensors file is cut short or damaged ({first_line(error)}); "
             "download or copy it again"
         ) from None
-
-
-def _load_failure(error: Exception) -> str:
-    """A sentence for an error of `torch.load`, whose own text fills a page."""
-    text = str(error)
-    advice = (
-        "only tensors, numbers, strings, lists and dicts are accepted. If you trust where the file "
-        "comes from, re-save its weights alone where it was made: "
-        'torch.save({"model_state": model.state_dict()}, "weights.pth")'
-    )
-    named = re.search(r"GLOBAL (\S+)", text)
-    if named:
-        return f"refused, loading it would run code from the file ({named.group(1)}); {advice}"
-    if "TorchScript" in text:
-        return f"refused, it is a TorchScript program, not a checkpoint; {advice}"
-    if "zip archive" in text or "PytorchStreamReader" in text:
-        return "the file is cut short or damaged; download or copy it again"
-    if isinstance(error, MemoryError):
-        return "the file needs more memory than there is; it is damaged, or this machine too small"
-    if isinstance(error, OSError) and error.errno is not None:
-        return f"cannot be read: {_reason(error)}"
-    if "Weights only load failed" in text:
-        return f"refused, it is a Python pickle that is more than weights, or damaged; {advice}"
-    return f"the file is damaged or no checkpoint ({_reason(error)}); download or copy it again"
-
-
-def _reason(error: BaseException) -> str:
-    """The first line of an error's text, short enough for a message."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-    return first if len(first) <= 160 else first[:157] + "..."
 
 
 def _weights_inside(folder: str) -> str:
@@ -386,7 +313,7 @@ def _facts(content: Mapping, path: str) -> dict[str, Any]:
         facts["trained_on"] = str(content.get("data") or "")
     except (AttributeError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{path}: its entries on model, classes or clips cannot be read ({_reason(error)}); "
+            f"{path}: its entries on model, classes or clips cannot be read ({first_line(error)}); "
             "it was written by another version, or changed by hand"
         ) from None
     return facts
