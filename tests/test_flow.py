@@ -17,6 +17,7 @@ PACKAGE = ROOT / "hiera_video"
 FOUNDATION = (
     *("errors", "files", "spreadsheet"),
     *("registry", "clip_spec", "compat", "labels", "classes", "cli", "web", "progress"),
+    "storage",
 )
 ALLOWED = {
     "errors": (),
@@ -30,6 +31,7 @@ ALLOWED = {
     "cli": ("errors", "registry"),
     "web": (),
     "progress": ("cli",),
+    "storage": ("errors", "files", "progress", "storage"),
     "config": (*FOUNDATION, "config"),
     "video": (*FOUNDATION, "video"),
     "data": (*FOUNDATION, "video", "data"),
