@@ -103,7 +103,7 @@ def web(clip, large):
         ("python://os", "not opened"),
         ("s3://", "names no place"),
         ("https:///a.mp4", "names no host"),
-        ("http://[::1/a.mp4", "chains|names no host"),
+        ("http://[::1/a.mp4", "chains"),
         ("http://169.254.169.254/latest/meta-data/a.mp4", "metadata"),
         ("http://[fe80::1]/a.mp4", "metadata"),
         ("http://metadata.google.internal/a.mp4", "metadata"),
@@ -112,10 +112,6 @@ def web(clip, large):
     ],
 )
 def test_only_the_written_list_of_schemes_is_opened(address, reason):
-    if reason[-1] != "|":
-        assert refusal(address)
-    import re
-
     assert re.search(reason, refusal(address))
     assert not refusal("s3://bucket/a b.mp4")
     assert not refusal("https://host/a.mp4?X-Amz-Signature=1")

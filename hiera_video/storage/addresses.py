@@ -82,7 +82,7 @@ def refusal(address: str) -> str:
     if match is None:
         return "is no address; write scheme://place"
     scheme = match[1].lower()
-    if "::" in address:
+    if "::" in re.sub(r"\[[^\]]*\]", "", address):  # but in a host like [::1]
         return "chains of addresses (::) are not opened; name the file itself"
     if scheme == "file":
         return "write a file of this machine as a plain path, without file://"

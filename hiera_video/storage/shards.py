@@ -17,7 +17,7 @@ import struct
 import tarfile
 import zlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,11 @@ MOST_MEMBERS = 2_000_000
 MOST_HEADER = 1 << 20
 """Bytes of one read: an extended header of a hostile shard may claim any size."""
 
+LABEL_ENDINGS = (".cls", ".json", ".txt")
+MOST_LABEL = 16 << 10
+"""Bytes of a member with one of LABEL_ENDINGS up to which its content is kept with the index: it
+came along with its header."""
+
 _FORM = 1
 """Of what is kept; another number makes all shards be read again."""
 
@@ -45,9 +50,9 @@ _FORM = 1
 class ShardIndex:
     """Name -> (offset, size) of the members of one shard, in flat arrays."""
 
-    def __init__(self, names: bytes, ends: np.ndarray, offsets: np.ndarray, sizes: np.ndarray):
-        self._names, self._ends = names, ends
-        self._offsets, self._sizes = offsets, sizes
+    def __init__(self, names: bytes, numbers: Sequence[np.ndarray], texts: bytes = b"") -> None:
+        self._names, self._texts = names, texts
+        self._ends, self._offsets, self._sizes, self._text_ends = numbers
         self._order: np.ndarray | None = None
         """The members by the hash of their names, for look-ups."""
         self._hashes: np.ndarray | None = None
@@ -58,7 +63,13 @@ class ShardIndex:
     @property
     def nbytes(self) -> int:
         """Bytes of memory, look-ups included."""
-        return 256 + len(self._names) + 40 * len(self)
+        return 256 + len(self._names) + len(self._texts) + 48 * len(self)
+
+    def without_texts(self) -> ShardIndex:
+        """The same for whoever needs places alone."""
+        return ShardIndex(
+            self._names, [self._ends, self._offsets, self._sizes, 0 * self._text_ends]
+        )
 
     def name(self, number: int) -> str:
         """The name of a member."""
@@ -68,6 +79,11 @@ class ShardIndex:
     def names(self) -> Iterator[str]:
         """All names, in the order of the shard."""
         return (self.name(number) for number in range(len(self)))
+
+    def text(self, number: int) -> str:
+        """The content of a member that may be a label; "" of others."""
+        start = int(self._text_ends[number - 1]) if number else 0
+        return self._texts[start : int(self._text_ends[number])].decode("utf-8", "replace")
 
     def place(self, number: int) -> tuple[int, int]:
         """(offset, size) of a member."""
@@ -94,18 +110,20 @@ class ShardIndex:
     def to_bytes(self) -> bytes:
         """For the cache."""
         head = struct.pack("<3q", _FORM, len(self), len(self._names))
-        lists = [x.astype("<i8").tobytes() for x in (self._ends, self._offsets, self._sizes)]
-        return zlib.compress(b"".join([head, *lists, self._names]), 1)
+        numbers = (self._ends, self._offsets, self._sizes, self._text_ends)
+        lists = [x.astype("<i8").tobytes() for x in numbers]
+        return zlib.compress(b"".join([head, *lists, self._names, self._texts]), 1)
 
     @classmethod
     def from_bytes(cls, data: bytes) -> ShardIndex:
         """What `to_bytes` made. Raises ValueError for another form."""
         content = zlib.decompress(data)
         form, count, names = struct.unpack_from("<3q", content)
-        if form != _FORM or len(content) != 24 + 24 * count + names:
+        if form != _FORM:
             raise ValueError("not an index of this form")
-        numbers = np.frombuffer(content, "<i8", 3 * count, 24).reshape(3, count)
-        return cls(content[len(content) - names :], *numbers)
+        numbers = np.frombuffer(content, "<i8", 4 * count, 24).reshape(4, count)
+        start = 24 + 32 * count
+        return cls(content[start : start + names], list(numbers), content[start + names :])
 
 
 def _hash(name: str) -> int:
@@ -150,6 +168,7 @@ def read_headers(shard: str, file: RangeFile) -> ShardIndex:
         raise StorageError(shard, COMPRESSED_ADVICE)
     names, ends = bytearray(), array("q")
     offsets, sizes = array("q"), array("q")
+    texts, text_ends = bytearray(), array("q")
     seen: set[int] = set()
     try:
         limited: Any = _Limited(file)
@@ -172,6 +191,10 @@ def read_headers(shard: str, file: RangeFile) -> ShardIndex:
                 ends.append(len(names))
                 offsets.append(member.offset_data)
                 sizes.append(member.size)
+                if name.lower().endswith(LABEL_ENDINGS) and member.size <= MOST_LABEL:
+                    file.seek(member.offset_data)
+                    texts += file.read(member.size)
+                text_ends.append(len(texts))
                 if len(ends) > MOST_MEMBERS:
                     raise StorageError(shard, f"has more than {MOST_MEMBERS:,} members")
     except (tarfile.TarError, UnicodeError, ValueError, OverflowError) as error:
@@ -180,7 +203,8 @@ def read_headers(shard: str, file: RangeFile) -> ShardIndex:
         if "end of data" in str(error) or "end of file" in str(error):
             raise StorageError(shard, _cut_off("it goes on")) from None
         raise StorageError(shard, f"is no tar file, or a damaged one ({error})") from None
-    return ShardIndex(bytes(names), *(np.frombuffer(x, np.int64) for x in (ends, offsets, sizes)))
+    numbers = [np.frombuffer(x, np.int64) for x in (ends, offsets, sizes, text_ends)]
+    return ShardIndex(bytes(names), numbers, bytes(texts))
 
 
 def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:

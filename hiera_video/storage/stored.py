@@ -143,7 +143,7 @@ class _KnownShards:
                 self._shards.move_to_end(shard)
                 return known
         status = status or status_of_file(shard)
-        found = _KnownShard(shard, status, shard_index(shard, status))
+        found = _KnownShard(shard, status, shard_index(shard, status).without_texts())
         with self._lock:
             if (old := self._shards.pop(shard, None)) is not None:
                 self._bytes -= old.index.nbytes
