@@ -19,7 +19,7 @@ from storage_servers import WebServer, s3_server, s3_variables
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.manifests.shard_labels import label_of
 from hiera_video.engine.data_source import fingerprint
-from hiera_video.errors import DataError
+from hiera_video.errors import DataError, UserError
 from hiera_video.storage import remote, retries, stored
 from hiera_video.video.known import known_videos
 
@@ -356,3 +356,95 @@ def test_labels_of_a_video_on_the_web_show_no_secret(videos, tmp_path, capsys, m
     for text in (said.out, said.err, written):
         assert "q7w8e9" not in text
     assert "no such file at this address" in said.err
+
+
+def test_rows_of_a_job_are_addresses(videos, tmp_path):
+    from hiera_video.scale.rows import folder_of_paths, read_rows, require_input
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe_file("/data/rows/list.txt", b"a.mp4\ns3://b/c.mp4\n")
+    memory.pipe_file("/data/rows/t.csv", b"path,start,end\na.mp4,1,2\nb.mp4,,\n")
+    memory.pipe_file("/data/rows/x/a.mp4", b"x")
+    place = shard(tmp_path / "s.tar", {"k": {"mp4": b"x", "cls": b"1"}})
+
+    def paths(source):
+        return [path.decode() for rows in read_rows(source) for path in rows.paths]
+
+    assert paths("memory://data/rows/list.txt") == ["a.mp4", "s3://b/c.mp4"]
+    assert folder_of_paths("memory://data/rows/list.txt") == "memory://data/rows"
+    (table,) = read_rows("memory://data/rows/t.csv")
+    assert (table.starts, table.ends) == ([1.0, None], [2.0, None])
+    assert paths("memory://data/rows/") == ["memory://data/rows/x/a.mp4"]
+    assert paths(place) == [f"{place}!/k.mp4"]
+    with pytest.raises(DataError, match="no such file at this address"):
+        paths("memory://data/rows/none.txt")
+    with pytest.raises(UserError, match="not opened"):
+        require_input("ftp://h/list.txt")
+
+
+def test_features_of_addresses_go_on_where_they_stopped(videos, tmp_path, capsys):
+    pytest.importorskip("pyarrow")
+    from hiera_video.commands import features
+    from hiera_video.features.table import read_batches, read_errors
+
+    files = sorted((videos / "train").glob("*/*.mp4"))[:2]
+    packed = shard(tmp_path / "s.tar", {f.stem: {"mp4": f.read_bytes()} for f in files})
+    out = tmp_path / "features.parquet"
+    with WebServer({"a.mp4": files[0].read_bytes()}) as web:
+        one, two = (web.address("ok", f"a.mp4?sig=q7w8e9{i}") for i in range(2))
+        words = ["--weights", "camera_motion", "--views", "1x1", "--device", "cpu"]
+        inputs = [one, two, packed, web.address("denied", "a.mp4")]
+        assert features.main([*inputs, *words, "--out", str(out)]) == 1
+        before = len(web.requests)
+        assert features.main([*inputs[:3], *words, "--out", str(out)]) == 0
+        assert len(web.requests) == before  # all three are in the table
+        npy = ["--format", "npy", "--every", "0.4", "--out", str(tmp_path / "npy")]
+        assert features.main([one, packed, *words, *npy]) == 0
+    (batch,) = [batch for batch in read_batches(out) if len(batch.paths) > 2]
+    assert [path.partition("=")[0] for path in batch.paths[:2]] == [one.partition("=")[0]] * 2
+    assert batch.paths[0] != batch.paths[1]
+    assert (batch.vectors[0] == batch.vectors[2]).all()  # the same video, from the shard
+    ((path, reason),) = read_errors(out)
+    assert path.endswith("/denied/a.mp4")
+    assert "permission denied" in reason
+    assert len(list((tmp_path / "npy").rglob("*.npy"))) == 3
+    written = b"".join(file.read_bytes() for file in tmp_path.rglob("*") if file.is_file())
+    said = capsys.readouterr()
+    assert "q7w8e9" not in said.out + said.err
+    assert b"q7w8e9" not in written
+
+
+@pytest.mark.slow
+def test_remote_label_dataset_over_a_listing_of_s3(s3, videos, tmp_path):
+    """Every video of a bucket's folder and of a shard once; the second run does nothing."""
+    pytest.importorskip("ray")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    import subprocess
+    import sys
+
+    files = sorted((videos / "train").glob("*/*.mp4"))
+    for number, file in enumerate(files):
+        s3.put_file(str(file), f"bucket/label/{number}.mp4")
+    s3.pipe_file("bucket/label/9.mp4", b"no video")
+    packed = shard(tmp_path / "s.tar", {f.stem: {"mp4": f.read_bytes()} for f in files})
+    s3.put_file(packed, "bucket/packed/s.tar")
+    for source, rows in {"s3://bucket/label/": 9, "s3://bucket/packed/s.tar": 8}.items():
+        out = tmp_path / f"out{rows}"
+        words = [source, "--weights", "camera_motion", "--out", str(out), "--views", "1x1"]
+        command = [sys.executable, "tools/label_dataset.py", *words, "--actors", "1"]
+        for _ in range(2):
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                env=tiny.environment(),
+                cwd=tiny.REPOSITORY,
+            )
+            assert done.returncode == 0, done.stderr
+        parts = [parquet.read_table(file).to_pylist() for file in sorted(out.glob("*.parquet"))]
+        found = [row for part in parts for row in part]
+        assert len({row["path"] for row in found}) == len(found) == rows
+        assert all(row["path"].startswith(source.rstrip("/")) for row in found)
+        failed = [row["error"] for row in found if row["error"]]
+        assert failed == (["is a text file, not a video"] if rows == 9 else [])
