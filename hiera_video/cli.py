@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, NoReturn
 
-from hiera_video.errors import DecodeError, RunFailed, UserError
+from hiera_video.errors import DecodeError, RunFailed, UserError, hide_secrets
 from hiera_video.registry import import_user_module
 
 DONE, FAILED, WRONG_USE, INTERRUPTED, READER_GONE = 0, 1, 2, 130, 141
@@ -144,8 +144,9 @@ class _ImportModule(argparse.Action):
 
 
 def printable(text: str) -> str:
-    """Escape control characters: a file's name must not control the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    """Escape control characters, since a file's name must not control the terminal, and hide the
+    secrets of addresses."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in hide_secrets(text))
 
 
 def _message_of(error: OSError) -> str:

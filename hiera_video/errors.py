@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the run failed (`RunFailed`, `DecodeError`); 2 wrong use (
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 
 
@@ -41,12 +42,26 @@ class DecodeError(Exception):
     """
 
     def __init__(self, path: str | os.PathLike[str], reason: str = "") -> None:
-        self.path = os.fspath(path)
+        self.path = hide_secrets(os.fspath(path))
         self.reason = reason
         super().__init__(self.path, reason)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}" if self.reason else self.path
+
+
+_USER = re.compile(r"(?<=://)[^/?#@\s]+@")
+_QUERY = re.compile(r"([?&][^=&?\s'\"]+=)[^&#\s'\"]+")
+
+
+def hide_secrets(text: str) -> str:
+    """Return a text with the secrets of its addresses hidden: `user:password@`, values of `?a=b`.
+
+    Outputs and logs are kept and passed on; a signed address opens the file for whoever has it.
+    """
+    if "://" not in text:
+        return text
+    return _QUERY.sub(r"\1***", _USER.sub("***@", text))
 
 
 def first_line(error: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from hiera_video.errors import hide_secrets
 from hiera_video.explanation.explain import Explanation
 
 
@@ -58,7 +59,7 @@ class Prediction:
         """Return the object that `--json` prints: plain lists, strings and numbers."""
         timeline = None if self.timeline is None else [w.to_dict() for w in self.timeline]
         result: dict[str, Any] = {
-            "file": self.file,
+            "file": hide_secrets(self.file),
             "labels": [label.to_dict() for label in self.labels],
             "timeline": timeline,
             "error": self.error,

@@ -24,6 +24,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
+from hiera_video.errors import hide_secrets
 from hiera_video.files import AnyPath, atomic_write
 
 Row = Sequence[Any]
@@ -58,7 +59,11 @@ def cell(text: str) -> str:
 
 
 def path_cell(path: str) -> str:
-    """Prepare a path for `row_writer`, so that it is not misread and still names its file."""
+    """Prepare a path for `row_writer`, so that it is not misread and still names its file.
+
+    The secrets of an address are hidden.
+    """
+    path = hide_secrets(path)
     return f"./{path}" if _is_misread(path) else path
 
 

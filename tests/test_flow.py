@@ -17,6 +17,7 @@ PACKAGE = ROOT / "hiera_video"
 FOUNDATION = (
     *("errors", "files", "spreadsheet"),
     *("registry", "clip_spec", "compat", "labels", "classes", "cli", "web", "progress"),
+    "storage",
 )
 ALLOWED = {
     "errors": (),
@@ -30,6 +31,7 @@ ALLOWED = {
     "cli": ("errors", "registry"),
     "web": (),
     "progress": ("cli",),
+    "storage": ("errors", "files", "progress", "storage"),
     "config": (*FOUNDATION, "config"),
     "video": (*FOUNDATION, "video"),
     "data": (*FOUNDATION, "video", "data"),
@@ -364,6 +366,9 @@ OTHER_WRITERS = {
     ("hiera_video/engine/run_folder.py", "write_bytes"): "a probe, deleted at once",
     ("hiera_video/engine/dry_run.py", "write_text"): "into a temporary folder",
     ("hiera_video/detection/stand_in.py", "link"): "into a temporary folder",
+    ("hiera_video/data/manifests/elsewhere.py", "open"): "into a temporary folder",
+    ("hiera_video/data/manifests/elsewhere.py", "touch"): "into a temporary folder",
+    ("hiera_video/data/manifests/elsewhere.py", "write_bytes"): "into a temporary folder",
     ("hiera_video/benchmarks/data.py", "write_text"): "into a temporary folder",
     ("hiera_video/benchmarks/growth.py", "write_text"): "into a temporary folder",
     ("hiera_video/benchmarks/growth.py", "touch"): "into a temporary folder",

@@ -168,7 +168,7 @@ def locked(lock: str, python: str) -> dict[str, str]:
     return chosen
 
 
-NO_TEST_NEEDS = {"tensorboard", "wandb", "mlflow-skinny", "trackio", "nncf"}
+NO_TEST_NEEDS = {"tensorboard", "wandb", "mlflow-skinny", "trackio", "nncf", "gcsfs", "adlfs"}
 """Of extras; tests skip where they are absent."""
 
 RUNTIMES = {"onnxscript", "onnxruntime", "openvino"}
@@ -192,7 +192,13 @@ SCALE_NEEDS = {
     *("charset-normalizer", "jsonschema", "jsonschema-specifications", "msgpack", "referencing"),
     *("requests", "rpds-py", "urllib3"),
 }
-NOT_OLD = {"torchcodec", *RUNTIMES, *SITE, *LOOPS, *APP, *MAPS, *SCALE}
+REMOTE = {"s3fs", "aiohttp", "moto", "flask", "flask-cors"}
+REMOTE_NEEDS = {
+    *("aiobotocore", "aioitertools", "blinker", "boto3", "botocore", "cffi", "cryptography"),
+    *("itsdangerous", "jmespath", "py-partiql-parser", "pycparser", "responses", "s3transfer"),
+    *("werkzeug", "wrapt", "xmltodict"),
+}
+NOT_OLD = {"torchcodec", *RUNTIMES, *SITE, *LOOPS, *APP, *MAPS, *SCALE, *REMOTE}
 """No release is right and works with the oldest torch (torchcodec), or with the oldest scikit-learn
 (umap-learn), or none was tried with it; the site is built once."""
 
@@ -258,6 +264,7 @@ def test_the_locks_pin_the_same_packages(python):
     loops |= {"aiohappyeyeballs", "aiohttp", "aiosignal", "frozenlist", "multidict", "propcache"}
     loops |= {"yarl"} | ({"async-timeout"} if python == "3.10" else set())
     extra = {"torchcodec"} | runtimes | narwhals | site | loops | APP | APP_NEEDS
+    extra |= REMOTE | REMOTE_NEEDS | ({"six"} if python != "3.10" else set())
     assert new - old == extra | MAPS | {"pynndescent"} | SCALE | SCALE_NEEDS
     assert not old - new
 

@@ -663,7 +663,7 @@ def test_globs_take_what_a_folder_would(folder):
     assert find_videos(["s?b"]) == ["sub/c ü 视频.webm", "sub/deep/d [1].avi"]
 
 
-NOWHERE = ["missing.mp4", "empty", "*.mov", "*.txt", "http://x/y.mp4"]
+NOWHERE = ["missing.mp4", "empty", "*.mov", "*.txt", "ftp://x/y.mp4"]
 
 
 @pytest.mark.parametrize("path", NOWHERE)

@@ -64,7 +64,12 @@ def _arguments(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("paths", nargs="+", metavar="VIDEOS", help="video files, folders, globs in quotes")
+    add(
+        "paths",
+        nargs="+",
+        metavar="VIDEOS",
+        help="video files, folders, globs in quotes, addresses",
+    )
     add("--weights", required=True, metavar="W", help="checkpoint file, address, published name")
     add("--out", required=True, metavar="FILE", help="the table, or the folder of matrices")
     add("--model", metavar="NAME", help="a registered model (default: what the weights are for)")

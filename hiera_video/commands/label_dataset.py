@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING
 
 from hiera_video import cli
 from hiera_video.commands import usage
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, hide_secrets
 from hiera_video.files import sha256_of
 from hiera_video.progress import LOG_SECONDS, Progress
 
@@ -69,7 +69,11 @@ def _arguments(prog: str) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("input", metavar="INPUT", help="a folder, a glob in quotes, a list or a table of videos")
+    add(
+        "input",
+        metavar="INPUT",
+        help="a folder, a glob in quotes, a list or a table of videos; or the address of one",
+    )
     add("--weights", required=True, metavar="W", help="checkpoint file, address, published name")
     add("--out", required=True, metavar="DIR", help="folder of the result; made if need be")
     add("--task", default="labels", choices=("labels", "features"), help="default: labels")
@@ -199,7 +203,7 @@ def _new_job(folder: JobFolder, args: argparse.Namespace, settings: Settings) ->
     block_rows, _ = part_sizes(hashed.rows, args.actors or usable_cores(), length)
     job = Job(
         settings=settings,
-        source=args.input,
+        source=hide_secrets(args.input),
         root=folder_of_paths(args.input),
         rows=hashed.rows,
         fingerprint=hashed.text(),

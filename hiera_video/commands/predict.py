@@ -119,7 +119,7 @@ def _parser(prog: str) -> SettingsParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("paths", nargs="*", metavar="PATH", help="video files, folders (searched), globs in quotes")
+    add("paths", nargs="*", metavar="PATH", help="files, folders, globs in quotes, addresses")
     add("--json", action="store_true", help="one JSON list on stdout instead of the table")
     add("--csv", metavar="FILE", help="also write a CSV file, one row per label")
     add("--top-k", type=int, default=5, metavar="K", help="labels per video (default: 5)")

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from hiera_video.errors import hide_secrets
 from hiera_video.progress import Progress
 
 
@@ -20,7 +21,7 @@ def accept_any_text(*, as_json: bool) -> None:
 
 def of_file(progress: Progress, number: int, file: str) -> Callable[[float], None]:
     """Return the `on_progress` of the `number`-th file."""
-    name = os.path.basename(file)
+    name = os.path.basename(hide_secrets(file))
     return lambda share: progress.to(number + share, name)
 
 

@@ -26,7 +26,7 @@ from hiera_video.data.manifests.manifest import Manifest
 from hiera_video.data.randomness import generator_for, log_uniform, uniform
 from hiera_video.data.transforms.train import Crop, Pixels, TrainTransform, directional_classes
 from hiera_video.data.views import read_view_pixels, views_of
-from hiera_video.errors import DataError, DecodeError
+from hiera_video.errors import DataError, DecodeError, hide_secrets
 from hiera_video.video.crops import read_parts
 from hiera_video.video.decode import VideoReader, open_video
 from hiera_video.video.frame_folder import FrameFolder
@@ -233,11 +233,11 @@ def _take(frames: Tensor, rows: np.ndarray) -> Tensor:
 def read_clips(reader: ClipReader, sample: Sample) -> Clips | Failed:
     """Read the clips of a video; `Failed` with the reason where it cannot be decoded."""
     if sample.unreadable:
-        return Failed(sample.video_id, sample.path, sample.unreadable)
+        return Failed(sample.video_id, hide_secrets(sample.path), sample.unreadable)
     try:
         return Clips(reader(sample), sample.label, sample.video_id)
     except DecodeError as error:
-        return Failed(sample.video_id, sample.path, str(error.reason))
+        return Failed(sample.video_id, hide_secrets(sample.path), str(error.reason))
 
 
 def read_sample(request: tuple[ClipReader, Sample]) -> Clips | Failed:

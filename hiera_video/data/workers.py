@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, get_worker_info
 from hiera_video.data.batch import Clips, Failed
 from hiera_video.data.datasets import ClipReader, Sample, VideoDataset, read_clips
 from hiera_video.data.preload import PRELOAD
-from hiera_video.errors import RunFailed
+from hiera_video.errors import RunFailed, hide_secrets
 from hiera_video.video.limits import MEMORY_LIMIT, TIME_LIMIT, is_out_of_memory, limited
 from hiera_video.video.processes import SERVER_GONE, end_with_parent, ended_by, fork_server
 
@@ -73,7 +73,7 @@ class SampleReader(Dataset):
             if not is_out_of_memory(error):
                 raise
             reason = f"needed more than {self.memory_limit / 2**30:.1f} GiB of memory"
-            return Failed(sample.video_id, sample.path, reason)
+            return Failed(sample.video_id, hide_secrets(sample.path), reason)
 
 
 def memory_limit(dataset: VideoDataset) -> int:
@@ -170,7 +170,7 @@ class WorkerMonitor:
         """Blame the video that the worker was reading, or count a death that no video explains."""
         ending = ended_by(exitcode)
         if video_id >= 0:
-            path = self.dataset.manifest.paths[video_id]
+            path = hide_secrets(self.dataset.manifest.paths[video_id])
             if ending not in _AMBIGUOUS_ENDINGS:
                 self._give_up(video_id, f"crashed the process that read it ({ending})")
                 return
@@ -204,7 +204,7 @@ class WorkerMonitor:
         self.dataset.unreadable[video_id] = reason
         logger.warning(
             "%s: %s; it counts as unreadable from here on",
-            self.dataset.manifest.paths[video_id],
+            hide_secrets(self.dataset.manifest.paths[video_id]),
             reason,
         )
 

@@ -13,6 +13,7 @@ from typing import Any
 from hiera_video.config.clips import DataConfig
 from hiera_video.config.generated import GENERATED_SETS, SyntheticConfig
 from hiera_video.config.recipes import recipe_names
+from hiera_video.data.manifests.elsewhere import lies_elsewhere
 from hiera_video.data.manifests.layouts import Manifest, read_manifest
 from hiera_video.data.manifests.splits import MissingSplit
 from hiera_video.data.synthetic.body_motion import reader as body_motion
@@ -20,6 +21,7 @@ from hiera_video.data.synthetic.generated_streams import STREAMS, stream_list
 from hiera_video.engine.preflight import flat_settings
 from hiera_video.errors import DataError
 from hiera_video.progress import Progress
+from hiera_video.storage.addresses import is_address
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def read_split(
     if source.dataset in GENERATED_SETS:
         path = str(make_synthetic(path, source.dataset, source.synthetic))
         format = "folder"
-    elif not path or not os.path.lexists(os.path.expanduser(path)):
+    elif not path or not (lies_elsewhere(path) or os.path.lexists(os.path.expanduser(path))):
         raise DataError(_no_data(path))
     return read_manifest(
         path,
@@ -148,7 +150,11 @@ def _settings_of(text: str) -> dict[str, Any]:
 
 
 def _same_place(one: str, other: str) -> bool:
-    paths = [os.path.realpath(os.path.expanduser(path)) for path in (one, other) if path]
+    paths = [
+        path if is_address(path) else os.path.realpath(os.path.expanduser(path))
+        for path in (one, other)
+        if path
+    ]
     return len(paths) == 2 and paths[0] == paths[1]
 
 

@@ -20,7 +20,7 @@ from hiera_video.data.datasets import VideoDataset, try_to_read
 from hiera_video.data.manifests.layouts import Manifest
 from hiera_video.data.preload import PRELOAD
 from hiera_video.engine.schedule import Schedule
-from hiera_video.errors import RunFailed, UserError
+from hiera_video.errors import RunFailed, UserError, hide_secrets
 from hiera_video.video.guarded_pool import GuardedPool, WorkerFailure
 
 # ---- data ---------------------------------------------------------------------------------------
@@ -67,7 +67,7 @@ def map_videos(
             try:
                 outcome = function(request) if pool is None else pool.call(request)
             except WorkerFailure as failure:
-                outcome = Failed(sample.video_id, sample.path, failure.reason)
+                outcome = Failed(sample.video_id, hide_secrets(sample.path), failure.reason)
             yield outcome
 
 

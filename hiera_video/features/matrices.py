@@ -15,10 +15,12 @@ from typing import IO, Any
 
 import numpy as np
 
-from hiera_video.errors import DataError, RunFailed, UserError
+from hiera_video.errors import DataError, RunFailed, UserError, hide_secrets
 from hiera_video.features.describe import Described, every_window
+from hiera_video.features.parquet import stored_path
 from hiera_video.features.settings import FeatureSettings
 from hiera_video.files import AnyPath, atomic_write, explained, hold, write_text
+from hiera_video.storage.addresses import INSIDE, absolute, is_stored, plain_name
 
 SETTINGS, JOURNAL = "features.json", "videos.jsonl"
 
@@ -27,8 +29,16 @@ _NUMPY_TYPES = {"fp32": np.float32, "fp16": np.float16}
 
 def common_folder(paths: Sequence[str]) -> str:
     """The folder below which all videos are, to which the names of matrices are relative."""
-    folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
+    folders = {os.path.dirname(_place(path)) for path in paths}
     return os.path.commonpath(sorted(folders)) if folders else os.getcwd()
+
+
+def _place(path: str) -> str:
+    """A whole path; of an address one that looks like it: /s3/bucket/a.mp4."""
+    if not is_stored(path):
+        return os.path.abspath(path)
+    plain = hide_secrets(plain_name(absolute(path))).replace(INSIDE, "/")
+    return os.path.normpath("/" + plain.replace("://", "/", 1))
 
 
 class MatrixWriter:
@@ -78,7 +88,7 @@ class MatrixWriter:
 
     def is_done(self, path: str) -> bool:
         """Whether a video has its matrix; one that failed is tried again."""
-        return path in self.done and (self.folder / self._names[path]).is_file()
+        return stored_path(path) in self.done and (self.folder / self._names[path]).is_file()
 
     def add(self, path: str, described: Described) -> None:
         """Write the matrix of a video."""
@@ -104,7 +114,14 @@ class MatrixWriter:
         """Nothing is left to do: each video is whole already."""
 
     def _note(self, path: str, **facts: Any) -> None:
-        line = {"path": path, "file": None, "windows": 0, "end": None, "error": None, **facts}
+        line = {
+            "path": stored_path(path),
+            "file": None,
+            "windows": 0,
+            "end": None,
+            "error": None,
+            **facts,
+        }
         with explained(self.folder / JOURNAL):
             self._journal.write(json.dumps(line) + "\n")
             self._journal.flush()
@@ -151,7 +168,7 @@ def _file_names(videos: Sequence[str], root: str) -> dict[str, str]:
     names: dict[str, str] = {}
     owners: dict[str, str] = {}
     for video in videos:
-        name = os.path.splitext(os.path.relpath(os.path.abspath(video), root))[0] + ".npy"
+        name = os.path.splitext(os.path.relpath(_place(video), root))[0] + ".npy"
         other = owners.setdefault(name, video)
         if other != video:
             raise UserError(

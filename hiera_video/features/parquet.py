@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
-from hiera_video.errors import UserError
+from hiera_video.errors import UserError, hide_secrets
 
 
 def parquet() -> tuple[Any, Any]:
@@ -20,5 +21,12 @@ def parquet() -> tuple[Any, Any]:
 
 
 def stored_path(path: str) -> str:
-    """A path as a table holds it: bytes that are not UTF-8 are written as \\udcff."""
-    return path.encode("utf-8", "backslashreplace").decode("utf-8")
+    """A path as a table holds it: bytes that are not UTF-8 are written as \\udcff.
+
+    The secrets of an address are hidden; a hash of the whole address keeps it apart from others.
+    """
+    shown = hide_secrets(path)
+    if shown != path:
+        digest = hashlib.sha256(path.encode("utf-8", "surrogateescape")).hexdigest()
+        shown = f"{shown}#{digest[:12]}"
+    return shown.encode("utf-8", "backslashreplace").decode("utf-8")

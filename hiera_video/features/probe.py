@@ -26,6 +26,7 @@ from hiera_video.features.describe import Vectors
 from hiera_video.features.parquet import stored_path
 from hiera_video.features.readouts import READOUTS, Labels, Readout
 from hiera_video.features.table import Batch
+from hiera_video.storage.addresses import absolute
 
 MOST_BYTES = 4 << 30
 """Of vectors, which are all needed at once."""
@@ -101,7 +102,7 @@ def read_labels(file: str, group_by: str = "") -> LabelledList:
             label = manifest.classes[number] if manifest.classes else str(number)
             grouped = grouped or group != manifest.paths.relative(i)
             if number >= 0:
-                videos[os.path.abspath(manifest.paths[i])] = LabelledVideo(label, group)
+                videos[absolute(manifest.paths[i])] = LabelledVideo(label, group)
     if not videos:
         raise missing[0] if missing else DataError(f"{file}: none of its videos has a label")
     return LabelledList(file, videos, grouped)
@@ -163,7 +164,7 @@ def finder_of(listed: LabelledList) -> Callable[[str], str | None]:
     unique = all(len(paths) == 1 for paths in names.values())
 
     def find(path: str) -> str | None:
-        found = exact.get(os.path.abspath(path))
+        found = exact.get(absolute(path))
         if found is None and unique:
             (found,) = names.get(os.path.basename(path), [None])
         return found

@@ -19,14 +19,14 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
 from hiera_video import __version__
 from hiera_video.cli import printable
-from hiera_video.errors import DecodeError
+from hiera_video.errors import DecodeError, hide_secrets
 from hiera_video.explanation.strip import strip_jpeg
 from hiera_video.files import write_text
 from hiera_video.label_page.chart import chart_of, clock
@@ -34,6 +34,7 @@ from hiera_video.label_page.folder import FILES, MARK, VIDEOS, folder_of
 from hiera_video.label_page.playback import Playback, container_name, copied, playback
 from hiera_video.pages.moments import SIDE, jpegs_at, write_picture
 from hiera_video.pages.templates import environment, write_as_they_are
+from hiera_video.storage.addresses import absolute
 from hiera_video.video.decoding_process import decoding_process
 from hiera_video.video.guarded_pool import GuardedPool
 from hiera_video.video.guarded_video import GuardedVideo
@@ -73,6 +74,9 @@ class _Video:
     """One video and what was found about its file."""
 
     prediction: Prediction
+    """As the page shows it: the secrets of an address are hidden."""
+    path: str
+    """Where the video is."""
     name: str
     """Of its page and its copy, without ending: the same in every run over the same file."""
     size: int | None
@@ -173,7 +177,9 @@ class LabelPage:
 
     def add(self, prediction: Prediction) -> None:
         """Add a finished video: read its pictures, and write the page of the one before."""
-        video = _Video(prediction, _name(prediction.file), _size(prediction.file))
+        path = prediction.file
+        shown = replace(prediction, file=hide_secrets(path))
+        video = _Video(shown, path, _name(path), _size(path))
         self._write_waiting(video)
         self._waiting = video
         try:
@@ -195,7 +201,7 @@ class LabelPage:
 
     def _look(self, video: _Video) -> None:
         try:
-            with GuardedVideo(video.prediction.file, self._process, self._decoder) as opened:
+            with GuardedVideo(video.path, self._process, self._decoder) as opened:
                 video.info = opened.info
                 moments = _moments(video.prediction, opened.info)
                 jpegs = jpegs_at(opened, [at for at, _ in moments])
@@ -206,7 +212,7 @@ class LabelPage:
             video.trouble = error.reason
 
     def _playback(self, video: _Video) -> Playback:
-        path, place = video.prediction.file, self._folder.path
+        path, place = video.path, self._folder.path
         if video.size is None:
             return Playback("")
         if not self._copy or video.info is None:
@@ -302,7 +308,7 @@ def _line(video: _Video) -> _Line:
 
 
 def _name(file: str) -> str:
-    return hashlib.sha256(os.fsencode(os.path.abspath(file))).hexdigest()[:20]
+    return hashlib.sha256(os.fsencode(absolute(file))).hexdigest()[:20]
 
 
 def _size(file: str) -> int | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hiera_video import __version__
-from hiera_video.errors import RunFailed
+from hiera_video.errors import RunFailed, hide_secrets
 from hiera_video.files import explained, write_text
 from hiera_video.pages.folder import OUR_PICTURE, PICTURES
 from hiera_video.pages.links import link_to
@@ -209,7 +209,7 @@ class RunPage:
             "parts": f"{up}{PARTS}/",
             "side": SIDE,
             "link": lambda path: link_to(path, str(folder)),
-            "base_name": os.path.basename,
+            "base_name": lambda path: os.path.basename(hide_secrets(path)),
         }
 
     def _drawings(self) -> list[Drawing]:

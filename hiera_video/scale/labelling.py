@@ -6,7 +6,6 @@ What is read, how it is scored and in which order numbers are added is the demo'
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -23,6 +22,7 @@ from hiera_video.registry import import_user_module
 from hiera_video.scale.job import LABELS, Job, Settings
 from hiera_video.scale.outcome import Equipment, Outcome
 from hiera_video.scale.rows import Row
+from hiera_video.storage.addresses import join
 from hiera_video.video.decoding_process import decoding_process
 from hiera_video.video.guarded_pool import GuardedPool
 from hiera_video.video.guarded_video import (
@@ -105,7 +105,7 @@ def _read(
     rows: Iterator[Row], root: str, request: ViewRequest, process: GuardedPool
 ) -> Iterator[ViewCrops | DecodeError]:
     """The crops of each row, in their order, or why there are none."""
-    stretches = (Stretch(os.path.join(root, row.path), row.start, row.end) for row in rows)
+    stretches = (Stretch(join(root, row.path), row.start, row.end) for row in rows)
     if request.most_bytes <= MOST_BYTES:
         yield from read_ahead(stretches, request, process)
         return

@@ -1,7 +1,8 @@
 """The rows of a job: the videos, or parts of videos, that an input names, in a fixed order.
 
 An input is a folder or a glob of videos, one video, a list (.txt: a path a line) or a table (.csv,
-.parquet) with a column `path` and, if parts of videos are wanted, `start` and `end` in seconds.
+.parquet) with a column `path` and, if parts of videos are wanted, `start` and `end` in seconds. It
+and the paths in it may be addresses or tar shards.
 Rows are read some ten thousand at a time: an input of any length takes little memory.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -16,6 +18,9 @@ import numpy as np
 
 from hiera_video.errors import DataError, UserError
 from hiera_video.features.parquet import parquet
+from hiera_video.files import atomic_write
+from hiera_video.storage.addresses import folder_of, is_address, plain_name, require_allowed
+from hiera_video.storage.retries import StorageError
 from hiera_video.video.find import expand_paths
 
 AT_ONCE = 65_536
@@ -23,6 +28,9 @@ AT_ONCE = 65_536
 
 TABLES = (".csv", ".parquet")
 LISTS = (".txt",)
+
+MOST_LIST = 8 << 30
+"""Bytes of a list or table that is fetched from an address."""
 
 COLUMNS = ("path", "start", "end")
 
@@ -51,7 +59,11 @@ def read_rows(source: str) -> Iterator[Rows]:
 
     Raises UserError, DataError: there is nothing, or a table that cannot be read or has no paths.
     """
-    suffix = os.path.splitext(source)[1].lower()
+    suffix = _suffix(source)
+    if is_address(source) and suffix in (*TABLES, *LISTS):
+        with tempfile.TemporaryDirectory(prefix="hiera_video_") as folder:
+            yield from read_rows(_fetched(source, os.path.join(folder, f"list{suffix}")))
+        return
     if not os.path.isfile(source) or suffix not in (*TABLES, *LISTS):
         paths = [os.fsencode(file.path) for file in expand_paths([source])]
         for first in range(0, len(paths), AT_ONCE):
@@ -69,7 +81,9 @@ def read_rows(source: str) -> Iterator[Rows]:
 
 def folder_of_paths(source: str) -> str:
     """The folder that relative paths of an input are relative to: the list's, or this one."""
-    suffix = os.path.splitext(source)[1].lower()
+    suffix = _suffix(source)
+    if is_address(source):
+        return folder_of(source) if suffix in (*TABLES, *LISTS) else os.getcwd()
     listed = os.path.isfile(source) and suffix in (*TABLES, *LISTS)
     return os.path.dirname(os.path.abspath(source)) if listed else os.getcwd()
 
@@ -187,6 +201,24 @@ def in_parts(found: Iterable[Rows], size: int) -> Iterator[Rows]:
 
 def require_input(source: str) -> None:
     """Raise UserError for an input at which there is nothing, before anything is loaded."""
-    suffix = os.path.splitext(source)[1].lower()
-    if suffix in (*TABLES, *LISTS) and not os.path.exists(source):
+    if is_address(source):
+        require_allowed(source)
+    elif _suffix(source) in (*TABLES, *LISTS) and not os.path.exists(source):
         raise UserError(f"no such file: {source}")
+
+
+def _suffix(source: str) -> str:
+    return os.path.splitext(plain_name(source))[1].lower()
+
+
+def _fetched(address: str, file: str) -> str:
+    """A list or table at an address as a file of this machine, for a while."""
+    from hiera_video.storage.remote import read_small
+
+    try:
+        content = read_small(address, MOST_LIST)
+    except StorageError as error:
+        raise DataError(str(error)) from None
+    with atomic_write(file) as out:
+        out.write(content)
+    return file

@@ -9,6 +9,7 @@ protocols: torchcodec and decord see a file only after it has passed here.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import stat
@@ -16,8 +17,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from hiera_video.errors import DecodeError
-from hiera_video.video.limits import MAX_PIXELS, Deadline, check_size
+from hiera_video.errors import DecodeError, RunFailed
+from hiera_video.storage.addresses import is_stored
+from hiera_video.storage.retries import StorageError
+from hiera_video.video.limits import MAX_PIXELS, Deadline, check_size, imports_allowed
 
 if TYPE_CHECKING:
     import av
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.frame import VideoFrame
     from av.video.stream import VideoStream
+
+    from hiera_video.storage.range_file import RangeFile
+    from hiera_video.storage.stored import StoredVideo
 
 CONTAINERS = (
     "mov,mp4,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,ivf,flv,asf,ogg,gif,nut,mxf,dv"
@@ -44,7 +50,10 @@ class OpenVideo(NamedTuple):
 
 
 class VideoFile:
-    """A local video file, opened at most once for the scan of its packets and for all reads.
+    """A video file, opened at most once for the scan of its packets and for all reads.
+
+    It may lie at an address or inside a tar shard (`storage/`): it is then read in ranges, or from
+    a copy on this machine where `use_copy` has made one.
 
     Raises DecodeError for what is not a regular file with content; `opened` does for a file that is
     not a video.
@@ -52,14 +61,44 @@ class VideoFile:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.identity = check_file(path)
-        """(size, modification time in ns)."""
+        self.stored = find_video(path)
+        """Where it lies, if it is no plain file."""
+        self.identity = check_file(path) if self.stored is None else self.stored.identity
+        """(size, modification time in ns); of a stored one, a negative number that changes with
+        it."""
+        self.copy = None if self.stored is None else self.stored.known_copy()
+        """The copy of a stored video on this machine, if there is one."""
         self._open: OpenVideo | None = None
+
+    def source(self) -> str | RangeFile:
+        """What a library is to open: a path of this machine, or a file object."""
+        if self.copy is not None:
+            return str(self.copy)
+        return os.path.abspath(self.path) if self.stored is None else self.stored.another_file()
+
+    def use_copy(self, deadline: Deadline) -> str:
+        """Read the whole file from this machine from now on; its path. Raises DecodeError."""
+        if self.stored is None:
+            return os.path.abspath(self.path)
+        if self.copy is None:
+            self.close()
+            self._watch(deadline)
+            with storage_errors(self.path):
+                self.copy = self.stored.copy()
+        return str(self.copy)
+
+    def _watch(self, deadline: Deadline) -> None:
+        if self.stored is not None:
+            deadline.watch(self.stored)
+            self.stored.limit(deadline.left)
 
     def opened(self, deadline: Deadline) -> OpenVideo:
         """The open container and its stream, at whatever place the last use left it."""
         if self._open is None:
-            container = open_container(self.path, deadline)
+            self._watch(deadline)
+            reads_ranges = self.stored is not None and self.copy is None
+            source = self.stored.file if reads_ranges and self.stored else self.source()
+            container = open_container(self.path, deadline, source)
             try:
                 stream = choose_stream(self.path, container)
                 prepare_decoder(stream)
@@ -100,11 +139,7 @@ def check_file(path: str) -> tuple[int, int]:
     try:
         status = os.stat(path)
     except FileNotFoundError:
-        if "://" in path:
-            reason = "addresses are not opened; download the video and name the file"
-        else:
-            reason = "no such file"
-        raise DecodeError(path, reason) from None
+        raise DecodeError(path, "no such file") from None
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise DecodeError(path, f"cannot be opened: {_os_reason(error)}") from None
     if stat.S_ISDIR(status.st_mode):
@@ -116,14 +151,43 @@ def check_file(path: str) -> tuple[int, int]:
     return status.st_size, status.st_mtime_ns
 
 
-def open_container(path: str, deadline: Deadline) -> InputContainer:
+def find_video(path: str) -> StoredVideo | None:
+    """The video at an address or inside a shard; None for a plain file. Raises DecodeError."""
+    if not is_stored(path):
+        return None
+    # Imported here: local files need none of it.
+    from hiera_video.storage.stored import StoredVideo
+
+    with storage_errors(path), imports_allowed():
+        return StoredVideo(path)
+
+
+@contextlib.contextmanager
+def storage_errors(path: str) -> Iterator[None]:
+    """Turn what a storage fails with into a DecodeError of the video."""
+    try:
+        yield
+    except StorageError as error:
+        raise DecodeError(path, error.reason) from None
+    except RunFailed as error:  # a copy that cannot be written
+        raise DecodeError(path, str(error)) from None
+
+
+def open_container(
+    path: str, deadline: Deadline, source: str | RangeFile | None = None
+) -> InputContainer:
     """Open `path` for reading with the white lists on.
+
+    source: what is opened: a path of this machine, or a file object; None finds it.
 
     Raises DecodeError for anything that is not one of CONTAINERS.
     """
     import av
 
-    head = _head(path)
+    if source is None:
+        source = VideoFile(path).source()
+    with storage_errors(path):
+        head = _head(path, source)
     # Every allowed container is binary, every playlist is text. So text is refused here, before a
     # library guesses the format from the content or from the ending of the name.
     kind = text_kind(head)
@@ -131,18 +195,21 @@ def open_container(path: str, deadline: Deadline) -> InputContainer:
         raise DecodeError(path, kind)
     try:
         return av.open(
-            os.path.abspath(path),  # no leading dash, no "protocol:" prefix
+            source,  # no leading dash, no "protocol:" prefix
             mode="r",
             options={
                 "format_whitelist": CONTAINERS,
-                "protocol_whitelist": "file",
+                # a file object needs none, and nothing inside the file may name another one
+                "protocol_whitelist": "file" if isinstance(source, str) else "none",
                 "max_pixels": str(MAX_PIXELS),
             },
             metadata_errors="replace",
             timeout=deadline.seconds,
         )
-    except av.FFmpegError as error:
+    except (av.FFmpegError, StorageError) as error:
         deadline.check()
+        if isinstance(error, StorageError):
+            raise DecodeError(path, error.reason) from None
         raise DecodeError(path, _open_reason(error, head)) from None
 
 
@@ -248,10 +315,15 @@ def _open_reason(error: av.FFmpegError, head: bytes) -> str:
     return f"not a video file of a known kind ({error_reason(error)})"
 
 
-def _head(path: str) -> bytes:
+def _head(path: str, source: str | RangeFile) -> bytes:
     """The first 512 bytes."""
+    if not isinstance(source, str):
+        source.seek(0)
+        head = source.read(512)
+        source.seek(0)
+        return head
     try:
-        with Path(path).open("rb") as file:
+        with Path(source).open("rb") as file:
             return file.read(512)
     except OSError as error:
         raise DecodeError(path, f"cannot be opened: {_os_reason(error)}") from None

@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from hiera_video.errors import DecodeError, UserError
+from hiera_video.storage.addresses import is_stored
 from hiera_video.video.container import error_reason
 from hiera_video.video.info import FrameIndex, VideoInfo
 from hiera_video.video.limits import imports_allowed
@@ -147,6 +148,8 @@ def _pyav_is_faster(info: VideoInfo, index: FrameIndex) -> bool:
     B-frames that are not wanted. That wins by a tenth to a half up to 720 lines. On larger
     pictures torchcodec saves a copy of each frame; with HEVC and AV1 neither wins everywhere.
     """
+    if is_stored(info.path):
+        return True  # it reads the fewest bytes
     if index.sequential or needs_copy(index):
         return True  # torchcodec reads these from a copy in memory, or not at all
     is_small = info.width * info.height <= SMALL_PICTURE

@@ -1,4 +1,4 @@
-"""Find the videos that a command line names: files, folders, globs.
+"""Find the videos that a command line names: files, folders, globs, addresses, tar shards.
 
 Light to import: a mistyped name is reported before torch is loaded.
 """
@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from hiera_video.errors import UserError
 from hiera_video.progress import Progress
+from hiera_video.storage.addresses import absolute, is_address, is_shard, is_stored
+from hiera_video.storage.listing import videos_at
 
 VIDEO_SUFFIXES = frozenset(
     f".{ending}"
@@ -51,7 +53,9 @@ def expand_paths(paths: Iterable[str]) -> list[InputFile]:
     A file is taken whatever it is called. A folder is searched with its subfolders for names that
     end like a video or a playlist (in any case, hidden ones aside), in sorted order; a playlist is
     then refused by the decoder, visibly, instead of being passed over. A glob ("clips/**/*.mp4")
-    takes what a folder would take, and folders that match are searched.
+    takes what a folder would take, and folders that match are searched. Addresses (`storage/`) are
+    taken in the same way, and a tar shard, alone or in a folder without videos, stands for its
+    videos.
 
     A path that does not exist, a folder without videos, a folder that cannot be read and a glob
     that matches nothing are one entry each, with the reason, so that the others can still be read.
@@ -61,7 +65,7 @@ def expand_paths(paths: Iterable[str]) -> list[InputFile]:
     with Progress("looking for videos", unit="files") as progress:
         for path in paths:
             for file in _expand(os.fspath(path), progress):
-                found.setdefault(os.path.abspath(file.path), file)
+                found.setdefault(absolute(file.path), file)
     entries = list(found.values())
     errors = [f"{path!r}: {error}" for path, error in entries if error is not None]
     if errors and len(errors) == len(entries):
@@ -83,10 +87,16 @@ def is_video_or_playlist(path: str) -> bool:
 
 
 def _expand(path: str, progress: Progress) -> list[InputFile]:
+    if is_address(path):
+        return _stored(path)
     if os.path.isdir(path):
-        return _walk(path, progress) or [
-            InputFile(path, f"no videos in it or below it; {_looked_for()}")
-        ]
+        return (
+            _walk(path, progress)
+            or _shards_of(path)
+            or [InputFile(path, f"no videos in it or below it; {_looked_for()}")]
+        )
+    if is_stored(path) or is_shard(path):
+        return _stored(path)
     if os.path.lexists(path):  # before the glob: names may contain its signs, "clip [1].mp4"
         return [InputFile(path)]
     if not glob.has_magic(path):
@@ -102,6 +112,15 @@ def _expand(path: str, progress: Progress) -> list[InputFile]:
         found = f"{len(matches)} names, none of them a video's" if matches else "nothing"
         return [InputFile(path, f"matches {found}; {_looked_for()}")]
     return files
+
+
+def _stored(path: str) -> list[InputFile]:
+    return [InputFile(*file) for file in videos_at(path, is_video_or_playlist, _looked_for())]
+
+
+def _shards_of(folder: str) -> list[InputFile]:
+    names = sorted(name for name in os.listdir(folder) if is_shard(name))
+    return [file for name in names for file in _stored(os.path.join(folder, name))]
 
 
 def _walk(folder: str, progress: Progress) -> list[InputFile]:

@@ -17,6 +17,7 @@ from collections import OrderedDict
 
 import numpy as np
 
+from hiera_video.storage.addresses import absolute
 from hiera_video.video.info import FrameIndex, VideoInfo
 from hiera_video.video.scan import frame_times
 
@@ -43,7 +44,7 @@ class KnownVideos:
 
     def get(self, path: str, identity: tuple[int, int]) -> VideoInfo | None:
         """What is known of the file at `path`, if it is still the file with this `identity`."""
-        name = os.path.abspath(path)
+        name = absolute(path)
         with self._lock:
             info = self._infos.get(name)
             if info is None or info.path != path:
@@ -61,7 +62,7 @@ class KnownVideos:
         kept = PackedInfo(info) if _is_long(info) else info
         if size_of(kept) > self.most_bytes // 8:  # it would push out all others
             return
-        name = os.path.abspath(info.path)
+        name = absolute(info.path)
         with self._lock:
             if name in self._infos:
                 self._forget(name)

@@ -9,6 +9,7 @@ import contextlib
 import signal
 import time
 from collections.abc import Iterator
+from typing import Protocol
 
 from hiera_video.errors import DecodeError
 
@@ -29,20 +30,53 @@ MEMORY_LIMIT = 2 << 30
 read."""
 
 
+class Storage(Protocol):
+    """What a deadline asks of the storage that a video is read from."""
+
+    @property
+    def seconds(self) -> float:
+        """Spent waiting for it."""
+
+    @property
+    def failure(self) -> Exception | None:
+        """What it failed with, with a `reason`."""
+
+
 class Deadline:
     """A time limit that long work checks between two steps."""
 
     def __init__(self, path: str, seconds: float) -> None:
         self.path, self.seconds = path, seconds
+        self._storage: Storage | None = None
+        self._waited = 0.0
         self.restart()
 
     def restart(self) -> None:
         """Begin anew."""
         self._end = time.monotonic() + self.seconds
+        self._waited = 0.0 if self._storage is None else self._storage.seconds
+
+    def watch(self, storage: Storage) -> None:
+        """Also raise what the storage of the video fails with, and name it where it is slow."""
+        if self._storage is None:
+            self._storage, self._waited = storage, storage.seconds
+
+    def left(self) -> float:
+        """Seconds until the time is over."""
+        return self._end - time.monotonic()
 
     def check(self) -> None:
-        """Raise DecodeError once the time is over."""
-        if time.monotonic() > self._end:
+        """Raise DecodeError once the time is over, and for a storage that failed."""
+        if self._storage is not None and (failure := self._storage.failure) is not None:
+            raise DecodeError(self.path, str(getattr(failure, "reason", failure))) from None
+        if self.left() < 0:
+            waited = 0.0 if self._storage is None else self._storage.seconds - self._waited
+            if waited > self.seconds / 2:
+                raise DecodeError(
+                    self.path,
+                    f"slow storage: {waited:.0f} of {self.seconds:g} s were spent waiting for it; "
+                    "a larger time_limit waits longer",
+                )
             raise DecodeError(
                 self.path,
                 f"not decoded within {self.seconds:g} s; a larger time_limit waits longer",

@@ -17,7 +17,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hiera_video.errors import DecodeError
-from hiera_video.video.container import OpenVideo, VideoFile, demux, error_reason, frames_from_start
+from hiera_video.storage.local_copies import most_bytes
+from hiera_video.storage.range_file import WHOLE
+from hiera_video.storage.retries import StorageError
+from hiera_video.video.container import (
+    OpenVideo,
+    VideoFile,
+    demux,
+    error_reason,
+    frames_from_start,
+    storage_errors,
+)
+from hiera_video.video.few_bytes import FewBytes, plan_of
 from hiera_video.video.h264 import starting_point
 from hiera_video.video.info import NO_TIME, FrameIndex, Integers, Mask, Seconds, VideoInfo
 from hiera_video.video.limits import Deadline, check_size
@@ -36,9 +47,13 @@ LONGEST_GAP = 10.0
 def describe(file: VideoFile, deadline: Deadline) -> VideoInfo:
     """Scan `file` once. Leaves it open, at its end; raises DecodeError."""
     opened = file.from_start(deadline)
-    index = scan(file, opened, deadline)
     stated = opened.stream.average_rate
     codec = opened.stream.codec_context.codec.canonical_name
+    index = None
+    if needs_few_bytes(file):
+        index = scan_of_few_bytes(file, opened, deadline)
+        opened = opened if index is not None else file.from_start(deadline)
+    index = index or scan(file, opened, deadline)
     if index.sequential:
         index, times = _count(file, index, stated, deadline)
     else:
@@ -64,10 +79,47 @@ def describe(file: VideoFile, deadline: Deadline) -> VideoInfo:
 # ---- packets ----
 
 
-def scan(file: VideoFile, opened: OpenVideo, deadline: Deadline) -> FrameIndex:
+def needs_few_bytes(file: VideoFile) -> bool:
+    """Whether reading all of the file costs much: it is remote and large."""
+    stored = file.stored
+    return stored is not None and stored.is_remote and stored.size > WHOLE and file.copy is None
+
+
+def scan_of_few_bytes(file: VideoFile, opened: OpenVideo, deadline: Deadline) -> FrameIndex | None:
+    """The index of a remote MP4 or MOV file, without reading the pictures whose content does not
+    matter for it; None where that is not possible, and the whole file is to be scanned.
+
+    Leaves the file closed. A remote file that must be scanned whole is copied to this machine.
+    """
+    stored = file.stored
+    assert stored is not None
+    plan = plan_of(opened)
+    if plan is not None:
+        try:
+            with storage_errors(file.path):
+                stored.file.blank(plan.between, plan.shown, stored.fetch_all)
+            index = scan(file, file.from_start(deadline), deadline, plan)
+        finally:
+            stored.file.unblank()
+            file.close()  # FFmpeg's own buffer may hold zeros
+        if index.identity != UNFIT:
+            return index
+    if stored.size <= most_bytes():
+        file.use_copy(deadline)
+    return None
+
+
+UNFIT = (-1, -1)
+"""The identity of an index that was made of too few bytes."""
+
+
+def scan(
+    file: VideoFile, opened: OpenVideo, deadline: Deadline, plan: FewBytes | None = None
+) -> FrameIndex:
     """List the packets of the stream and decode its first frame.
 
     Where packets do not tell their times, the index is `sequential` and has no frames yet.
+    plan: what of the file is read; the index is UNFIT where that turns out to be too little.
     """
     container, stream = opened
     is_h264 = stream.codec_context.codec.name == "h264"
@@ -97,6 +149,9 @@ def scan(file: VideoFile, opened: OpenVideo, deadline: Deadline) -> FrameIndex:
     if not pts:
         raise DecodeError(file.path, "its video stream is empty")
     first = first or probe.finish()
+    identity = file.identity
+    if plan is not None and not plan.sufficed(len(pts), probe.fed, marked, starts):
+        identity = UNFIT
 
     hidden = np.array(discarded, bool)
     visible = ~hidden
@@ -107,7 +162,7 @@ def scan(file: VideoFile, opened: OpenVideo, deadline: Deadline) -> FrameIndex:
     ticks = _ticks([None] * len(pts) if sequential else pts)
     closed = _closed_keys(ticks, starts)
     return FrameIndex(
-        identity=file.identity,
+        identity=identity,
         container=container.format.name,
         stream=stream.index,
         num_video_streams=len(container.streams.video),
@@ -134,8 +189,9 @@ def _packets(opened: OpenVideo, deadline: Deadline) -> Iterator[Packet[VideoStre
             deadline.check()
             if packet.size:  # the one at the end has none
                 yield packet
-    except av.FFmpegError:
-        deadline.check()  # the time is over, or else the rest of the file is damaged
+    except (av.FFmpegError, StorageError):
+        pass  # the time is over, the storage failed, or else the rest of the file is damaged
+    deadline.check()
 
 
 def _all_different(pts: Sequence[int | None], visible: Mask) -> bool:

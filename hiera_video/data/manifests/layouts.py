@@ -27,6 +27,7 @@ from hiera_video.data.manifests import class_folders, kinetics, public_sets  # n
 from hiera_video.data.manifests.class_folders import read_folder
 from hiera_video.data.manifests.class_names import numbered_class_names, read_class_names
 from hiera_video.data.manifests.detection import detect_format
+from hiera_video.data.manifests.elsewhere import brought_here, lies_elsewhere
 from hiera_video.data.manifests.manifest import Manifest
 from hiera_video.data.manifests.source import Source
 from hiera_video.data.manifests.splits import (
@@ -65,7 +66,8 @@ def read_manifest(
     """Read one split of a data set.
 
     Args:
-        path: a folder or a list (csv, json, txt).
+        path: a folder or a list (csv, json, txt, parquet), or tar shards; or the address of one
+            (`elsewhere.py`).
         split: "train", "val" or "test". A list that is named directly and has no splits is read
             whole, unless `hold_out` says otherwise.
         format: a name in `DATASET_REGISTRY`, or "auto", which recognises the layout.
@@ -75,9 +77,20 @@ def read_manifest(
     Raises DataError: nothing there, nothing in it, a line that cannot be read, a label that is not
     a number or out of range; UnknownNameError: no such format.
     """
-    path = Path(path).expanduser()
     if split not in SPLITS:
         raise DataError(f"split={split!r} is not known; choose one of {', '.join(SPLITS)}")
+    place = os.path.expanduser(path)
+    if lies_elsewhere(place):
+        with brought_here(place, split, settings) as here:
+            own_format = "kinetics_csv" if here.is_table else format
+            return here.moved(_read(here.path, split, own_format, class_names, here.settings))
+    return _read(Path(place), split, format, class_names, settings)
+
+
+def _read(
+    path: Path, split: str, format: str, class_names: str | Path, settings: dict[str, Any]
+) -> Manifest:
+    """`read_manifest` of a file or folder of this machine."""
     if not os.path.lexists(path):
         raise DataError(f"no such file or folder: {path} (the data to read, DATA.PATH_TO_DATA_DIR)")
     source = Source(path=path, split=split, **settings)

@@ -14,13 +14,14 @@ from typing import ClassVar
 import numpy as np
 
 from hiera_video.errors import first_few
+from hiera_video.storage.addresses import join
 
 UNLABELLED = -1
 """The label of a video without one."""
 
 
 class PathTable(Sequence[str]):
-    """Paths below one root, held as one block of bytes."""
+    """Paths below one root, held as one block of bytes; both may be addresses."""
 
     def __init__(self, root: str, blob: np.ndarray, ends: np.ndarray) -> None:
         self.root = root
@@ -31,7 +32,11 @@ class PathTable(Sequence[str]):
         return len(self._ends)
 
     def __getitem__(self, index: int) -> str:  # type: ignore[override] # no slices
-        return os.path.join(self.root, self.relative(index))
+        return join(self.root, self.relative(index))
+
+    def moved(self, root: str) -> PathTable:
+        """The same paths below another root."""
+        return PathTable(root, self._blob, self._ends)
 
     def equals(self, other: PathTable) -> bool:
         """Whether both hold the same paths in the same order."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,9 +54,9 @@ class DecordReader:
             and not index.hidden.any()
             and not index.cut_off().any()
         )
-        source: str | io.BytesIO = os.path.abspath(self.path)
-        if not native:
-            source = remux(file, index, ("mp4", "mov"), deadline)
+        source: str | io.BytesIO
+        formats = ("mp4", "mov")
+        source = file.use_copy(deadline) if native else remux(file, index, formats, deadline)
         try:
             return decord.VideoReader(source, ctx=decord.cpu(0), num_threads=1)
         except Exception as error:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import os
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +15,9 @@ from hiera_video.video.limits import Deadline
 from hiera_video.video.readers.frames import Pixels, upright
 from hiera_video.video.readers.portions import portions
 from hiera_video.video.readers.remux import remux
+
+if TYPE_CHECKING:
+    from hiera_video.storage.range_file import RangeFile
 
 # It seeks by time to the wrong place in these, and returns other frames than it was asked for.
 _UNSEEKABLE = {"mpegts", "mpeg", "mpegvideo", "h264", "hevc", "m4v"}
@@ -38,7 +40,9 @@ class TorchcodecReader:
         self.path, self.index = file.path, index
         copied = needs_copy(index)
         counted = ~index.cut_off() if copied else ~index.hidden
-        self._decoder = self._open_copy(file, deadline) if copied else self._open_file(counted)
+        self._decoder = (
+            self._open_copy(file, deadline) if copied else self._open_file(file, counted, deadline)
+        )
         # It turns pictures by what its own FFmpeg finds in the file; older ones do not look in all
         # kinds of files, a copy in memory does not say, and older torchcodecs do not turn at all.
         turned = round((getattr(self._decoder.metadata, "rotation", None) or 0) / 90)
@@ -57,16 +61,18 @@ class TorchcodecReader:
         copy = remux(file, self.index, ("nut",), deadline)
         return self._open(copy.getvalue(), 0, None)
 
-    def _open_file(self, counted: Mask) -> Any:
-        index, path = self.index, os.path.abspath(self.path)
+    def _open_file(self, file: VideoFile, counted: Mask, deadline: Deadline) -> Any:
+        index = self.index
         if index.format == "mov" and index.identity[0] > LARGE_PACKETS * len(index.pts):
-            decoder = self._open(path, index.stream, _frame_mappings(index, counted))
+            mappings = _frame_mappings(index, counted)
+            decoder = self._open(file.source(), index.stream, mappings)
             if len(decoder) == counted.sum():
                 return decoder
             # The file was cut off: with our index, torchcodec goes by the count in the header.
-        return self._open(path, index.stream, None)
+        # Its own scan reads all of the file.
+        return self._open(file.use_copy(deadline), index.stream, None)
 
-    def _open(self, source: str | bytes, stream: int, mappings: str | None) -> Any:
+    def _open(self, source: str | bytes | RangeFile, stream: int, mappings: str | None) -> Any:
         try:
             return open_decoder(source, stream_index=stream, custom_frame_mappings=mappings)
         except Exception as error:
@@ -105,8 +111,8 @@ def needs_copy(index: FrameIndex) -> bool:
     return index.format in _UNSEEKABLE or not index.plain
 
 
-def open_decoder(source: str | bytes, **options: Any) -> Any:
-    """torchcodec's `VideoDecoder` of a file's path or content, on the CPU and on one thread."""
+def open_decoder(source: str | bytes | RangeFile, **options: Any) -> Any:
+    """torchcodec's `VideoDecoder` of a path, a content or a file object, on the CPU, one thread."""
     # By name: the package does not declare to type checkers what it exports.
     library = importlib.import_module("torchcodec.decoders")
     return library.VideoDecoder(source, device="cpu", num_ffmpeg_threads=1, **options)
