@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import tarfile
 import re
 import shlex
 import subprocess
@@ -112,6 +113,9 @@ def home(tmp_path_factory):
             clip = folder / f"videos/{label}/{i}.mp4"
             start = 100 * i + ord(label[0])  # no two clips alike, or the audit objects
             write_clip(clip, frames=12 + i, fps=10, size=(64, 64), first_index=start)
+    (folder / "shards").mkdir()
+    with tarfile.open(folder / "shards/000.tar", "w") as shard:
+        shard.add(folder / "clip.mp4", "0000.mp4")
     os.environ["TORCH_HOME"] = str(folder / "torch")
     os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
     row = PUBLISHED["hiera_base_16x224", "mae_k400_ft_k400"]
