@@ -12,11 +12,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-import tarfile
 import re
 import shlex
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
