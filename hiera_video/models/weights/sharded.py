@@ -12,6 +12,7 @@ nothing that is stored in them is executed.
 
 from __future__ import annotations
 
+import inspect
 import os
 import pickle
 import warnings
@@ -125,8 +126,6 @@ def fill(
         with the part that this process needs. This is no collective.
     Raises WeightsError for shards that do not fit the record.
     """
-    from torch.distributed.checkpoint.state_dict_loader import load
-
     try:
         reader = _reader(folder, set(file_names(record)))
         sizes = reader.read_metadata().state_dict_metadata
@@ -138,7 +137,7 @@ def fill(
         if tensors:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that it is one process which reads
-                load(dict(tensors), storage_reader=reader, no_dist=True)
+                _load(dict(tensors), reader)
     except WeightsError:
         raise
     except Exception as error:  # arbitrary bytes raise errors of many types
@@ -148,6 +147,15 @@ def fill(
     content: dict[str, Any] = replaced(record, lambda key, value: tensors.get(key, value))
     content.pop(FILES)
     return content
+
+
+def _load(tensors: dict[str, Tensor], reader: FileSystemReader) -> None:
+    """Fill tensors in place; other processes take no part."""
+    from torch.distributed.checkpoint.state_dict_loader import load, load_state_dict
+
+    # older versions of PyTorch know `no_dist` under the old name alone
+    takes = "no_dist" in inspect.signature(load).parameters
+    (load if takes else load_state_dict)(tensors, storage_reader=reader, no_dist=True)
 
 
 def _require_plausible(folder: Path, record: dict[str, Any], sizes: dict[str, Any]) -> None:
