@@ -204,6 +204,16 @@ def test_a_clip_of_a_large_file_needs_few_requests(tmp_path, gop, flags):
     assert VideoFile("memory://few/v.mp4").copy is None
 
 
+def test_each_read_has_its_own_time_for_retries(large):
+    fsspec.filesystem("memory").pipe_file("/few/large.mp4", large.read_bytes())
+    with open_video("memory://few/large.mp4") as video:
+        video.read([0])
+        fetch = video._file.stored._fetch
+        fetch.time_left = lambda: -1.0  # as a minute later
+        video.read([200])
+        assert fetch.time_left() > 0
+
+
 def test_a_small_file_is_one_request(clip):
     fsspec.filesystem("memory").pipe_file("/few/a.mp4", clip.read_bytes())
     with open_video("memory://few/a.mp4") as video:

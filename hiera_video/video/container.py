@@ -82,12 +82,13 @@ class VideoFile:
             return os.path.abspath(self.path)
         if self.copy is None:
             self.close()
-            self._watch(deadline)
+            self.watch(deadline)
             with storage_errors(self.path):
                 self.copy = self.stored.copy()
         return str(self.copy)
 
-    def _watch(self, deadline: Deadline) -> None:
+    def watch(self, deadline: Deadline) -> None:
+        """Tell a new deadline of the storage, and the storage how much time is left."""
         if self.stored is not None:
             deadline.watch(self.stored)
             self.stored.limit(deadline.left)
@@ -95,7 +96,7 @@ class VideoFile:
     def opened(self, deadline: Deadline) -> OpenVideo:
         """The open container and its stream, at whatever place the last use left it."""
         if self._open is None:
-            self._watch(deadline)
+            self.watch(deadline)
             reads_ranges = self.stored is not None and self.copy is None
             source = self.stored.file if reads_ranges and self.stored else self.source()
             container = open_container(self.path, deadline, source)

@@ -237,6 +237,7 @@ class VideoReader:
         """What `parts` yields, as uint8 [k, H, W, 3], by the first decoder that succeeds."""
         with _as_decode_errors(self._path):
             deadline = Deadline(self._path, self._time_limit)
+            self._file.watch(deadline)
             by_pyav: DecodeError | None = None
             done = 0
             while done < len(wanted):
