@@ -8,7 +8,7 @@ import torch
 
 from hiera_video.engine import plots
 
-pytest_plugins = ["browser", "page_folder"]
+pytest_plugins = ["browser", "page_folder", "storage_servers"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

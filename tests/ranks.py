@@ -1,4 +1,4 @@
-"""Real processes of a run over gloo, without torchrun: nobody but they themselves ends them.
+"""Real processes of a run over gloo, mostly without torchrun: nobody but they themselves ends them.
 
 ended = start(main, 2, tmp_path, "argument").wait()
 ended[0].code, ended[0].errors
@@ -6,9 +6,12 @@ ended[0].code, ended[0].errors
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
+import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -97,3 +100,27 @@ def _run(main: Callable, folder: Path, variables: dict, args: tuple) -> None:
         os.dup2(file, number)
     sys.argv = ["command"]
     cli.run(lambda argv: main(folder, *args))
+
+
+# ---- with torchrun
+
+
+def ranks_of(torchrun: subprocess.Popen) -> dict[int, int]:
+    """Rank -> process id, of the processes that torchrun has started."""
+    found = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            with open(f"/proc/{name}/stat") as file:
+                parent = int(file.read().rpartition(")")[2].split()[1])
+            if parent == torchrun.pid:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    found[int(file.read().split(b"\0RANK=")[1].split(b"\0")[0])] = int(name)
+    return found
+
+
+def end_torchrun(torchrun: subprocess.Popen) -> None:
+    """Kill what torchrun has started, and torchrun."""
+    for pid in (torchrun.pid, *ranks_of(torchrun).values()):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+    torchrun.communicate()

@@ -19,6 +19,11 @@ import urllib.request
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
+from hiera_video.storage import retries, stored
+from hiera_video.video.known import known_videos
+
 WAYS = """
 ok        ranges, an etag
 plain     ranges, neither etag nor date
@@ -188,3 +193,12 @@ def s3_variables(address: str) -> dict[str, str]:
         "AWS_SECRET_ACCESS_KEY": "testing",
         "AWS_DEFAULT_REGION": "us-east-1",
     }
+
+
+@pytest.fixture
+def own_cache(tmp_path_factory, monkeypatch):
+    """Nothing is known of any storage, and retries come at once."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+    monkeypatch.setattr(stored, "_known_shards", stored._KnownShards())
+    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
+    known_videos.clear()

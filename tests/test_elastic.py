@@ -12,6 +12,7 @@ import time
 import pytest
 import tiny_runs as tiny
 from conftest import REPOSITORY
+from ranks import end_torchrun, ranks_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -64,23 +65,7 @@ def torchrun(words, *, processes=2, restarts=3):
     try:
         yield child
     finally:
-        for pid in (child.pid, *ranks_of(child).values()):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        child.communicate()
-
-
-def ranks_of(child):
-    """Rank -> process id, of the processes that torchrun has started."""
-    found = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            with open(f"/proc/{name}/stat") as file:
-                parent = int(file.read().rpartition(")")[2].split()[1])
-            if parent == child.pid:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    found[int(file.read().split(b"\0RANK=")[1].split(b"\0")[0])] = int(name)
-    return found
+        end_torchrun(child)
 
 
 def wait_for_step(child, out, step):

@@ -20,19 +20,12 @@ from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.manifests.shard_labels import label_of
 from hiera_video.engine.data_source import fingerprint
 from hiera_video.errors import DataError, UserError
-from hiera_video.storage import remote, retries, stored
-from hiera_video.video.known import known_videos
+from hiera_video.storage import remote
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(stored, "_known_shards", stored._KnownShards())
-    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
-    known_videos.clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """Several processes, of which one or all receive a signal: all of them end soon."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -8,6 +7,7 @@ import time
 
 import pytest
 import tiny_runs as tiny
+from ranks import end_torchrun, ranks_of
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 
@@ -71,23 +71,7 @@ def started(videos, tmp_path):
 
     yield start
     for child in children:
-        for pid in [child.pid, *ranks_of(child).values()]:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGKILL)
-        child.communicate()
-
-
-def ranks_of(child):
-    """Rank -> process id, of the processes that torchrun has started."""
-    found = {}
-    for name in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            with open(f"/proc/{name}/stat") as file:
-                parent = int(file.read().rpartition(")")[2].split()[1])
-            if parent == child.pid:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    found[int(file.read().split(b"\0RANK=")[1].split(b"\0")[0])] = int(name)
-    return found
+        end_torchrun(child)
 
 
 def calls(folder, name):

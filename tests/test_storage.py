@@ -17,7 +17,7 @@ from clips import read_indices, write_clip
 from storage_servers import WebServer, s3_server, s3_variables
 
 from hiera_video.errors import DecodeError, UserError, hide_secrets
-from hiera_video.storage import local_copies, remote, retries, stored
+from hiera_video.storage import local_copies, remote, retries
 from hiera_video.storage.addresses import (
     absolute,
     expand_braces,
@@ -41,13 +41,7 @@ from hiera_video.video.known import known_videos
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-    monkeypatch.setattr(stored, "_known_shards", stored._KnownShards())
-    monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
-    known_videos.clear()
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
