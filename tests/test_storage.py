@@ -567,7 +567,9 @@ def test_local_files_load_no_library_for_addresses(clip):
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "gcsfs", None)
-    with pytest.raises(UserError, match=r"gs:// need fsspec gcsfs: pip install fsspec gcsfs"):
+    with pytest.raises(
+        UserError, match=r"gs:// need fsspec and gcsfs: pip install 'hiera_video\[gcs\]'"
+    ):
         probe("gs://bucket/a.mp4")
 
 

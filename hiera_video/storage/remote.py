@@ -100,10 +100,11 @@ def require_packages(scheme: str) -> None:
 
 def _missing(scheme: str, error: str) -> str:
     package = SCHEMES.get(scheme, "")
-    needed = " ".join(["fsspec", *([package] if package else [])])
+    needed = " and ".join(["fsspec", *([package] if package else [])])
+    extra = {"gcsfs": "gcs", "adlfs": "azure"}.get(package, "remote")
     return (
-        f"addresses that begin with {scheme}:// need {needed}: pip install {needed}, or all kinds "
-        f"with pip install 'hiera_video[remote]' ({error})"
+        f"addresses that begin with {scheme}:// need {needed}: pip install 'hiera_video[{extra}]' "
+        f"({error})"
     )
 
 
