@@ -227,6 +227,12 @@ def test_many_wrong_lines_are_counted(file):
         (b"\0" * 100, "is no text of this kind"),
         (b"x" * 100_000, "is no text of this kind"),
     ],
+    ids=[
+        "gzip",
+        "utf-16",
+        "zeros",
+        "one line",
+    ],  # gzip writes the time: a name of its own each second
 )
 def test_what_is_no_such_list_at_all(content, message, file):
     for read in (read_annotated_boxes, read_scored_boxes, read_excluded, read_label_map):

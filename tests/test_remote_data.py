@@ -165,13 +165,16 @@ def test_a_list_from_the_web():
         lambda name: {"txt": name.encode()},
     ],
 )
-def test_shards_are_the_same_set(videos, tmp_path, label):
+def test_shards_are_the_same_set(videos, tmp_path, label, monkeypatch):
     folder = shards_of(videos, tmp_path / "shards", label)
-    for place in (folder, f"{folder}/set-{{train,val}}-{{0..1}}.tar"):
+    monkeypatch.chdir(tmp_path)
+    braces = "set-{train,val}-{0..1}.tar"
+    for place in (folder, f"{folder}/{braces}", "shards", f"shards/{braces}"):
         for split in ("train", "val"):
             local, packed = read_manifest(videos, split), read_manifest(place, split)
             assert packed.name == "shards"
             assert packed.classes == local.classes
+            assert all(path.startswith(f"{folder}/set-") for path in packed.paths)
             found = {(path.rpartition("/")[2], name) for path, name in listed(packed)}
             assert found == {(f"{split}{path[-6:]}", name) for path, name in listed(local)}
     one = read_manifest(f"{folder}/set-train-0.tar", "train")

@@ -32,6 +32,7 @@ from hiera_video.data.manifests.splits import split_of
 from hiera_video.errors import DataError, hide_secrets
 from hiera_video.progress import Progress
 from hiera_video.storage.addresses import (
+    absolute,
     base_name,
     folder_of,
     is_address,
@@ -262,6 +263,7 @@ def _of_shards(place: str, shards: Sequence[str], folder: Path, settings: dict[s
     """A list of the videos of shards, with their labels."""
     if not shards:
         raise StorageError(place, "no shards there")
+    shards = [absolute(shard) for shard in shards]
     root = _common_folder(shards)
     splits = _splits(place, shards, root)
     need_labels = settings.get("need_labels", True)
@@ -320,10 +322,7 @@ def shard_rows(shown: str, index: Any) -> Iterator[tuple[str, str]]:
 
 
 def _common_folder(shards: Sequence[str]) -> str:
-    if is_address(shards[0]):
-        folders = [folder_of(shard) for shard in shards]
-    else:
-        folders = [os.path.dirname(os.path.abspath(shard)) for shard in shards]
+    folders = [folder_of(shard) for shard in shards]
     common = folders[0].split("/")
     for folder in set(folders):
         pairs = zip(common, folder.split("/"), strict=False)
