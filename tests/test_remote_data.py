@@ -174,6 +174,9 @@ def test_shards_are_the_same_set(videos, tmp_path, label, monkeypatch):
             local, packed = read_manifest(videos, split), read_manifest(place, split)
             assert packed.name == "shards"
             assert packed.classes == local.classes
+            said = packed.describe_classes()
+            assert "names in key.cls, key.json or key.txt of " in said
+            assert str(place) in said
             assert all(path.startswith(f"{folder}/set-") for path in packed.paths)
             found = {(path.rpartition("/")[2], name) for path, name in listed(packed)}
             assert found == {(f"{split}{path[-6:]}", name) for path, name in listed(local)}

@@ -92,6 +92,8 @@ class Here:
         shown = hide_secrets(self.place)
         if self.path.is_dir():
             return message.replace(str(self.path), shown.rstrip("/"))
+        if self.path.name == _TABLE:
+            message = message.replace("column 'label'", "key.cls, key.json or key.txt")
         return message.replace(str(self.path), shown).replace(self.path.name, base_name(shown))
 
 
