@@ -119,6 +119,8 @@ def test_two_sharded_processes_give_the_curve_of_one(alone, two):
     assert kinds[0] == kinds[1]
     results = json.loads((two / "out" / "results.json").read_text())
     assert (results["n_videos"], results["n_failed"]) == (3, 0)
+    said = (two / "out" / "stdout.log").read_text()
+    assert "2 processes on CPU, a part of the model on each" in said
     a, b = (named_state(tiny.final(out)) for out in (alone, two / "out"))
     torch.testing.assert_close(b["model_state"], a["model_state"], rtol=1e-3, atol=1e-4)
     assert b["moments"].keys() == a["moments"].keys()

@@ -16,13 +16,12 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.batch import Batch, Clips, Collate
 from hiera_video.data.datasets import VideoDataset, read_sample
 from hiera_video.data.synthetic import mp4
-from hiera_video.engine import meters, preflight, tasks
+from hiera_video.engine import meters, preflight, sharding, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.engine.meters import StepTimer
 from hiera_video.engine.pictures import Panels
 from hiera_video.engine.run_logger import RunLogger
 from hiera_video.engine.schedule import Schedule
-from hiera_video.engine.sharding import reshard
 from hiera_video.engine.step import sum_names
 from hiera_video.files import explained, put_in_place, unfinished_name, write_text
 
@@ -36,10 +35,10 @@ def describe_run(name: str, model: nn.Module, world: World, precision: str) -> s
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     part = f", {trained / 1e6:.2f} M of them trained" if trained != count else ""
     device = torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else "CPU"
-    return (
-        f"{name}: {count / 1e6:.2f} M parameters{part}; "
-        f"{world.size} process{'es' * (world.size > 1)} on {device}, mixed precision {precision}"
-    )
+    where = f"{world.size} process{'es' * (world.size > 1)} on {device}"
+    if sharding.is_sharded(model):
+        where += ", a part of the model on each"
+    return f"{name}: {count / 1e6:.2f} M parameters{part}; {where}, mixed precision {precision}"
 
 
 @dataclass(frozen=True)
@@ -173,7 +172,7 @@ def draw_picture(
     with torch.no_grad():
         panels = objective.panels(model, batch, **how)
         picture = objective.picture(model, batch, **how) if panels is None else panels.as_picture()
-    reshard(model)
+    sharding.reshard(model)
     path = logger.add_image(objective.picture_name, picture, step)
     if panels is not None and path is not None:
         write_text(
