@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 
 import pytest
@@ -135,6 +136,16 @@ def test_batch_norm_is_refused(videos, tmp_path, monkeypatch):
     task = {"MODEL.MODEL_NAME": "x3d_xs", "MODEL.KWARGS": "{}", "HIERA.DROPPATH_RATE": "None"}
     with pytest.raises(UserError, match="would change what x3d_xs learns, whose batch norm"):
         chosen(videos, tmp_path, task=task)
+
+
+def test_parts_of_a_sharded_model_are_the_users_choice(videos, tmp_path, monkeypatch):
+    limited(monkeypatch, 8)
+    cfg = tiny.config(videos, tmp_path, "TRAIN.GRAD_ACCUM", "auto", "TRAIN.SHARDING", "fsdp")
+    world = distributed.init("cpu")
+    data = build.training_data(cfg, world)
+    two = dataclasses.replace(world, size=2)
+    with pytest.raises(UserError, match=r"tries whole models.*set TRAIN.GRAD_ACCUM to a number"):
+        auto_batch.choose(cfg, data, two, lambda _: None)
 
 
 # ---- what is tried ------------------------------------------------------------------------------
