@@ -618,7 +618,7 @@ def test_nobody_listens(predictor, process, scheme):
 
 def test_the_password_of_an_address_is_not_shown(process, predictor):
     source = parse_source("http://me:secret@127.0.0.1:9/v")
-    assert source.name == "http://me:***@127.0.0.1:9/v"
+    assert source.name == "http://***@127.0.0.1:9/v"
     with pytest.raises(DecodeError) as caught:
         labelled(predictor, source, process)
     assert "secret" not in str(caught.value)

@@ -106,9 +106,9 @@ def _address(text: str, scheme: str) -> Source:
 
 
 def _without_password(address: str) -> str:
-    """Hide the password of "rtsp://user:password@host": outputs are kept and passed on."""
-    hidden = re.sub(r"^([^/]*//[^/:@]*):[^/]*@", r"\1:***@", address)
-    return printable(hidden)
+    """Hide user and password of "rtsp://user:password@host", even in what is no address: outputs
+    are kept and passed on."""
+    return printable(re.sub(r"^([^/]*//)[^/]*@", r"\1***@", address))
 
 
 def _file(path: str) -> Source:
