@@ -230,9 +230,15 @@ class Rehearsal:
 
 
 def _ran_out(error: BaseException) -> bool:
-    """Whether an error, or what it explains, is too little memory."""
+    """Whether an error, or what it explains, is too little memory.
+
+    oneDNN cannot make its kernel, a "primitive", where a limit leaves no memory for it.
+    """
     causes = [error, *filter(None, [error.__cause__])]
-    return any(memory.shortage(cause) is not None for cause in causes)
+    return any(
+        memory.shortage(cause) is not None or "could not create a primitive" in str(cause)
+        for cause in causes
+    )
 
 
 @contextlib.contextmanager
