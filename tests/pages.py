@@ -45,6 +45,8 @@ SETTINGS = {
     ),
     "configs/K400/hiera_b_16x4.yaml": TINY,
     "K400/hiera_b_16x4": TINY,
+    "configs/AVA/hiera_b_16x4.yaml": TINY,
+    "AVA/hiera_b_16x4": TINY,
     "small/finetune_folder": "DATA_LOADER.NUM_WORKERS 0 TEST.NUM_ENSEMBLE_VIEWS 1",
     "configs/baselines/x3d_m.yaml": """
         MODEL.KWARGS '{library: {width_factor: 0.5, head_dim_out: 32}}'

@@ -240,6 +240,8 @@ class TrainingRun:
             )
         notes = restore(state, stored, checkpoints.record, self.plan, classes=classes)
         checkpoints.last_good = stored.path
+        if state.step:  # a run that is stopped again before its next step writes the same state
+            optim.set_lr(state.optimizer, self._lr_of(state.step - 1))
         if classes.note:
             self.logger.info(classes.note)
         return notes
