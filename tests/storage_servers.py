@@ -21,7 +21,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from hiera_video.storage import retries, stored
+from hiera_video.storage import remote, retries, stored
 from hiera_video.video.known import known_videos
 
 WAYS = """
@@ -202,3 +202,18 @@ def own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setattr(stored, "_known_shards", stored._KnownShards())
     monkeypatch.setattr(retries, "FIRST_WAIT", 0.01)
     known_videos.clear()
+
+
+@pytest.fixture(scope="module")
+def s3():
+    """An empty bucket of a server of S3, as fsspec's file system: s3://bucket/."""
+    pytest.importorskip("s3fs")
+    pytest.importorskip("moto")
+    with s3_server() as address, pytest.MonkeyPatch.context() as patch:
+        for name, value in s3_variables(address).items():
+            patch.setenv(name, value)
+        remote._filesystem.cache_clear()
+        store = remote.filesystem("s3://bucket/")
+        store.mkdir("bucket")
+        yield store
+    remote._filesystem.cache_clear()

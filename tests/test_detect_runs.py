@@ -8,7 +8,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_runs import config, empty, final, interrupted, losses, run, run_child, same, settings
+from tiny_runs import (
+    DETECT,
+    config,
+    empty,
+    final,
+    interrupted,
+    losses,
+    run,
+    run_child,
+    same,
+    settings,
+)
 
 from hiera_video.commands.evaluate_detections import main as evaluate_detections
 from hiera_video.config import load_config
@@ -19,21 +30,6 @@ from hiera_video.engine.signals import Stop
 from hiera_video.errors import DataError, UserError
 
 pytestmark = pytest.mark.usefixtures("no_curves")
-
-DETECT = {
-    "TASK": "detect",
-    "MODEL.MODEL_NAME": "hiera_tiny_16x224_ava",
-    "MODEL.LOSS_FUNC": "bce_logit",
-    "DATA.TARGET_FPS": 30,
-    "DATA.SAMPLING_RATE": 4,
-    "TRAIN.DATASET": "moving_shapes",
-    "TEST.DATASET": "moving_shapes",
-    "TEST.NUM_ENSEMBLE_VIEWS": 1,
-    "SYNTHETIC.NUM_TRAIN": 4,
-    "SYNTHETIC.NUM_VAL": 3,
-    "SYNTHETIC.SIZE": 64,
-    "SOLVER.MAX_EPOCH": 1,
-}
 
 
 @pytest.fixture(scope="module")

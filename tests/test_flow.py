@@ -84,7 +84,7 @@ ALLOWED = {
         *("config", "video", "data", "models", "scoring", "classifier", "engine", "run_page"),
         *("labelled_video", "detection"),
     ),
-    "cluster": (*FOUNDATION, "engine", "cluster"),
+    "slurm": (*FOUNDATION, "engine", "slurm"),
     "benchmarks": (
         *FOUNDATION,
         *(
@@ -106,7 +106,7 @@ ALLOWED = {
         *("prediction", "features", "explanation", "labelled_video", "label_page", "preparation"),
         "map_page",
         *("streaming", "runtimes", "export", "app", "scale", "detection"),
-        *("benchmarks", "cluster", "commands"),
+        *("benchmarks", "slurm", "commands"),
     ),
     "__main__": ("doctor", "commands", "cli"),
 }

@@ -14,13 +14,12 @@ from pathlib import Path
 import pytest
 import tiny_runs as tiny
 import torch
-from storage_servers import WebServer, s3_server, s3_variables
+from storage_servers import WebServer
 
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.data.manifests.shard_labels import label_of
 from hiera_video.engine.data_source import fingerprint
 from hiera_video.errors import DataError, UserError
-from hiera_video.storage import remote
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("aiohttp")
@@ -286,20 +285,6 @@ def test_training_on_shards_resumes_in_mid_epoch(videos, tmp_path, no_curves):
     assert tiny.interrupted(cfg, after=3) == 130  # of two steps an epoch
     assert tiny.run(cfg) == 0
     assert same_weights(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
-
-
-@pytest.fixture(scope="module")
-def s3():
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto")
-    with s3_server() as address, pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_variables(address).items():
-            patch.setenv(name, value)
-        remote._filesystem.cache_clear()
-        store = remote.filesystem("s3://bucket/")
-        store.mkdir("bucket")
-        yield store
-    remote._filesystem.cache_clear()
 
 
 @pytest.mark.slow

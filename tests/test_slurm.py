@@ -17,9 +17,9 @@ import pytest
 import tiny_runs as tiny
 from conftest import REPOSITORY
 
-from hiera_video.cluster.submission import minutes_of
 from hiera_video.commands import slurm
 from hiera_video.errors import UserError
+from hiera_video.slurm.submission import minutes_of
 
 pytest.importorskip("submitit")
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from torch.distributed import HashStore
 
 from hiera_video.engine import launch
+from hiera_video.engine.attempt import name_of_attempt
 from hiera_video.engine.launch import find_launch, port_of
-from hiera_video.engine.meeting import name_of_attempt
 from hiera_video.engine.slurm_names import hosts, tasks_on_nodes
 from hiera_video.errors import RunFailed, UserError
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clips import read_indices, write_clip
-from storage_servers import WebServer, s3_server, s3_variables
+from storage_servers import WebServer
 
 from hiera_video.errors import DecodeError, UserError, hide_secrets
 from hiera_video.storage import local_copies, remote, retries
@@ -574,20 +574,6 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch):
 
 
 # ---- S3 -----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def s3():
-    pytest.importorskip("s3fs")
-    pytest.importorskip("moto")
-    with s3_server() as address, pytest.MonkeyPatch.context() as patch:
-        for name, value in s3_variables(address).items():
-            patch.setenv(name, value)
-        remote._filesystem.cache_clear()
-        store = remote.filesystem("s3://bucket/")
-        store.mkdir("bucket")
-        yield store
-    remote._filesystem.cache_clear()
 
 
 def test_videos_and_shards_on_s3(s3, clip, large, tmp_path):

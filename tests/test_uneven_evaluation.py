@@ -150,23 +150,6 @@ def test_features_of_a_probe(tmp_path, kind):
         assert first[name].allclose(second[name], rtol=1e-4, atol=1e-5), name
 
 
-DETECT = {
-    "TASK": "detect",
-    "MODEL.MODEL_NAME": "hiera_tiny_16x224_ava",
-    "MODEL.LOSS_FUNC": "bce_logit",
-    "DATA.TARGET_FPS": 30,
-    "DATA.SAMPLING_RATE": 4,
-    "TRAIN.DATASET": "moving_shapes",
-    "TEST.DATASET": "moving_shapes",
-    "TEST.NUM_ENSEMBLE_VIEWS": 1,
-    "SYNTHETIC.NUM_TRAIN": 4,
-    "SYNTHETIC.NUM_VAL": 1,
-    "SYNTHETIC.SIZE": 64,
-    "SOLVER.MAX_STEPS": 1,
-    "PAGE.ENABLE": "false",
-}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", [False, True])
 def test_boxes_of_key_frames(tmp_path, broken):
@@ -174,7 +157,8 @@ def test_boxes_of_key_frames(tmp_path, broken):
     count = 1 + broken
     kind = moving_shapes.ShapeSettings(num_train=4, num_val=count, size=64)
     shapes = moving_shapes.make_shapes(tmp_path / "set", kind, workers=1)
-    task = {**DETECT, "SYNTHETIC.NUM_VAL": count}
+    task = {**tiny.DETECT, "SYNTHETIC.NUM_VAL": count, "SOLVER.MAX_STEPS": 1}
+    task["PAGE.ENABLE"] = "false"
     out = tmp_path / "trained"
     assert tiny.run(tiny.config(shapes, out, "TRAIN.EVAL_PERIOD", 100, task=task)) == 0
     if broken:

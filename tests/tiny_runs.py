@@ -52,6 +52,22 @@ TINY = {
     "PAGE.MAX_PICTURES": 0,  # they are read in a process that takes a second to start
 }
 
+DETECT = {
+    "TASK": "detect",
+    "MODEL.MODEL_NAME": "hiera_tiny_16x224_ava",
+    "MODEL.LOSS_FUNC": "bce_logit",
+    "DATA.TARGET_FPS": 30,
+    "DATA.SAMPLING_RATE": 4,
+    "TRAIN.DATASET": "moving_shapes",
+    "TEST.DATASET": "moving_shapes",
+    "TEST.NUM_ENSEMBLE_VIEWS": 1,
+    "SYNTHETIC.NUM_TRAIN": 4,
+    "SYNTHETIC.NUM_VAL": 3,
+    "SYNTHETIC.SIZE": 64,
+    "SOLVER.MAX_EPOCH": 1,
+}
+"""What is done in boxes, on four generated videos."""
+
 PRETRAIN = {
     "TASK": "pretrain",
     "MODEL.MODEL_NAME": "mae_hiera_tiny_16x224",

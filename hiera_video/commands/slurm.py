@@ -31,8 +31,8 @@ from hiera_video.config.command_line import (
 from hiera_video.errors import UserError
 
 if TYPE_CHECKING:
-    from hiera_video.cluster.submission import Resources
     from hiera_video.config import Config
+    from hiera_video.slurm.submission import Resources
 
 OPTIONS = ("partition", "account", "qos", "cpus_per_task", "mem", "constraint")
 """Options of sbatch that have one here of the same name."""
@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video slurm") -> 
     """Run one command line; returns the exit code."""
     args = _arguments(prog).parse_args(argv)
     cfg = config_from_args(args)
-    from hiera_video.cluster import submission
-    from hiera_video.cluster.job import STOPPED, TrainingJob
+    from hiera_video.slurm import submission
+    from hiera_video.slurm.job import STOPPED, TrainingJob
 
     resources = _resources(args)
     _require_fitting_batch(cfg, resources.tasks)
@@ -108,7 +108,7 @@ def _arguments(prog: str) -> SettingsParser:
 
 
 def _resources(args: argparse.Namespace) -> Resources:
-    from hiera_video.cluster.submission import Resources, minutes_of
+    from hiera_video.slurm.submission import Resources, minutes_of
 
     if args.gpus_per_node < 0 or args.max_requeues < 0:
         raise UserError("--gpus-per-node and --max-requeues must be 0 or more")

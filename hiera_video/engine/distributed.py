@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from hiera_video.engine.attempt import name_of_attempt
 from hiera_video.engine.launch import Launch, find_launch
-from hiera_video.engine.meeting import name_of_attempt
 from hiera_video.engine.watch import Watch
 from hiera_video.errors import RunFailed, UserError
 from hiera_video.scoring import choose_device

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from hiera_video.engine import checkpoint
 from hiera_video.engine.distributed import World
-from hiera_video.engine.sharding import local, placement
+from hiera_video.engine.sharding import cut_like, local, placement
 from hiera_video.engine.state import CheckpointWriter, TrainingState
 from hiera_video.engine.step import NotFinite
 from hiera_video.errors import RunFailed, UserError, WeightsError, kind_and_line
@@ -32,7 +32,7 @@ from hiera_video.files import atomic_write, unfinished_name
 from hiera_video.models.weights import sharded as layout
 
 
-class Meeting:
+class CheckpointGroup:
     """The processes of a run, as those that write and read checkpoints together.
 
     Its group is gloo's, on the CPU: what is written lies there, and the thread that writes must not
@@ -43,8 +43,8 @@ class Meeting:
         from torch.distributed.device_mesh import DeviceMesh
 
         self.rank, self.size = world.rank, world.size
-        self.group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
-        self.mesh = DeviceMesh.from_group(self.group, "cpu")
+        self.process_group = cast(dist.ProcessGroup, dist.new_group(backend="gloo"))
+        self.mesh = DeviceMesh.from_group(self.process_group, "cpu")
 
     def copied(self, tensor: Tensor) -> Tensor:
         """Copy a sharded tensor to the CPU."""
@@ -52,14 +52,7 @@ class Meeting:
 
         assert isinstance(tensor, DTensor)
         part = local(tensor.detach()).to("cpu", copy=True)
-        return DTensor.from_local(
-            part,
-            self.mesh,
-            tensor.placements,
-            run_check=False,
-            shape=tensor.shape,
-            stride=tensor.stride(),
-        )
+        return cut_like(tensor, part, self.mesh)
 
     def empty(self, size: torch.Size, dtype: torch.dtype) -> Tensor:
         """Return a tensor of which this process has the part that it trains, as `shard` cuts it."""
@@ -77,7 +70,7 @@ class Meeting:
     def gather(self, value: Any) -> list[Any]:
         """Gather a value from every process, by rank."""
         values: list[Any] = [None] * self.size
-        dist.all_gather_object(values, value, group=self.group)
+        dist.all_gather_object(values, value, group=self.process_group)
         return values
 
     def first_fault(self, attempt: Callable[[], str | None]) -> str | None:
@@ -97,13 +90,15 @@ class Meeting:
 class Saving(threading.Thread):
     """Writes one checkpoint; `join`, then look at `fault`."""
 
-    def __init__(self, meeting: Meeting, content: dict[str, Any], path: Path, keep: int) -> None:
+    def __init__(
+        self, group: CheckpointGroup, content: dict[str, Any], path: Path, keep: int
+    ) -> None:
         super().__init__(name="checkpoint", daemon=True)
-        self.meeting, self.path, self.keep = meeting, path, keep
+        self.group, self.path, self.keep = group, path, keep
         self.parts: dict[str, Tensor] = {}
         self.record = layout.replaced(content, self._taken_apart)
-        hidden = [unfinished_name(path) if meeting.rank == 0 else ""]
-        dist.broadcast_object_list(hidden, src=0, group=meeting.group)
+        hidden = [unfinished_name(path) if group.rank == 0 else ""]
+        dist.broadcast_object_list(hidden, src=0, group=group.process_group)
         self.unfinished = Path(hidden[0])
         self.fault: str | None = None
         """Why it was not written, the same on every process."""
@@ -114,13 +109,13 @@ class Saving(threading.Thread):
             return list(value) if isinstance(value, list) else value
         if not hasattr(value, "to_local"):
             return value.detach().to("cpu", copy=True)
-        self.parts[key] = self.meeting.copied(value)
+        self.parts[key] = self.group.copied(value)
         return layout.SHARDED
 
     def run(self) -> None:
         self.fault = self._run()
         self.parts, self.record = {}, {}
-        if self.fault and self.meeting.rank == 0:
+        if self.fault and self.group.rank == 0:
             shutil.rmtree(self.unfinished, ignore_errors=True)
 
     def _run(self) -> str | None:
@@ -132,30 +127,30 @@ class Saving(threading.Thread):
         def write_part() -> None:
             writer = FileSystemWriter(str(self.unfinished), sync_files=True, thread_count=1)
             try:
-                save(self.parts, storage_writer=writer, process_group=self.meeting.group)
+                save(self.parts, storage_writer=writer, process_group=self.group.process_group)
             except CheckpointException as error:  # of each process that failed
                 causes = {kind_and_line(cause) for cause, _ in error.failures.values()}
                 raise RunFailed("; ".join(sorted(causes))) from error
 
-        fault = self.meeting.first_fault(write_part)
+        fault = self.group.first_fault(write_part)
         if fault is not None:
             return fault
         sums: dict[str, tuple[int, int]] = {}
 
         def add_sums() -> None:
-            names = [path.name for path in self.unfinished.glob(f"__{self.meeting.rank}_*")]
-            names += [layout.METADATA] if self.meeting.rank == 0 else []
+            names = [path.name for path in self.unfinished.glob(f"__{self.group.rank}_*")]
+            names += [layout.METADATA] if self.group.rank == 0 else []
             sums.update({name: layout.checksum(self.unfinished / name) for name in names})
 
-        fault = self.meeting.first_fault(add_sums)
-        files = {name: found for part in self.meeting.gather(sums) for name, found in part.items()}
+        fault = self.group.first_fault(add_sums)
+        files = {name: found for part in self.group.gather(sums) for name, found in part.items()}
         if fault is not None:
             return fault
-        return self.meeting.first_fault(lambda: self._finish(files))
+        return self.group.first_fault(lambda: self._finish(files))
 
     def _finish(self, files: dict[str, tuple[int, int]]) -> None:
         """Write the record, give the folder its name and delete old ones; on rank 0."""
-        if self.meeting.rank:
+        if self.group.rank:
             return
         with atomic_write(self.unfinished / layout.RECORD) as file:
             torch.save({**self.record, layout.FILES: files}, file)
@@ -167,7 +162,7 @@ class Saving(threading.Thread):
 class ShardedCheckpointWriter(CheckpointWriter):
     """Writes the checkpoints of a sharded run, each as a folder, and reads them."""
 
-    meeting: Meeting
+    group: CheckpointGroup
     saving: Saving | None = field(default=None, init=False)
     """The checkpoint that is being written."""
 
@@ -189,13 +184,13 @@ class ShardedCheckpointWriter(CheckpointWriter):
         if path == self.last_good:  # a run is a function of the step: this is the same state
             return path
         content = self.record.content(state, epoch=epochs)
-        fault = self.meeting.first_fault(lambda: self.numbers.fault(content))
+        fault = self.group.first_fault(lambda: self.numbers.fault(content))
         if fault is not None:
             raise NotFinite(
                 f"the state after step {state.step} was not saved, {fault}. "
                 f"{self.advice.text(self.last_good)}"
             )
-        self.saving = Saving(self.meeting, content, path, self.keep)
+        self.saving = Saving(self.group, content, path, self.keep)
         self.saving.start()
         return path
 
@@ -221,33 +216,33 @@ class ShardedCheckpointWriter(CheckpointWriter):
         """Read a checkpoint to resume from: of a folder, each process its part."""
         if not world.run_on_main(layout.is_sharded, path):
             return super().read(path, world)
-        meeting = self.meeting
+        group = self.group
         found: list[dict[str, Any]] = []
 
         def read_part() -> str | None:
             record = layout.read_record(path)
-            own = layout.file_names(record)[meeting.rank :: meeting.size]
+            own = layout.file_names(record)[group.rank :: group.size]
             fault = layout.files_fault(path, record, own)
             if fault is not None:
                 return f"{path}: {fault}"
             found.append(record)
             return None
 
-        fault = meeting.first_fault(read_part)
+        fault = group.first_fault(read_part)
         if fault is not None:
             return f"cannot read checkpoint {fault}"
 
         def read_tensors() -> str | None:
-            content = layout.fill(path, found[0], meeting.empty)
+            content = layout.fill(path, found[0], group.empty)
             checkpoint.require_parts(content, path)
             found[0] = content
             fault = self.numbers.fault(content)
             return None if fault is None else f"{path}: {fault}"
 
-        return meeting.first_fault(read_tensors) or found[0]
+        return group.first_fault(read_tensors) or found[0]
 
 
 def sharded(writer: CheckpointWriter, world: World) -> ShardedCheckpointWriter:
     """Return a writer with the same settings for a sharded run; every process calls this."""
     settings = {field.name: getattr(writer, field.name) for field in fields(writer)}
-    return ShardedCheckpointWriter(**settings, meeting=Meeting(world))
+    return ShardedCheckpointWriter(**settings, group=CheckpointGroup(world))

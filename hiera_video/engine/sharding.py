@@ -31,6 +31,7 @@ from hiera_video.engine.distributed import World
 from hiera_video.errors import UserError
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor, Shard
 
 METHODS = ("forward_features",)
@@ -183,18 +184,24 @@ def like(target: Tensor, value: Tensor) -> Tensor:
     own = cast("DTensor", target)
     if isinstance(value, DTensor):
         if value.placements == own.placements:
-            part = value.to_local().to(own.device)
-            return DTensor.from_local(
-                part,
-                own.device_mesh,
-                own.placements,
-                run_check=False,
-                shape=own.shape,
-                stride=own.stride(),
-            )
+            return cut_like(own, value.to_local().to(own.device), own.device_mesh)
         raise ValueError(f"a tensor is cut as {value.placements}, and not as {own.placements}")
     return distribute_tensor(
         value.to(own.device), own.device_mesh, own.placements, src_data_rank=None
+    )
+
+
+def cut_like(target: DTensor, part: Tensor, mesh: DeviceMesh) -> Tensor:
+    """Return the sharded tensor, cut as `target` is, of which this process has `part`."""
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part,
+        mesh,
+        target.placements,
+        run_check=False,
+        shape=target.shape,
+        stride=target.stride(),
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
 _POLL_SECONDS = 0.02
-_ANSWER = "meeting"
+_ANSWER = "attempt"
 
 
 def name_of_attempt(store: Store, rank: int, size: int, timeout: timedelta) -> str:

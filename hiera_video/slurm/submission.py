@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NoReturn
 
-from hiera_video.cluster.job import TrainingJob
 from hiera_video.errors import RunFailed, UserError, kind_and_line
+from hiera_video.slurm.job import TrainingJob
 
 if TYPE_CHECKING:
     from submitit import Executor
