@@ -16,7 +16,7 @@ from torch import nn
 
 from hiera_video.classes import match_classes
 from hiera_video.clip_spec import ClipSpec
-from hiera_video.data.manifests.layouts import read_class_names
+from hiera_video.data.manifests.class_names import read_class_names
 from hiera_video.errors import UserError, WeightsError, first_few
 from hiera_video.labels import load_labels
 from hiera_video.models import build_model

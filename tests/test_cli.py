@@ -224,3 +224,31 @@ def test_threads_that_wait_do_not_spin_for_long(environment, taken):
     if "GOMP_SPINCOUNT" not in done.stderr:
         pytest.skip("this torch comes with another OpenMP than GNU's")
     assert f"GOMP_SPINCOUNT = '{taken}'" in done.stderr
+
+
+def test_the_collector_rests_only_while_torch_is_imported():
+    """What torch makes stays out of later collections; they go on for what comes after."""
+    code = """
+import gc, sys
+from hiera_video import cli
+assert "torch" not in sys.modules
+cli.import_torch()
+assert gc.isenabled() and gc.get_freeze_count() > 50_000
+class Ring: pass
+ring = Ring(); ring.self = ring; seen = []
+import weakref
+weakref.finalize(ring, seen.append, 1); del ring
+gc.collect(); assert seen
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_labelling_needs_no_compiler():
+    """torch._dynamo takes longer to import than all of this package."""
+    code = """
+import sys
+import hiera_video.predict, hiera_video.features.describe, hiera_video.engine.train
+slow = {"torch._dynamo", "torch._inductor", "sympy", "triton"} & set(sys.modules)
+assert not slow, slow
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -31,6 +31,7 @@ def main(argv: Sequence[str]) -> int:
     from hiera_video.video.decoding_process import decoding_process
 
     with decoding_process() as process:
+        cli.import_torch()
         from hiera_video.benchmarks.labelling import TimedProcess, load, time_forward
         from hiera_video.benchmarks.stopwatch import Stopwatch
 

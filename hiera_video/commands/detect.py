@@ -27,7 +27,14 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from hiera_video import __version__
-from hiera_video.cli import DONE, FAILED, INTERRUPTED, add_import_argument, printable
+from hiera_video.cli import (
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    add_import_argument,
+    import_torch,
+    printable,
+)
 from hiera_video.commands import usage
 from hiera_video.commands.terminal import accept_any_text, clock, of_file, say, write
 from hiera_video.errors import DecodeError, RunFailed, UserError, first_few
@@ -146,6 +153,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _label_files(files: Sequence[InputFile], args: argparse.Namespace, process: GuardedPool) -> int:
+    import_torch()  # here: it takes seconds, and --help and typing errors need not wait
     boxes, chosen = _given_boxes(args, [file for file, error in files if error is None])
     with _outputs(args) as outputs:
         # What a library prints while the models are loaded must not end up in the JSON.

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video export") ->
     """Run one command line; returns the exit code."""
     args = _arguments(prog).parse_args(argv)
     # Imported here: torch takes seconds to import, and --help need not wait.
+    cli.import_torch()
     from hiera_video.export.export import ExportSettings, check_out, export, with_licence
 
     settings = ExportSettings(

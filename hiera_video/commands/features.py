@@ -119,6 +119,7 @@ def _require_pyarrow() -> None:
 
 def _describer(args: argparse.Namespace, process: GuardedPool) -> Describer:
     # Imported here: torch takes seconds to import, and --help and typing errors need not wait.
+    cli.import_torch()
     from hiera_video.data.views import parse_views
     from hiera_video.features.describe import Describer
     from hiera_video.features.encoder import EncoderOptions, load_encoder

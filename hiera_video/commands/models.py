@@ -27,6 +27,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video models") ->
     """Run one command line; returns the exit code."""
     args = _arguments(prog).parse_args(argv)
     # Imported here: torch takes seconds to import, and --help need not wait.
+    cli.import_torch()
     from hiera_video.models import list_models
 
     names = [name for pattern in args.patterns for name in list_models(pattern)]

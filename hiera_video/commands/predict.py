@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hiera_video import __version__
-from hiera_video.cli import DONE, FAILED, INTERRUPTED, printable
+from hiera_video.cli import DONE, FAILED, INTERRUPTED, import_torch, printable
 from hiera_video.commands import usage
 from hiera_video.commands.stream_flags import (
     add_stream_arguments,
@@ -90,6 +90,7 @@ def _label_files(
     files: Sequence[InputFile], args: argparse.Namespace, cfg: Config | None, process: GuardedPool
 ) -> int:
     # Imported here: torch takes seconds to import, and --help and typing errors need not wait.
+    import_torch()
     from hiera_video.data.views import parse_views
     from hiera_video.explanation.relevance import require_gradients
     from hiera_video.predict import Predictor

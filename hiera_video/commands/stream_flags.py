@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from hiera_video.cli import DONE
+from hiera_video.cli import DONE, import_torch
 from hiera_video.errors import UserError
 
 _OTHER_OUTPUTS = {
@@ -73,6 +73,7 @@ def label_the_stream(
         check_window(args.timeline)
     # The process starts first: it imports its libraries while the model is loaded.
     with stream_process() as process:
+        import_torch()
         from hiera_video.predict import Predictor
 
         # What a library prints while the model is loaded must not end up in the JSON.

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from hiera_video.cli import import_torch
 from hiera_video.commands import usage
 from hiera_video.config import Config
 from hiera_video.config.command_line import (
@@ -110,6 +111,7 @@ def run(
     stopped_code: what is returned after a signal that is no Ctrl-C, once the state is saved.
     """
     # torch takes seconds to import: late, so that --help and typing errors are quick
+    import_torch()
     import torch
 
     from hiera_video.engine import distributed, dry_run, evaluate, tasks, train

@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from hiera_video import files
 from hiera_video.errors import RunFailed
+
+P, R = ParamSpec("P"), TypeVar("R")
 
 MEASURED_ON = {"cuda"}
 """Kinds of devices whose kernels are measured."""
@@ -100,6 +103,16 @@ def _rounded(shape: Sequence[int]) -> tuple[int, ...]:
     return (min(1 << (shape[0] - 1).bit_length(), most), *shape[1:])
 
 
+def constant_in_graphs(function: Callable[P, R]) -> Callable[P, R]:
+    """Have torch.compile call a function once and keep its result.
+
+    What `torch.compiler.assume_constant_result` does; but that one imports the whole compiler, a
+    second and more of every start.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 # ---- attention ----------------------------------------------------------------------------------
 
 
@@ -117,7 +130,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Te
         return F.scaled_dot_product_attention(q, k, v)
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def attention_kernel(
     q: tuple[int, ...], k: tuple[int, ...], dtype: torch.dtype, device: int, *, trained: bool
 ) -> str:
@@ -174,7 +187,7 @@ def is_stem_a_product(pixels: Tensor, filters: Tensor, stride: Sequence[int]) ->
     return stem_kernel(shapes, dtype, device, trained=trained) == PRODUCT
 
 
-@torch.compiler.assume_constant_result
+@constant_in_graphs
 def stem_kernel(
     shapes: tuple[tuple[int, ...], ...], dtype: torch.dtype, device: int, *, trained: bool
 ) -> str:
