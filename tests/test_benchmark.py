@@ -196,12 +196,16 @@ def test_a_published_command_names_no_folder_of_the_writers():
     assert tables.without_outputs(words) == ["model", "--batch", "2", "-h"]
 
 
-def test_a_format_that_is_emulated_is_left_out_unless_asked_for(monkeypatch, capsys):
+def test_a_format_that_is_emulated_is_left_out_unless_forced(monkeypatch, capsys):
+    """Also where it was named: --dtype fp32 bf16 must end on a machine without bfloat16."""
     slow = lambda name, device: (torch.float32, None if name == "fp32" else "slow")  # noqa: E731
     monkeypatch.setattr(machine, "choose_dtype", slow)
     assert list(machine.usable_dtypes([], CPU)) == ["fp32"]
-    assert "bf16: left out" in capsys.readouterr().out
-    assert list(machine.usable_dtypes(["bf16"], CPU)) == ["bf16"]
+    assert list(machine.usable_dtypes(["fp32", "bf16"], CPU)) == ["fp32"]
+    assert capsys.readouterr().out.count("bf16: left out") == 2
+    assert list(machine.usable_dtypes(["bf16"], CPU, emulated=True)) == ["bf16"]
+    with pytest.raises(UserError, match="--emulated"):
+        machine.usable_dtypes(["bf16"], CPU)
 
 
 def test_facts_name_versions(capsys):

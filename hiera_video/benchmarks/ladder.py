@@ -103,7 +103,8 @@ def run(args: argparse.Namespace) -> int:
     which = Rows(args.size, args.input)
     names = {r: n for r, n in which.names().items() if r in (*args.rungs, RELEASED)}
     device = machine.device_of(args)
-    dtypes = machine.usable_dtypes(args.dtype or default_dtype(device), device)
+    formats = args.dtype or default_dtype(device)
+    dtypes = machine.usable_dtypes(formats, device, emulated=args.emulated)
     facts = machine.machine_facts(device)
     peak = measure.Peak(device, dtypes)
     with tables.Report(args, facts=facts, columns=COLUMNS) as report:

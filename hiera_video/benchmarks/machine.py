@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from hiera_video import __version__
+from hiera_video.errors import UserError
 from hiera_video.runtimes.measured import cpu_name, installed_version
 from hiera_video.scoring import choose_device, choose_dtype
 
@@ -64,20 +65,30 @@ def device_facts(device: torch.device) -> dict[str, Any]:
     }
 
 
-def usable_dtypes(names: Sequence[str], device: torch.device) -> dict[str, torch.dtype]:
-    """The number formats in `names`; for none, those that this device computes natively.
+def usable_dtypes(
+    names: Sequence[str], device: torch.device, *, emulated: bool = False
+) -> dict[str, torch.dtype]:
+    """The number formats in `names`, for none all, that this device computes natively.
 
-    Raises UserError for an unknown name.
+    A CPU without instructions for bfloat16 is a hundred times slower with it: a comparison would
+    take half a day. `emulated` measures such formats all the same.
+
+    Raises UserError for an unknown name, and where no format is left.
     """
     chosen = {}
     for name in names or DTYPES:
         dtype, warning = choose_dtype(name.removesuffix(PURE), device)
-        if warning and not names:
-            print(f"{name}: left out, not native on this device (--dtype {name} forces it)")
+        if warning and not emulated:
+            print(f"{name}: left out, not native on this device (--emulated forces it)")
             continue
         if warning:
             print(f"warning: {warning}", file=sys.stderr)
         chosen[name] = dtype
+    if not chosen:
+        raise UserError(
+            f"--dtype {' '.join(names)}: not native on this device; choose fp32, or add --emulated "
+            "to measure it all the same: it can take hours"
+        )
     return chosen
 
 

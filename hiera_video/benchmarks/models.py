@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     for name in (*args.names, *(args.others or ())):
         MODEL_REGISTRY.get(name)  # an unknown name raises before anything is measured
     device = machine.device_of(args)
-    dtypes = machine.usable_dtypes(args.dtype, device)
+    dtypes = machine.usable_dtypes(args.dtype, device, emulated=args.emulated)
     facts = machine.machine_facts(device, LIBRARIES)
     peak = measure.Peak(device, dtypes)
     with tables.Report(args, facts=facts, columns=COLUMNS) as report:

@@ -126,8 +126,9 @@ def add_model_options(
         default=[],
         metavar="DTYPE",
         help="fp32, bf16, fp16 (autocast), bf16-pure, fp16-pure (forward only; the weights too); "
-        "default: those that this device computes natively",
+        "default: all with autocast; those that a CPU only emulates are left out",
     )
+    add("--emulated", action="store_true", help="measure these, too: a hundred times slower")
     add(
         "--attention",
         nargs="+",

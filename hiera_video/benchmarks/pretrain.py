@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
     device = machine.device_of(args)
     if args.compare_loss:
         return loss_comparison.run(args, device)
-    dtypes = machine.usable_dtypes(args.dtype, device)
+    dtypes = machine.usable_dtypes(args.dtype, device, emulated=args.emulated)
     facts = machine.machine_facts(device, LIBRARIES)
     peak = measure.Peak(device, dtypes)
     more = [PART_COLUMNS]
