@@ -8,7 +8,7 @@ from tiny_runs import PRETRAIN, config, losses, run, write_videos
 
 from hiera_video.data.manifests.layouts import read_manifest
 from hiera_video.engine import build, distributed, dry_run, tasks
-from hiera_video.engine.log import draw_picture, pictured
+from hiera_video.engine.log import draw_picture, first_clips
 from hiera_video.engine.run_logger import RunLogger
 from hiera_video.errors import DataError, UserError
 
@@ -123,11 +123,15 @@ def test_a_video_that_crashes_its_decoder_does_not_end_the_run_for_a_picture(vid
     (tmp_path / "plain").mkdir()
     objective = tasks.get("pretrain")
     with contextlib.closing(RunLogger(tmp_path / "plain", quiet=True)) as logger:
-        draw_picture(logger, objective, model, dataset, pictured(dataset, guarded=True), step=1)
+        draw_picture(
+            logger, objective, model, dataset, first_clips(dataset, 2, guarded=True), step=1
+        )
     dataset.reader = Deadly(dataset.reader, {0: "SIGSEGV", 2: "exits"})
     (tmp_path / "deadly").mkdir()
     with contextlib.closing(RunLogger(tmp_path / "deadly", quiet=True)) as logger:
-        draw_picture(logger, objective, model, dataset, pictured(dataset, guarded=True), step=1)
+        draw_picture(
+            logger, objective, model, dataset, first_clips(dataset, 2, guarded=True), step=1
+        )
     name = "pictures/reconstruction_0000001.png"
     plain, picture = ((tmp_path / n / name).read_bytes() for n in ("plain", "deadly"))
     assert len(picture) > 1000

@@ -16,7 +16,7 @@ from hiera_video.clip_spec import ClipSpec
 from hiera_video.data.batch import Batch, Clips, Collate
 from hiera_video.data.datasets import VideoDataset, read_sample
 from hiera_video.data.synthetic import mp4
-from hiera_video.engine import meters, preflight, sharding, tasks
+from hiera_video.engine import collapse, meters, preflight, sharding, tasks
 from hiera_video.engine.distributed import World
 from hiera_video.engine.meters import StepTimer
 from hiera_video.engine.pictures import Panels
@@ -125,6 +125,15 @@ class TrainingLog:
         bad = f"; {failed} {self.plan.unit} could not be read" if failed else ""
         self.logger.info(f"epoch {epoch}: {text} over {clips} clips{bad}")
 
+    def log_spread(self, step: int, spread: float) -> None:
+        """Record how much the features of clips differ (see `collapse`), and warn where they do
+        not."""
+        epoch = f"{-(-step // self.plan.steps_per_epoch)}/{self.plan.epochs}"
+        self.logger.log_stats("features", epoch=epoch, step=step, feature_spread=spread)
+        self.logger.add_scalars(step, Train__feature_spread=spread)
+        if warning := collapse.warning_of(spread):
+            self.logger.info(warning)
+
     def log_validation(self, step: int, metrics: dict[str, float], best: dict[str, Any]) -> None:
         """Print accuracies and record errors, as SlowFast does in training and validation."""
         errors = {
@@ -164,7 +173,7 @@ def draw_picture(
     *,
     step: int,
 ) -> None:
-    """Write the objective's picture of the clips of `pictured`, and a video where it has one; of a
+    """Write the objective's picture of the clips, and a video where it has one; of a
     sharded model every process draws, and rank 0 writes. Leaves the model in eval mode."""
     batch = batch.to(next(model.parameters()).device).normalized(dataset.spec)
     model.eval()
@@ -182,20 +191,21 @@ def draw_picture(
             _write_video(path.with_suffix(".mp4"), panels, dataset.spec)
 
 
-def pictured(dataset: VideoDataset, *, guarded: bool) -> Batch | None:
-    """Read the first two training videos that can be read; None where there is none.
+def first_clips(dataset: VideoDataset, count: int, *, guarded: bool) -> Batch | None:
+    """Read a clip of each of the first `count` training videos that can be read; None where there
+    is none. Videos that cannot be read are passed over, up to three for each that can.
 
     guarded: read them in a process of their own, as the workers of a loader do.
     """
     chosen: list[Clips] = []
-    videos = range(min(8, len(dataset)))
+    videos = range(min(4 * count, len(dataset)))
     with contextlib.closing(
         preflight.map_videos(read_sample, dataset, videos, guarded=guarded)
     ) as outcomes:
         for outcome in outcomes:
             if isinstance(outcome, Clips):
                 chosen.append(outcome)
-                if len(chosen) == 2:
+                if len(chosen) == count:
                     break
     if not chosen:
         return None

@@ -21,12 +21,14 @@ from torch import nn
 from hiera_video import files
 from hiera_video.config import Config
 from hiera_video.config.origin import Recipe
+from hiera_video.data.batch import Batch
 from hiera_video.data.loader import Loader
 from hiera_video.engine import (
     attentive,
     auto_batch,
     build,
     checkpoint,
+    collapse,
     evaluate,
     head_rows,
     optim,
@@ -38,7 +40,7 @@ from hiera_video.engine import (
 )
 from hiera_video.engine.distributed import World
 from hiera_video.engine.finite import FiniteState
-from hiera_video.engine.log import StepResult, TrainingLog, describe_run, draw_picture, pictured
+from hiera_video.engine.log import StepResult, TrainingLog, describe_run, draw_picture, first_clips
 from hiera_video.engine.meters import StepTimer
 from hiera_video.engine.parts import Evaluation
 from hiera_video.engine.prefetch import DevicePrefetcher
@@ -198,6 +200,8 @@ class TrainingRun:
     queued: deque[QueuedStep] = field(default_factory=deque)
     """Steps whose numbers were not read yet."""
     clock: StepTimer = field(default_factory=StepTimer)
+    watched: Batch | None = None
+    """Clips that show whether an encoder still tells clips apart; read when first needed."""
     objective: tasks.Objective = field(init=False)
     evaluation: Evaluation = field(init=False)
     log: TrainingLog = field(init=False)
@@ -457,16 +461,34 @@ class TrainingRun:
                 self.stopping = True
                 return
             self._keep_best(metrics, path)
+        if collapse.is_watched(self.state.model):
+            self._watch_features()
         if self.objective.picture_name and is_due(cfg.train.picture_period, self.epoch):
             self._draw()
         self.logger.draw_curves(last=last)
         self.logger.show(f"training: epoch {self.epoch} of {self.plan.epochs} is done", now=False)
 
+    def _watch_features(self) -> None:
+        """Record whether the encoder tells clips apart, and warn where it does not. Not for a model
+        whose parts are on several processes: its encoder does not run by itself."""
+        if not self.world.is_main or sharding.is_sharded(self.state.model):
+            return
+        if self.watched is None:
+            found = self._first_clips(collapse.CLIPS)
+            if found is None or len(found.clips) < 2:
+                return
+            self.watched = found.to(self.world.device).normalized(self.data.dataset.spec)
+        spread = collapse.feature_spread(self.state.model, self.watched)
+        self.log.log_spread(self.state.step, spread)
+
+    def _first_clips(self, count: int) -> Batch | None:
+        guarded = self.cfg.data_loader.num_workers != 0
+        return first_clips(self.data.dataset, count, guarded=guarded)
+
     def _draw(self) -> None:
         """Draw what the model does with clips."""
         world, model, dataset = self.world, self.state.model, self.data.dataset
-        guarded = self.cfg.data_loader.num_workers != 0
-        clips = pictured(dataset, guarded=guarded) if world.is_main else None
+        clips = self._first_clips(2) if world.is_main else None
         if sharding.is_sharded(model):  # its passes take all processes
             clips = world.broadcast(clips)
         if clips is not None:
