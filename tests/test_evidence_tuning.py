@@ -12,7 +12,7 @@ from dataclasses import replace
 import pytest
 import torch
 from evidence_clips import write_set
-from evidence_rows import finetuning
+from evidence_rows import finetuning, rows
 from evidence_rows.controls import CONTROLS, PLAIN
 from evidence_rows.encoders import load_encoder
 from evidence_rows.progress import Progress
@@ -189,6 +189,36 @@ def test_a_row_runs_the_trainer(tool, data, tmp_path, row, monkeypatch):
     assert (f"from {file}" in log) == (row == "probe")
 
 
+def test_a_recipe_that_stops_at_its_probe_is_not_run_again(tool, data, tmp_path, monkeypatch):
+    ran = []
+
+    def answer(self, job):
+        ran.append(job.row)
+        labels = job.part.test.labels.tolist()
+        return rows.Answers(dict.fromkeys((PLAIN, *CONTROLS), labels))
+
+    monkeypatch.setattr(finetuning.FineTuning, "run", answer)
+    words = [
+        "--sets",
+        "dark_actions",
+        "--data",
+        data,
+        "--out",
+        tmp_path,
+        "--rows",
+        "probe",
+        "recipe",
+    ]
+    words += ["--quick", "--json", tmp_path / "all.json"]
+    assert tool.main([str(word) for word in words]) == 0
+    probe, recipe = json.loads((tmp_path / "all.json").read_text())["results"]
+    assert ran == ["probe"]
+    assert (probe["row"], recipe["row"]) == ("probe", "recipe")
+    assert probe["predicted"] == recipe["predicted"]
+    assert tool.main([str(word) for word in [*words, "--set", "TRAIN.PROBE_ALONE_BELOW", 3]]) == 0
+    assert ran == ["probe", "probe", "recipe"]
+
+
 def test_a_failing_trainer_says_why(tmp_path):
     trainer = finetuning.Trainer(tmp_path / "no.yaml", (), tmp_path, Progress())
     tuning = finetuning.FineTuning(trainer, {})
@@ -216,12 +246,13 @@ sys.path[:0] = {sys.path!r}
 from scripts import load_script
 tool = load_script("tools/evidence.py")
 from pathlib import Path
-from evidence_rows import finetuning
+from evidence_rows import finetuning, rows
 from evidence_rows.progress import Progress
 class Tuning:
     name, kind, missing, config = "scratch", "fine-tuning", (), None
     def check(self): pass
     def settings(self, seed): return {{}}
+    def twin(self, part): return ""
     def run(self, job):
         trainer = finetuning.Trainer(Path("c.yaml"), (), Path("."), Progress())
         finetuning.FineTuning(trainer, {{}})._call([sys.executable, "-c", {TRAINER!r}])

@@ -32,7 +32,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -253,7 +253,10 @@ class Work:
         code, failed = cli.DONE, set[str]()
         for row, job in jobs:
             result = self.kept.find(job)
-            if result is not None:
+            twin = row.twin(job.part)
+            if result is None and (result := self._of_twin(twin, job)) is not None:
+                progress.job_kept(f"{job.text}: {result.accuracy():.1f} %, that of {twin}")
+            elif result is not None:
                 progress.job_kept(f"{job.text}: {result.accuracy():.1f} %")
             elif row.missing or row.name in failed:
                 progress.job_dropped()
@@ -286,6 +289,14 @@ class Work:
                 for part in action_set.parts:
                     for seed in range(self.seeds):
                         yield row, Job(row.name, action_set, part, seed, row.settings(seed))
+
+    def _of_twin(self, twin: str, job: Job) -> Result | None:
+        """The result of the row `twin` in this call, as that of a job that would do the same."""
+        for other in self.results:
+            same = other.row == twin and other.part == job.part.name and other.seed == job.seed
+            if same and other.action_set == job.action_set.name:
+                return replace(other, row=job.row, settings=job.settings)
+        return None
 
     def _done(self, row: Row, job: Job) -> Result:
         from evidence_rows.results import Result

@@ -19,7 +19,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -262,7 +262,8 @@ def finetuning_rows(trainer: Trainer, encoders: Sequence[str]) -> list[Row]:
     start from.
 
     `scratch` and `fine-tuning without probe` take the same steps and differ in the first weights
-    alone: together they tell what pretraining is worth. `probe` is what the recipe starts from.
+    alone: together they tell what pretraining is worth. `probe` is what the recipe starts from, and
+    all of it where there are too few videos for more.
     Random encoders have no row of their own: that is `scratch`.
     """
     usual = load_config(trainer.config, list(trainer.overrides)).train
@@ -273,6 +274,10 @@ def finetuning_rows(trainer: Trainer, encoders: Sequence[str]) -> list[Row]:
         tuning = FineTuning(trainer, changes)
         return Row(name, "fine-tuning", what, tuning.run, tuning.settings, check=tuning.check)
 
+    def stops_at_probe(part: Part) -> str:
+        few = usual.fits_probe and len(part.train) < usual.probe_alone_below
+        return "probe" if few else ""
+
     rows = [row("scratch", "fine-tuning from random weights, no probe", {**no_probe, **nothing})]
     if start and usual.fits_probe:
         what = f"fine-tuning from {start}, from a random head"
@@ -280,7 +285,8 @@ def finetuning_rows(trainer: Trainer, encoders: Sequence[str]) -> list[Row]:
     if usual.fits_probe:
         untrained = {"SOLVER.MAX_EPOCH": "0", "SOLVER.MAX_STEPS": "0"}
         rows.append(row("probe", "the head fitted to the frozen encoder alone", untrained))
-    rows.append(row("recipe", f"fine-tuning from {start or 'random weights'}", {}))
+    recipe = row("recipe", f"fine-tuning from {start or 'random weights'}", {})
+    rows.append(replace(recipe, twin=stops_at_probe))
     for weights in encoders:
         if weights not in (RANDOM, start):
             changes = {"TRAIN.CHECKPOINT_FILE_PATH": weights}

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from evidence_rows.action_sets import Part
 from evidence_rows.controls import CONTROLS, PLAIN
 from evidence_rows.encoders import (
     RANDOM,
@@ -58,6 +59,8 @@ class Row:
     """Modules that must be installed."""
     check: Callable[[], None] = lambda: None
     """Raises UserError where the row would fail whatever the videos are; takes seconds at most."""
+    twin: Callable[[Part], str] = lambda part: ""
+    """Name of the row that does the very same on a part, so that it need not be done twice."""
 
     @property
     def missing(self) -> list[str]:
