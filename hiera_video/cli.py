@@ -111,8 +111,11 @@ def import_torch() -> None:
 
     It makes some 180,000 objects, and all of them stay. To look through them again and again
     while there are more and more, and once more at the exit, is a third of the time that a short
-    command takes.
+    command takes. Where torch is here already nothing is done: what else a program has made by then
+    must stay collectable.
     """
+    if "torch" in sys.modules or not gc.isenabled():
+        return
     gc.disable()
     try:
         import torch  # noqa: F401

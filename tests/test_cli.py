@@ -239,6 +239,9 @@ ring = Ring(); ring.self = ring; seen = []
 import weakref
 weakref.finalize(ring, seen.append, 1); del ring
 gc.collect(); assert seen
+frozen = gc.get_freeze_count()
+cli.import_torch()
+assert gc.get_freeze_count() == frozen, "a program that calls commands again and again"
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

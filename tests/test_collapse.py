@@ -69,6 +69,16 @@ def test_a_resumed_run_records_the_same(videos, tmp_path):
     assert spreads(parts) == pytest.approx(spreads(whole), rel=1e-3)
 
 
+def test_a_full_memory_does_not_end_the_run(videos, tmp_path, monkeypatch, capsys):
+    def full(model, clip):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(collapse, "_described", full)
+    assert run(config(videos, tmp_path, "SOLVER.MAX_EPOCH", 1, task=PRETRAIN)) == 0
+    assert not spreads(tmp_path)
+    assert collapse.NO_MEMORY in capsys.readouterr().out
+
+
 def test_the_warning_is_in_the_log_of_the_run(videos, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(collapse, "LEAST", 2.0)
     assert run(config(videos, tmp_path, "SOLVER.MAX_EPOCH", 1, task=PRETRAIN)) == 0

@@ -24,14 +24,18 @@ LEAST = 0.001
 """Spread below which the run warns."""
 
 
+NO_MEMORY = "no memory is left to see whether the encoder still tells whole clips apart"
+
+
 def is_watched(model: nn.Module) -> bool:
     """Whether a model has an encoder that is all that is kept of it."""
     return isinstance(tasks.unwrap(model), EncoderModel)
 
 
 @torch.no_grad()
-def feature_spread(model: nn.Module, batch: Batch) -> float:
-    """Return the variance over clips of what the encoder says of each, from 0 to 1.
+def feature_spread(model: nn.Module, batch: Batch) -> float | None:
+    """Return the variance over clips of what the encoder says of each, from 0 to 1; None where a
+    GPU has no memory for a whole clip, which is no reason to end a run.
 
     The mean over the tokens of the last stage is layer-normalised, so that the scale of the
     features does not count; the variance is the mean over channels. Leaves the model in eval mode.
@@ -44,7 +48,10 @@ def feature_spread(model: nn.Module, batch: Batch) -> float:
     assert isinstance(inner, EncoderModel)
     model.eval()
     # one after the other: whole clips of a large model need more memory than masked ones
-    rows = [_described(inner, clip) for clip in batch.clips.split(1)]
+    try:
+        rows = [_described(inner, clip) for clip in batch.clips.split(1)]
+    except torch.OutOfMemoryError:
+        return None
     return float(torch.cat(rows).var(dim=0).mean())
 
 

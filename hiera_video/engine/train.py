@@ -471,15 +471,21 @@ class TrainingRun:
     def _watch_features(self) -> None:
         """Record whether the encoder tells clips apart, and warn where it does not. Not for a model
         whose parts are on several processes: its encoder does not run by itself."""
-        if not self.world.is_main or sharding.is_sharded(self.state.model):
+        world, state = self.world, self.state
+        if not world.is_main or sharding.is_sharded(state.model):
             return
         if self.watched is None:
             found = self._first_clips(collapse.CLIPS)
             if found is None or len(found.clips) < 2:
                 return
-            self.watched = found.to(self.world.device).normalized(self.data.dataset.spec)
-        spread = collapse.feature_spread(self.state.model, self.watched)
-        self.log.log_spread(self.state.step, spread)
+            self.watched = found.to(world.device).normalized(self.data.dataset.spec)
+        precision = tasks.PRECISION[self.cfg.train.mixed_precision]
+        with tasks.StepSettings(device=world.device, precision=precision).autocast():
+            spread = collapse.feature_spread(state.model, self.watched)
+        if spread is None:
+            self.logger.info(f"note: {collapse.NO_MEMORY}")
+        else:
+            self.log.log_spread(state.step, spread)
 
     def _first_clips(self, count: int) -> Batch | None:
         guarded = self.cfg.data_loader.num_workers != 0
