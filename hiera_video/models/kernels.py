@@ -30,7 +30,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from hiera_video import files
 from hiera_video.errors import RunFailed
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 MEASURED_ON = {"cuda"}
 """Kinds of devices whose kernels are measured."""
