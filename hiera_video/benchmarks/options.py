@@ -266,11 +266,13 @@ def growth_options(parser: Parser) -> None:
     """The options of `growth`."""
     add = parser.add_argument
     add("--model", default="hiera_tiny_16x224", metavar="NAME", help="(hiera_tiny_16x224)")
-    add("--frames", nargs="*", type=positive, default=list(FRAMES), help="of a clip (8 ... 128)")
-    add("--sizes", nargs="*", type=positive, default=list(SIZES), help="of pictures (128 ... 448)")
-    add(
-        "--videos", nargs="*", type=positive, default=list(VIDEOS), help="of a list (10 ... 100000)"
-    )
+    for name, usual, what in (
+        ("--frames", FRAMES, "of a clip"),
+        ("--sizes", SIZES, "of pictures"),
+        ("--videos", VIDEOS, "of a list"),
+    ):
+        which = f"{what} ({usual[0]} ... {usual[-1]}); without a number: leave them out"
+        add(name, nargs="*", type=positive, default=list(usual), help=which)
     add("--no-memory", action="store_true", help="do not measure the memory of the model")
     add_machine_options(parser, repeats=5)
     add_output_options(parser)
