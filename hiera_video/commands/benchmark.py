@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video benchmark")
     """Run one command line; returns the exit code."""
     args = parse(argv, prog)
     # Imported here: torch takes seconds to import, and --help need not wait.
+    cli.import_torch()
     module = importlib.import_module(f"hiera_video.benchmarks.{BENCHMARKS[args.command].module}")
     code: int = module.run(args)
     return code

@@ -120,6 +120,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _settings(args: argparse.Namespace) -> Settings:
     # Imported here: torch takes seconds to import, and --help and typing errors need not wait.
+    cli.import_torch()
     from hiera_video.classifier import read_labels
     from hiera_video.data.views import parse_views
     from hiera_video.scale.job import FEATURES, Settings

@@ -52,7 +52,7 @@ def feature_spread(model: nn.Module, batch: Batch) -> float | None:
         rows = [_described(inner, clip) for clip in batch.clips.split(1)]
     except torch.OutOfMemoryError:
         return None
-    return float(torch.cat(rows).var(dim=0).mean())
+    return float(torch.cat(rows).var(dim=0, correction=0).mean())
 
 
 def _described(model: EncoderModel, clip: Tensor) -> Tensor:
