@@ -5,8 +5,7 @@ from hiera_video import build_model, list_models, Predictor, load_config
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from hiera_video.on_first_use import on_first_use
 
 __version__ = "0.1.0"
 
@@ -26,13 +25,7 @@ _HOMES = {
     "OBJECTIVE_REGISTRY": "hiera_video.registry",
 }
 __all__ = ["__version__", *_HOMES]
-
-
-def __getattr__(name: str) -> Any:
-    """Import a public name when it is first used, so that `--help` does not wait for torch."""
-    if name not in _HOMES:
-        raise AttributeError(f"module 'hiera_video' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+__getattr__ = on_first_use(__name__, _HOMES)  # so that `--help` need not wait for torch
 
 
 def __dir__() -> list[str]:

@@ -45,6 +45,8 @@ class Registry(FvcoreRegistry):
         kind: the word for an entry in messages ("model", "data set").
         home: the module whose import registers the package's own entries; None for none.
         rooms: further modules that do so, each in a part of the package that nothing else needs.
+            They are imported by the first look-up of a name that `home` does not know, by the first
+            list of the names, and before a name from outside the package is registered.
     """
 
     def __init__(self, kind: str, home: str | None = None, rooms: Sequence[str] = ()) -> None:
@@ -71,22 +73,27 @@ class Registry(FvcoreRegistry):
 
     def names(self, pattern: str = "*") -> list[str]:
         """Sorted names that match a shell pattern, such as "mae_*"; an empty list for none."""
-        self._import_home()
+        self._import_all()
         return sorted(fnmatch.filter(self._obj_map, pattern))
 
     def __contains__(self, name: str) -> bool:
         self._import_home()
+        if not super().__contains__(name):
+            self._import_all()
         return super().__contains__(name)
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
-        self._import_home()
+        self._import_all()
         return super().__iter__()
 
     def _import_home(self) -> None:
-        """Import the package's own entries; nothing happens once they are (being) imported."""
-        if self.home is None:
-            return
-        importlib.import_module(self.home)
+        """Import what most programs look up; nothing happens once it is (being) imported."""
+        if self.home is not None:
+            importlib.import_module(self.home)
+
+    def _import_all(self) -> None:
+        """Import all of the package's own entries; nothing happens once they are."""
+        self._import_home()
         for room in self.rooms:
             if room not in sys.modules and importlib.util.find_spec(room.rpartition(".")[0]):
                 importlib.import_module(room)
@@ -95,7 +102,7 @@ class Registry(FvcoreRegistry):
         # A name from outside must not hide one of the package's own, so those come first. They
         # themselves are registered while home is being imported.
         if str(getattr(obj, "__module__", "")).partition(".")[0] != _PACKAGE:
-            self._import_home()
+            self._import_all()
         if name in self._obj_map:
             owner = getattr(self._obj_map[name], "__module__", "?")
             raise UserError(
@@ -113,7 +120,18 @@ class Registry(FvcoreRegistry):
         return f"choose one of {', '.join(self.names())}, or register yours with --import my_module"
 
 
-MODEL_REGISTRY = Registry("model", "hiera_video.models", ["hiera_video.detection.roi_head"])
+MODEL_REGISTRY = Registry(
+    "model",
+    "hiera_video.models",
+    [
+        "hiera_video.models.ladder.mvit",
+        "hiera_video.models.ladder.steps",
+        "hiera_video.models.baselines.pytorchvideo",
+        "hiera_video.models.baselines.torchvision_mvit",
+        "hiera_video.models.baselines.videomae",
+        "hiera_video.detection.roi_head",
+    ],
+)
 """Builders `name(num_classes=..., **kwargs) -> nn.Module`."""
 
 DATASET_REGISTRY = Registry("data set", home="hiera_video.data.manifests.layouts")

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from clips import write_clip
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -253,5 +254,23 @@ import sys
 import hiera_video.predict, hiera_video.features.describe, hiera_video.engine.train
 slow = {"torch._dynamo", "torch._inductor", "sympy", "triton"} & set(sys.modules)
 assert not slow, slow
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_labelling_imports_only_what_it_needs(tmp_path):
+    """Each tenth of a second of the start is one that every first user waits for."""
+    clip = write_clip(tmp_path / "clip.mp4")
+    code = f"""
+import sys
+from hiera_video.commands import predict
+assert predict.main([{str(clip)!r}, "--device", "cpu"]) == 0
+from hiera_video import MODEL_REGISTRY
+assert "hiera_base_16x224" in MODEL_REGISTRY
+ours = ("config.schema", "models.ladder", "models.baselines", "detection", "label_page", "engine")
+found = [m for m in sys.modules if m.startswith(tuple(f"hiera_video.{{part}}" for part in ours))]
+assert not found, found
+assert "hiera_ladder_no_such" not in MODEL_REGISTRY
+assert "hiera_video.models.ladder.steps" in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

@@ -18,8 +18,10 @@ FOUNDATION = (
     *("errors", "files", "spreadsheet"),
     *("registry", "clip_spec", "compat", "labels", "classes", "cli", "web", "progress"),
     "storage",
+    "on_first_use",
 )
 ALLOWED = {
+    "on_first_use": (),
     "errors": (),
     "files": ("errors",),
     "spreadsheet": ("errors", "files"),

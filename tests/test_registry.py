@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +140,41 @@ def test_names_do_not_depend_on_what_was_imported_before(things, home_first):
     with pytest.raises(UserError, match="thing name 'ours' is taken by thing_home"):
         things.register(name="ours")(print)
     assert things.names() == ["mine", "ours"]
+
+
+@pytest.fixture
+def rooms(things, monkeypatch):
+    """`things` with a further name, "far", in a module that few programs need."""
+    monkeypatch.setattr("hiera_video.registry._PACKAGE", "thing_home")  # else it is a user's module
+    folder = Path.cwd() / "far_package"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "room.py").write_text("from things import THINGS\n@THINGS.register\ndef far(): ...\n")
+    things.rooms = ("far_package.room", "no_such_package.room")
+    return things
+
+
+def test_a_room_waits_for_a_name_that_home_does_not_know(rooms):
+    assert rooms.get("ours")
+    assert "ours" in rooms
+    assert "far_package.room" not in sys.modules
+    assert rooms.get("far").__name__ == "far"
+
+
+@pytest.mark.parametrize("look", [Registry.names, dict, lambda things: "far" in things])
+def test_a_room_is_always_seen(rooms, look):
+    assert look(rooms)
+    assert rooms.names() == ["far", "ours"]
+
+
+def test_no_name_from_outside_hides_one_of_a_room(rooms):
+    with pytest.raises(UserError, match=r"thing name 'far' is taken by far_package\.room"):
+        rooms.register(name="far")(print)
+
+
+def test_a_mistyped_name_of_a_room_is_suggested(rooms):
+    with pytest.raises(UserError, match="did you mean far"):
+        rooms.get("fa")
 
 
 def test_the_registries_know_the_packages_names_and_are_imported_without_torch():

@@ -37,11 +37,9 @@ from hiera_video.commands.stream_flags import (
     label_the_stream,
 )
 from hiera_video.commands.terminal import accept_any_text, clock, of_file, say, write
-from hiera_video.config import Config
 from hiera_video.config.command_line import SettingsParser, add_config_arguments, config_from_args
 from hiera_video.errors import DecodeError, RunFailed, UserError
 from hiera_video.explanation.places import strip_files
-from hiera_video.label_page.folder import originals
 from hiera_video.progress import Progress
 from hiera_video.spreadsheet import csv_file, path_cell
 from hiera_video.video.decoding_process import decoding_process, processes_for
@@ -49,6 +47,7 @@ from hiera_video.video.find import InputFile, expand_paths, is_video_or_playlist
 from hiera_video.video.guarded_pool import GuardedPool
 
 if TYPE_CHECKING:
+    from hiera_video.config import Config
     from hiera_video.predict import Predictor
     from hiera_video.prediction import Label, Prediction, Window
 
@@ -75,6 +74,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "hiera-video predict") -
 
         check_copy(args.video, [file for file, _ in files])
     if args.html is not None:
+        from hiera_video.label_page.folder import originals
+
         files = originals(files, args.html)
     elif args.copy:
         raise UserError("--copy is for the page; add --html FOLDER")
@@ -479,13 +480,11 @@ class _Outputs:
 def _outputs(args: argparse.Namespace, count: int) -> Iterator[_Outputs]:
     """Open the outputs before the work, so that a missing folder is an error at once."""
     accept_any_text(as_json=args.json)
-    from hiera_video.label_page.page import written_page
-
     outputs = _Outputs(as_json=args.json)
     ended = None
     try:
         with (
-            written_page(args.html, count, args.decoder, copy=args.copy) as outputs.add_to_page,
+            _page(args, count) as outputs.add_to_page,
             _csv_file(args.csv) as outputs.add_row,
         ):
             try:
@@ -499,6 +498,17 @@ def _outputs(args: argparse.Namespace, count: int) -> Iterator[_Outputs]:
             outputs.close()
     if ended is not None:
         raise ended
+
+
+def _page(
+    args: argparse.Namespace, count: int
+) -> contextlib.AbstractContextManager[Callable[[Prediction], None] | None]:
+    """Open the page of --html; its value is the function that adds a video."""
+    if args.html is None:
+        return contextlib.nullcontext()
+    from hiera_video.label_page.page import written_page
+
+    return written_page(args.html, count, args.decoder, copy=args.copy)
 
 
 CSV_COLUMNS = ("file", "rank", "label", "score", "start", "end", "error")

@@ -10,17 +10,22 @@ describe            every setting in words
 command_line        `--cfg FILE KEY VALUE ...`
 """
 
-from hiera_video.config.clips import DataConfig
-from hiera_video.config.describe import (
-    SettingText,
-    describe_settings,
-    is_setting,
-    names_a_section,
-)
-from hiera_video.config.schema import Config, load_config
-from hiera_video.config.section import Section
-from hiera_video.config.training import SolverConfig
-from hiera_video.errors import ConfigError
+from typing import TYPE_CHECKING
+
+from hiera_video.on_first_use import on_first_use
+
+if TYPE_CHECKING:
+    from hiera_video.config.clips import DataConfig
+    from hiera_video.config.describe import (
+        SettingText,
+        describe_settings,
+        is_setting,
+        names_a_section,
+    )
+    from hiera_video.config.schema import Config, load_config
+    from hiera_video.config.section import Section
+    from hiera_video.config.training import SolverConfig
+    from hiera_video.errors import ConfigError
 
 __all__ = [
     "Config",
@@ -34,3 +39,20 @@ __all__ = [
     "load_config",
     "names_a_section",
 ]
+
+# A command line without settings need not wait for all of them.
+__getattr__ = on_first_use(
+    __name__,
+    {
+        "Config": "hiera_video.config.schema",
+        "ConfigError": "hiera_video.errors",
+        "DataConfig": "hiera_video.config.clips",
+        "Section": "hiera_video.config.section",
+        "SettingText": "hiera_video.config.describe",
+        "SolverConfig": "hiera_video.config.training",
+        "describe_settings": "hiera_video.config.describe",
+        "is_setting": "hiera_video.config.describe",
+        "load_config": "hiera_video.config.schema",
+        "names_a_section": "hiera_video.config.describe",
+    },
+)

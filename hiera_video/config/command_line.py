@@ -20,18 +20,15 @@ import re
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hiera_video.cli import add_import_argument
-from hiera_video.config.describe import (
-    SettingText,
-    describe_settings,
-    is_setting,
-    names_a_section,
-)
-from hiera_video.config.schema import Config, load_config
 from hiera_video.errors import ConfigError, UserError
 from hiera_video.registry import import_user_module
+
+if TYPE_CHECKING:
+    from hiera_video.config.describe import SettingText
+    from hiera_video.config.schema import Config
 
 __all__ = [
     "SettingsParser",
@@ -125,7 +122,7 @@ class SettingsParser(argparse.ArgumentParser):
     def _is_key(self, word: str) -> bool:
         if not self._takes_paths:
             return True
-        return is_key(word) and not os.path.exists(word)
+        return not os.path.exists(word) and is_key(word)
 
     def _values(self, word: str, words: _Words) -> Iterator[str]:
         """The words that belong to an option; none if its value follows an `=`."""
@@ -151,6 +148,8 @@ class SettingsParser(argparse.ArgumentParser):
 
 def is_key(word: str) -> bool:
     """Whether a word names a setting, and is no path or name of something else."""
+    from hiera_video.config.describe import is_setting, names_a_section  # 0.05 s: paths need none
+
     name = word.partition("=")[0]
     return (name.isupper() or "." in name) and (is_setting(name) or names_a_section(name))
 
@@ -235,6 +234,8 @@ class _Once(argparse.Action):
 
 def config_from_args(args: argparse.Namespace) -> Config:
     """Make the Config of a parsed command line, and import the modules that its IMPORTS name."""
+    from hiera_video.config.schema import load_config
+
     cfg = load_config(args.cfg, args.settings)
     for module in cfg.imports:
         import_user_module(module)
@@ -255,6 +256,8 @@ def settings_table(pattern: str = "", *, width: int = 100) -> str:
 
     Raises UserError, which suggests similar keys, if nothing matches.
     """
+    from hiera_video.config.describe import describe_settings
+
     known = describe_settings()
     matching = [setting for setting in known if _matches(pattern, setting.key)]
     matching = matching or [s for s in known if pattern.lower() in s.meaning.lower()]

@@ -264,12 +264,9 @@ class LabelPage:
 
 @contextlib.contextmanager
 def written_page(
-    folder: str | None, expected: int, decoder: str | None, *, copy: bool
-) -> Iterator[Callable[[Prediction], None] | None]:
-    """Yield what adds a video to the page in `folder`; None where there is none. Names it."""
-    if folder is None:
-        yield None
-        return
+    folder: str, expected: int, decoder: str | None, *, copy: bool
+) -> Iterator[Callable[[Prediction], None]]:
+    """Yield what adds a video to the page in `folder`. Prints where the page is."""
     page = LabelPage(folder, expected=expected, decoder=decoder or "auto", copy=copy)
     try:
         with page:

@@ -5,21 +5,23 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from hiera_video.errors import UserError, WeightsError, first_few
 from hiera_video.labels import load_labels
-from hiera_video.models import baselines, hiera, mae
+from hiera_video.models import hiera, mae
 from hiera_video.models.hiera import Hiera, HieraEncoder
-from hiera_video.models.ladder import mvit, steps
-from hiera_video.models.ladder.ablation import LADDER, AblationConfig
 from hiera_video.models.mae import MAEOutput, MaskedAutoencoder
 from hiera_video.models.motion import MotionPredictor
 from hiera_video.models.weights.load import load_weights
 from hiera_video.models.weights.resolve import resolve
+from hiera_video.on_first_use import on_first_use
 from hiera_video.registry import MODEL_REGISTRY, arguments_of
+
+if TYPE_CHECKING:
+    from hiera_video.models.ladder.ablation import LADDER, AblationConfig
 
 __all__ = [
     "LADDER",
@@ -33,6 +35,10 @@ __all__ = [
     "from_pretrained",
     "list_models",
 ]
+
+# Labelling a video needs nothing of the ladder.
+_LADDER = "hiera_video.models.ladder.ablation"
+__getattr__ = on_first_use(__name__, {"LADDER": _LADDER, "AblationConfig": _LADDER})
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -122,4 +128,4 @@ def _class_names(classes: Sequence[str] | str, num_classes: int | None) -> list[
     return names
 
 
-del baselines, hiera, mae, mvit, steps  # imported for the models that they register
+del hiera, mae  # imported for the models that they register

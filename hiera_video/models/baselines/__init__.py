@@ -8,9 +8,3 @@ library publishes its weights under.
 No library is imported until a model of it is built; where it is not installed, building raises a
 UserError that names it.
 """
-
-from __future__ import annotations
-
-from hiera_video.models.baselines import pytorchvideo, torchvision_mvit, videomae
-
-del pytorchvideo, torchvision_mvit, videomae  # imported for the models that they register
