@@ -12,7 +12,7 @@ import torch
 from clips import write_clip
 
 from hiera_video import build_model
-from hiera_video.data.synthetic.camera_motion import CLIP_SPEC, LABELS
+from hiera_video.data.synthetic.camera_motion import CLIP_SPEC, LABELS, render_clip
 from hiera_video.data.synthetic.mp4 import encode
 from hiera_video.data.synthetic.scenes import scene_pyramid
 
@@ -68,6 +68,11 @@ def test_report_on_synthetic_frozen_and_moving_clips(run, tmp_path):
         mistakes = sum(result["mistakes"].values())
         assert result["top1"] == pytest.approx(100 * (1 - mistakes / result["clips"]), abs=0.06)
         assert set(result["by_label"]) == set(LABELS)
+        if importlib.util.find_spec("cv2"):
+            assert 0 <= result["confirmed"] <= result["clips"]
+    if importlib.util.find_spec("cv2"):
+        # the crops move over footage that stands still: their labels are true
+        assert report["results"][1]["confirmed"] >= 8
 
 
 def test_drift_is_that_of_the_background(repository, tmp_path):
@@ -98,3 +103,32 @@ def test_weights_of_something_else_are_refused(run, tmp_path):
     assert done.returncode == 2
     assert "knows 2 classes (cat, dog" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.fixture(scope="module")
+def estimate(repository):
+    pytest.importorskip("cv2")
+    path = repository / "tools" / "global_motion.py"
+    spec = importlib.util.spec_from_file_location("global_motion", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("label", LABELS)
+def test_an_estimate_of_the_motion_knows_what_the_camera_does(estimate, label):
+    clip = render_clip(label, 5, plain=True)
+    frames = clip.permute(0, 2, 3, 1).contiguous().numpy()
+    assert estimate.estimated_label(frames) == label
+    assert estimate.estimated_label([frames[3]] * 8) == "static"
+
+
+def test_an_estimate_is_of_what_most_of_the_picture_does(estimate):
+    scene = scene_pyramid(3)[0][0].mul(255).to(torch.uint8)
+    frames = []
+    for t in range(8):  # the scene slides to the left by 7 of 200 pixels, a ball to the right
+        picture = scene[:, 100:300, 100 + t : 300 + t].clone()
+        picture[:, 60:140, 20 + 5 * t : 80 + 5 * t] = 255
+        frames.append(picture.permute(1, 2, 0).contiguous().numpy())
+    assert estimate.motion_of(frames) == pytest.approx([-7 / 200, 0, 0, 0], abs=0.004)
+    assert estimate.estimated_label(frames) == "pan right"
