@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from evidence_clips import write_set
-from evidence_rows import finetuning, readouts, rows, tables
+from evidence_rows import feature_files, finetuning, pictures, readouts, rows, tables
 from evidence_rows.action_sets import read_set
+from evidence_rows.claims import claimed
 from evidence_rows.controls import CONTROLS, PLAIN, changed, relit
 from evidence_rows.feature_files import FeatureStore
 from evidence_rows.progress import Progress
 from evidence_rows.readouts import NEIGHBOURS, choose
-from evidence_rows.results import Job, Result
+from evidence_rows.results import Job, Result, ResultFiles
 from scripts import load_script
 
 from hiera_video.engine.folds import grouped_folds
@@ -118,6 +121,75 @@ def test_an_interrupted_call_leaves_its_results(tool, data, out, tmp_path, capsy
     done.clear()
     assert call(tool, data, tmp_path, "--sets", "dark_actions") == 0
     assert done == ["val -> train"]
+
+
+@pytest.mark.parametrize("its_end", ["done", "killed"])
+def test_two_calls_share_the_jobs(tool, data, out, tmp_path, capsys, monkeypatch, its_end):
+    """What another call is at comes last; nothing is done twice, and nothing is lost with it."""
+    assert call(tool, data, out, "--sets", "dark_actions") == 0
+    table = capsys.readouterr().out
+    action_set = read_set("dark_actions", data)
+    row = knn_row(out)
+    first, second = (job_of(action_set, row, part) for part in (0, 1))
+    here = ResultFiles(tmp_path / "results")
+    begun, ran, run = threading.Event(), [], rows.FeatureRow.run
+
+    def other_call():
+        with here.claimed(first, wait=0) as mine:
+            assert mine
+            begun.set()
+            while not here.find(second):
+                time.sleep(0.01)
+            if its_end == "done":
+                here.write(first, ResultFiles(out / "results").find(first))
+
+    monkeypatch.setattr(
+        rows.FeatureRow, "run", lambda self, job: ran.append(job.part.name) or run(self, job)
+    )
+    (tmp_path / "features").symlink_to(out / "features")
+    other = threading.Thread(target=other_call)
+    other.start()
+    assert begun.wait(60)
+    assert call(tool, data, tmp_path, "--sets", "dark_actions") == 0
+    other.join(60)
+    assert ran == ["val -> train"] + ["train -> val"] * (its_end == "killed")
+    assert capsys.readouterr().out == table
+    assert not list(tmp_path.glob("results/*.lock"))
+
+
+def test_two_calls_share_the_features(data, out, tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_files, "_VIDEOS_A_FILE", 6)
+    videos = read_set("dark_actions", data).videos
+    describer = pictures.PictureFeatures((PLAIN,))
+    store = FeatureStore(tmp_path, Progress())
+    whole = store.plain(describer, videos)
+    made = sorted(tmp_path.glob("*/*.npz"))
+    assert len(made) == 3
+    taken = {file: file.read_bytes() for file in made}
+    for file in made:
+        file.unlink()
+    written, write = [], feature_files._write
+
+    def other_call():
+        with claimed(made[0]) as mine:
+            assert mine
+            begun.set()
+            while not all(file.is_file() for file in made[1:]):
+                time.sleep(0.01)
+            made[0].write_bytes(taken[made[0]])
+
+    begun = threading.Event()
+    monkeypatch.setattr(
+        feature_files, "_write", lambda file, *rest: written.append(file) or write(file, *rest)
+    )
+    other = threading.Thread(target=other_call)
+    other.start()
+    assert begun.wait(60)
+    shared = store.plain(describer, videos)
+    other.join(60)
+    assert sorted(written) == made[1:]
+    for name, numbers in whole.items():
+        np.testing.assert_array_equal(shared[name], numbers)
 
 
 def test_nothing_to_do_and_wrong_use(tool, data, out, capsys):

@@ -16,8 +16,9 @@ scenes or sources held out; of a run the last epoch is tested. Controls change t
 frame repeated, frames shuffled or reversed, other light. --against ROW compares all rows with one.
 
 What is done is kept in --out: after an interruption the same command goes on, and a further row or
-set adds only its own work. A row whose libraries are not installed is left out, with
-the command that installs them.
+set adds only its own work. Several calls with the same --out share the work: one of them does a
+job, and each prints the whole table at its end (OMP_NUM_THREADS=1 gives each a core). A row whose
+libraries are not installed is left out, with the command that installs them.
 
 Exit codes: 0 done; 1 none of the sets is here, or a row failed; 2 wrong use, or weights that do not
 fit the model of --cfg; 130 or 143 stopped by Ctrl-C or SIGTERM, after the table of what is done.
@@ -30,23 +31,21 @@ import fnmatch
 import shlex
 import signal
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # runs from a checkout, too
 
 from hiera_video import cli
-from hiera_video.errors import DecodeError, RunFailed, UserError
+from hiera_video.errors import UserError
 
 if TYPE_CHECKING:
     from evidence_rows.action_sets import ActionSet
     from evidence_rows.progress import Progress
-    from evidence_rows.results import Job, Result, ResultFiles
     from evidence_rows.rows import Row
     from evidence_rows.tables import Table
+    from evidence_rows.work import Work
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "small" / "finetune_folder.yaml"
@@ -59,6 +58,7 @@ def main(argv: Sequence[str]) -> int:
     # Imported here: torch takes seconds to import, and --help and typing errors need not wait.
     from evidence_rows.progress import Progress
     from evidence_rows.results import ResultFiles
+    from evidence_rows.work import Work
 
     progress = Progress()
     rows, left_out = runnable_rows(args, chosen_rows(args, progress))
@@ -225,98 +225,6 @@ def runnable_rows(args: argparse.Namespace, rows: list[Row]) -> tuple[list[Row],
 def fits(row: Row, wanted: str) -> bool:
     """Whether a word of --rows means this row."""
     return wanted in (row.kind, row.name) or fnmatch.fnmatchcase(row.name, wanted)
-
-
-# ---- doing it -----------------------------------------------------------------------------------
-
-
-@dataclass
-class Work:
-    """All jobs of a call: each row on each part of each set with each seed."""
-
-    rows: list[Row]
-    sets: list[ActionSet]
-    seeds: int
-    kept: ResultFiles
-    results: list[Result] = field(default_factory=list)
-    """Of this call and of earlier ones, in the order of the table."""
-    missing: list[str] = field(default_factory=list)
-    """Sentences about rows that were left out."""
-
-    def run(self, progress: Progress) -> int:
-        """Do what is not done yet; `results` grows. Returns the exit code.
-
-        A row that fails is left, and the others go on: a night's work must not end with one run.
-        """
-        jobs = list(self._jobs())
-        progress.expect([(row.name, row.kind) for row, _ in jobs])
-        code, failed = cli.DONE, set[str]()
-        for row, job in jobs:
-            result = self.kept.find(job)
-            twin = row.twin(job.part)
-            if result is None and (result := self._of_twin(twin, job)) is not None:
-                progress.job_kept(f"{job.text}: {result.accuracy():.1f} %, that of {twin}")
-            elif result is not None:
-                progress.job_kept(f"{job.text}: {result.accuracy():.1f} %")
-            elif row.missing or row.name in failed:
-                progress.job_dropped()
-                continue
-            else:
-                try:
-                    result = self._done(row, job)
-                except (RunFailed, DecodeError, UserError) as error:
-                    code = cli.FAILED
-                    failed.add(row.name)
-                    self.missing.append(f"{row.name} is unfinished: {job.text} failed")
-                    progress.job_dropped()
-                    progress.say(f"error: {job.text}: {error}")
-                    continue
-                text = f"{job.text}: {result.accuracy():.1f} % ({result.seconds:.0f} s)"
-                progress.job_done(text, result.seconds)
-            self.results.append(result)
-        return code
-
-    def _jobs(self) -> Iterator[tuple[Row, Job]]:
-        from evidence_rows.results import Job
-
-        for row in self.rows:
-            if row.missing:
-                packages = " ".join(row.missing)
-                self.missing.append(f"{row.name}: not installed: pip install {packages}")
-                print(f"note: {self.missing[-1]}", file=sys.stderr)
-        for action_set in self.sets:
-            for row in self.rows:
-                for part in action_set.parts:
-                    for seed in range(self.seeds):
-                        yield row, Job(row.name, action_set, part, seed, row.settings(seed))
-
-    def _of_twin(self, twin: str, job: Job) -> Result | None:
-        """The result of the row `twin` in this call, as that of a job that would do the same."""
-        for other in self.results:
-            same = other.row == twin and other.part == job.part.name and other.seed == job.seed
-            if same and other.action_set == job.action_set.name:
-                return replace(other, row=job.row, settings=job.settings)
-        return None
-
-    def _done(self, row: Row, job: Job) -> Result:
-        from evidence_rows.results import Result
-
-        began = time.monotonic()
-        answers = row.run(job)
-        result = Result(
-            row=row.name,
-            action_set=job.action_set.name,
-            part=job.part.name,
-            seed=job.seed,
-            videos=job.action_set.names_of(job.part.test),
-            labels=job.part.test.labels.tolist(),
-            predicted=answers.predicted,
-            chosen=answers.chosen,
-            seconds=round(time.monotonic() - began, 1),
-            settings=job.settings,
-        )
-        self.kept.write(job, result)
-        return result
 
 
 # ---- what comes out -----------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from evidence_rows.action_sets import Video
+from evidence_rows.claims import claimed, each_settled
 from evidence_rows.controls import PLAIN
 from evidence_rows.progress import Progress
 from hiera_video import files
@@ -68,21 +69,35 @@ class FeatureStore:
         self, describer: Describer, videos: Videos, control: str, block: str | None
     ) -> Blocks:
         folder = self.folder / f"{plain_name(describer.name)}-{digest(describer.settings)}"
-        folder.mkdir(parents=True, exist_ok=True)
-        parts: dict[str, list[Array]] = {}
+        starts = range(0, len(videos), _VIDEOS_A_FILE)
+        some = [videos[start : start + _VIDEOS_A_FILE] for start in starts]
+        made = [folder / f"{digest([[v.name, v.size] for v in part])}.npz" for part in some]
         with self.progress.counting(f"features: {describer.name}", len(videos)) as done:
-            for start in range(0, len(videos), _VIDEOS_A_FILE):
-                some = videos[start : start + _VIDEOS_A_FILE]
-                file = folder / f"{digest([[v.name, v.size] for v in some])}.npz"
-                if not file.is_file():
-                    _write(file, describer, some)
-                done(len(some))
-                with np.load(file) as arrays:
-                    for key in arrays.files:
-                        shown, _, name = key.partition("/")
-                        if shown == control and block in (None, name):
-                            parts.setdefault(name, []).append(arrays[key].astype(np.float32))
+
+            def settle(one: tuple[Path, Videos], seconds: float) -> bool:
+                there = _is_made(*one, describer, seconds)
+                done(len(one[1]) if there else 0)
+                return there
+
+            each_settled(list(zip(made, some, strict=True)), settle)
+        parts: dict[str, list[Array]] = {}
+        for file in made:
+            with np.load(file) as arrays:
+                for key in arrays.files:
+                    shown, _, name = key.partition("/")
+                    if shown == control and block in (None, name):
+                        parts.setdefault(name, []).append(arrays[key].astype(np.float32))
         return {name: np.concatenate(arrays) for name, arrays in parts.items()}
+
+
+def _is_made(file: Path, videos: Videos, describer: Describer, seconds: float) -> bool:
+    """Make a file that is not there; False if another call is still at it after so many seconds."""
+    if file.is_file():
+        return True
+    with claimed(file, wait=seconds) as mine:
+        if mine and not file.is_file():
+            _write(file, describer, videos)
+        return mine
 
 
 def _write(file: Path, describer: Describer, videos: Videos) -> None:

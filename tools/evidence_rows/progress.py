@@ -40,6 +40,10 @@ class Progress:
         self._jobs.pop(self._done)
         self.say(f"kept: {text}")
 
+    def job_later(self) -> None:
+        """Put a job that another call is doing to the end."""
+        self._jobs.append(self._jobs.pop(self._done))
+
     def job_dropped(self) -> None:
         """Count out a job that cannot be done here."""
         self._jobs.pop(self._done)

@@ -1,13 +1,16 @@
-"""Results of rows, one file each, so that a second call goes on where the first stopped."""
+"""Results of rows, one file each, so that a second call goes on where the first stopped, or works
+beside it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from evidence_rows.action_sets import ActionSet, Part
+from evidence_rows.claims import claimed
 from evidence_rows.controls import PLAIN
 from evidence_rows.feature_files import digest, plain_name
 from hiera_video import files
@@ -76,6 +79,10 @@ class ResultFiles:
         """Keep a result."""
         self.folder.mkdir(parents=True, exist_ok=True)
         files.write_text(self._path(job), json.dumps(asdict(result), default=str) + "\n")
+
+    def claimed(self, job: Job, *, wait: float) -> contextlib.AbstractContextManager[bool]:
+        """Hold a job against other calls: see `claims.claimed`."""
+        return claimed(self._path(job), wait=wait)
 
     def _path(self, job: Job) -> Path:
         return self.folder / f"{job.key()}.json"
