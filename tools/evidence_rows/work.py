@@ -96,6 +96,8 @@ class Work:
             return True
         if twin in self._found and twin.row not in self._failed:
             return False
+        if seconds:
+            progress.say(f"{job.text}: waiting for the call that is at it")
         with self.kept.claimed(job, wait=seconds) as mine:
             if not mine:
                 return False
