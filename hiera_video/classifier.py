@@ -144,8 +144,11 @@ def _model_and_weights(
 
 
 def _is_model(name: Any) -> TypeGuard[str]:
-    """Return whether this is a registered model's name, and not a file of the same name."""
-    return isinstance(name, str) and name in MODEL_REGISTRY and not os.path.exists(name)
+    """Return whether this is a registered model's name, and not that of a file or of weights that
+    come with the package."""
+    if not isinstance(name, str) or os.path.exists(name) or name in bundled():
+        return False
+    return name in MODEL_REGISTRY  # last: an unknown name imports every model
 
 
 def _resolve(weights: AnyPath, model: str | None) -> tuple[Checkpoint, PublishedWeights | None]:

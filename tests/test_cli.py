@@ -264,7 +264,7 @@ def test_labelling_imports_only_what_it_needs(tmp_path):
     code = f"""
 import sys
 from hiera_video.commands import predict
-assert predict.main([{str(clip)!r}, "--device", "cpu"]) == 0
+assert predict.main([{str(clip)!r}, "--weights", "camera_motion", "--device", "cpu"]) == 0
 from hiera_video import MODEL_REGISTRY
 assert "hiera_base_16x224" in MODEL_REGISTRY
 ours = ("config.schema", "models.ladder", "models.baselines", "detection", "label_page", "engine")
