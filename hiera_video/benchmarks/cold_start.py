@@ -26,8 +26,8 @@ def main(argv: Sequence[str]) -> int:
     args = parser.parse_args(argv)
     marks = [args.started, time.time()]
 
-    # The imports of `hiera-video predict` before it parses its options.
-    from hiera_video.config import Config  # noqa: F401
+    # What `hiera-video predict` imports before it parses its options, and is not light.
+    from hiera_video.config import command_line  # noqa: F401
     from hiera_video.video.decoding_process import decoding_process
 
     with decoding_process() as process:

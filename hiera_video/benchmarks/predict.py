@@ -55,6 +55,7 @@ COLUMNS = (
     Column("python", "python_ms", ".0f"),
     Column("import", "import_ms", ".0f"),
     Column("weights ms", "weights_ms", ".0f"),
+    Column("torch alone", "torch_ms", ".0f"),
     Column("decode", "decode_ms", ".0f"),
     Column("forward", "forward_ms", ".0f"),
     Column("rest", "rest_ms", ".0f"),
@@ -62,9 +63,12 @@ COLUMNS = (
 
 NOTES = (
     "Steady: a process that labels file after file; one call: `Predictor.label_files`, which reads "
-    "ahead in processes, beside the same files one by one. Cold: a fresh process until its first "
-    "label; python is the interpreter and the light imports, import that of torch and of this "
-    "package. The process that reads videos starts beside it.",
+    "ahead in processes, beside the same files one by one.",
+    "Cold: from the command `hiera-video predict` to its first label, with Python's compiled "
+    "modules in place, as from the second start on. Its parts are those of a process that does "
+    "the same with a clock: python is the interpreter and the light imports, import that of torch "
+    "and of this package; the process that reads videos starts beside it. Torch alone: `python -c "
+    "'import torch'`. The three take turns.",
     "Milliseconds of one file, medians. Decode: opening, decoding and cropping, in the process "
     "that reads videos, and the way from there; forward: the model; rest: all else.",
 )
@@ -241,35 +245,72 @@ def quiet() -> Iterator[None]:
 
 
 def cold(choice: Choice, path: str, label: str, args: argparse.Namespace) -> Row:
-    """Label one file in several fresh processes; the row of it."""
-    runs = []
-    for number in range(min(args.repeats, 3) + 1):
+    """Label one file in fresh processes, and import torch in others, in turns; the row of it."""
+    labelled, staged, torch_alone = [], [], []
+    for number in range(args.repeats + 1):
         measure.progress(f"cold start {number}")
-        runs.append(cold_start(choice, path, args))
+        staged.append(cold_start(choice, path, args))  # first, because it says why it fails
+        labelled.append(1e3 * first_label(choice, path, args))
+        torch_alone.append(1e3 * import_torch_alone())
     measure.progress("")
-    runs = runs[1:]  # the first fills the system's file cache
-    total = [1e3 * sum(run["seconds"].values()) for run in runs]
+    # The first of each fills the system's file cache, and compiles Python modules.
+    labelled, staged, torch_alone = labelled[1:], staged[1:], torch_alone[1:]
     stages = {
-        f"{stage}_ms": 1e3 * statistics.median(run["seconds"][stage] for run in runs)
+        f"{stage}_ms": 1e3 * statistics.median(run["seconds"][stage] for run in staged)
         for stage in ("python", "import", "weights")
     }
     parts = {
-        f"{part}_ms": 1e3 * statistics.median(run["parts"][part] for run in runs)
+        f"{part}_ms": 1e3 * statistics.median(run["parts"][part] for run in staged)
         for part in ("decode", "forward")
     }
     return {
         **choice.facts(),
-        "model": runs[0]["model"],
+        "model": staged[0]["model"],
         "start": "cold",
         "file": label,
-        "repeats": len(runs),
-        "ms": statistics.median(total),
-        "ms_min": min(total),
-        "ms_max": max(total),
-        "runs": runs,
+        "repeats": len(labelled),
+        "ms": statistics.median(labelled),
+        "ms_min": min(labelled),
+        "ms_max": max(labelled),
+        "torch_ms": statistics.median(torch_alone),
+        "runs": staged,
         **stages,
         **parts,
     }
+
+
+def first_label(choice: Choice, path: str, args: argparse.Namespace) -> float:
+    """Seconds from the command `hiera-video predict` to the first label that it prints.
+
+    Raises RunFailed where it prints none.
+    """
+    start = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, "-m", "hiera_video", "predict", path, *choice.words(args)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=_like_a_user(),
+    ) as command:
+        assert command.stdout is not None
+        for line in command.stdout:
+            if line.startswith("    1 "):
+                return time.perf_counter() - start
+    raise RunFailed(f"`hiera-video predict {path}` printed no label")
+
+
+def import_torch_alone() -> float:
+    """Seconds of a fresh process that imports torch and ends: nothing with torch is faster."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "import torch"], check=True, env=_like_a_user())
+    return time.perf_counter() - start
+
+
+def _like_a_user() -> dict[str, str]:
+    """An environment in which Python keeps its compiled modules, as it does unless told not to."""
+    kept = machine.child_environment()
+    kept.pop("PYTHONDONTWRITEBYTECODE", None)
+    return kept
 
 
 def cold_start(choice: Choice, path: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -282,7 +323,7 @@ def cold_start(choice: Choice, path: str, args: argparse.Namespace) -> dict[str,
         [*command, str(time.time()), path, *choice.words(args)],
         capture_output=True,
         text=True,
-        env=machine.child_environment(),
+        env=_like_a_user(),
     )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
