@@ -25,9 +25,14 @@ PURE = "-pure"
 
 
 def child_environment() -> dict[str, str]:
-    """The environment of a process that runs `python -m hiera_video...` with this very package."""
+    """The environment of a process that runs `python -m hiera_video...` with this very package.
+
+    Python keeps its compiled modules there, as it does for users; else every process would compile
+    the package anew.
+    """
     known = [str(Path(__file__).resolve().parents[2]), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, known))}
+    kept = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
+    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, known))}
 
 
 def machine_facts(device: torch.device, packages: Sequence[str] = ()) -> dict[str, Any]:

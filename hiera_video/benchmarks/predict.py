@@ -273,7 +273,10 @@ def cold(choice: Choice, path: str, label: str, args: argparse.Namespace) -> Row
         "ms_min": min(labelled),
         "ms_max": max(labelled),
         "torch_ms": statistics.median(torch_alone),
-        "runs": staged,
+        "runs": [
+            {**run, "first_label_ms": first, "torch_ms": alone}
+            for run, first, alone in zip(staged, labelled, torch_alone, strict=True)
+        ],
         **stages,
         **parts,
     }
@@ -290,27 +293,23 @@ def first_label(choice: Choice, path: str, args: argparse.Namespace) -> float:
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env=_like_a_user(),
+        env=machine.child_environment(),
     ) as command:
         assert command.stdout is not None
-        for line in command.stdout:
-            if line.startswith("    1 "):
-                return time.perf_counter() - start
-    raise RunFailed(f"`hiera-video predict {path}` printed no label")
+        # To the end, so that the command never writes into a pipe that is closed.
+        times = [time.perf_counter() for line in command.stdout if line.startswith("    1 ")]
+    if not times:
+        raise RunFailed(f"`hiera-video predict {path}` printed no label")
+    return times[0] - start
 
 
 def import_torch_alone() -> float:
     """Seconds of a fresh process that imports torch and ends: nothing with torch is faster."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import torch"], check=True, env=_like_a_user())
+    subprocess.run(
+        [sys.executable, "-c", "import torch"], check=True, env=machine.child_environment()
+    )
     return time.perf_counter() - start
-
-
-def _like_a_user() -> dict[str, str]:
-    """An environment in which Python keeps its compiled modules, as it does unless told not to."""
-    kept = machine.child_environment()
-    kept.pop("PYTHONDONTWRITEBYTECODE", None)
-    return kept
 
 
 def cold_start(choice: Choice, path: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -323,7 +322,7 @@ def cold_start(choice: Choice, path: str, args: argparse.Namespace) -> dict[str,
         [*command, str(time.time()), path, *choice.words(args)],
         capture_output=True,
         text=True,
-        env=_like_a_user(),
+        env=machine.child_environment(),
     )
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
